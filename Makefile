@@ -1,0 +1,83 @@
+# The course needs Python 3.11 or newer and make; everything else goes into .venv.
+#   make lab     JupyterLab on the course's first page
+#   make test    linter, unit tests, every notebook
+# Another interpreter:  make lab PYTHON=python3.12
+
+PYTHON ?= python3
+JOBS   ?= 2
+# Extra options, for example  make unit PYTEST="-k ddim"
+PYTEST ?=
+
+VENV := .venv
+PY   := $(VENV)/bin/python
+# A stamp says what .venv holds. It is older than its requirements only when they have changed,
+# so that a second run installs nothing and needs no network.
+LAB  := $(VENV)/.installed-lab
+DEV  := $(VENV)/.installed-dev
+NEEDS := pyproject.toml constraints.txt
+
+# Folders that hold notebooks now: notebooks, solutions.
+NOTEBOOKS := $(sort $(patsubst %/,%,$(dir $(wildcard notebooks/*.ipynb solutions/*.ipynb))))
+
+.PHONY: help lab test lint unit check-notebooks notebooks clean
+.NOTPARALLEL:
+
+help:
+	@echo "make lab        install what is needed into .venv and open the course in JupyterLab"
+	@echo "make test       lint, unit, check-notebooks: all that must pass"
+	@echo "make lint       ruff check and ruff format --check"
+	@echo "make unit       unit tests                      make unit PYTEST='-k ddim'"
+	@echo "make check-notebooks   run every committed notebook from top to bottom"
+	@echo "make notebooks  write notebooks/*.ipynb from notebooks/source/*.py and execute them"
+	@echo "make clean      remove .venv and everything else that can be made again"
+	@echo "Another Python: make lab PYTHON=python3.12"
+
+lab: $(LAB)
+	@$(PY) -m diffusion_course lab
+
+test: lint unit check-notebooks
+
+lint: $(DEV)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+unit: $(DEV)
+	$(PY) -m pytest tests -n $(JOBS) --dist loadgroup $(PYTEST)
+
+check-notebooks: $(DEV)
+ifeq ($(NOTEBOOKS),)
+	@echo "no notebooks yet"
+else
+	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  -n $(JOBS) --dist loadscope $(NOTEBOOKS)
+endif
+
+notebooks: $(DEV)
+	$(PY) notebooks/build.py
+
+$(LAB): $(VENV)/.created $(NEEDS)
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab]"
+	@touch $@
+
+# The development install holds all that the lab needs, so it counts for both.
+$(DEV): $(VENV)/.created $(NEEDS)
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(LAB) $@
+
+$(VENV)/.created:
+	@found=$$("$(PYTHON)" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null); \
+	remedy="Install Python 3.11 or newer, or name one: make $(or $(firstword $(MAKECMDGOALS)),lab) PYTHON=python3.12"; \
+	if [ -z "$$found" ]; then \
+	  echo "$(PYTHON) does not run. $$remedy" >&2; exit 2; fi; \
+	if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  echo "The course needs Python 3.11 or newer; $(PYTHON) is Python $$found. $$remedy" >&2; exit 2; fi; \
+	if ! "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "$(PYTHON) (Python $$found) cannot make virtual environments." \
+	    "Install its venv module (Debian and Ubuntu: apt install python3-venv)." >&2; exit 2; fi
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-colab build dist *.egg-info .pytest_cache .ruff_cache .hypothesis \
+	  .jupyter-state runs notebooks/.ipynb_checkpoints
+	find diffusion_course tests notebooks benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,7 @@
+"""``python -m diffusion_course`` is the command ``diffusion-course``."""
+
+import sys
+
+from diffusion_course.cli import main
+
+sys.exit(main())

@@ -1,0 +1,167 @@
+"""Saving and loading: train states with orbax, released weights with safetensors and a card."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors.numpy
+from flax import nnx
+
+from diffusion_course.train import TrainState
+
+
+class Checkpoints:
+    """A folder of train states, the newest few of which are kept.
+
+    A run that goes on from a saved state equals one that was never interrupted, bit for bit on
+    one device, if its batches go on from the same step (`diffusion_course.data.batches` with
+    ``start=int(state.step)``).
+
+    Args:
+      folder: where to save; it is made if it doesn't exist.
+      keep: number of states that are kept.
+
+    Raises: ValueError if keep is below 1.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 3):
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.folder = Path(folder).absolute()
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState) -> None:
+        """Saves a state under its step number, and waits until it is on the disk."""
+        self._manager.save(int(state.step), args=ocp.args.StandardSave(_tree(state)))
+        self._manager.wait_until_finished()
+
+    def latest_step(self) -> int | None:
+        """The newest saved step, or None for an empty folder."""
+        return self._manager.latest_step()
+
+    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+        """The state saved at a step, by default the newest.
+
+        Args:
+          like: a state of the same shape, such as ``train.create_state(model, optimizer)``.
+          step: which one.
+
+        Raises: FileNotFoundError if there is no such state.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            saved = list(self._manager.all_steps())
+            raise FileNotFoundError(
+                f"no state of step {step} in {self.folder}; saved steps: {saved or 'none'}"
+            )
+        arrays = self._manager.restore(step, args=ocp.args.StandardRestore(_tree(like)))
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in sorted(arrays)])
+
+
+def _tree(state: TrainState) -> dict[str, jax.Array]:
+    """A flat dictionary of arrays: readable by any version of Flax, whatever its own classes."""
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What must be known about released weights; it is saved as JSON beside them.
+
+    Attributes:
+      name: of the weights.
+      model: class name and constructor arguments, from which the model is built again.
+      process: constructor name and arguments of the process, for a diffusion model.
+      kind: what the model predicts, for a diffusion model.
+      data: name, split, size, source and licence of the training data.
+      recipe: the command and every setting of the training.
+      metrics: measured quality, each with its sample count.
+      sha256: of the weights file.
+    """
+
+    name: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    recipe: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    process: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    sha256: str = ""
+
+
+def flat_params(model: nnx.Module) -> dict[str, np.ndarray]:
+    """The parameters by their path, such as "down.0.conv1.kernel"; float32."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    return {".".join(str(k.key) for k in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def save_weights(folder: str | Path, model: nnx.Module, card: Card) -> Path:
+    """Writes NAME.safetensors and NAME.json; returns the first one's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{card.name}.safetensors"
+    path.write_bytes(safetensors.numpy.save(flat_params(model)))
+    document = asdict(card) | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def load_card(path: str | Path) -> Card:
+    """The card beside a weights file. Raises: FileNotFoundError, ValueError if it isn't one."""
+    path = Path(path).with_suffix(".json")
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path.name} is not a card of released weights: {error}") from error
+
+
+def load_weights(path: str | Path, model: nnx.Module) -> Card:
+    """Fills a model with saved weights, in place, and returns their card.
+
+    Args:
+      path: of the .safetensors file.
+      model: of the shape that the card describes.
+
+    Raises: FileNotFoundError; ValueError if the file doesn't match its card's hash, or if its
+      names or shapes are not the model's (the first that differs is named).
+    """
+    path, card = Path(path), load_card(path)
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != card.sha256:
+        raise ValueError(
+            f"{path.name} must have the SHA-256 of its card, {card.sha256[:12]}…, "
+            f"got {found[:12]}…: it is damaged or belongs to another card"
+        )
+    arrays, expected = safetensors.numpy.load(content), flat_params(model)
+    for name in sorted(expected.keys() | arrays.keys()):
+        shapes = [tree[name].shape if name in tree else None for tree in (expected, arrays)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{path.name} must hold the model's parameters; {name} has shape {shapes[0]} "
+                f"in the model and {shapes[1]} in the file (None: missing)"
+            )
+    _fill(model, arrays)
+    return card
+
+
+def _fill(model: nnx.Module, arrays: dict[str, np.ndarray]) -> None:
+    state = nnx.state(model, nnx.Param)
+    pure = nnx.to_pure_dict(state)
+    filled = jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.numpy.asarray(arrays[".".join(str(k.key) for k in path)]), pure
+    )
+    nnx.replace_by_pure_dict(state, filled)
+    nnx.update(model, state)

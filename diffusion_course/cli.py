@@ -1,0 +1,201 @@
+"""The command ``diffusion-course``: open the course, check a machine, run a chapter, train.
+
+Exit codes: 0 it worked, 1 it ran and failed (a cell raised, the course would not run here),
+2 the command was given something it cannot use; then one line says what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusion_course import __version__, runner
+
+
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one line with the remedy, not the whole usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, as data."""
+    top = _Parser(
+        prog="diffusion-course",
+        description="A course on diffusion models: notebooks and the library behind them.",
+        epilog="Start with: diffusion-course lab",
+    )
+    top.add_argument("--version", action="version", version=f"diffusion-course {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, function, text: str, epilog: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, epilog=epilog)
+        sub.set_defaults(function=function)
+        return sub
+
+    def course_option(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--course",
+            metavar="FOLDER",
+            help="the folder with notebooks/ in it (default: where the package was installed "
+            "from, else the current folder)",
+        )
+
+    sub = command("lab", lab, "Open JupyterLab on the course's first page.")
+    sub.add_argument("--port", type=_port, default=8888, help="default: 8888, or the next free one")
+    sub.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
+    course_option(sub)
+
+    command(
+        "doctor",
+        doctor,
+        "Check whether the course runs on this machine.",
+        "Each line is ok, a note, or a PROBLEM with its remedy. Exit code 1 if there is a problem.",
+    )
+
+    sub = command(
+        "run",
+        run,
+        "Run a chapter from top to bottom without a browser.",
+        "Example: diffusion-course run 01. The chapter's file is not changed.",
+    )
+    sub.add_argument("chapter", help="its number (01) or the start of its file name")
+    sub.add_argument(
+        "--timeout", type=_positive, default=600, metavar="S", help="seconds a cell may take (600)"
+    )
+    sub.add_argument("--out", metavar="FILE", help="write the executed notebook here")
+    course_option(sub)
+
+    sub = command(
+        "train",
+        train,
+        "Train a model of the course by its recorded recipe.",
+        "An unknown NAME lists the recipes.",
+    )
+    sub.add_argument("name", metavar="NAME", help="a recipe")
+    sub.add_argument("--out", metavar="DIR", help="where the weights go")
+    sub.add_argument("--steps", type=_positive, metavar="N", help="instead of the recipe's own")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.function(arguments)
+    except runner.Mistake as mistake:
+        print(f"diffusion-course {arguments.command}: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def lab(arguments: argparse.Namespace) -> int:
+    """Start JupyterLab in the foreground; returns its exit code."""
+    course = runner.course_folder(arguments.course)
+    _need("jupyterlab", 'pip install "diffusion-course[lab]"')
+    first = runner.FIRST_PAGE
+    if not (course / "notebooks" / first).exists():
+        first = runner.chapters(course)[0].name
+    return subprocess.call(
+        lab_command(course, first, arguments.port, browser=not arguments.no_browser),
+        # In an environment of its own the kernel must come from there, not from the user's folder.
+        env={"JUPYTER_PREFER_ENV_PATH": "1", **os.environ},
+    )
+
+
+def lab_command(course: Path, first: str, port: int, browser: bool) -> list[str]:
+    """The command that serves the course, with no look-ups of news or updates."""
+    command = [sys.executable, "-m", "jupyterlab"]
+    command += [f"--ServerApp.root_dir={course}", f"--ServerApp.port={port}"]
+    command += [f"--LabApp.default_url=/lab/tree/notebooks/{first}", "--LabApp.news_url=None"]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    if not browser:
+        command.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # a container's only user
+        command.append("--allow-root")
+    return command
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Print the table of checks; 1 if the course would not run."""
+    from diffusion_course import doctor
+
+    checks = doctor.examine()
+    print(doctor.table(checks))
+    return 1 if any(check.status == "PROBLEM" for check in checks) else 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Execute a chapter; 1 if a cell fails."""
+    course = runner.course_folder(arguments.course)
+    path = runner.find_chapter(course, arguments.chapter)
+    out = Path(arguments.out) if arguments.out else None
+    if out is not None and (out.is_dir() or not out.resolve().parent.is_dir()):
+        raise runner.Mistake(f"--out {out}: give a file name in a folder that exists")
+    _need("nbclient", 'pip install "diffusion-course[lab]"')
+    import nbformat
+    from tqdm import tqdm
+
+    notebook = nbformat.read(path, as_version=4)
+    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    with tqdm(total=cells, desc=path.stem, unit="cell", dynamic_ncols=True) as bar:
+        try:
+            times = runner.execute(
+                notebook,
+                path.parent,
+                timeout=arguments.timeout,
+                before=lambda cell: bar.set_postfix_str(cell.title),
+                after=lambda cell: bar.update(),
+            )
+        except runner.CellFailed as failure:
+            bar.close()
+            print(f"{path.name}: {failure}", file=sys.stderr)
+            return 1
+        finally:
+            if out is not None:
+                nbformat.write(notebook, out)
+    print(runner.summary(times))
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train by a recipe of `diffusion_course.recipes`."""
+    from diffusion_course import recipes
+
+    names = list(recipes.names())
+    if arguments.name not in names:
+        raise runner.Mistake(
+            f"{arguments.name!r} is not a recipe; choose one of: {', '.join(names)}"
+        )
+    if arguments.out is not None and Path(arguments.out).is_file():
+        raise runner.Mistake(f"--out {arguments.out} is a file; name a folder")
+    out = None if arguments.out is None else Path(arguments.out)
+    options = {"out": out, "steps": arguments.steps}
+    recipes.train(arguments.name, **{k: v for k, v in options.items() if v is not None})
+    return 0
+
+
+def _need(module: str, remedy: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise runner.Mistake(f"{module} is not installed; run: {remedy}")

@@ -1,0 +1,182 @@
+"""The one interface between model and sampler: a denoiser ``D(x, t) -> x0_hat``.
+
+Guidance, clipping and conditioning are functions from denoisers to denoisers, so they compose
+with every sampler. A denoiser comes from a network, or is one of the exact oracles.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion_course.parameterization import row, to_x0
+from diffusion_course.process import Process, levels
+
+Denoiser = Callable[[Array, Array], Array]
+
+
+def network_output(model, p: Process, kind: str, x: Array, t, cond=None) -> Array:
+    """Calls the network as training and sampling both must: scaled input, one time per example.
+
+    Only the preconditioned kind "edm" scales its input, to unit variance.
+
+    Args:
+      model: ``model(x, t, cond)``, x [B, …], t [B].
+      p: the process.
+      kind: what the network predicts.
+      x: state [B, …].
+      t: a scalar or [B].
+      cond: labels [B], tokens [B, L] or None.
+
+    Returns: the network's raw output [B, …].
+    Source: c_in of Karras et al. 2022, table 1 (arXiv:2206.00364).
+    """
+    t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+    if kind == "edm":
+        alpha, sigma = levels(p, t, x)
+        x = x / jnp.sqrt((alpha * p.sigma_data) ** 2 + sigma**2)
+    return model(x, t, cond)
+
+
+def denoiser(model, p: Process, kind: str, cond=None) -> Denoiser:
+    """The denoiser of a network: its output converted to an estimate of x0.
+
+    Args:
+      model: ``model(x, t, cond)``, x [B, …], t [B] in [0, 1]; make it an argument of the function
+        that you jit, so that its weights are not compiled into the program.
+      p: the process that the model was trained with.
+      kind: what the model was trained to predict.
+      cond: labels [B], tokens [B, L] or None.
+
+    Returns: D(x, t) -> x0_hat; t a scalar or [B]. Raises: ValueError for an unknown kind.
+    """
+    row(kind, p, 0.5)  # an unknown kind is reported here, not at the first step of a sampler
+
+    def D(x, t):
+        return to_x0(kind, p, network_output(model, p, kind, x, t, cond), x, t)
+
+    return D
+
+
+def clip(D: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """The denoiser with its estimate clipped to the range of the data.
+
+    Samplers compute eps from x_t and this estimate, so the two stay consistent.
+
+    Raises: ValueError unless low < high.
+    Source: Ho, Jain & Abbeel 2020, code of algorithm 2.
+    """
+    if not low < high:
+        raise ValueError(f"low must be below high, got {low} and {high}")
+    return lambda x, t: jnp.clip(D(x, t), low, high)
+
+
+class GaussianMixture(NamedTuple):
+    """Data from sum_k weights_k·N(means_k, stds_k²·I), with everything about x_t in closed form.
+
+    Under ``x_t = alpha·x0 + sigma·eps`` component k becomes N(alpha·means_k, v_k·I) with
+    ``v_k = alpha²·stds_k² + sigma²``. Make one with `gaussian_mixture`.
+    """
+
+    process: Process
+    means: Array  # [K, D]
+    stds: Array  # [K]
+    weights: Array  # [K]
+
+    def _components(self, x: Array, t):
+        """Difference to each mean [B, K, D], variance [B or 1, K] and log joint [B, K]."""
+        alpha, sigma = (
+            jnp.reshape(f(t), (-1, 1)) for f in (self.process.alpha, self.process.sigma)
+        )
+        variance = (alpha * self.stds) ** 2 + sigma**2
+        difference = x[:, None, :] - alpha[..., None] * self.means
+        squared = jnp.sum(difference**2, axis=-1)
+        dim = x.shape[-1]
+        log_normal = -0.5 * (squared / variance + dim * jnp.log(2 * jnp.pi * variance))
+        return difference, variance, jnp.log(self.weights) + log_normal
+
+    def responsibilities(self, x: Array, t) -> Array:
+        """p(component | x_t): [B, K]; x [B, D], t a scalar or [B]."""
+        return jax.nn.softmax(self._components(x, t)[2], axis=-1)
+
+    def denoise(self, x: Array, t) -> Array:
+        """The posterior mean E[x0 | x_t]: [B, D]; x [B, D], t a scalar or [B]."""
+        difference, variance, log_joint = self._components(x, t)
+        r = jax.nn.softmax(log_joint, axis=-1)
+        alpha = jnp.reshape(self.process.alpha(t), (-1, 1))
+        gain = alpha * self.stds**2 / variance
+        return jnp.sum(r[..., None] * (self.means + gain[..., None] * difference), axis=1)
+
+    def score(self, x: Array, t) -> Array:
+        """grad_x log p_t(x): [B, D]; x [B, D], t a scalar or [B]."""
+        difference, variance, log_joint = self._components(x, t)
+        r = jax.nn.softmax(log_joint, axis=-1)
+        return -jnp.sum((r / variance)[..., None] * difference, axis=1)
+
+    def log_prob(self, x: Array, t) -> Array:
+        """log p_t(x) in nats: [B]; x [B, D], t a scalar or [B]."""
+        return jax.nn.logsumexp(self._components(x, t)[2], axis=-1)
+
+    def sample(self, key: Array, n: int) -> Array:
+        """n draws of x0: [n, D]."""
+        key_component, key_noise = jax.random.split(key)
+        k = jax.random.categorical(key_component, jnp.log(self.weights), shape=(n,))
+        noise = jax.random.normal(key_noise, (n, self.means.shape[1]))
+        return self.means[k] + self.stds[k][:, None] * noise
+
+
+def gaussian_mixture(p: Process, means, stds, weights) -> GaussianMixture:
+    """The exact oracle of data that follows a mixture of isotropic Gaussians.
+
+    Args:
+      p: the process.
+      means: [K, D].
+      stds: [K], each >= 0 (0 is a point).
+      weights: [K], positive; normalised to sum 1.
+
+    Raises: ValueError for other shapes, a negative std or a weight that is not positive.
+    """
+    means, stds, weights = (jnp.asarray(a, jnp.float32) for a in (means, stds, weights))
+    if means.ndim != 2 or means.shape[0] == 0:
+        raise ValueError(f"means must have shape [K, D], got shape {means.shape}")
+    for name, values in {"stds": stds, "weights": weights}.items():
+        if values.shape != means.shape[:1]:
+            raise ValueError(f"{name} must have shape {means.shape[:1]}, got shape {values.shape}")
+    if not (stds >= 0).all():
+        raise ValueError(f"stds must be at least 0, got {stds}")
+    if not (weights > 0).all():
+        raise ValueError(f"weights must be positive, got {weights}")
+    return GaussianMixture(p, means, stds, weights / weights.sum())
+
+
+def ideal(p: Process, data) -> Denoiser:
+    """The posterior mean when the data distribution is a finite set of N points.
+
+    ``D(x, t) = sum_i w_i·x_i`` with ``w = softmax(−‖x − alpha·x_i‖²/(2·sigma²))``: the minimiser
+    of the training loss on that set, and a machine that can only return its members.
+
+    Args:
+      p: the process.
+      data: [N, …].
+
+    Returns: D(x, t), x [B, …], t a scalar or [B] with sigma(t) > 0.
+    Raises: ValueError if data is empty.
+    Source: Karras et al. 2022, appendix B.3 (arXiv:2206.00364).
+    """
+    data = jnp.asarray(data, jnp.float32)
+    if data.ndim < 2 or data.shape[0] == 0:
+        raise ValueError(f"data must have shape [N, …] with N >= 1, got shape {data.shape}")
+    points = data.reshape(data.shape[0], -1)
+    half_norms = 0.5 * jnp.sum(points**2, axis=-1)
+
+    def D(x, t):
+        alpha, sigma = (jnp.reshape(f(t), (-1, 1)) for f in (p.alpha, p.sigma))
+        # ‖x‖² is the same for all i and leaves the softmax; what remains is one matrix product.
+        products = jnp.matmul(x.reshape(x.shape[0], -1), points.T, precision="highest")
+        logits = (alpha * products - alpha**2 * half_norms) / sigma**2
+        mean = jnp.matmul(jax.nn.softmax(logits, axis=-1), points, precision="highest")
+        return mean.reshape(x.shape)
+
+    return D

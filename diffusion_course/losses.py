@@ -1,0 +1,145 @@
+"""Training objectives: which times are drawn, how they are weighted, and the simple loss."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion_course.denoiser import network_output
+from diffusion_course.parameterization import determinant, target
+from diffusion_course.process import Process, add_noise
+
+# Training times stay inside (0, 1): at t = 0 there is nothing to predict, and at t = 1 some
+# weights are 0/0 in processes that keep no signal.
+_MARGIN = 1e-5
+
+TimeSampler = Callable[[Array, int], Array]
+Weight = Callable[[str, Process, Array], Array]
+
+
+def _check_count(n: int) -> None:
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+
+
+def uniform_times(key: Array, n: int) -> Array:
+    """n independent times, uniform on (0, 1): [n]."""
+    _check_count(n)
+    return jax.random.uniform(key, (n,), minval=_MARGIN, maxval=1 - _MARGIN)
+
+
+def stratified_times(key: Array, n: int) -> Array:
+    """One uniform time in each of n equal intervals of (0, 1), in increasing order: [n].
+
+    Each example's time is still uniform over the whole range once the batch is shuffled; the
+    batch's mean loss has far less variance, because every noise level is always present.
+
+    Source: Kingma et al. 2021, appendix I.1 (arXiv:2107.00630), there with one shared offset.
+    """
+    _check_count(n)
+    t = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+    return jnp.clip(t, _MARGIN, 1 - _MARGIN)
+
+
+def discrete_times(T: int) -> TimeSampler:
+    """Times n/T with n uniform on {1, …, T}: those of a discrete chain.
+
+    Returns: a time sampler ``(key, n) -> [n]``. Raises: ValueError for T < 1.
+    Source: Ho, Jain & Abbeel 2020, algorithm 1 (arXiv:2006.11239).
+    """
+    if T < 1:
+        raise ValueError(f"T must be at least 1, got {T}")
+    return lambda key, n: jax.random.randint(key, (n,), 1, T + 1) / T
+
+
+def simple(kind: str, p: Process, t: Array) -> Array:
+    """Weight 1 on the squared error of the target itself: [B].
+
+    Source: L_simple of Ho, Jain & Abbeel 2020, eq. 14 (arXiv:2006.11239).
+    """
+    return jnp.ones_like(t)
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    """Min-SNR-γ: weight ``min(SNR, gamma)`` on the squared error *of x0*, for every kind.
+
+    An error d in the target y is an error ``(sigma/det)·d`` in x0, so the weight on the target is
+    ``(sigma/det)²·min(SNR, gamma)``: min(SNR, γ)/SNR for "eps", min(SNR, γ)/(SNR + 1) for "v".
+    Using the eps weight on another kind is a published bug.
+
+    Returns: a weight ``(kind, p, t) -> [B]``. Raises: ValueError unless gamma > 0.
+    Source: Hang et al. 2023, section 3.4 (arXiv:2303.09556).
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, got {gamma}")
+
+    def weight(kind: str, p: Process, t: Array) -> Array:
+        # SNR·sigma² = alpha², which keeps the product finite at low noise.
+        bounded = jnp.minimum(p.alpha(t) ** 2, gamma * p.sigma(t) ** 2)
+        return bounded / determinant(kind, p, t) ** 2
+
+    return weight
+
+
+def squared_error(model, p: Process, kind: str, x0: Array, eps: Array, t: Array, cond) -> Array:
+    """Each example's mean squared error of the target: [B].
+
+    Args:
+      model: ``model(x, t, cond)``.
+      p: the process.
+      kind: what the model predicts.
+      x0: data [B, …].
+      eps: the noise to add, of the same shape.
+      t: times [B].
+      cond: labels [B], tokens [B, L] or None.
+    """
+    x_t = add_noise(p, x0, eps, t)
+    y = network_output(model, p, kind, x_t, t, cond)
+    error = (y - target(kind, p, x0, eps, t)).reshape(x0.shape[0], -1)
+    return jnp.mean(error**2, axis=-1)
+
+
+def diffusion_loss(
+    model,
+    p: Process,
+    kind: str,
+    x0: Array,
+    cond: Array | None,
+    key: Array,
+    *,
+    times: TimeSampler = stratified_times,
+    weight: Weight = simple,
+) -> Array:
+    """The denoising loss of one batch, a scalar: ``mean w(t)·‖y(x_t, t) − target‖²/dim``.
+
+    Args:
+      model: ``model(x, t, cond)``.
+      p: the process.
+      kind: what the model predicts.
+      x0: data [B, …].
+      cond: labels [B], tokens [B, L] or None.
+      key: a random key; times and noise get keys of their own.
+      times: draws the times, ``(key, n) -> [n]``.
+      weight: ``(kind, p, t) -> [B]``.
+
+    Source: Ho, Jain & Abbeel 2020, eq. 14 (arXiv:2006.11239).
+    """
+    key_time, key_noise = jax.random.split(key)
+    t = times(key_time, x0.shape[0])
+    eps = jax.random.normal(key_noise, x0.shape)
+    return jnp.mean(weight(kind, p, t) * squared_error(model, p, kind, x0, eps, t, cond))
+
+
+def drop_labels(key: Array, labels: Array, null: int, rate: float) -> Array:
+    """Labels [B] of which a share `rate` is replaced by the null class.
+
+    What makes classifier-free guidance possible: one network learns both the conditional and the
+    unconditional denoiser.
+
+    Raises: ValueError unless rate is in [0, 1].
+    Source: Ho & Salimans 2022, algorithm 1 (arXiv:2207.12598).
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate must be in [0, 1], got {rate}")
+    return jnp.where(jax.random.bernoulli(key, rate, labels.shape), null, labels)

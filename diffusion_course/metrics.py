@@ -1,0 +1,150 @@
+"""Measures of sample quality. Each depends on the number of samples, so report that too."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _as_features(name: str, x) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    if x.ndim < 2 or x.shape[0] < 2:
+        raise ValueError(f"{name} must have shape [N, …] with N >= 2, got shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite values")
+    return x.reshape(x.shape[0], -1)
+
+
+def _pair(x, y) -> tuple[np.ndarray, np.ndarray]:
+    x, y = _as_features("x", x), _as_features("y", y)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"x and y must have equally many features, got {x.shape[1]}, {y.shape[1]}")
+    return x, y
+
+
+def frechet(x, y) -> float:
+    """Fréchet distance between Gaussians fitted to two sets of features.
+
+    ``‖m_x − m_y‖² + trace(C_x + C_y − 2(C_x C_y)^½)``. It falls with the sample count even for
+    equal distributions: compare it with a floor of real against real at the same counts.
+
+    Args:
+      x: features [N, D].
+      y: features [M, D].
+
+    Raises: ValueError for fewer than 2 rows, other widths or values that are not finite.
+    Source: Dowson & Landau 1982; Heusel et al. 2017, eq. 6 (arXiv:1706.08500).
+    """
+    x, y = _pair(x, y)
+    cov_x, cov_y = np.atleast_2d(np.cov(x.T)), np.atleast_2d(np.cov(y.T))
+    # trace (C_x C_y)^½ is the trace of the root of the symmetric C_x^½ C_y C_x^½.
+    values, vectors = np.linalg.eigh(cov_x)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_y @ root), 0)).sum()
+    mean = ((x.mean(0) - y.mean(0)) ** 2).sum()
+    return float(mean + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
+
+
+def mmd(x, y, bandwidth: float | None = None) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel ``exp(−d²/(2·bandwidth²))``.
+
+    Near 0, and as often below as above, if the distributions are equal.
+
+    Args:
+      x: [N, …].
+      y: [M, …] of the same width.
+      bandwidth: of the kernel; by default the median distance within y.
+
+    Raises: ValueError for fewer than 2 rows, other widths, or a bandwidth that is not positive.
+    Source: Gretton et al. 2012, eq. 3 (JMLR 13).
+    """
+    x, y = _pair(x, y)
+    yy = _squared_distances(y, y)
+    if bandwidth is None:
+        bandwidth = float(np.sqrt(np.median(yy[~np.eye(len(y), dtype=bool)])))
+    if not bandwidth > 0:
+        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+
+    def kernel(squared):
+        return np.exp(-squared / (2 * bandwidth**2))
+
+    def mean_off_diagonal(k):
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+    within = mean_off_diagonal(kernel(_squared_distances(x, x))) + mean_off_diagonal(kernel(yy))
+    return float(within - 2 * kernel(_squared_distances(x, y)).mean())
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
+    return np.maximum(squared, 0)
+
+
+def nearest(x, reference, exclude_self: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's nearest row of a reference set, by Euclidean distance.
+
+    Args:
+      x: [N, …].
+      reference: [M, …] of the same width.
+      exclude_self: row i of x may not find row i of the reference (for a set against itself).
+
+    Returns: indices [N] and distances [N].
+    """
+    x, reference = _pair(x, reference)
+    squared = _squared_distances(x, reference)
+    if exclude_self:
+        np.fill_diagonal(squared, np.inf)
+    index = squared.argmin(axis=1)
+    return index, np.sqrt(squared[np.arange(len(x)), index])
+
+
+def class_accuracy(predicted, labels) -> float:
+    """Share of predictions [N] that equal the labels [N].
+
+    Raises: ValueError for other shapes or no entries.
+    """
+    predicted, labels = np.asarray(predicted), np.asarray(labels)
+    if predicted.shape != labels.shape or predicted.ndim != 1 or predicted.size == 0:
+        raise ValueError(
+            f"predicted and labels must both have shape [N], got {predicted.shape}, {labels.shape}"
+        )
+    return float((predicted == labels).mean())
+
+
+def per_class_accuracy(predicted, labels, num_classes: int) -> np.ndarray:
+    """Share of each class's samples that are recognised as it: [num_classes], NaN for none.
+
+    A hole shows here that a mean over all classes hides.
+    """
+    predicted, labels = np.asarray(predicted), np.asarray(labels)
+    count = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels[predicted == labels], minlength=num_classes)
+    return np.where(count > 0, right / np.maximum(count, 1), np.nan)
+
+
+def loss_by_time(
+    error: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], x0, times, key, repeats: int = 8
+) -> np.ndarray:
+    """Mean error at each of several times: what a practitioner looks at first.
+
+    Args:
+      error: ``error(x0, eps, t) -> [B]``, such as `diffusion_course.losses.squared_error` of a
+        model; it is called once per time and repeat.
+      x0: data [B, …].
+      times: [N].
+      key: a random key; the same noise is used at every time, so that times compare fairly.
+      repeats: draws of noise per time.
+
+    Returns: [N].
+    """
+    x0 = jnp.asarray(x0)
+
+    def at(t):
+        def once(k):
+            eps = jax.random.normal(k, x0.shape, x0.dtype)
+            return error(x0, eps, jnp.broadcast_to(t, x0.shape[:1])).mean()
+
+        return jax.lax.map(once, jax.random.split(key, repeats)).mean()
+
+    return np.asarray(jax.jit(lambda ts: jax.lax.map(at, ts))(jnp.asarray(times, jnp.float32)))

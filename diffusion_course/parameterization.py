@@ -1,0 +1,152 @@
+"""What a network may predict, and how each prediction gives back x0 and eps.
+
+Every training target is a row (a, b) of a 2×2 system: ``y = a·x0 + b·eps`` together with
+``x_t = alpha·x0 + sigma·eps`` is solved by
+
+    x0  = (sigma·y − b·x_t)/det
+    eps = (a·x_t − alpha·y)/det        with  det = a·sigma − b·alpha.
+
+``det`` says where a target fails: ``eps`` loses x0 as alpha → 0, ``x0`` loses eps as sigma → 0,
+``v`` never does.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion_course.process import Process, expand, levels
+
+
+def _x0(p: Process, t):
+    return jnp.ones_like(p.alpha(t)), jnp.zeros_like(p.sigma(t))
+
+
+def _eps(p: Process, t):
+    return jnp.zeros_like(p.alpha(t)), jnp.ones_like(p.sigma(t))
+
+
+def _v(p: Process, t):
+    return -p.sigma(t), p.alpha(t)
+
+
+def _score(p: Process, t):
+    return jnp.zeros_like(p.alpha(t)), -1 / p.sigma(t)
+
+
+def _flow(p: Process, t):
+    return p.d_alpha(t), p.d_sigma(t)
+
+
+def _edm(p: Process, t):
+    # The target (x0 − c_skip·x_t)/c_out of EDM, with c_skip and c_out simplified so that
+    # nothing is divided by sigma.
+    root = jnp.sqrt((p.alpha(t) * p.sigma_data) ** 2 + p.sigma(t) ** 2)
+    return p.sigma(t) / (p.sigma_data * root), -p.alpha(t) * p.sigma_data / root
+
+
+_ROWS = {"x0": _x0, "eps": _eps, "v": _v, "score": _score, "flow": _flow, "edm": _edm}
+KINDS = tuple(_ROWS)
+
+
+def row(kind: str, p: Process, t) -> tuple[Array, Array]:
+    """The coefficients (a, b) of the target ``y = a·x0 + b·eps`` at time t, of t's shape.
+
+    ========  =======================================  ===================
+    kind      (a, b)                                   det
+    ========  =======================================  ===================
+    "x0"      (1, 0)                                   sigma
+    "eps"     (0, 1)                                   −alpha
+    "v"       (−sigma, alpha)                          −(alpha² + sigma²)
+    "score"   (0, −1/sigma)                            alpha/sigma
+    "flow"    (d alpha/dt, d sigma/dt)                 −1 (rectified flow)
+    "edm"     from c_skip, c_out                       sigma/c_out
+    ========  =======================================  ===================
+
+    Raises: ValueError for an unknown kind.
+    Source: v: Salimans & Ho 2022, appendix D (arXiv:2202.00512); flow: Lipman et al. 2023
+    (arXiv:2210.02747); edm: Karras et al. 2022, table 1 (arXiv:2206.00364).
+    """
+    if kind not in _ROWS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    return _ROWS[kind](p, jnp.asarray(t, jnp.float32))
+
+
+def determinant(kind: str, p: Process, t) -> Array:
+    """det = a·sigma − b·alpha of the 2×2 system, of t's shape; 0 where x0 cannot be recovered."""
+    a, b = row(kind, p, t)
+    return a * p.sigma(t) - b * p.alpha(t)
+
+
+def _system(kind: str, p: Process, t, like: Array):
+    a, b = row(kind, p, t)
+    alpha, sigma = levels(p, t, like)
+    a, b = expand(a, like), expand(b, like)
+    return a, b, alpha, sigma, a * sigma - b * alpha
+
+
+def target(kind: str, p: Process, x0: Array, eps: Array, t) -> Array:
+    """What a network of this kind is trained to output: ``a·x0 + b·eps``.
+
+    Args:
+      kind: "x0", "eps", "v", "score", "flow" or "edm".
+      p: the process.
+      x0: data [B, …].
+      eps: the noise that was added, of the same shape.
+      t: a scalar or [B].
+
+    Returns: [B, …]. Raises: ValueError for an unknown kind.
+    """
+    x0 = jnp.asarray(x0)
+    a, b = row(kind, p, t)
+    return expand(a, x0) * x0 + expand(b, x0) * eps
+
+
+def to_x0(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:
+    """The estimate of x0 that follows from a network's output y.
+
+    Where sigma(t) = 0 the state is the data and the result is x_t/alpha, whatever y says. Where
+    det = 0 otherwise (kind "eps" or "score" at alpha = 0) x0 cannot be recovered and the result
+    is not finite.
+
+    Args:
+      kind: what y is.
+      p: the process.
+      y: network output [B, …].
+      x_t: the state it was computed from, of the same shape.
+      t: a scalar or [B].
+
+    Returns: [B, …]. Raises: ValueError for an unknown kind.
+    """
+    x_t = jnp.asarray(x_t)
+    _, b, alpha, sigma, det = _system(kind, p, t, x_t)
+    clean = sigma == 0
+    # The inner where keeps 0/0 out of the branch not taken, whose gradient would be NaN.
+    solved = (sigma * y - jnp.where(clean, 0, b) * x_t) / jnp.where(clean, 1, det)
+    return jnp.where(clean, x_t / jnp.where(clean, alpha, 1), solved)
+
+
+def to_eps(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:
+    """The estimate of eps that follows from a network's output y; arguments as in `to_x0`.
+
+    Not finite where det = 0: kind "x0" at sigma = 0 knows nothing about the noise.
+    """
+    x_t = jnp.asarray(x_t)
+    a, _, alpha, _, det = _system(kind, p, t, x_t)
+    return (a * x_t - alpha * y) / det
+
+
+def to_score(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:
+    """The estimate of grad log p_t(x_t), ``−eps/sigma``; arguments as in `to_x0`; sigma(t) > 0.
+
+    Source: Song et al. 2021 (arXiv:2011.13456); Vincent 2011, denoising score matching.
+    """
+    return -to_eps(kind, p, y, x_t, t) / expand(p.sigma(t), jnp.asarray(x_t))
+
+
+def velocity(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:
+    """The estimate of the flow's velocity, ``d_alpha·x0 + d_sigma·eps``; arguments as in `to_x0`.
+
+    Source: Lipman et al. 2023 (arXiv:2210.02747); Albergo et al. 2023 (arXiv:2303.08797).
+    """
+    x_t = jnp.asarray(x_t)
+    x0, eps = to_x0(kind, p, y, x_t, t), to_eps(kind, p, y, x_t, t)
+    return expand(p.d_alpha(t), x_t) * x0 + expand(p.d_sigma(t), x_t) * eps

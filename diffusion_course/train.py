@@ -1,0 +1,321 @@
+"""Training: one compiled step, and a plain Python loop around it.
+
+The step takes and returns the whole state, whose buffers are donated; the model is split into
+its structure and its parameters once. The loop is Python on purpose: on a CPU a ``lax.scan``
+over convolution gradients is many times slower.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from tqdm.auto import tqdm
+
+from diffusion_course import distributed
+
+# loss(model, x, labels, key) -> scalar; x [B, …], labels [B].
+Loss = Callable[[Any, Array, Array, Array], Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a run needs to go on, as one tree of arrays.
+
+    Attributes:
+      params: the model's parameters.
+      ema: their exponential moving average.
+      opt_state: the optimiser's state.
+      step: number of steps taken, int32.
+      failed: whether a loss or a gradient was not finite; the state then no longer changes.
+    """
+
+    params: Any
+    ema: Any
+    opt_state: Any
+    step: Array
+    failed: Array
+
+
+class TrainingDiverged(FloatingPointError):
+    """A loss or gradient was NaN or infinite. `result` holds the last good state."""
+
+    def __init__(self, step: int, loss: float, result: "Result"):
+        super().__init__(
+            f"training stopped at step {step}: the loss is {loss} or its gradient is not finite. "
+            "The state after the step before is kept in this error's `result`. "
+            "Try a lower learning_rate, a longer warmup, or look at the batch of that step"
+        )
+        self.step, self.loss, self.result = step, loss, result
+
+
+@dataclass
+class History:
+    """The losses of a run, one per step, and its speed.
+
+    Attributes:
+      loss: float per step.
+      first_step: number of the step that loss[0] belongs to, counted from 1.
+      seconds: wall time of the loop, with compilation.
+      images_per_second: after the first step, which compiles.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    first_step: int = 1
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+
+    def plot(self, ax=None, smooth: float = 0.95):
+        """Draws the loss of each step, and its running average."""
+        from diffusion_course.plots import NOISE, PREDICTION, plt
+
+        ax = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
+        steps = self.first_step + np.arange(len(self.loss))
+        average, mean = [], self.loss[0] if self.loss else 0.0
+        for value in self.loss:
+            mean = smooth * mean + (1 - smooth) * value
+            average.append(mean)
+        ax.plot(steps, self.loss, color=NOISE, lw=0.8)
+        ax.plot(steps, average, color=PREDICTION)
+        ax.set(xlabel="training step", ylabel="loss", yscale="log")
+        return ax
+
+
+@dataclass
+class Result:
+    """What `fit` returns.
+
+    Attributes:
+      model: the trained model, with the raw weights.
+      ema: a model of its own with the averaged weights; sample from this one.
+      history: losses and speed.
+      state: the train state, to save or to go on from.
+    """
+
+    model: nnx.Module
+    ema: nnx.Module
+    history: History
+    state: TrainState
+
+
+class Callback(NamedTuple):
+    """Calls ``function(step, ema_model)`` after every `every`-th step, and after the last one."""
+
+    every: int
+    function: Callable[[int, nnx.Module], Any]
+
+
+def ema_decay(step: Array, decay: float) -> Array:
+    """Decay of the moving average with warm-up: ``min(decay, (1 + step)/(10 + step))``.
+
+    Without it an average with decay .9999 still holds 98 % of its initial, random weights after
+    200 steps, and 82 % after 2,000.
+
+    Source: the `num_updates` rule of TensorFlow's ExponentialMovingAverage.
+    """
+    return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def ema_update(ema, params, decay: Array):
+    """``decay·ema + (1 − decay)·params`` for every array of the two trees."""
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+
+
+def adam(
+    learning_rate: float, steps: int, warmup: int | None = None, clip: float = 1.0
+) -> optax.GradientTransformation:
+    """Adam behind clipping by global norm, with linear warm-up and cosine decay to 0.
+
+    Args:
+      learning_rate: at its peak.
+      steps: length of the whole run.
+      warmup: steps until the peak; by default a tenth of the run, at most 200.
+      clip: largest global norm of the gradient.
+
+    Raises: ValueError for a value that is not positive, or a warm-up as long as the run.
+    """
+    warmup = min(200, steps // 10) if warmup is None else warmup
+    for name, value in {"learning_rate": learning_rate, "steps": steps, "clip": clip}.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if not 0 <= warmup < steps:
+        raise ValueError(f"warmup must be in 0 … steps − 1 = {steps - 1}, got {warmup}")
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(warmup, 1), steps)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
+
+
+def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; its arrays are copies, so the model stays as it is."""
+    params = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+    return TrainState(
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        failed=jnp.zeros((), bool),
+    )
+
+
+def make_step(
+    model: nnx.Module, loss: Loss, optimizer: optax.GradientTransformation, decay: float
+) -> Callable[[TrainState, tuple, Array], tuple[TrainState, Array]]:
+    """Compiles ``step(state, (x, labels), key) -> state, loss``; the old state is used up.
+
+    Step n draws with ``fold_in(key, n)``, so a run that was interrupted draws the same numbers.
+
+    Raises: ValueError unless decay is in [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema must be in [0, 1), got {decay}")
+    graph, _, rest = nnx.split(model, nnx.Param, ...)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batch: tuple, key: Array):
+        x, labels = batch
+        key = jax.random.fold_in(key, state.step)
+
+        def objective(params):
+            return loss(nnx.merge(graph, params, rest), x, labels, key)
+
+        value, gradient = jax.value_and_grad(objective)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = ema_update(state.ema, params, ema_decay(state.step, decay))
+        new = TrainState(params, ema, opt_state, state.step + 1, state.failed)
+        good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient)) & ~state.failed
+        kept = jax.tree.map(partial(jnp.where, good), new, state)
+        return kept._replace(failed=~good), value
+
+    return step
+
+
+def merge(model: nnx.Module, params) -> nnx.Module:
+    """A model of its own with the structure of `model` and a copy of these parameters."""
+    graph, _, rest = nnx.split(model, nnx.Param, ...)
+    return nnx.merge(graph, jax.tree.map(jnp.copy, params), rest)
+
+
+def fit(
+    model: nnx.Module,
+    loss: Loss,
+    batches: Iterable[tuple],
+    *,
+    steps: int,
+    key: Array,
+    learning_rate: float = 3e-3,
+    warmup: int | None = None,
+    clip: float = 1.0,
+    optimizer: optax.GradientTransformation | None = None,
+    ema: float = 0.999,
+    callbacks: Sequence[Callback] = (),
+    state: TrainState | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: bool = True,
+    check_every: int = 20,
+) -> Result:
+    """Trains a model and returns it with its averaged weights and the history.
+
+    Args:
+      model: an NNX module; it is not changed.
+      loss: ``loss(model, x, labels, key) -> scalar``.
+      batches: yields (x [B, …], labels [B]); one per step. To go on from a state saved at step k,
+        pass batches that start at the k-th.
+      steps: the run's whole length, also when it goes on from a state.
+      key: a random key; step n uses ``fold_in(key, n)``.
+      learning_rate: peak of Adam's rate; see `adam` for warmup and clip.
+      warmup: steps until the peak.
+      clip: largest global norm of the gradient.
+      optimizer: replaces `adam`, and with it the three arguments before.
+      ema: decay of the weights' moving average, in [0, 1), with warm-up.
+      callbacks: see `Callback`.
+      state: where to go on from.
+      mesh: devices to share each batch among; all devices by default.
+      progress: whether to show a bar with loss and images per second.
+      check_every: steps between looks at the loss on the host; a failure is reported with the
+        exact step all the same.
+
+    Raises:
+      ValueError: steps is not positive, the state is at or past the end, the batches end early, or
+        a batch does not divide among the devices.
+      TrainingDiverged: a loss or gradient was not finite.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    optimizer = adam(learning_rate, steps, warmup, clip) if optimizer is None else optimizer
+    mesh = distributed.data_mesh() if mesh is None else mesh
+    start = create_state(model, optimizer) if state is None else jax.tree.map(jnp.copy, state)
+    done = int(start.step)
+    if done >= steps:
+        raise ValueError(f"steps must exceed the state's {done} steps, got {steps}")
+    run = _Run(model, distributed.replicate(mesh, start), done)
+    step = make_step(model, loss, optimizer, ema)
+    source = iter(batches)
+    with tqdm(total=steps, initial=done, disable=not progress, unit="step", leave=True) as bar:
+        for n in range(done + 1, steps + 1):
+            try:
+                batch = next(source)
+            except StopIteration:
+                raise ValueError(
+                    f"batches must yield {steps - done}, ended after {n - 1 - done}"
+                ) from None
+            run.advance(step, distributed.shard_batch(mesh, batch), key)
+            due = [c for c in callbacks if n % c.every == 0 or n == steps]
+            if n == done + 1 or n % check_every == 0 or n == steps or due:
+                run.check()
+                bar.set_postfix(run.postfix(), refresh=False)
+                bar.update(n - bar.n)
+            for callback in due:
+                callback.function(n, merge(model, run.state.ema))
+    return run.result()
+
+
+class _Run:
+    """The loop's bookkeeping: the state, the losses not yet looked at, and the clock."""
+
+    def __init__(self, model: nnx.Module, state: TrainState, done: int):
+        self.model, self.state = model, state
+        self.history = History(first_step=done + 1)
+        self.pending: list[Array] = []
+        self.begin = time.perf_counter()
+        self.compiled: float | None = None
+        self.images = 0
+
+    def advance(self, step, batch, key) -> None:
+        self.state, loss = step(self.state, batch, key)
+        self.pending.append(loss)
+        if self.compiled is None:
+            jax.block_until_ready(loss)
+            self.compiled = time.perf_counter()
+        else:
+            self.images += batch[0].shape[0]
+
+    def check(self) -> None:
+        """Moves losses to the host, and raises if the step that made the last one failed."""
+        losses = [float(loss) for loss in jax.device_get(self.pending)]
+        self.pending.clear()
+        good = int(self.state.step) - (self.history.first_step - 1 + len(self.history.loss))
+        self.history.loss += losses[:good] if self.state.failed else losses
+        self._stop_clock()
+        if self.state.failed:
+            result = self.result()
+            raise TrainingDiverged(int(self.state.step) + 1, losses[good], result)
+
+    def _stop_clock(self) -> None:
+        now = time.perf_counter()
+        self.history.seconds = now - self.begin
+        if self.images:
+            self.history.images_per_second = self.images / (now - self.compiled)
+
+    def postfix(self) -> dict[str, str]:
+        recent = np.mean(self.history.loss[-20:])
+        return {"loss": f"{recent:.4f}", "images/s": f"{self.history.images_per_second:.0f}"}
+
+    def result(self) -> Result:
+        model, ema = (merge(self.model, tree) for tree in (self.state.params, self.state.ema))
+        return Result(model, ema, self.history, self.state)

@@ -1,0 +1,78 @@
+"""Weights that are released with the course, each beside its card."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from flax import nnx
+
+from diffusion_course import process
+from diffusion_course.checkpoints import Card, load_card, load_weights
+from diffusion_course.models.classifier import Classifier
+from diffusion_course.models.unet import UNet
+
+FOLDER = Path(__file__).parent
+_MODELS = {"UNet": UNet, "Classifier": Classifier}
+
+
+class Released(NamedTuple):
+    """A model with trained weights.
+
+    Attributes:
+      model: ready to use.
+      card: its recipe, data, metrics and hash.
+      process: the process that it was trained with; None for a classifier.
+    """
+
+    model: nnx.Module
+    card: Card
+    process: process.Process | None
+
+
+def names(folder: Path = FOLDER) -> tuple[str, ...]:
+    """The weights in a folder, by default those in the package."""
+    return tuple(sorted(path.stem for path in Path(folder).glob("*.safetensors")))
+
+
+def load(name: str, folder: str | Path = FOLDER) -> Released:
+    """Builds the model that a card describes and fills it with its weights.
+
+    Args:
+      name: see `names`.
+      folder: where NAME.safetensors and NAME.json lie; the package by default.
+
+    Raises: ValueError for an unknown name, a damaged file, or a card that names an unknown model.
+    """
+    available = names(Path(folder))
+    if name not in available:
+        raise ValueError(f"name must be one of {', '.join(available) or 'none'}, got {name!r}")
+    path = Path(folder) / f"{name}.safetensors"
+    card = load_card(path)
+    model = build(card.model)
+    load_weights(path, model)
+    return Released(model, card, build_process(card.process) if card.process else None)
+
+
+def build(description: dict, seed: int = 0) -> nnx.Module:
+    """A new model from ``{"class": name, **constructor arguments}``, as cards hold it.
+
+    Raises: ValueError for an unknown class.
+    """
+    arguments = dict(description)
+    name = arguments.pop("class", None)
+    if name not in _MODELS:
+        raise ValueError(f"class must be one of {', '.join(_MODELS)}, got {name!r}")
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    return _MODELS[name](**arguments, rngs=nnx.Rngs(seed))
+
+
+def build_process(description: dict) -> process.Process:
+    """A process from ``{"name": function of the module process, **its arguments}``.
+
+    Raises: ValueError for an unknown name.
+    """
+    arguments = dict(description)
+    name = arguments.pop("name", None)
+    makers = ("vp_cosine", "vp_linear", "sub_vp", "variance_exploding", "edm", "rectified_flow")
+    if name not in makers:
+        raise ValueError(f"name must be one of {', '.join(makers)}, got {name!r}")
+    return getattr(process, name)(**arguments)

@@ -1,0 +1,103 @@
+"""Interactive explorers that swap pictures made beforehand.
+
+Every frame is computed once, so moving a slider costs nothing and works wherever ipywidgets 7.7
+does. The parts carry CSS classes (``course-slider``, ``course-readout``, ``course-frame``), by
+which tests find them in the page.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+from matplotlib.animation import FuncAnimation
+
+from diffusion_course.plots import to_png
+
+
+def render(draw: Callable, settings: Sequence) -> list[bytes]:
+    """PNG pictures of ``draw(setting)``, a function that returns a matplotlib figure."""
+    return [to_png(draw(setting)) for setting in settings]
+
+
+def animation(frames: Sequence, labels: Sequence[str] | None = None, milliseconds: int = 120):
+    """A matplotlib animation of uint8 pictures as an HTML player that works without a kernel.
+
+    Args:
+      frames: pictures [F, H, W, 3] of one size.
+      labels: one title per frame, or None.
+      milliseconds: time per frame.
+
+    Returns: an IPython HTML object. Raises: ValueError if there are no frames.
+    """
+
+    if len(frames) == 0:
+        raise ValueError("frames must hold at least one picture, got none")
+    height, width = np.shape(frames[0])[:2]
+    fig, ax = plt.subplots(figsize=(5, 5 * height / width + 0.3))
+    picture = ax.imshow(frames[0], interpolation="nearest")
+    ax.set_axis_off()
+
+    def show(i):
+        picture.set_data(frames[i])
+        ax.set_title("" if labels is None else labels[i])
+
+    html = FuncAnimation(fig, show, len(frames), interval=milliseconds).to_jshtml()
+    plt.close(fig)
+    return HTML(html)
+
+
+def explorer(
+    frames: Mapping[str, Sequence[bytes]] | Sequence[bytes],
+    labels: Sequence[str],
+    *,
+    slider: str = "t",
+    choice: str = "show",
+    start: int = 0,
+) -> ipywidgets.VBox:
+    """A slider over pictures, with a menu where there is more than one series of them.
+
+    Args:
+      frames: PNG pictures, one per label; or a name -> pictures mapping, one entry per series.
+      labels: what the readout says at each position.
+      slider: the slider's name.
+      choice: the menu's name.
+      start: the slider's first position.
+
+    Returns: a widget with attributes `slider`, `menu`, `readout` and `frame`, to be shown as the
+      last value of a cell.
+    Raises: ValueError if a series does not have one picture per label, or start is not one.
+    """
+    series = dict(frames) if isinstance(frames, Mapping) else {"": frames}
+    if not series:
+        raise ValueError("frames must hold at least one series, got none")
+    for name, pictures in series.items():
+        if len(pictures) != len(labels) or not len(labels):
+            raise ValueError(
+                f"frames must hold one picture per label, {len(labels)}, "
+                f"got {len(pictures)} in series {name!r}"
+            )
+    if not 0 <= start < len(labels):
+        raise ValueError(f"start must be in 0 … {len(labels) - 1}, got {start}")
+
+    position = ipywidgets.IntSlider(
+        start, 0, len(labels) - 1, description=slider, readout=False, continuous_update=True
+    )
+    menu = ipywidgets.Dropdown(options=list(series), description=choice)
+    readout = ipywidgets.Label()
+    frame = ipywidgets.Image(format="png")
+    for part, css in ((position, "slider"), (menu, "menu"), (readout, "readout"), (frame, "frame")):
+        part.add_class(f"course-{css}")
+
+    def show(_=None):
+        readout.value = labels[position.value]
+        frame.value = series[menu.value][position.value]
+
+    show()
+    position.observe(show, "value")
+    menu.observe(show, "value")
+    controls = [position, readout] if len(series) == 1 else [menu, position, readout]
+    box = ipywidgets.VBox([ipywidgets.HBox(controls), frame])
+    box.slider, box.menu, box.readout, box.frame = position, menu, readout, frame
+    return box

@@ -1,0 +1,88 @@
+"""The explorers work in JupyterLab, in a real browser, without the network."""
+
+import nbformat
+import pytest
+
+pytestmark = pytest.mark.xdist_group("browser")  # one worker, so one server
+
+TINY = """
+import matplotlib.pyplot as plt
+
+from diffusion_course import widgets
+
+
+def bar(level):
+    figure, axes = plt.subplots(figsize=(2, 1), dpi=72)
+    axes.bar([0], [level])
+    axes.set_ylim(0, 10)
+    return figure
+
+
+frames = widgets.render(bar, range(11))
+widgets.explorer(frames, [f"level {level}" for level in range(11)], start=3)
+"""
+
+
+def assert_every_cell_ran(cells):
+    assert cells
+    for cell in cells:
+        assert isinstance(cell["count"], int), cell["source"]
+        assert cell["errors"] == [], cell["source"]
+
+
+def assert_arrow_keys_move_the_explorer(page, presses=4):
+    """Focus the first slider, press ArrowRight: text, picture and what is seen change."""
+    handle = page.locator(".course-slider .noUi-handle").first
+    readout = page.locator(".course-readout").first
+    frame = page.locator(".course-frame").first
+    frame.scroll_into_view_if_needed()
+    page.wait_for_function("() => document.querySelector('.course-frame')?.naturalWidth > 0")
+    text, source, seen = readout.inner_text(), frame.get_attribute("src"), frame.screenshot()
+    handle.focus()
+    for _ in range(presses):
+        handle.press("ArrowRight")
+    page.wait_for_function(
+        "([text, source]) => document.querySelector('.course-readout').innerText !== text"
+        " && document.querySelector('.course-frame').src !== source",
+        arg=[text, source],
+        timeout=20_000,
+    )
+    page.wait_for_function(
+        "() => { const i = document.querySelector('.course-frame');"
+        " return i.complete && i.naturalWidth > 0; }"
+    )
+    assert readout.inner_text() != text
+    assert frame.get_attribute("src") != source
+    assert frame.screenshot() != seen
+
+
+def test_a_slider_moves_its_picture_in_a_tiny_notebook(lab):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(TINY.strip())])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, lab.folder / "tiny.ipynb")
+    page = lab.open("tiny.ipynb")
+    assert_every_cell_ran(lab.run_all(page))
+    assert_arrow_keys_move_the_explorer(page, presses=2)
+    assert page.locator(".course-readout").inner_text() == "level 5"
+    page.close()
+    assert lab.outside == []
+
+
+def test_a_failing_cell_would_be_seen(lab):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, lab.folder / "bad.ipynb")
+    page = lab.open("bad.ipynb")
+    (cell,) = lab.run_all(page)
+    assert cell["errors"][0]["ename"] == "ZeroDivisionError"
+    page.close()
+
+
+def test_the_explorer_of_the_forward_process_moves(lab):
+    name = "notebooks/01_forward_process.ipynb"
+    assert (lab.folder / name).exists(), f"{name} is missing"
+    page = lab.open(name)
+    assert_every_cell_ran(lab.run_all(page))
+    assert_arrow_keys_move_the_explorer(page)
+    page.close()
+    assert lab.outside == []
