@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -115,11 +116,17 @@ def lab(arguments: argparse.Namespace) -> int:
     first = runner.FIRST_PAGE
     if not (course / "notebooks" / first).exists():
         first = runner.chapters(course)[0].name
-    return subprocess.call(
+    server = subprocess.Popen(
         lab_command(course, first, arguments.port, browser=not arguments.no_browser),
         # In an environment of its own the kernel must come from there, not from the user's folder.
         env={"JUPYTER_PREFER_ENV_PATH": "1", **os.environ},
     )
+    # Ctrl-C is JupyterLab's: it asks, and ends its kernels.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return server.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def lab_command(course: Path, first: str, port: int, browser: bool) -> list[str]:
@@ -188,9 +195,14 @@ def train(arguments: argparse.Namespace) -> int:
         )
     if arguments.out is not None and Path(arguments.out).is_file():
         raise runner.Mistake(f"--out {arguments.out} is a file; name a folder")
-    out = None if arguments.out is None else Path(arguments.out)
-    options = {"out": out, "steps": arguments.steps}
-    recipes.train(arguments.name, **{k: v for k, v in options.items() if v is not None})
+    from diffusion_course.data import DataUnavailableError
+
+    options = {"out": arguments.out and Path(arguments.out), "steps": arguments.steps}
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        print(f"wrote {recipes.train(arguments.name, **given)}")
+    except DataUnavailableError as error:  # its message says what to do
+        raise runner.Mistake(" ".join(str(error).split())) from None
     return 0
 
 

@@ -120,8 +120,8 @@ def _use_compile_cache(folder: Path | None) -> None:
         jax.config.update("jax_compilation_cache_dir", wanted)
         compilation_cache.reset_cache()  # JAX opens the folder once and then keeps it
     if wanted:
-        # A notebook compiles hundreds of small programs; only those that take a while are kept.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        # All programs, also the small ones: a notebook has hundreds (benchmarks/compile_cache.py).
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

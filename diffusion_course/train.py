@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import nnx
@@ -73,16 +74,14 @@ class History:
 
     def plot(self, ax=None, smooth: float = 0.95):
         """Draws the loss of each step, and its running average."""
-        from diffusion_course.plots import NOISE, PREDICTION, plt
-
         ax = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
         steps = self.first_step + np.arange(len(self.loss))
         average, mean = [], self.loss[0] if self.loss else 0.0
         for value in self.loss:
             mean = smooth * mean + (1 - smooth) * value
             average.append(mean)
-        ax.plot(steps, self.loss, color=NOISE, lw=0.8)
-        ax.plot(steps, average, color=PREDICTION)
+        ax.plot(steps, self.loss, color="0.7", lw=0.8)
+        ax.plot(steps, average, color="0.1")
         ax.set(xlabel="training step", ylabel="loss", yscale="log")
         return ax
 
@@ -146,7 +145,9 @@ def adam(
             raise ValueError(f"{name} must be positive, got {value}")
     if not 0 <= warmup < steps:
         raise ValueError(f"warmup must be in 0 … steps − 1 = {steps - 1}, got {warmup}")
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(warmup, 1), steps)
+    # From the first of `warmup` equal stairs, not from 0: a first step at rate 0 would be wasted.
+    first = learning_rate / max(warmup, 1)
+    schedule = optax.warmup_cosine_decay_schedule(first, learning_rate, warmup, steps)
     return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
 
 
@@ -188,11 +189,15 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         ema = ema_update(state.ema, params, ema_decay(state.step, decay))
         new = TrainState(params, ema, opt_state, state.step + 1, state.failed)
-        good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient)) & ~state.failed
+        good = _all_finite(value, gradient) & ~state.failed
         kept = jax.tree.map(partial(jnp.where, good), new, state)
         return kept._replace(failed=~good), value
 
     return step
+
+
+def _all_finite(*trees) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]))
 
 
 def merge(model: nnx.Module, params) -> nnx.Module:

@@ -203,15 +203,23 @@ def test_a_kernel_that_dies_is_reported(tiny, capsys):
 
 
 def test_lab_opens_the_first_page_and_looks_nothing_up(tiny, monkeypatch, capsys):
-    started = {}
-    monkeypatch.setattr(subprocess, "call", lambda command, env: started.update(c=command) or 0)
+    started = []
+
+    class Server:
+        def __init__(self, command, env):
+            started.extend(command)
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Server)
     arguments = ["lab", "--no-browser", "--port", "9999", "--course", str(tiny)]
     assert command(capsys, *arguments)[0] == 0
-    assert f"--ServerApp.root_dir={tiny.resolve()}" in started["c"]
-    assert "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb" in started["c"]
-    assert "--ServerApp.port=9999" in started["c"] and "--no-browser" in started["c"]
-    assert any("NeverCheckForUpdate" in part for part in started["c"])
-    assert "--LabApp.news_url=None" in started["c"]
+    assert f"--ServerApp.root_dir={tiny.resolve()}" in started
+    assert "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb" in started
+    assert "--ServerApp.port=9999" in started and "--no-browser" in started
+    assert any("NeverCheckForUpdate" in part for part in started)
+    assert "--LabApp.news_url=None" in started
 
 
 def test_lab_without_jupyterlab_says_what_to_install(tiny, monkeypatch, capsys):
@@ -234,14 +242,15 @@ def recipes(monkeypatch):
     asked = []
     module = types.ModuleType("diffusion_course.recipes")
     module.names = lambda: ("digits_v", "mnist_v")
-    module.train = lambda name, **options: asked.append((name, options))
+    module.train = lambda name, **options: asked.append((name, options)) or f"{name}.safetensors"
     monkeypatch.setitem(sys.modules, "diffusion_course.recipes", module)
     monkeypatch.setattr(diffusion_course, "recipes", module, raising=False)
     return asked
 
 
 def test_train_passes_on_what_it_was_given_and_nothing_else(recipes, capsys, tmp_path):
-    assert command(capsys, "train", "digits_v")[0] == 0
+    code, out, _ = command(capsys, "train", "digits_v")
+    assert (code, out) == (0, "wrote digits_v.safetensors\n")
     arguments = ["train", "mnist_v", "--steps", "3", "--out", str(tmp_path)]
     assert command(capsys, *arguments)[0] == 0
     assert recipes == [("digits_v", {}), ("mnist_v", {"steps": 3, "out": tmp_path})]
@@ -252,6 +261,18 @@ def test_an_unknown_recipe_lists_the_recipes(recipes, capsys):
     assert code == 2
     assert err.count("\n") == 1 and "digits_v, mnist_v" in err
     assert recipes == []
+
+
+def test_data_that_cannot_be_had_are_one_line_with_the_remedy(recipes, capsys, monkeypatch):
+    from diffusion_course.data import DataUnavailableError
+
+    def train(name, **options):
+        raise DataUnavailableError("mnist is not here.\nSet DIFFUSION_COURSE_DATA")
+
+    monkeypatch.setattr(sys.modules["diffusion_course.recipes"], "train", train)
+    code, _, err = command(capsys, "train", "mnist_v")
+    assert code == 2
+    assert err.endswith(": mnist is not here. Set DIFFUSION_COURSE_DATA\n")
 
 
 def test_train_refuses_a_file_for_a_folder(recipes, capsys, tmp_path):

@@ -144,7 +144,6 @@ import jax, jax.numpy as jnp
 jax.jit(lambda x: x + 1)(1.0)        # something was compiled before setup
 from diffusion_course import setup
 setup(quiet=True)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
 jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((37, 37)))

@@ -265,6 +265,25 @@ def test_a_changed_copy_is_decoded_again(copies):
     assert (as_stored(before) != pixels).any()
 
 
+def test_name_size_and_time_of_the_files_each_tell_one_source_from_another(tmp_path):
+    def place(name="train-0.parquet", content=b"abc", time_ns=10**18, data_set="mnist"):
+        file = tmp_path / name
+        file.write_bytes(content)
+        os.utime(file, ns=(0, time_ns))
+        return cache.location(data_set, "train", [file])
+
+    others = [
+        place(name="train-1.parquet"),
+        place(content=b"abcd"),
+        place(time_ns=10**18 + 10**9),
+        place(data_set="cifar10"),
+        cache.location("mnist", "train", "ylecun/mnist"),
+        cache.location("mnist", "test", "ylecun/mnist"),
+    ]
+    assert place() == place()
+    assert len({place(), *others}) == 7
+
+
 @pytest.mark.parametrize("damage", ["cut short", "one byte", "empty", "other content"])
 def test_a_damaged_cache_is_decoded_anew_with_a_warning(copies, damage):
     pixels, _ = copies("mnist")

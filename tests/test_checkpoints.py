@@ -1,0 +1,118 @@
+"""Saving and loading: nothing is lost, and nothing wrong is loaded."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from diffusion_course import checkpoints, data, losses, process, train
+from diffusion_course.models.mlp import MLP
+from diffusion_course.models.unet import UNet
+
+CARD = checkpoints.Card(name="tiny", model={"class": "MLP"}, data={}, recipe={})
+
+
+def mlp(seed=0, width=16):
+    return MLP(2, width=width, depth=2, rngs=nnx.Rngs(seed))
+
+
+def loss(model, x, labels, key):
+    return losses.diffusion_loss(model, process.vp_cosine(), "v", x, None, key)
+
+
+def fit(steps, start=0, state=None):
+    source = data.batches(data.load("toy2d", n=200, seed=4), size=32, seed=9, start=start)
+    return train.fit(
+        mlp(), loss, source, steps=steps, key=jax.random.key(2), state=state,
+        optimizer=train.adam(3e-3, 24), progress=False,
+    )  # fmt: skip
+
+
+def assert_equal_trees(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_a_run_resumed_from_disk_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    whole = fit(24)
+    with checkpoints.Checkpoints(tmp_path / "run") as saved:
+        saved.save(fit(11).state)
+    with checkpoints.Checkpoints(tmp_path / "run") as saved:
+        state = saved.restore(train.create_state(mlp(seed=3), train.adam(3e-3, 24)))
+    assert int(state.step) == 11
+    resumed = fit(24, start=int(state.step), state=state)
+    assert_equal_trees(whole.state, resumed.state)
+
+
+def test_the_newest_states_are_kept(tmp_path):
+    with checkpoints.Checkpoints(tmp_path, keep=2) as saved:
+        assert saved.latest_step() is None
+        state = fit(1).state
+        for step in (1, 2, 3):
+            saved.save(state._replace(step=np.int32(step)))
+        assert saved.latest_step() == 3
+        with pytest.raises(FileNotFoundError, match="no state of step 1"):
+            saved.restore(state, step=1)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with (
+        checkpoints.Checkpoints(tmp_path) as saved,
+        pytest.raises(FileNotFoundError, match="saved steps: none"),
+    ):
+        saved.restore(fit(1).state)
+
+
+def test_keep_must_be_positive(tmp_path):
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        checkpoints.Checkpoints(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize("make", [mlp, lambda seed: UNet(3, (8, 32), rngs=nnx.Rngs(seed))])
+def test_weights_come_back_as_they_were(tmp_path, make):
+    model, other = make(seed=1), make(seed=2)
+    path = checkpoints.save_weights(tmp_path, model, CARD)
+    card = checkpoints.load_weights(path, other)
+    assert_equal_trees(nnx.state(model, nnx.Param), nnx.state(other, nnx.Param))
+    assert card.name == "tiny" and len(card.sha256) == 64
+
+
+def test_names_of_weights_are_paths_in_the_model():
+    names = checkpoints.flat_params(mlp())
+    assert "first.kernel" in names and "hidden.1.bias" in names
+    assert names["first.kernel"].shape == (2, 16)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    path = checkpoints.save_weights(tmp_path, mlp(), CARD)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    model = mlp(seed=2)
+    before = checkpoints.flat_params(model)
+    with pytest.raises(ValueError, match="must have the SHA-256 of its card"):
+        checkpoints.load_weights(path, model)
+    for name, array in checkpoints.flat_params(model).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path):
+    path = checkpoints.save_weights(tmp_path, mlp(), CARD)
+    with pytest.raises(ValueError, match=r"first.bias has shape \(24,\).*\(16,\)"):
+        checkpoints.load_weights(path, mlp(width=24))
+
+
+def test_a_missing_parameter_is_named(tmp_path):
+    path = checkpoints.save_weights(tmp_path, mlp(), CARD)
+    with pytest.raises(ValueError, match=r"hidden\.2\.bias has shape \(16,\) .* None"):
+        checkpoints.load_weights(path, MLP(2, width=16, depth=3, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("text", ["not json", json.dumps({"surprise": 1}), "[]"])
+def test_a_file_that_is_no_card_is_named(tmp_path, text):
+    path = checkpoints.save_weights(tmp_path, mlp(), CARD)
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError, match=r"tiny\.json is not a card"):
+        checkpoints.load_card(path)

@@ -1,0 +1,89 @@
+"""Eight simulated devices, in a process of their own, give the gradients of one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from diffusion_course import distributed
+
+SCRIPT = """
+import json, sys
+import jax, numpy as np
+from flax import nnx
+from diffusion_course import distributed, losses, process, train
+from diffusion_course.models.unet import UNet
+
+def loss(model, x, labels, key):
+    return losses.diffusion_loss(model, process.vp_cosine(), "v", x, labels, key)
+
+rng = np.random.default_rng(0)
+batch = (rng.normal(0.2, 0.6, (16, 8, 8, 1)).astype(np.float32), rng.integers(0, 10, 16))
+model = UNet(1, (8, 32), num_classes=10, rngs=nnx.Rngs(0))
+graph, params = nnx.split(model)
+params = jax.tree.map(lambda p: p + 0.02, params)  # no zero-initialised layer hides a gradient
+
+def gradients(devices):
+    mesh = distributed.data_mesh(devices)
+    x, labels = distributed.shard_batch(mesh, batch)
+    grad = jax.jit(jax.grad(lambda p: loss(nnx.merge(graph, p), x, labels, jax.random.key(3))))
+    return jax.tree.leaves(grad(distributed.replicate(mesh, params))), x
+
+many, sharded = gradients(jax.devices())
+one, _ = gradients(jax.devices()[:1])
+largest = max(float(np.abs(np.asarray(g)).max()) for g in one)
+error = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(one, many))
+
+def batches():
+    while True:
+        yield batch
+
+run = {
+    n: train.fit(model, loss, batches(), steps=5, key=jax.random.key(1), progress=False,
+                 mesh=distributed.data_mesh(jax.devices()[:n])).history.loss
+    for n in (1, 8)
+}
+shards = [list(s.data.shape) for s in sharded.addressable_shards]
+print(json.dumps({"error": error, "largest": largest, "shards": shards, "run": run}))
+"""
+
+
+@pytest.fixture(scope="module")
+def report():
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_each_of_eight_devices_holds_an_eighth_of_the_batch(report):
+    assert report["shards"] == [[2, 8, 8, 1]] * 8
+
+
+def test_sharded_gradients_equal_those_of_one_device(report):
+    assert report["largest"] > 1e-3  # there is something to compare
+    assert report["error"] < 1e-5
+
+
+def test_sharded_training_follows_the_run_on_one_device(report):
+    # Sums in another order differ in the last bits, which five steps of Adam amplify.
+    np.testing.assert_allclose(report["run"]["8"], report["run"]["1"], rtol=1e-3)
+
+
+def test_a_batch_that_does_not_divide_is_an_error():
+    mesh = distributed.data_mesh()
+
+    class Three:
+        size = 3
+
+    with pytest.raises(ValueError, match="multiple of the 3 devices, got 16"):
+        distributed.shard_batch(Three, np.zeros((16, 2)))
+    assert distributed.shard_batch(mesh, np.zeros((16, 2))).shape == (16, 2)

@@ -1,0 +1,220 @@
+"""Training: the step, the loop, the average of the weights, and what happens when it fails."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from diffusion_course import losses, process, train
+from diffusion_course.models.mlp import MLP
+
+
+def squared(model, x, labels, key):
+    """A loss without noise: predict x from itself, with the label as the time."""
+    return jnp.mean((model(x, labels / 10) - 2 * x) ** 2)
+
+
+def noisy(model, x, labels, key):
+    return losses.diffusion_loss(model, process.vp_linear(), "v", x, None, key)
+
+
+def batches(size=32, start=0, bad=None):
+    n = start
+    while True:
+        rng = np.random.default_rng(n)
+        x = rng.normal(0.3, 1.7, (size, 2)).astype(np.float32)
+        if n == bad:
+            x[3, 1] = np.nan
+        yield x, rng.integers(0, 10, size).astype(np.int32)
+        n += 1
+
+
+def small(seed=0):
+    return MLP(2, width=16, depth=1, rngs=nnx.Rngs(seed))
+
+
+def leaves(model_or_tree):
+    if isinstance(model_or_tree, nnx.Module):
+        model_or_tree = nnx.state(model_or_tree, nnx.Param)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(model_or_tree)]
+
+
+def fit(model=None, loss=squared, data=None, steps=30, **options):
+    options = {"key": jax.random.key(5), "progress": False} | options
+    return train.fit(model or small(), loss, data or batches(), steps=steps, **options)
+
+
+def test_the_loss_falls_and_the_history_has_one_entry_per_step():
+    history = fit(steps=300, learning_rate=1e-2).history
+    assert len(history.loss) == 300
+    # An untrained network outputs 0, so the loss starts at 4·E[x²] = 4·(1.7² + .3²) ≈ 12.
+    assert 8 < history.loss[0] < 16
+    assert np.mean(history.loss[-20:]) < 0.05 * history.loss[0]
+    assert history.images_per_second > 0 and history.seconds > 0
+
+
+def test_the_model_that_was_passed_in_is_not_changed():
+    model = small()
+    before = leaves(model)
+    result = fit(model)
+    for old, now, trained in zip(before, leaves(model), leaves(result.model), strict=True):
+        np.testing.assert_array_equal(old, now)
+        assert not np.array_equal(now, trained)
+
+
+def test_every_parameter_changes_in_two_steps():
+    # Two: the zero-initialised last layer passes no gradient back in the first.
+    before, after = leaves(small()), leaves(fit(steps=2, warmup=0).model)
+    for old, new in zip(before, after, strict=True):
+        assert not np.array_equal(old, new)
+
+
+def test_using_the_averaged_model_leaves_the_trained_one_alone():
+    result = fit()
+    before = leaves(result.model)
+    nnx.update(result.ema, jax.tree.map(jnp.zeros_like, nnx.state(result.ema, nnx.Param)))
+    for old, now in zip(before, leaves(result.model), strict=True):
+        np.testing.assert_array_equal(old, now)
+    assert all((leaf == 0).all() for leaf in leaves(result.ema))
+
+
+def test_the_average_of_a_constant_is_that_constant():
+    tree = {"a": jnp.array([1.7, -3.1]), "b": jnp.array(0.3)}
+    average = tree
+    for step in range(50):
+        average = train.ema_update(average, tree, train.ema_decay(jnp.asarray(step), 0.99))
+    # The update adds a multiple of (p − e) = 0, so there is no rounding at all.
+    for name in tree:
+        np.testing.assert_array_equal(average[name], tree[name])
+
+
+def test_the_average_equals_the_weighted_sum_of_all_parameters():
+    values = np.random.default_rng(1).normal(2.0, 3.0, 40)
+    average, expected = jnp.float32(values[0]), values[0]
+    for step, value in enumerate(values[1:]):
+        d = min(0.9, (1 + step) / (10 + step))
+        expected = d * expected + (1 - d) * value
+        average = train.ema_update(average, jnp.float32(value), train.ema_decay(step, 0.9))
+    assert float(average) == pytest.approx(expected, rel=1e-5)  # 40 roundings of float32
+
+
+@pytest.mark.parametrize("steps", [100, 2000])
+def test_the_initial_weights_have_left_the_average_by_the_end(steps):
+    kept = np.prod([float(train.ema_decay(n, 0.9999)) for n in range(steps)])
+    assert kept < 0.01
+    assert 0.9999**2000 > 0.8  # what remains without warm-up
+
+
+def test_the_same_key_gives_the_same_run_and_another_key_another():
+    one, same, other = (fit(loss=noisy, key=jax.random.key(k)) for k in (1, 1, 2))
+    assert one.history.loss == same.history.loss
+    assert one.history.loss != other.history.loss
+
+
+def test_each_step_draws_noise_of_its_own():
+    def draw(model, x, labels, key):
+        return jnp.mean(jax.random.normal(key, (64,))) + 0 * model(x, labels / 10).sum()
+
+    losses_ = fit(loss=draw, steps=12).history.loss
+    assert len(set(losses_)) == 12
+
+
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit():
+    whole = fit(loss=noisy, steps=20)
+    optimizer = train.adam(3e-3, 20)
+    first = fit(loss=noisy, steps=9, optimizer=optimizer)
+    second = fit(loss=noisy, steps=20, state=first.state, data=batches(start=9))
+    assert second.history.first_step == 10
+    for a, b in zip(leaves(whole.state), leaves(second.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_state_to_go_on_from_survives_the_run():
+    first = fit(steps=4, optimizer=train.adam(3e-3, 8))
+    fit(steps=8, state=first.state)
+    assert int(first.state.step) == 4  # reading a donated buffer would raise
+
+
+def test_clipping_bounds_the_update_of_plain_gradient_descent():
+    optimizer = optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(1.0))
+    before, after = leaves(small()), leaves(fit(steps=1, optimizer=optimizer).model)
+    moved = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(after, before, strict=True)))
+    assert moved == pytest.approx(0.01, rel=1e-3)  # float32 differences of weights near 1
+
+
+@pytest.mark.parametrize("bad", [0, 7, 25, 29])
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(bad):
+    with pytest.raises(train.TrainingDiverged, match=f"step {bad + 1}: the loss is nan") as caught:
+        fit(data=batches(bad=bad), optimizer=train.adam(3e-3, 30))
+    result = caught.value.result
+    assert caught.value.step == bad + 1
+    assert int(result.state.step) == bad == len(result.history.loss)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(result.state))
+    if bad:
+        good = fit(steps=bad, optimizer=train.adam(3e-3, 30))
+        for a, b in zip(leaves(good.model), leaves(result.model), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_is_finite():
+    def loss(model, x, labels, key):
+        return jnp.sqrt(jnp.abs(model(x, labels / 10)).sum())  # the square root's slope at 0
+
+    with pytest.raises(train.TrainingDiverged, match="step 1"):
+        fit(loss=loss)
+
+
+def test_callbacks_get_the_averaged_model_at_their_steps_and_at_the_end():
+    seen = []
+
+    def look(step, model):
+        seen.append((step, float(model(jnp.ones((1, 2)), jnp.ones(1)).sum()), model))
+
+    result = fit(steps=25, callbacks=[train.Callback(10, look)])
+    assert [step for step, _, _ in seen] == [10, 20, 25]
+    for a, b in zip(leaves(seen[-1][2]), leaves(result.ema), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len({value for _, value, _ in seen}) == 3
+
+
+def test_the_step_compiles_once():
+    traces = []
+
+    def loss(model, x, labels, key):
+        traces.append(1)
+        return squared(model, x, labels, key)
+
+    fit(loss=loss)
+    assert len(traces) == 1
+
+
+def test_the_history_plots_what_it_recorded():
+    history = fit(steps=12).history
+    ax = history.plot()
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), history.loss)
+    assert ax.get_xlabel() == "training step"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
+        ({"clip": 0.0}, "clip must be positive, got 0.0"),
+        ({"warmup": 30}, r"warmup must be in 0 … steps − 1 = 29, got 30"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
+        ({"data": list(zip([np.zeros((4, 2), np.float32)] * 3, [np.zeros(4, np.int32)] * 3,
+                           strict=True))}, "batches must yield 30, ended after 3"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(**options)
+
+
+def test_a_state_past_the_end_is_an_error():
+    result = fit(steps=5)
+    with pytest.raises(ValueError, match="steps must exceed the state's 5 steps, got 5"):
+        fit(steps=5, state=result.state)
