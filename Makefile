@@ -41,8 +41,9 @@ lint: $(DEV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+# A file's tests share a worker, so that the browser tests share one JupyterLab.
 unit: $(DEV)
-	$(PY) -m pytest tests -n $(JOBS) --dist loadgroup $(PYTEST)
+	$(PY) -m pytest tests -n $(JOBS) --dist loadfile $(PYTEST)
 
 check-notebooks: $(DEV)
 ifeq ($(NOTEBOOKS),)

@@ -1,9 +1,6 @@
 """The explorers work in JupyterLab, in a real browser, without the network."""
 
 import nbformat
-import pytest
-
-pytestmark = pytest.mark.xdist_group("browser")  # one worker, so one server
 
 TINY = """
 import matplotlib.pyplot as plt
