@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from diffusion_course.parameterization import row, to_x0
@@ -138,7 +139,8 @@ def gaussian_mixture(p: Process, means, stds, weights) -> GaussianMixture:
 
     Raises: ValueError for other shapes, a negative std or a weight that is not positive.
     """
-    means, stds, weights = (jnp.asarray(a, jnp.float32) for a in (means, stds, weights))
+    # NumPy's arrays can be checked inside a jitted function too.
+    means, stds, weights = (np.asarray(a, np.float32) for a in (means, stds, weights))
     if means.ndim != 2 or means.shape[0] == 0:
         raise ValueError(f"means must have shape [K, D], got shape {means.shape}")
     for name, values in {"stds": stds, "weights": weights}.items():
@@ -148,7 +150,8 @@ def gaussian_mixture(p: Process, means, stds, weights) -> GaussianMixture:
         raise ValueError(f"stds must be at least 0, got {stds}")
     if not (weights > 0).all():
         raise ValueError(f"weights must be positive, got {weights}")
-    return GaussianMixture(p, means, stds, weights / weights.sum())
+    weights = weights / weights.sum()
+    return GaussianMixture(p, jnp.asarray(means), jnp.asarray(stds), jnp.asarray(weights))
 
 
 def ideal(p: Process, data) -> Denoiser:
@@ -175,7 +178,9 @@ def ideal(p: Process, data) -> Denoiser:
         alpha, sigma = (jnp.reshape(f(t), (-1, 1)) for f in (p.alpha, p.sigma))
         # ‖x‖² is the same for all i and leaves the softmax; what remains is one matrix product.
         products = jnp.matmul(x.reshape(x.shape[0], -1), points.T, precision="highest")
-        logits = (alpha * products - alpha**2 * half_norms) / sigma**2
+        gaps = alpha * products - alpha**2 * half_norms
+        # The nearest point's logit is made 0 before dividing, and sigma² may round to 0.
+        logits = (gaps - gaps.max(axis=-1, keepdims=True)) / sigma / sigma
         mean = jnp.matmul(jax.nn.softmax(logits, axis=-1), points, precision="highest")
         return mean.reshape(x.shape)
 

@@ -75,9 +75,10 @@ def min_snr(gamma: float = 5.0) -> Weight:
         raise ValueError(f"gamma must be positive, got {gamma}")
 
     def weight(kind: str, p: Process, t: Array) -> Array:
-        # SNR·sigma² = alpha², which keeps the product finite at low noise.
-        bounded = jnp.minimum(p.alpha(t) ** 2, gamma * p.sigma(t) ** 2)
-        return bounded / determinant(kind, p, t) ** 2
+        # SNR·sigma² = alpha² keeps the product finite at low noise, and squaring last keeps it
+        # from 0/0 where float32 holds sigma but not sigma².
+        bounded = jnp.minimum(p.alpha(t), gamma**0.5 * p.sigma(t))
+        return (bounded / determinant(kind, p, t)) ** 2
 
     return weight
 

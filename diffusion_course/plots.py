@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 DATA = "#1b4f72"
 NOISE = "#9aa5ab"
@@ -110,25 +111,74 @@ def curves(
       ylabel: symbol and words.
       ax: where to draw; a new figure without it.
       log: the axes that are logarithmic: "", "x", "y" or "xy".
-      label_at: where along x (0 to 1) the names stand.
+      label_at: where along its line (0 to 1) a name stands if there is room; if not, where the
+        least is in its way. Limits that are set before the call are respected.
     """
     ax = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
-    x = np.asarray(x)
-    for i, (name, y) in enumerate(series.items()):
-        y = np.asarray(y)
-        color = SERIES[i % len(SERIES)]
-        ax.plot(x, y, color=color, ls=DASHES[i % len(DASHES)])
-        # Names are staggered, so that lines that lie close together stay readable.
-        where = min(int((label_at + 0.07 * (i - len(series) / 2)) * len(x)), len(x) - 1)
-        if np.isfinite(y[where]):
-            ax.annotate(name, (x[where], y[where]), color=color, size="small",
-                        xytext=(3, 3), textcoords="offset points")  # fmt: skip
     if "x" in log:
         ax.set_xscale("log")
     if "y" in log:
         ax.set_yscale("log")
+    lines = {}
+    for i, (name, y) in enumerate(series.items()):
+        style = {"color": SERIES[i % len(SERIES)], "ls": DASHES[i % len(DASHES)]}
+        lines[name] = ax.plot(np.asarray(x), np.asarray(y), **style)[0]
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    _name_lines(ax, lines, label_at)
     return ax
+
+
+def _name_lines(ax: Axes, lines: Mapping[str, Line2D], label_at: float) -> None:
+    """Writes each name beside its line, where it meets the fewest other lines and names."""
+    ax.autoscale_view()  # lines don't move the limits until something asks for them
+    em = 10 * 0.833 * ax.figure.dpi / 72  # pixels of "small" type
+    paths = {name: _path_in_pixels(ax, line) for name, line in lines.items()}
+    frame = ax.get_window_extent()
+    taken = []
+    for name, path in paths.items():
+        if not len(path):
+            continue
+        width, height, gap = 0.6 * em * len(name), 1.1 * em, 0.3 * em
+        best = None
+        for at in np.linspace(0, 1, 41):
+            px, py = path[int(at * (len(path) - 1))]
+            for side, left in ((1, px), (-1, px), (1, px - width), (-1, px - width)):
+                low = py + gap if side > 0 else py - gap - height
+                box = (left - gap, low, left + width + gap, low + height)
+                inside = (frame.x0 <= box[0] and box[2] <= frame.x1
+                          and frame.y0 <= box[1] and box[3] <= frame.y1)  # fmt: skip
+                cost = abs(at - label_at) + 100 * (not inside)
+                cost += sum(_points_in(box, other) for other in paths.values()) / em
+                cost += sum(20 for other in taken if _overlap(box, other))
+                if best is None or cost < best[0]:
+                    best = cost, box, (left, low)
+        taken.append(best[1])
+        ax.annotate(name, ax.transData.inverted().transform(best[2]), size="small",
+                    color=lines[name].get_color(), annotation_clip=False)  # fmt: skip
+
+
+def _path_in_pixels(ax: Axes, line: Line2D) -> np.ndarray:
+    """The visible part of a line, about one point per pixel, [M, 2]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        corners = ax.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()]))
+    corners = corners[np.isfinite(corners).all(1)]
+    if len(corners) < 2:
+        return corners
+    length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(corners, axis=0).T))])
+    spots = np.arange(0, length[-1] + 1)
+    path = np.column_stack([np.interp(spots, length, corners[:, k]) for k in (0, 1)])
+    return path[[ax.bbox.contains(*point) for point in path]]
+
+
+def _points_in(box, path: np.ndarray) -> int:
+    x0, y0, x1, y1 = box
+    return int(
+        np.sum((path[:, 0] > x0) & (path[:, 0] < x1) & (path[:, 1] > y0) & (path[:, 1] < y1))
+    )
+
+
+def _overlap(a, b) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def points(ax: Axes, x, color: str = DATA, size: float = 4, alpha: float = 0.4, **kwargs) -> Axes:

@@ -201,22 +201,24 @@ def from_betas(betas: np.ndarray) -> Process:
     """
     betas = _check_betas(betas)
     T = len(betas)
-    # 1 - alpha is stored, not alpha: near t = 0 it is tiny, and float32 keeps its digits.
-    loss = -np.expm1(0.5 * np.cumsum(np.log1p(-betas[:-1])))
-    last = 1 - np.sqrt(np.prod(1 - betas))
-    table = np.concatenate([[0.0], loss, [last]]).astype(np.float32)
+    with np.errstate(divide="ignore"):  # log 0 = −inf: a last beta of 1 leaves alpha = 0
+        log_alpha = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
 
-    def one_minus_alpha(t):
-        position = jnp.clip(_as_time(t), 0, 1) * T
+    def interpolate(values, t):
+        table = jnp.asarray(values, jnp.float32)
+        position = _as_time(t) * T
         n = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, T - 1)
-        low, high = jnp.asarray(table)[n], jnp.asarray(table)[n + 1]
-        return low + (position - n) * (high - low)
+        return table[n] + (position - n) * (table[n + 1] - table[n])
+
+    def alpha(t):
+        return interpolate(np.exp(log_alpha), t)
 
     def sigma(t):
-        d = one_minus_alpha(t)
+        # 1 − alpha has a table of its own: near t = 0 it is tiny, and float32 keeps its digits.
+        d = interpolate(-np.expm1(log_alpha), t)
         return jnp.sqrt(d * (2 - d))
 
-    return Process(lambda t: 1 - one_minus_alpha(t), sigma)
+    return Process(alpha, sigma)
 
 
 def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
@@ -271,13 +273,16 @@ def vp_cosine(s: float = 0.008) -> Process:
     start = np.pi / 2 - rest
 
     def alpha(t):
-        # Written as a ratio of sines so that both ends are exact: alpha(0) = 1, alpha(1) = 0.
-        return jnp.sin((1 - _as_time(t)) * rest) / jnp.sin(jnp.float32(rest))
+        # The same ratio written twice: exactly 1 at t = 0 and exactly 0 at t = 1.
+        t = _as_time(t)
+        early = jnp.cos(t * rest) - np.tan(start) * jnp.sin(t * rest)
+        late = jnp.sin((1 - t) * rest) / np.sin(rest)
+        return jnp.where(t < 0.5, early, late)
 
     def sigma(t):
         # 1 − cos²a/cos²b = sin(a−b)·sin(a+b)/cos²b keeps its digits as t → 0.
         turn = _as_time(t) * rest
-        return jnp.sqrt(jnp.sin(turn) * jnp.sin(2 * start + turn)) / jnp.sin(jnp.float32(rest))
+        return jnp.sqrt(jnp.sin(turn) * jnp.sin(2 * start + turn)) / np.sin(rest)
 
     return Process(alpha, sigma)
 

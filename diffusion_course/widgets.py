@@ -1,8 +1,8 @@
-"""Interactive explorers that swap pictures made beforehand.
+"""Interactive explorers: pictures made beforehand and swapped, or, with `live`, on demand.
 
-Every frame is computed once, so moving a slider costs nothing and works wherever ipywidgets 7.7
-does. The parts carry CSS classes (``course-slider``, ``course-readout``, ``course-frame``), by
-which tests find them in the page.
+A slider over frames that were computed once costs nothing to move, and works wherever ipywidgets
+7.7 does. The parts carry CSS classes (``course-slider``, ``course-readout``, ``course-frame``),
+by which tests find them in the page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -100,4 +100,46 @@ def explorer(
     controls = [position, readout] if len(series) == 1 else [menu, position, readout]
     box = ipywidgets.VBox([ipywidgets.HBox(controls), frame])
     box.slider, box.menu, box.readout, box.frame = position, menu, readout, frame
+    return box
+
+
+def live(
+    respond: Callable, values: Sequence, *, slider: str = "value", start: int = 0
+) -> ipywidgets.VBox:
+    """A slider that runs a function at every move: for when the run itself is the point.
+
+    Args:
+      respond: ``respond(value) -> (text, png)``: the readout and the picture for a value. It is
+        called once at the start, then whenever the slider comes to rest at another place.
+      values: what the slider's positions stand for.
+      slider: the slider's name.
+      start: the slider's first position.
+
+    An error in respond is shown in the readout, and raised as well: in a page nobody sees an
+    exception that a callback raises.
+
+    Returns: a widget with attributes `slider`, `readout` and `frame`.
+    Raises: ValueError if there are no values, or start is not a position.
+    """
+    if not 0 <= start < len(values):
+        raise ValueError(f"start must be a position in values, 0 … {len(values) - 1}, got {start}")
+    position = ipywidgets.IntSlider(
+        start, 0, len(values) - 1, description=slider, readout=False, continuous_update=False
+    )
+    readout = ipywidgets.Label()
+    frame = ipywidgets.Image(format="png")
+    for part, css in ((position, "slider"), (readout, "readout"), (frame, "frame")):
+        part.add_class(f"course-{css}")
+
+    def show(_=None):
+        try:
+            readout.value, frame.value = respond(values[position.value])
+        except Exception as error:
+            readout.value = f"{type(error).__name__}: {error}"
+            raise
+
+    show()
+    position.observe(show, "value")
+    box = ipywidgets.VBox([ipywidgets.HBox([position, readout]), frame])
+    box.slider, box.readout, box.frame = position, readout, frame
     return box

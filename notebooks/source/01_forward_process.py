@@ -1,0 +1,906 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,source//py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · The forward process
+#
+# **The question.** How does one turn a picture into pure noise so gradually that each small step
+# could be undone, and what sets the pace?
+#
+# A diffusion model learns to remove noise. Before it can, somebody has to add the noise, in a way
+# that we understand completely. That is this chapter. Nothing is trained here, and every
+# number in the text is computed by a cell.
+#
+# **You will be able to**
+#
+# - write the noising chain of DDPM, and jump to any of its steps at once;
+# - read a schedule from three curves: $\beta$, $\bar\alpha$ and the log signal-to-noise ratio;
+# - say what is left of the data at the last step, and remove it;
+# - spot a schedule that wastes its steps, and a standard deviation that stands where a variance
+#   belongs.
+#
+# **You need** Python, NumPy, means and variances, and the Gaussian distribution.
+# **Time:** about an hour to read and play; the cells run in about half a minute on two CPU cores.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Colab's own jax
+    print("installing diffusion-course")
+    # %pip install --quiet --no-deps diffusion-course
+from diffusion_course import setup
+
+course = setup()
+
+# %%
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from diffusion_course import data, plots, process, widgets
+
+plots.use_style()
+
+# %% [markdown]
+# Here is where we are going. The same digit and the same noise, and three ways to mix them over
+# the same span of time. One of the three never gets to noise. One is finished almost at once and
+# then wastes its time. By the end of the chapter you can say why, and which line of code did it.
+
+# %%
+digits = data.load("digits")  # 1,437 handwritten digits, 8 × 8, grey levels in [−1, 1]
+three = digits.x[13:14]
+noise = jax.random.normal(jax.random.key(1), three.shape)
+times = np.linspace(0, 1, 13)
+
+
+def strip(betas):
+    """One digit at 13 equally spaced times, always with the same noise."""
+    p = process.from_betas(betas)
+    return np.concatenate([process.add_noise(p, three, noise, t) for t in times])
+
+
+rows = {
+    "as intended": strip(process.linear_betas(1000)),
+    "never noise": strip(process.linear_betas(100)),
+    "over at once": strip(process.linear_betas(1000, 1e-4, 0.2)),
+}
+plots.image_grid(list(rows.values()), list(rows), "From data (left) to noise (right)", scale=0.7)
+plt.show()
+
+# %% [markdown]
+# ## 1 · One small step
+#
+# Take a picture $x_{n-1}$. Shrink it a little, and add a little Gaussian noise $\varepsilon_n$:
+#
+# $$x_n = \sqrt{1-\beta_n}\;x_{n-1} + \sqrt{\beta_n}\;\varepsilon_n ,\qquad
+# \varepsilon_n \sim \mathcal N(0, I) \tag{1}$$
+#
+# This is equation 2 of DDPM (Ho, Jain & Abbeel 2020). The number $\beta_n$, between 0 and 1, is
+# the **variance** of the noise that step $n$ adds. The list $\beta_1, \dots, \beta_T$ is the
+# **schedule**.
+#
+# Why shrink? Variances of independent things add up. If $x_{n-1}$ has variance 1, then $x_n$ has
+# variance $(1-\beta_n)\cdot 1 + \beta_n = 1$: the scale stays put, however many steps follow. Such
+# a process is called *variance-preserving*.
+#
+# The algorithm fits on three lines. We write it out in full, with the paper's symbols, and let it
+# hand over every step on the way.
+
+
+# %%
+def chain(x, betas, key):
+    """The chain of DDPM, eq. 2: yields x_0, x_1, …, x_T."""
+    yield x
+    for n, beta in enumerate(betas, start=1):
+        eps = jax.random.normal(jax.random.fold_in(key, n), x.shape)
+        x = jnp.sqrt(1 - beta) * x + jnp.sqrt(beta) * eps
+        yield x
+
+
+# %% [markdown]
+# To see what it does, use numbers instead of pictures. Our data are lopsided on purpose: a quarter
+# of the points lie near 1.6, the rest near −0.2. Neither the mean is 0 nor the variance 1, so that
+# a mistake in a formula has nowhere to hide.
+
+# %%
+N = 20_000
+rng = np.random.default_rng(0)
+is_right = rng.random(N) < 0.25
+numbers = (np.where(is_right, 1.6, -0.2) + 0.15 * rng.standard_normal(N)).astype(np.float32)
+
+betas = process.linear_betas(1000)  # DDPM's own schedule: β grows from 1e-4 to 0.02
+path = np.stack(list(chain(jnp.asarray(numbers), betas, jax.random.key(2))))
+print(f"path {path.shape}: mean {path[0].mean():.2f} -> {path[-1].mean():.2f}, "
+      f"std {path[0].std():.2f} -> {path[-1].std():.2f}")  # fmt: skip
+
+# %%
+fig, (wide, *narrow) = plt.subplots(1, 5, figsize=(9, 3), sharey=True, width_ratios=[4, 1, 1, 1, 1])
+for i in range(40):
+    wide.plot(path[:, i], lw=0.6, color=plots.SERIES[int(is_right[i])])
+wide.set(xlabel="step $n$", ylabel="$x_n$, value", title="40 of 20,000 points", ylim=(-4, 4))
+grid = np.linspace(-4, 4, 200)
+bell = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
+for ax, n in zip(narrow, (0, 150, 300, 1000), strict=True):
+    ax.hist(path[n], np.linspace(-4, 4, 65), density=True, orientation="horizontal",
+            color=plots.DATA, alpha=0.5)  # fmt: skip
+    ax.plot(bell, grid, color=plots.TRUTH, lw=1)
+    ax.set(title=f"$n$ = {n}", xlim=(0, 0.9), xticks=[])
+narrow[0].set_xlabel("density; the line is\nthe standard normal", loc="left")
+plt.show()
+
+# %% [markdown]
+# Two groups of points walk at random, drift towards zero, and meet. At the end nobody can tell
+# which point came from where, and the histogram lies on the bell curve. Undoing *this* in one go
+# is hopeless. Undoing one step of the thousand is not, and that is the whole idea of diffusion
+# models: many easy steps instead of one impossible one.
+#
+# ## 2 · All steps in one jump
+#
+# A thousand steps are a nuisance if all we want is $x_{500}$. Look at two of them. The noise of
+# step 1 is shrunk by step 2, then new noise joins it. Given $x_0$, the variance is
+#
+# $$(1-\beta_2)\,\beta_1 + \beta_2 \;=\; 1 - (1-\beta_1)(1-\beta_2).$$
+#
+# A sum of independent Gaussians is Gaussian, so two steps are again one step of the same form,
+# only larger. By induction, with $\bar\alpha_n = \prod_{i=1}^{n} (1-\beta_i)$,
+#
+# $$x_n = \sqrt{\bar\alpha_n}\;x_0 + \sqrt{1-\bar\alpha_n}\;\varepsilon \tag{2}$$
+#
+# which is equation 4 of DDPM. The product over no step at all is 1: $\bar\alpha_0 = 1$.
+
+
+# %%
+def alpha_bar_of(betas):
+    """ᾱ_0 … ᾱ_T, float64 [T + 1]; the first entry is 1, the product over no step."""
+    return np.concatenate([[1.0], np.cumprod(1 - betas)])
+
+
+def jump(x0, betas, n, key):
+    """DDPM, eq. 4: x_n at once."""
+    alpha_bar = alpha_bar_of(betas)[n]
+    eps = jax.random.normal(key, x0.shape)
+    return jnp.sqrt(alpha_bar) * x0 + jnp.sqrt(1 - alpha_bar) * eps
+
+
+# %% [markdown]
+# **Predict, then run.** Equation (2) also says what the moments must be: mean
+# $\sqrt{\bar\alpha_n}\,m$ and variance $\bar\alpha_n v + 1 - \bar\alpha_n$, where $m$ and $v$ are
+# those of the data. Will the chain and the jump have the same mean and standard deviation at every
+# step, or only at the end? And will their histograms agree, lopsided as they are?
+
+# %%
+steps = (1, 10, 150, 300, 1000)
+alpha_bar = alpha_bar_of(betas)
+key = jax.random.key(3)
+jumps = {n: np.asarray(jump(numbers, betas, n, jax.random.fold_in(key, n))) for n in steps}
+print("   n     mean: chain   jump   formula      std: chain   jump   formula")
+for n in steps:
+    mean = np.sqrt(alpha_bar[n]) * numbers.mean()
+    std = np.sqrt(alpha_bar[n] * numbers.var() + 1 - alpha_bar[n])
+    print(f"{n:4d}     {path[n].mean():11.3f} {jumps[n].mean():6.3f} {mean:9.3f}"
+          f"      {path[n].std():10.3f} {jumps[n].std():6.3f} {std:9.3f}")  # fmt: skip
+
+# %%
+fig, axes = plt.subplots(1, 4, figsize=(9, 2.1), sharey=True)
+for ax, n in zip(axes, (10, 150, 300, 1000), strict=True):
+    bins = np.linspace(-4, 4, 65)
+    ax.hist(path[n], bins, density=True, color=plots.SERIES[0], alpha=0.35)
+    ax.hist(jumps[n], bins, density=True, histtype="step", color=plots.SERIES[1])
+    ax.set(title=f"$n$ = {n}", xlabel="$x_n$, value")
+axes[0].set_ylabel("density")
+axes[1].text(0.6, 0.8, "filled: chain\nline: jump", size="small")
+plt.show()
+
+# %% [markdown]
+# They agree at every step, in shape as well as in moments. "Agree" deserves a definition. Solve
+# equation (2) for the noise: $z = (x_n - \sqrt{\bar\alpha_n}\,x_0)/\sqrt{1-\bar\alpha_n}$ must be
+# standard normal, whichever way $x_n$ was made. With $N$ values, the mean of $z$ is off by
+# about $1/\sqrt N$ and its variance by about $\sqrt{2/N}$. Those are the standard errors, and four
+# of them is our limit. The same test runs on real digits, pixel by pixel.
+
+
+# %%
+def check_noise(x_n, x0, alpha_bar_n):
+    """How many standard errors the added noise is off N(0, 1), in mean and in variance."""
+    z = (np.asarray(x_n, np.float64) - np.sqrt(alpha_bar_n) * x0) / np.sqrt(1 - alpha_bar_n)
+    return abs(z.mean()) * np.sqrt(z.size), abs(z.var() - 1) * np.sqrt(z.size / 2)
+
+
+walk = chain(jnp.asarray(digits.x), betas, jax.random.key(4))
+digits_at = {n: np.asarray(x) for n, x in enumerate(walk) if n in steps}
+for n in steps:
+    errors = {
+        "chain, numbers": check_noise(path[n], numbers, alpha_bar[n]),
+        "jump, numbers": check_noise(jumps[n], numbers, alpha_bar[n]),
+        "chain, digits": check_noise(digits_at[n], digits.x, alpha_bar[n]),
+    }
+    # 30 comparisons; by chance alone one in 16,000 is beyond 4 standard errors.
+    assert max(map(max, errors.values())) < 4, (n, errors)
+    report = [f"{name} {m:.1f}, {v:.1f}" for name, (m, v) in errors.items()]
+    print(f"n = {n:4d}, standard errors of mean, variance:   " + ";   ".join(report))
+
+# %% [markdown]
+# Equation (2) is what makes training cheap: a training step picks any $n$ and jumps there.
+#
+# One thing the jump doesn't give you is a *path*. Two jumps with fresh noise, to steps 300 and
+# 301, are strangers to each other; in the chain they are nearly the same picture. The two ways
+# agree on each step alone, not on how the steps hang together.
+
+# %%
+fresh = [jump(numbers, betas, n, jax.random.key(n)) for n in (300, 301)]
+signal = np.sqrt(alpha_bar[300:302, None]) * numbers
+in_chain = np.corrcoef(path[300:302] - signal)[0, 1]
+in_jumps = np.corrcoef(np.stack(fresh) - signal)[0, 1]
+print(f"correlation of the noise: {in_chain:.3f} in the chain, {in_jumps:.3f} in two jumps")
+assert in_chain > 0.99
+assert abs(in_jumps) < 4 / np.sqrt(N)  # the standard error where the true correlation is 0
+
+# %% [markdown]
+# ## 3 · The library's version
+#
+# From here on we use `process.from_betas`. It holds the same table, on a clock that every chapter
+# shares: $t = n/T$ runs from **0 (data) to 1 (noise)**, whatever $T$ is. A process is nothing but
+# two functions of that time, a signal level and a noise level:
+#
+# $$x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon \tag{3}$$
+#
+# This is how Kingma et al. 2021 write it (eq. 1). For DDPM, $\alpha(n/T) = \sqrt{\bar\alpha_n}$ and
+# $\sigma(n/T) = \sqrt{1-\bar\alpha_n}$. Mind the letters: DDPM's $\alpha_n = 1-\beta_n$ is a
+# different thing and doesn't appear in this course.
+
+# %%
+p = process.from_betas(betas)
+t = np.arange(1001) / 1000
+# float32 carries 7 digits, and the chain's table is float64: 1e-6 is a few units in the last place.
+np.testing.assert_allclose(p.alpha(t), np.sqrt(alpha_bar), atol=1e-6)
+np.testing.assert_allclose(p.sigma(t), np.sqrt(1 - alpha_bar), atol=1e-6)
+
+eps = jax.random.normal(key, digits.x.shape)
+ours = jump(digits.x, betas, 300, key)  # the same key, so the same noise
+np.testing.assert_allclose(process.add_noise(p, digits.x, eps, 0.3), ours, atol=1e-5)
+
+scale, variance = process.transition(p, 300 / 1000, 299 / 1000)  # one step of eq. (1), from (3)
+np.testing.assert_allclose(scale, np.sqrt(1 - betas[299]), rtol=1e-5)
+np.testing.assert_allclose(variance, betas[299], rtol=1e-3)  # a difference of close numbers
+print("eq. (1), eq. (2) and the library agree")
+
+# %% [markdown]
+# ## 4 · One number says how noisy
+#
+# Divide (3) by $\alpha$: the picture becomes $x_0 + (\sigma/\alpha)\,\varepsilon$. Up to
+# scale, only the ratio counts. Its usual form is the logarithm of the **signal-to-noise
+# ratio** (Kingma et al. 2021, eq. 2):
+#
+# $$\lambda(t) = \log\frac{\alpha(t)^2}{\sigma(t)^2} \tag{4}$$
+#
+# Zero means equal shares. It falls from $+\infty$ at the data to $-\infty$ at pure noise, and 2.3
+# less is ten times less signal for the same noise. (It compares levels; it doesn't know that our digits
+# have a standard deviation of 0.75 and not 1.)
+
+# %%
+ladder = (8.0, 5.0, 3.0, 1.0, 0.0, -1.0, -3.0, -5.0, -8.0)
+eight = digits.x[:8]
+eps = jax.random.normal(jax.random.key(5), eight.shape)
+rungs = []
+for log_snr in ladder:
+    alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+    assert abs(alpha**2 + sigma**2 - 1) < 1e-6  # variance-preserving, up to float32
+    rungs.append(alpha * eight + sigma * eps)
+plots.image_grid(rungs, [f"$\\lambda$ = {rung:.0f}" for rung in ladder], "The ladder of noise")
+plt.show()
+
+# %% [markdown]
+# At $\lambda = 5$ nothing is lost; around 0 the digit is there for those who know it; at −5 it
+# is all but gone (section 8 measures this). Keep this ladder in mind: every schedule in this course walks down it, each at a pace of
+# its own.
+#
+# ## 5 · Six schedules side by side
+#
+# | name | idea | source |
+# |---|---|---|
+# | linear | $\beta$ grows linearly | Ho et al. 2020, section 4 |
+# | scaled-linear | $\sqrt\beta$ grows linearly | Rombach et al. 2022, code |
+# | quadratic | the same with DDPM's end points | Ho et al. 2020, code |
+# | sigmoid | $\beta$ is a logistic curve | Xu et al. 2022, code |
+# | cosine | $\bar\alpha$ is a squared cosine | Nichol & Dhariwal 2021, eq. 17 |
+# | zero-SNR | scaled-linear, bent to end at $\bar\alpha_T = 0$ | Lin et al. 2024, algorithm 1 |
+#
+# **Predict, then run.** Which of them reaches $\lambda = 0$, half signal and half noise, first,
+# and which last?
+
+# %%
+T = 1000
+schedules = {
+    "linear": process.linear_betas(T),
+    "scaled-linear": process.scaled_linear_betas(T),
+    "quadratic": process.quadratic_betas(T),
+    "sigmoid": process.sigmoid_betas(T),
+    "cosine": process.cosine_betas(T),
+    "zero-SNR": process.zero_terminal_snr(process.scaled_linear_betas(T)),
+}
+processes = {name: process.from_betas(betas) for name, betas in schedules.items()}
+
+t = np.arange(T + 1) / T
+halfway = {name: t[np.argmax(np.asarray(p.log_snr(t)) < 0)] for name, p in processes.items()}
+print({name: f"{half:.2f}" for name, half in sorted(halfway.items(), key=lambda item: item[1])})
+assert min(halfway, key=halfway.get) == "linear" and max(halfway, key=halfway.get) == "cosine"
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.4))
+plots.curves(t[1:], schedules, ax=axes[0], log="y", xlabel="time $t$",
+             ylabel=r"$\beta$, variance added by a step")  # fmt: skip
+alpha_bars = {name: np.asarray(p.alpha(t)) ** 2 for name, p in processes.items()}
+plots.curves(t, alpha_bars, ax=axes[1], xlabel="time $t$",
+             ylabel=r"$\bar\alpha$, factor on the signal's variance", label_at=0.5)  # fmt: skip
+log_snrs = {name: np.asarray(p.log_snr(t)) for name, p in processes.items()}
+axes[2].set_ylim(-13, 13)
+plots.curves(t, log_snrs, ax=axes[2], xlabel="time $t$",
+             ylabel=r"$\lambda$, log signal-to-noise", label_at=0.6)  # fmt: skip
+axes[2].axhline(0, color=plots.NOISE, lw=0.8)
+plt.show()
+assert processes["linear"].log_snr(0.71) < -5 and processes["cosine"].log_snr(0.71) > -2
+
+# %% [markdown]
+# The left panel is how schedules are *defined*, and it tells the eye little. The right panel is
+# how they should be *read*: steep means hurried, flat means time spent there. Linear is below −5
+# by $t = 0.71$, with nearly a third of its steps to go; the cosine has then not reached −2. Nichol &
+# Dhariwal reported that a model trained with the linear schedule gets little worse when up to a
+# fifth of the steps, the noisiest, is skipped, and designed the cosine to fall more evenly.
+
+# %%
+plots.image_grid([strip(betas) for betas in schedules.values()], list(schedules),
+                 "One digit, one noise, six schedules")  # fmt: skip
+plt.show()
+
+# %% [markdown]
+# ## 6 · The last step: what is left at $t = 1$
+#
+# A sampler starts from pure noise. It may do so only if the forward process *ends* there. What is
+# left of the data is $\alpha(1) = \sqrt{\bar\alpha_T}$, times the data. So look at it.
+
+# %%
+left = {name: float(p.alpha(1.0)) for name, p in processes.items()}
+for name, value in left.items():
+    end = float(processes[name].log_snr(1.0))
+    print(f"{name:14s} alpha(1) = {value:.5f}   log-SNR(1) = {end:6.1f}")
+assert left["zero-SNR"] == 0.0
+assert round(left["scaled-linear"], 2) == 0.07 and left["scaled-linear"] > 10 * left["linear"]
+
+# %% [markdown]
+# Scaled-linear, the schedule of Stable Diffusion, keeps 7 %. A single pixel, whose noise has
+# standard deviation 1, gives next to nothing away. But the *mean* of many pixels averages the noise
+# and keeps the signal.
+#
+# **Predict, then run.** Take all-black and all-white pictures of 64 × 64 pixels to $t = 1$. In the
+# pure noise, can you tell which was which? Guess the share that you would get right.
+
+# %%
+size, count = 64, 400
+colours = np.repeat([-1.0, 1.0], count)
+flat = np.ones((2 * count, size, size, 1), np.float32) * colours[:, None, None, None]
+eps = jax.random.normal(jax.random.key(7), flat.shape)
+means, right, by_pixel = {}, {}, {}
+for name in ("scaled-linear", "linear", "zero-SNR"):
+    x = process.add_noise(processes[name], flat, eps, 1.0)
+    means[name] = np.asarray(x.mean((1, 2, 3)))
+    right[name] = np.mean((means[name] > 0) == (colours > 0))
+    by_pixel[name] = np.mean(np.asarray(x > 0) == (colours > 0)[:, None, None, None])
+    print(
+        f"{name:14s} right by one pixel {by_pixel[name]:.1%}, by the mean of all {right[name]:.1%}"
+    )
+assert by_pixel["scaled-linear"] < 0.55
+# The two means are ±0.068, the noise of the mean 1/64: 4.4 standard deviations from confusion.
+assert right["scaled-linear"] > 0.99
+# Guessing gives one half, with a standard error of 0.5/sqrt(800).
+assert abs(right["zero-SNR"] - 0.5) < 4 * 0.5 / np.sqrt(2 * count)
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(9, 2.2), sharex=True, sharey=True)
+bins = np.linspace(-0.13, 0.13, 40)
+for ax, (name, mean) in zip(axes, means.items(), strict=True):
+    ax.hist(mean[colours < 0], bins, color=plots.SERIES[0], alpha=0.8)
+    ax.hist(mean[colours > 0], bins, color=plots.SERIES[1], alpha=0.6)
+    ax.set(title=name, xlabel="mean of all pixels of $x_1$", ylim=(0, 100))
+axes[0].set_ylabel("pictures")
+axes[0].text(-0.1, 85, "was black", color=plots.SERIES[0], size="small")
+axes[0].text(0.04, 85, "was white", color=plots.SERIES[1], size="small")
+plt.show()
+
+# %% [markdown]
+# Under scaled-linear the "noise" still says, without error, how bright the picture was. A network
+# trained on it learns to read the brightness there. At sampling time it's handed true noise, whose
+# mean is close to 0, and reads "medium grey". Lin et al. 2024 traced Stable Diffusion's reluctance
+# to draw very dark or very bright pictures to this.
+#
+# Their remedy shifts and stretches $\sqrt{\bar\alpha}$ so that it ends at exactly 0
+# (`process.zero_terminal_snr`). The price: at $t = 1$ the input holds nothing but $\varepsilon$, so
+# a network asked for $\varepsilon$ has nothing to learn there. Chapter 02 shows what to ask for
+# instead.
+
+# %%
+x1 = process.add_noise(processes["zero-SNR"], flat, eps, 1.0)
+assert np.array_equal(x1, eps)  # exactly the noise, to the last bit
+print("zero-SNR at t = 1: bit for bit the noise")
+
+# %% [markdown]
+# ### The clip of the cosine
+#
+# The cosine reaches $\bar\alpha = 0$ by itself, and so $\beta_T = 1$. DDPM's formulas divide by
+# $\sqrt{\bar\alpha_T}$, so Nichol & Dhariwal clip $\beta$ at 0.999. That is harmless. A harder clip
+# isn't: people who "make it safe" with 0.02, DDPM's largest value, get the leftovers back.
+
+# %%
+unclipped = np.cos((1 + 0.008) / (1 + 0.008) * np.pi / 2) ** 2  # the formula at t = 1
+assert unclipped < 1e-30
+clips = {clip: np.sqrt(alpha_bar_of(process.cosine_betas(T, max_beta=clip))[-1])
+         for clip in (0.999, 0.5, 0.1, 0.02)}  # fmt: skip
+for clip, value in clips.items():
+    print(f"beta clipped at {clip:<6} alpha(1) = {value:.5f}")
+assert clips[0.999] < 1e-4
+assert clips[0.02] > 8 * left["linear"]
+
+# %% [markdown]
+# ### The first step: $\bar\alpha_0$ is 1
+#
+# The other end has a trap too. Code often keeps a table of $T$ entries, counted from 0, whose
+# "entry 0" is $\bar\alpha_1 = 1-\beta_1$. A sampler that ends at entry 0 then stops one step short
+# of the data, and leaves noise of standard deviation $\sqrt{\beta_1}$ in every picture. Neighbouring
+# grey levels of an 8-bit picture on [−1, 1] are $2/255 \approx 0.008$ apart.
+#
+# In this course the table has $T + 1$ entries and step 0 is the data itself, exactly.
+
+# %%
+grey_level = 2 / 255
+for name in ("linear", "scaled-linear"):
+    residual = np.sqrt(schedules[name][0])  # what a sampler that stops at ᾱ_1 leaves behind
+    print(f"{name:14s} leaves std {residual:.4f} = {residual / grey_level:.1f} grey levels")
+    assert residual > grey_level
+eps = jax.random.normal(jax.random.key(8), digits.x.shape)
+for p in processes.values():
+    assert p.alpha(0.0) == 1 and p.sigma(0.0) == 0
+    assert np.array_equal(process.add_noise(p, digits.x, eps, 0.0), digits.x)
+
+# %% [markdown]
+# ## 7 · Explore: one slider over all of it
+#
+# Choose a schedule and drag the time. Left, digits as a network would see them (values beyond
+# [−1, 1] are drawn black or white). Middle, the histogram of all pixels, which starts as two spikes
+# for paper and ink and ends on the bell curve. Right, where you are on the ladder of section 4.
+#
+# Try this: find the time at which *you* can no longer read the digits, in every schedule, and
+# compare the log-SNR at those times.
+
+
+# %%
+def draw_histogram(ax, x):
+    """All pixels against the standard normal."""
+    bins = np.linspace(-4, 4, 81)
+    ax.hist(x.ravel(), bins, density=True, histtype="stepfilled", color=plots.DATA, alpha=0.5)
+    ax.plot(grid, bell, color=plots.TRUTH, lw=1)
+    ax.set(ylim=(0, 1), xlabel="pixel value", ylabel="density", title="pixels and the bell curve")
+    ax.set(xticks=[-2, 0, 2], yticks=[0, 0.5, 1])
+
+
+def draw_log_snr(ax, name, t):
+    """The schedule's log-SNR among the others, with a dot at the time."""
+    every_step = np.arange(T + 1) / T
+    for other in log_snrs.values():
+        ax.plot(every_step, other, color=plots.NOISE, lw=0.8, alpha=0.6)
+    ax.plot(every_step, log_snrs[name], color=plots.DATA, lw=2)
+    dot = float(np.clip(processes[name].log_snr(t), -13, 13))  # infinite at an end: at the edge
+    ax.plot(t, dot, "o", ms=9, color=plots.SERIES[1], clip_on=False)
+    ax.set(ylim=(-13, 13), xlabel="time $t$", ylabel=r"$\lambda$, log-SNR", title=name)
+    ax.set(xticks=[0, 0.5, 1], yticks=[-10, 0, 10])
+
+
+# %%
+crowd = digits.x[:400]
+eps = np.asarray(jax.random.normal(jax.random.key(9), crowd.shape))
+
+
+def frame(name, t):
+    """Digits, histogram and log-SNR of one schedule at one time."""
+    p = processes[name]
+    x = np.asarray(process.add_noise(p, crowd, eps, t))
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 2.9), layout="none")
+    fig.subplots_adjust(0.02, 0.18, 0.98, 0.9, wspace=0.25)
+    left.imshow(plots.tile(x[[0, 1, 2, 3, 4, 7]], 3))
+    left.set(xticks=[], yticks=[], title=rf"$x_t$ at $t$ = {t:.2f}")
+    draw_histogram(middle, x)
+    draw_log_snr(right, name, t)
+    return fig
+
+
+# %%
+moments = np.linspace(0, 1, 13)
+frames = {name: widgets.render(lambda t, name=name: frame(name, t), moments) for name in processes}
+labels = [f"t = {t:.2f}" for t in moments]
+widgets.explorer(frames, labels, slider="time", choice="schedule", start=3)
+
+# %% [markdown]
+# The same on paper: linear above, cosine below.
+
+# %%
+fig, axes = plt.subplots(2, 6, figsize=(11, 3.6), width_ratios=[1, 1] * 3)
+for row, name in zip(axes, ("linear", "cosine"), strict=True):
+    for (image, histogram), t in zip(row.reshape(3, 2), (0.25, 0.5, 0.75), strict=True):
+        x = np.asarray(process.add_noise(processes[name], crowd, eps, t))
+        image.imshow(plots.tile(x[[0, 1, 2, 3]], 2))
+        image.set(xticks=[], yticks=[])
+        image.set_title(rf"{name}, $t$ = {t}: $\lambda$ = {float(processes[name].log_snr(t)):z.1f}")
+        draw_histogram(histogram, x)
+        histogram.set(title="", ylabel="", yticks=[], xlabel="pixel value" * (name == "cosine"))
+plt.show()
+
+# %% [markdown]
+# ## 8 · What a bad schedule looks like
+#
+# Now the picture from the start. The three strips were three calls of `linear_betas`:
+#
+# | $T$ | $\beta_1 \dots \beta_T$ | |
+# |---|---|---|
+# | 1000 | 0.0001 … 0.02 | as intended |
+# | 100 | 0.0001 … 0.02 | ten times fewer steps, the same size: a tenth of the noise |
+# | 1000 | 0.0001 … 0.2 | end points that suit about 100 steps: ten times the noise |
+#
+# The end points belong to $T$. What a chain does in total is about $\sum_n \beta_n$, since
+# $\log\bar\alpha_T = \sum_n \log(1-\beta_n)$. Change the number of steps, and $\beta$ must change
+# the other way.
+#
+# How much does a step contribute? A useful number is the share of steps whose log-SNR lies within
+# [−5, 5]: on the ladder, that is where a digit turns from clear to lost.
+
+
+# %%
+def useful(p, T):
+    """The share of steps 1 … T with a log-SNR within [−5, 5]."""
+    return float(np.mean(np.abs(p.log_snr(np.arange(1, T + 1) / T)) <= 5))
+
+
+trials = {
+    "as intended": process.linear_betas(1000),
+    "never noise": process.linear_betas(100),
+    "over at once": process.linear_betas(1000, 1e-4, 0.2),
+    "T = 100, repaired": process.linear_betas(100, 1e-3, 0.2),
+}
+trial_processes = {name: process.from_betas(betas) for name, betas in trials.items()}
+for name, p in trial_processes.items():
+    share = useful(p, len(trials[name]))
+    print(f"{name:18s} alpha(1) = {float(p.alpha(1.0)):.4f}   useful steps {share:.0%}")
+
+# %%
+totals = {name: betas.sum() for name, betas in trials.items()}  # a tenth, and ten times (to 1 %)
+assert np.isclose(totals["never noise"] / totals["as intended"], 0.1, rtol=0.01)
+assert np.isclose(totals["over at once"] / totals["as intended"], 10, rtol=0.01)
+
+never, hasty = trial_processes["never noise"], trial_processes["over at once"]
+assert never.alpha(1.0) > 0.6  # 60 % of the signal is left at the end
+assert hasty.log_snr(0.25) < -5 and useful(hasty, 1000) < 0.25
+assert useful(trial_processes["as intended"], 1000) > 2.5 * useful(hasty, 1000)
+assert useful(never, 100) > 0.9 and useful(processes["cosine"], 1000) > 0.9
+repaired, intended = trial_processes["T = 100, repaired"], trial_processes["as intended"]
+# A chain of 100 steps is a coarser walk along the same curve: within 0.01 everywhere.
+t = np.linspace(0, 1, 101)
+assert np.abs(repaired.alpha(t) - intended.alpha(t)).max() < 0.01
+
+# %% [markdown]
+# "Never noise" scores well on useful steps and is useless all the same: a sampler would start at
+# a place where training never was. So two numbers are needed: $\alpha(1)$, and then the share of
+# useful steps.
+#
+# Is [−5, 5] the right window, though? Let somebody else look: a classifier that knows the mean
+# picture of every class and picks the nearest, scaled by $\alpha(t)$. It needs no training, and
+# for classes that are round Gaussian clouds of equal size it would be optimal.
+
+# %%
+test = data.load("digits", split="test")
+class_means = np.stack([digits.x[digits.labels == k].mean(0).ravel() for k in range(10)])
+images, answers = np.tile(test.x, (10, 1, 1, 1)), np.tile(test.labels, 10)  # 10 noises per digit
+eps = np.asarray(jax.random.normal(jax.random.key(10), images.shape))
+
+
+def accuracy(p, t):
+    """The share of noisy test digits whose nearest class mean is the right one."""
+    x = np.asarray(process.add_noise(p, images, eps, t)).reshape(len(images), -1)
+    means = float(p.alpha(t)) * class_means
+    distance = (means**2).sum(1) - 2 * x @ means.T  # up to |x|², the same for all classes
+    return np.mean(distance.argmin(1) == answers)
+
+
+looks = np.linspace(0, 1, 41)
+compared = {name: trial_processes[name] for name in list(trials)[:3]}
+compared["cosine"] = processes["cosine"]
+recognised = {name: np.array([accuracy(p, t) for t in looks]) for name, p in compared.items()}
+
+# %% [markdown]
+# **Predict, then run.** Against *time*, the four schedules will give four different curves. What
+# will they do against *log-SNR*?
+
+# %%
+fig, (ax, bx) = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+plots.curves(looks, recognised, ax=ax, xlabel="time $t$", ylabel="share recognised", label_at=0.5)
+for (name, shares), color in zip(recognised.items(), plots.SERIES, strict=False):
+    bx.plot(compared[name].log_snr(looks), shares, "o", ms=4, alpha=0.6, color=color)
+bx.set(xlabel=r"$\lambda$, log signal-to-noise", xlim=(10, -10), title="the same points against λ")
+for panel in (ax, bx):
+    panel.axhline(0.1, color=plots.NOISE, lw=0.8)
+bx.text(9.5, 0.12, "guessing", color=plots.NOISE, size="small")
+ax.set_ylim(0, 1)
+bx.axvspan(5, -5, color=plots.NOISE, alpha=0.15, lw=0)
+plt.show()
+
+# %% [markdown]
+# One curve. All variance-preserving schedules take the same walk down the same ladder; a schedule
+# only decides **how long to stay on each rung**. Time is a clock we invented, log-SNR is what
+# the picture knows. We check that, and what the window was supposed to mean.
+
+# %%
+window = np.linspace(-6, 6, 25)
+at_log_snr = {name: np.interp(window, compared[name].log_snr(looks)[:0:-1], shares[:0:-1])
+              for name, shares in recognised.items() if name != "never noise"}  # fmt: skip
+spread = np.ptp(list(at_log_snr.values()), axis=0).max()
+print(f"largest difference at equal log-SNR: {spread:.3f}")
+# 3,600 pictures: a share has a standard error of at most 0.5/60, and 4 of them are 0.033.
+assert spread < 0.033
+
+clean, fine, lost = recognised["cosine"][0], at_log_snr["cosine"][-3], at_log_snr["cosine"][2]
+assert window[-3] == 5 and window[2] == -5
+assert abs(fine - clean) < 0.033 and lost < 0.2
+print(f"recognised: clean {clean:.0%}, at λ = 5 {fine:.0%}, at λ = −5 {lost:.0%}; guessing 10 %")
+
+# %% [markdown]
+# ### A bigger picture needs more noise
+#
+# The ladder is for 8 × 8 pictures. Enlarge a digit four times, add the same noise, and look from
+# further away: averaging 4 × 4 pixels divides the noise by 4, and the digit is back. In a large
+# picture neighbouring pixels say the same thing sixteen times.
+#
+# So the schedule must go further down for larger pictures. Hoogeboom et al. 2023 shift $\lambda$ by
+# $-2\log 4$ for a picture of four times the width; Chen 2023 found the same need by experiment.
+
+# %%
+p, time_shown = processes["cosine"], 0.75
+large = np.repeat(np.repeat(eight, 4, axis=1), 4, axis=2)
+keys = jax.random.split(jax.random.key(11))
+small_noisy = process.add_noise(p, eight, jax.random.normal(keys[0], eight.shape), time_shown)
+large_noisy = process.add_noise(p, large, jax.random.normal(keys[1], large.shape), time_shown)
+pooled = np.asarray(large_noisy).reshape(8, 8, 4, 8, 4, 1).mean((2, 4))
+
+residual = pooled - float(p.alpha(time_shown)) * eight
+expected = float(p.sigma(time_shown)) / 4
+# 512 pixels: the standard error of a standard deviation is σ/sqrt(2·512), and 4 of them 12.5 %.
+assert abs(residual.std() / expected - 1) < 4 / np.sqrt(2 * residual.size)
+
+# %%
+views = {
+    "8 × 8": small_noisy,
+    "32 × 32": large_noisy,
+    "32 × 32,\naveraged, ÷ α": pooled / p.alpha(time_shown),
+}
+fig, axes = plt.subplots(3, 1, figsize=(6, 2.7))
+for ax, (name, x) in zip(axes, views.items(), strict=True):
+    ax.imshow(plots.tile(x, 8, gap=x.shape[1] // 8))
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.set_ylabel(name, rotation=0, ha="right", va="center")
+plt.show()
+
+# %% [markdown]
+# ## 9 · Break it on purpose: std where a variance belongs
+#
+# $\beta$ is a variance, $\sqrt\beta$ a standard deviation, and the two look alike in code. Two bugs,
+# each one character or so:
+#
+# - **A**, in the chain: `x = sqrt(1 - beta) * x + beta * eps`, the root forgotten.
+# - **B**, in the jump: `alpha * x0 + sigma**2 * eps`, a variance where a standard deviation belongs.
+#
+# Nothing crashes. Both begin at the data. **Predict, then run:** what will the digits look like at
+# the end under A? And under B?
+
+
+# %%
+def chain_with_bug_a(x, betas, key):
+    yield x
+    for n, beta in enumerate(betas, start=1):
+        eps = jax.random.normal(jax.random.fold_in(key, n), x.shape)
+        x = jnp.sqrt(1 - beta) * x + beta * eps  # beta is a variance: sqrt(beta) belongs here
+        yield x
+
+
+p, marks = processes["linear"], np.arange(0, 1001, 125)
+some = jnp.asarray(digits.x[:200])
+eps = jax.random.normal(jax.random.key(13), some.shape)
+walk_a = np.stack(list(chain_with_bug_a(some, schedules["linear"], jax.random.key(14))))[marks]
+right_x = np.stack([process.add_noise(p, some, eps, n / T) for n in marks])
+bug_b = np.stack([p.alpha(n / T) * some + p.sigma(n / T) ** 2 * eps for n in marks])
+plots.image_grid([x[:, 3] for x in (right_x, walk_a, bug_b)], ["right", "bug A", "bug B"],
+                 "One digit, from $t$ = 0 to $t$ = 1", scale=0.7)  # fmt: skip
+plt.show()
+
+# %% [markdown]
+# Bug A fades to grey: the signal dies, and hardly any noise takes its place. One look at $x_1$ finds
+# it. Bug B is nastier. It starts right and ends right, since $0^2 = 0$ and $1^2 = 1$, and by eye the
+# middle looks plausible. Moments find both: measure the standard deviation of what was added,
+# $x_t - \alpha(t)\,x_0$, and compare it with $\sigma(t)$.
+#
+# Theory says what the bugs must do. For A the variance obeys
+# $v_n = (1-\beta_n)\,v_{n-1} + \beta_n^2$; for B the standard deviation is $\sigma^2$.
+
+# %%
+v = [0.0]
+for beta in schedules["linear"]:
+    v.append((1 - beta) * v[-1] + beta**2)
+t = np.arange(T + 1) / T
+theory = {"right: σ": p.sigma(t), "bug A: √v": np.sqrt(v), "bug B: σ²": p.sigma(t) ** 2}
+signal = np.asarray(p.alpha(marks / T))[:, None, None, None, None] * np.asarray(some)
+measured = [np.std(x - signal, axis=(1, 2, 3, 4)) for x in (right_x, walk_a, bug_b)]
+ax = plots.curves(t, theory, xlabel="time $t$", ylabel="std of the noise", label_at=0.35)
+for values, color in zip(measured, plots.SERIES, strict=False):
+    ax.plot(marks / T, values, "o", ms=5, color=color)
+plt.show()
+
+# %%
+# 12,800 values: the standard error of a standard deviation s is s/sqrt(2·12800).
+limit = 4 / np.sqrt(2 * some.size)
+for (name, line), values in zip(theory.items(), measured, strict=True):
+    line = np.asarray(line)[marks]
+    assert np.all(np.abs(values[1:] / line[1:] - 1) < limit), name
+sigma = np.asarray(p.sigma(marks / T))
+off_a, off_b = measured[1][-1] / sigma[-1], measured[2][1] / sigma[1]
+print(f"bug A at t = 1: {off_a:.0%} of the noise. Bug B at t = 1/8: {off_b:.0%}; at t = 1: "
+      f"{measured[2][-1] / sigma[-1]:.0%}")  # fmt: skip
+assert np.allclose(process.sub_vp().sigma(t), process.vp_linear().sigma(t) ** 2, atol=1e-6)
+assert off_a < 0.15 and off_b < 0.5 and abs(measured[2][-1] / sigma[-1] - 1) < limit
+
+# %% [markdown]
+# Why does nobody notice B? Training runs, the loss falls, and every sample starts from the right
+# noise. But a sampler that believes in $\sigma$ takes a noise level that never occurred. As a
+# process in its own right B is legitimate, if *everyone* knows: it is the sub-VP process of Song et
+# al. 2021 (`process.sub_vp`). A bug is often a correct formula in the wrong place.
+#
+# **The lesson:** test moments in the middle, not only at the ends, and on data whose mean isn't 0
+# and whose variance isn't 1.
+#
+# ## 10 · What to inspect
+#
+# Before training anything on a new schedule, a practitioner looks at
+#
+# 1. pictures at $t = 0, ½, 1$: data, something in between, nothing;
+# 2. $\alpha(1)$: is the end really noise, for pictures of *this* size?
+# 3. log-SNR: does it fall all the way, and how many steps are useful?
+# 4. the moments of $x_t$ in the middle.
+
+# %%
+eps = jax.random.normal(jax.random.key(15), digits.x.shape)
+ns = np.arange(1, T + 1)
+print("schedule        alpha(1)   λ = 0 at t   useful steps   std at t = ½ (theory)")
+for name, p in processes.items():
+    assert np.all(np.diff(np.asarray(p.log_snr(ns / T), np.float64)[:-1]) < 0), name  # always falls
+    x = np.asarray(process.add_noise(p, digits.x, eps, 0.5))
+    theory = np.sqrt(float(p.alpha(0.5)) ** 2 * digits.x.var() + float(p.sigma(0.5)) ** 2)
+    print(f"{name:15s} {float(p.alpha(1.0)):8.5f}   {halfway[name]:10.2f}   {useful(p, T):12.0%}"
+          f"   {x.std():12.3f} ({theory:.3f})")  # fmt: skip
+    # 92,000 pixels: 4 standard errors of a standard deviation are below 1 %.
+    assert abs(x.std() / theory - 1) < 0.01
+
+# %% [markdown]
+# ## 11 · Outlook: the same two functions of time
+#
+# Since section 3 nothing has needed the chain. Equation (3) asks for two functions, and any pair that leads
+# from $(1, 0)$ to noise will do. The processes that you'll meet later differ in nothing else:
+#
+# | name | $\alpha(t)$ | $\sigma(t)$ | chapter |
+# |---|---|---|---|
+# | `vp_linear` | DDPM's limit of many steps | $\sqrt{1-\alpha^2}$ | 09 |
+# | `vp_cosine` | a cosine, no clip | $\sqrt{1-\alpha^2}$ | 03 |
+# | `variance_exploding` | 1 | up to 50, geometric | 09 |
+# | `edm` | 1 | up to 80, $80\,t^7$ | 12 |
+# | `rectified_flow` | $1-t$ | $t$ | 17 |
+
+# %%
+continuous = {
+    "VP linear": process.vp_linear(),
+    "VP cosine": process.vp_cosine(),
+    "VE": process.variance_exploding(),
+    "EDM": process.edm(),
+    "rectified flow": process.rectified_flow(),
+}
+
+# %%
+t = np.linspace(0, 1, 501)
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.3))
+plots.curves(t, {name: p.alpha(t) for name, p in continuous.items()}, ax=axes[0],
+             xlabel="time $t$", ylabel=r"$\alpha$, signal level", label_at=0.45)  # fmt: skip
+axes[1].set_ylim(1e-3, 120)
+plots.curves(t[1:], {name: p.sigma(t)[1:] for name, p in continuous.items()}, ax=axes[1], log="y",
+             xlabel="time $t$", ylabel=r"$\sigma$, noise level", label_at=0.6)  # fmt: skip
+for p, color, dash in zip(continuous.values(), plots.SERIES, plots.DASHES, strict=False):
+    axes[2].plot(p.alpha(t), p.sigma(t), color=color, ls=dash)
+for log_snr in (3, 0, -3):
+    axes[2].plot([0, 2], [0, 2 * np.exp(-log_snr / 2)], color=plots.NOISE, lw=0.8)
+for x, y, text in ((0.22, 1.04, "variance-preserving"), (0.77, 1.2, "VE, EDM"),
+                   (0.45, 0.03, r"$\lambda = 3$"), (0.8, 0.74, r"$\lambda = 0$")):  # fmt: skip
+    axes[2].text(x, y, text, size="small")
+axes[2].text(0.45, 0.45, "rectified flow", size="small", rotation=-45, ha="center", va="center")
+axes[2].set(xlim=(0, 1.15), ylim=(0, 1.35), aspect="equal")
+axes[2].set(xlabel=r"$\alpha$, signal level", ylabel=r"$\sigma$, noise level")
+plt.show()
+
+# %% [markdown]
+# The right panel shows each process as a path from the data, at $(1, 0)$. Variance-preserving ones
+# follow the quarter circle, rectified flow cuts straight across, and VE and EDM climb the
+# vertical line and leave the picture. Each grey ray from the origin is one log-SNR. All paths cross
+# all rays in the same order, so each is a rescaled version of the others, on another clock.
+
+# %%
+discrete, limit = processes["linear"], continuous["VP linear"]
+t = np.linspace(0, 1, 1001)
+gap = np.abs(discrete.alpha(t) - limit.alpha(t)).max()
+print(f"DDPM's 1000 steps and the continuous process differ by at most {gap:.4f} in alpha")
+assert gap < 2e-3  # of the order of 1/T
+
+circle = continuous["VP cosine"].alpha(t) ** 2 + continuous["VP cosine"].sigma(t) ** 2
+assert np.abs(circle - 1).max() < 1e-5
+flow = continuous["rectified flow"]
+assert np.abs(flow.alpha(t) + flow.sigma(t) - 1).max() < 1e-6
+for p in continuous.values():
+    assert np.all(np.diff(np.asarray(p.log_snr(t[1:-1]), np.float64)) < 0)
+
+# %% [markdown]
+# ## Recap
+#
+# 1. A step shrinks by $\sqrt{1-\beta}$ and adds noise of variance $\beta$; variances add up.
+# 2. All steps together are one: $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, with $t = 0$ exactly
+#    the data.
+# 3. Log-SNR says how noisy a picture is; a schedule only says how long to stay at each log-SNR.
+# 4. Look at both ends: $\alpha(1)$ should be as good as 0 for pictures of your size, and the table starts at
+#    $\bar\alpha_0 = 1$.
+# 5. A bug can be right at both ends. Test the moments in the middle, on lopsided data.
+#
+# ## Try it yourself
+#
+# 1. Design a schedule of your own from its log-SNR: a straight line from 10 to −10. How many of its
+#    steps are useful? How far apart are $\beta_1$ and $\beta_T$?
+# 2. With `linear_betas(250, …)`, which end points give the curve of $T = 1000$?
+# 3. Replace Gaussian noise in `chain` by coin flips of ±1. At which steps do the moments still
+#    agree, and when do the histograms?
+
+# %% [markdown]
+# ## Further reading
+#
+# - J. Ho, A. Jain, P. Abbeel. *Denoising Diffusion Probabilistic Models.* NeurIPS 2020.
+#   [arXiv:2006.11239](https://arxiv.org/abs/2006.11239). Sections 2 and 4.
+# - A. Nichol, P. Dhariwal. *Improved Denoising Diffusion Probabilistic Models.* ICML 2021.
+#   [arXiv:2102.09672](https://arxiv.org/abs/2102.09672). Section 3.2: the cosine.
+# - D. P. Kingma, T. Salimans, B. Poole, J. Ho. *Variational Diffusion Models.* NeurIPS 2021.
+#   [arXiv:2107.00630](https://arxiv.org/abs/2107.00630). Log-SNR as the true clock.
+# - Y. Song, J. Sohl-Dickstein, D. P. Kingma, A. Kumar, S. Ermon, B. Poole. *Score-Based Generative
+#   Modeling through Stochastic Differential Equations.* ICLR 2021.
+#   [arXiv:2011.13456](https://arxiv.org/abs/2011.13456).
+# - S. Lin, B. Liu, J. Li, X. Yang. *Common Diffusion Noise Schedules and Sample Steps Are Flawed.*
+#   WACV 2024. [arXiv:2305.08891](https://arxiv.org/abs/2305.08891).
+
+# %% [markdown]
+# - E. Hoogeboom, J. Heek, T. Salimans. *simple diffusion: End-to-end diffusion for high resolution
+#   images.* ICML 2023. [arXiv:2301.11093](https://arxiv.org/abs/2301.11093).
+# - T. Chen. *On the Importance of Noise Scheduling for Diffusion Models.* 2023.
+#   [arXiv:2301.10972](https://arxiv.org/abs/2301.10972).
+# - R. Rombach, A. Blattmann, D. Lorenz, P. Esser, B. Ommer. *High-Resolution Image Synthesis with
+#   Latent Diffusion Models.* CVPR 2022. [arXiv:2112.10752](https://arxiv.org/abs/2112.10752).
+# - M. Xu, L. Yu, Y. Song, C. Shi, S. Ermon, J. Tang. *GeoDiff: A Geometric Diffusion Model for
+#   Molecular Conformation Generation.* ICLR 2022.
+#   [arXiv:2203.02923](https://arxiv.org/abs/2203.02923).
+#
+# **New words:** forward process, schedule ($\beta$), $\bar\alpha$, closed form, signal and noise
+# level ($\alpha$, $\sigma$), log-SNR, variance-preserving, terminal SNR, standard error.

@@ -1,0 +1,601 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,source//py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 · DDPM
+#
+# **The question.** A network has learned to remove a little noise. How does that draw a digit that
+# nobody ever wrote?
+#
+# At the end of this chapter you will be able to
+#
+# - write the training loop and the ancestral sampler of DDPM from memory, and say where each
+#   symbol comes from;
+# - compare a trained network with the exact answer, point by point;
+# - train a U-Net on real handwritten digits in about a minute, and judge its samples by more than
+#   looking at them;
+# - recognise a model whose time input is dead, although its loss falls.
+#
+# **You need** chapters 01 (the forward process) and 02 (denoising is the posterior mean).
+# **Time**: about 75 minutes of reading; the notebook itself runs for about two minutes on two CPU
+# cores.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Colab's own jax
+    print("installing diffusion-course")
+    # %pip install --quiet --no-deps diffusion-course
+from diffusion_course import setup
+
+course = setup()
+
+# %%
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from flax import nnx
+
+from diffusion_course import data, denoiser, losses, metrics, parameterization, plots, process
+from diffusion_course import recipes, samplers, sampling, train, weights, widgets
+from diffusion_course.data import toy2d
+from diffusion_course.models.classifier import judge
+from diffusion_course.models.mlp import MLP
+
+plots.use_style()
+
+# %% [markdown]
+# ## 1 · One picture
+#
+# The top row is pure noise. Each row below is the same ten images a little later, and the last row
+# is the answer. The model was asked for one digit of each class. Nothing in the loop that made
+# this looks at a real image: it only calls a network that guesses what lies under the noise.
+
+# %%
+released = weights.load("digits")
+D = denoiser.denoiser(released.model, released.process, "v", jnp.arange(10))
+start = jax.random.normal(jax.random.key(3), (10, 8, 8, 1))
+_, path = sampling.sample(
+    samplers.ddpm(released.process), D, start, sampling.uniform(250), jax.random.key(4)
+)
+rows = [start, path[62], path[124], path[187], path[249]]
+plots.image_grid(rows, ["t = 1", "t = 3/4", "t = 1/2", "t = 1/4", "t = 0"])
+# %% [markdown]
+# ## 2 · Training: guess the noise
+#
+# We start in the plane, where the exact answer is known, with the linear schedule of the paper.
+# The data are three unequal clouds; `oracle` is their exact denoiser from chapter 02.
+#
+# The network sees the noisy point and the time, and guesses the noise. The loss is
+#
+# $$L_\text{simple} = \mathbb{E}_{t,\,x_0,\,\varepsilon}\,
+#   \big\|\varepsilon - \varepsilon_\theta(\sqrt{\bar\alpha_t}\,x_0 +
+#   \sqrt{1-\bar\alpha_t}\,\varepsilon,\; t)\big\|^2 \tag{1}$$
+#
+# (Ho, Jain & Abbeel 2020, eq. 14). Chapter 02 showed that its minimiser is the posterior mean in
+# disguise.
+
+# %%
+T = 1000
+betas = process.linear_betas(T)
+p = process.from_betas(betas)
+oracle = denoiser.gaussian_mixture(p, *toy2d.MIXTURE)
+cloud = data.load("toy2d", kind="mixture", n=20_000)
+
+# %% [markdown]
+# Algorithm 1 of the paper, written out. `n` is the step of the chain, from 1 to $T$; our network
+# takes the time $t = n/T$. Note the three keys: one for the step, one for the noise, and none of
+# them used twice.
+
+
+# %%
+def algorithm_1(model, x0, key):
+    """The loss of one batch (Ho et al. 2020, algorithm 1, lines 2 to 5)."""
+    key_n, key_eps = jax.random.split(key)
+    n = jax.random.randint(key_n, (len(x0),), 1, T + 1)
+    eps = jax.random.normal(key_eps, x0.shape)
+    alpha_bar = jnp.asarray(np.cumprod(1 - betas), jnp.float32)[n - 1][:, None]
+    x_n = jnp.sqrt(alpha_bar) * x0 + jnp.sqrt(1 - alpha_bar) * eps
+    return jnp.mean((eps - model(x_n, n / T)) ** 2)
+
+
+@nnx.jit
+def train_step(model, optimizer, x0, key):
+    loss, gradient = nnx.value_and_grad(algorithm_1)(model, x0, key)
+    optimizer.update(model, gradient)
+    return loss
+
+
+# %%
+model = MLP(rngs=nnx.Rngs(0))
+optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
+batches = data.batches(cloud, size=512, seed=0)
+trace = [
+    float(train_step(model, optimizer, next(batches)[0], jax.random.fold_in(jax.random.key(0), i)))
+    for i in range(200)
+]
+print(
+    f"mean loss of the first 10 steps {np.mean(trace[:10]):.3f}, of the last 10 {np.mean(trace[-10:]):.3f}"
+)
+assert np.mean(trace[-10:]) < 0.5 * np.mean(trace[:10])  # measured .66 and .15: a factor of four
+
+# %% [markdown]
+# A network that always answers 0 has a loss of 1, since each coordinate of $\varepsilon$ has
+# variance 1. That is the first thing to check of any training curve: it must start near 1 and leave
+# it.
+#
+# The library's `losses.diffusion_loss` is the same function. It works for every process and every
+# target, and draws the steps through `times`. Given the same key it returns the same number.
+
+# %%
+x0 = jnp.asarray(cloud.x[:512])
+key = jax.random.key(11)
+ours = algorithm_1(model, x0, key)
+library = losses.diffusion_loss(model, p, "eps", x0, None, key, times=losses.discrete_times(T))
+print(f"ours {ours:.6f}, library {library:.6f}")
+# Different order of the same float32 operations, over 1024 terms of size about 1.
+np.testing.assert_allclose(ours, library, rtol=1e-5)
+
+# %% [markdown]
+# `train.fit` wraps such a step in what every real run needs: donated buffers, clipping, warm-up, an
+# average of the weights, a progress bar, and a stop with an error if the loss becomes NaN. We use it
+# from here on, with a constant learning rate as in the paper.
+
+
+# %%
+def objective(model, x, labels, key):
+    return losses.diffusion_loss(model, p, "eps", x, None, key, times=losses.discrete_times(T))
+
+
+def fit_cloud(loss):
+    return train.fit(
+        MLP(rngs=nnx.Rngs(0)), loss, data.batches(cloud, size=512, seed=0),
+        steps=1500, key=jax.random.key(0), optimizer=optax.adam(3e-3),
+    )  # fmt: skip
+
+
+fitted = fit_cloud(objective)
+fitted.history.plot()
+# %% [markdown]
+# The loss falls fast, then stays flat and noisy at about 0.13. It will never reach 0: the noise
+# cannot be known exactly from a noisy point. The floor is not a failure. It is the variance that is
+# left after the best possible guess, and here we can compute it. (The network is taken with its
+# averaged weights, which section 5 explains.)
+
+# %%
+eps = jax.random.normal(jax.random.key(21), (20_000, 2))
+n = jax.random.randint(jax.random.key(22), (20_000,), 1, T + 1)
+x_n = process.add_noise(p, jnp.asarray(cloud.x), eps, n / T)
+best = parameterization.to_eps("x0", p, oracle.denoise(x_n, n / T), x_n, n / T)
+floor = float(jnp.mean((eps - best) ** 2))
+flat = np.mean(fitted.history.loss[-200:])
+reached = float(jnp.mean((eps - fitted.ema(x_n, n / T)) ** 2))
+print(f"training curve {flat:.3f}; floor {floor:.4f}; averaged weights, same points {reached:.4f}")
+assert 0.12 < flat < 0.14
+assert floor < reached < 1.03 * floor  # the same 20,000 points and noise: they differ by learning
+
+# %% [markdown]
+# ## 3 · Sampling: many small steps back
+#
+# We know how to go one step back if $x_0$ is known: the posterior
+# $q(x_s \mid x_t, x_0)$ is a Gaussian (chapter 02). Sampling puts the network's guess in the place of
+# $x_0$. In the paper's symbols, for one step $n \to n-1$,
+#
+# $$x_{n-1} = \frac{1}{\sqrt{\alpha_n}}\Big(x_n - \frac{\beta_n}{\sqrt{1-\bar\alpha_n}}\,
+#   \varepsilon_\theta(x_n, n)\Big) + \sigma_n z, \qquad
+#   \sigma_n^2 = \frac{1-\bar\alpha_{n-1}}{1-\bar\alpha_n}\,\beta_n \tag{2}$$
+#
+# (Ho et al. 2020, algorithm 2 and section 3.2; here $\alpha_n = 1-\beta_n$). The last step, $n = 1$,
+# has $\sigma_1 = 0$: no noise is added to the result.
+
+
+# %%
+def algorithm_2(model, x, keys):
+    """Ancestral sampling (Ho et al. 2020, algorithm 2): a loop, as it is written there."""
+    alpha = 1 - betas
+    alpha_bar = np.concatenate([[1.0], np.cumprod(alpha)])  # entry 0 belongs to the data
+    predict = jax.jit(lambda model, x, n: model(x, jnp.full(len(x), n / T)))
+    for n in range(T, 0, -1):
+        eps = predict(model, x, n)
+        mean = (x - betas[n - 1] / np.sqrt(1 - alpha_bar[n]) * eps) / np.sqrt(alpha[n - 1])
+        variance = (1 - alpha_bar[n - 1]) / (1 - alpha_bar[n]) * betas[n - 1]
+        x = mean + np.sqrt(variance) * jax.random.normal(keys[T - n], x.shape)
+    return x
+
+
+# %% [markdown]
+# The library writes the same step with the denoiser $D(x, t)$ and for any two times $s < t$. It is one
+# `lax.scan`, so that the thousand steps are one compiled program with the model as an argument.
+#
+# **Predict, then run.** With the same start and the same noise, how far apart will the two results
+# be after a thousand steps?
+
+
+# %%
+@partial(jax.jit, static_argnames="steps")
+def draw(model, x_start, key, steps=T):
+    D = denoiser.denoiser(model, p, "eps")
+    return sampling.sample(samplers.ddpm(p), D, x_start, sampling.uniform(steps), key)
+
+
+x_start = jax.random.normal(jax.random.key(5), (2000, 2))
+key = jax.random.key(6)
+keys = [jax.random.fold_in(key, i) for i in range(T)]
+written_out = algorithm_2(fitted.ema, x_start, keys)
+learned, learned_path = draw(fitted.ema, x_start, key)
+print(f"largest difference {jnp.abs(written_out - learned).max():.1e}")
+# 1000 steps of float32, whose errors the first steps amplify by 1/alpha(1) ≈ 160.
+np.testing.assert_allclose(written_out, learned, atol=5e-3)
+
+# %% [markdown]
+# ## 4 · Side by side with the oracle
+#
+# The same sampler, the same start and the same noise; only the denoiser differs. Left, the exact one:
+# no network, no training. Right, ours.
+#
+# **Predict, then run.** Where will the two clouds differ most: in the middle of the modes, or between
+# them?
+
+# %%
+exact, exact_path = jax.jit(
+    lambda x, key: sampling.sample(samplers.ddpm(p), oracle.denoise, x, sampling.uniform(T), key)
+)(x_start, key)
+
+
+def side_by_side(index):
+    """Both clouds after `index` steps; 0 is the start."""
+    fig, axes = plt.subplots(1, 2, figsize=(7, 3.4))
+    for ax, path, name, colour in (
+        (axes[0], exact_path, "exact denoiser", plots.TRUTH),
+        (axes[1], learned_path, "trained network", plots.PREDICTION),
+    ):
+        points = x_start if index == 0 else path[index - 1]
+        plots.points(ax, points, colour, size=5)
+        ax.set(title=name, xlim=(-3, 3), ylim=(-3, 3), xlabel="$x_1$", ylabel="$x_2$")
+    return fig
+
+
+# %%
+fig, axes = plt.subplots(2, 5, figsize=(11, 4.6), sharex=True, sharey=True)
+for column, index in enumerate((0, 500, 750, 900, 1000)):
+    for ax, path, colour in (
+        (axes[0, column], exact_path, plots.TRUTH),
+        (axes[1, column], learned_path, plots.PREDICTION),
+    ):
+        plots.points(ax, x_start if index == 0 else path[index - 1], colour, size=3)
+        ax.set(xlim=(-3, 3), ylim=(-3, 3))
+    axes[0, column].set_title(f"t = {1 - index / T:g}")
+axes[0, 0].set_ylabel("exact denoiser")
+axes[1, 0].set_ylabel("trained network")
+# %% [markdown]
+# Now by numbers. The exact denoiser must reproduce the data's moments up to the luck of 2,000 draws.
+# For the network we use the maximum mean discrepancy (MMD), a distance between two clouds that is
+# about 0 when they come from one distribution, and compare it with what a bad sampler would give.
+
+# %%
+fresh = np.asarray(oracle.sample(jax.random.key(7), 2000))
+means, stds, shares = (np.asarray(a) for a in toy2d.MIXTURE)
+mean = shares @ means
+variance = shares @ (stds[:, None] ** 2 + means**2) - mean**2
+off = np.abs(np.asarray(exact).mean(0) - mean) / np.sqrt(variance / 2000)
+print(f"exact denoiser: the mean is {off.max():.1f} standard errors off")
+assert (off < 4).all()  # 4 standard errors
+start_mmd, learned_mmd = metrics.mmd(x_start, fresh), metrics.mmd(learned, fresh)
+print(f"MMD to fresh data (2,000 points): noise {start_mmd:.3f}, network {learned_mmd:.4f}")
+# For equal distributions the estimate scatters around 0, by about 0.0005 with 2,000 points.
+assert abs(learned_mmd) < 0.002 < 0.02 * start_mmd
+
+# %% [markdown]
+# **Explorer.** Move the slider through the thousand steps. For most of the way hardly anything seems to
+# happen; the modes part late.
+
+# %%
+stops = [*range(0, 400, 100), *range(400, 1001, 50)]
+widgets.explorer(
+    widgets.render(side_by_side, stops), [f"t = {1 - i / T:.2f}" for i in stops], slider="steps"
+)
+
+# %% [markdown]
+# ## 5 · The average of the weights
+#
+# With a constant learning rate the weights never settle: they jitter around a good place. An
+# exponential moving average (EMA) is that place:
+#
+# $$\bar\theta \leftarrow d\,\bar\theta + (1-d)\,\theta. \tag{3}$$
+#
+# DDPM samples from $\bar\theta$ with $d = 0.9999$ (Ho et al. 2020, appendix B). We can measure what it
+# buys, because we know the exact denoiser.
+
+# %%
+times = (0.1, 0.3, 0.5, 0.7)
+
+
+def distance_to_oracle(model):
+    """Mean squared difference between the model's denoiser and the exact one, at each time."""
+    D, x0, eps = denoiser.denoiser(model, p, "eps"), jnp.asarray(cloud.x[:4000]), x_eps
+    x = {t: process.add_noise(p, x0, eps, t) for t in times}
+    return np.array([jnp.mean((D(x[t], t) - oracle.denoise(x[t], t)) ** 2) for t in times])
+
+
+x_eps = jax.random.normal(jax.random.key(8), (4000, 2))
+raw, averaged = distance_to_oracle(fitted.model), distance_to_oracle(fitted.ema)
+for t, a, b in zip(times, raw, averaged, strict=True):
+    print(f"t = {t}: raw weights {a:.5f}, averaged {b:.5f}, {a / b:.0f} times closer")
+assert (averaged < 0.5 * raw).all()  # the same run, the same noise: only the weights differ
+
+# %% [markdown]
+# **A trap.** The average starts at the random initial weights. With $d = 0.9999$ from the first step,
+# how much of them is left after 2,000 steps? The answer is $d^{2000}$. The remedy is to let the decay
+# grow, $d_n = \min(d, (1+n)/(10+n))$, which is what `train.ema_decay` does.
+
+# %%
+plain = 0.9999**2000
+warmed = np.prod([min(0.9999, (1 + n) / (10 + n)) for n in range(2000)])
+print(
+    f"share of the random weights after 2,000 steps: plain {plain:.0%}, with warm-up {warmed:.0e}"
+)
+assert plain > 0.8 and warmed < 1e-6
+assert np.isclose(train.ema_decay(500, 0.9999), 501 / 510)
+
+# %% [markdown]
+# ## 6 · Real digits
+#
+# The same algorithm, with images and a U-Net. Three things differ from the plane, each for a reason
+# you can look up in chapter 02:
+#
+# - the network predicts $v = \alpha\varepsilon - \sigma x_0$, whose determinant never vanishes;
+# - the schedule is the cosine, which wastes fewer steps (section 8);
+# - it gets the digit's class as an input. A tenth of the labels are replaced by "no label", so that
+#   one network learns both $D(x, t \mid \text{class})$ and $D(x, t)$. Chapter 07 lives on that; here we
+#   only use the scale $w$ of $D_u + w\,(D_c - D_u)$.
+
+# %%
+profile = course.profile
+digits, unseen = data.load(profile.dataset), data.load(profile.dataset, split="test")
+shape = digits.x.shape[1:]
+recipe = replace(
+    recipes.RECIPES["digits"], dataset=profile.dataset,
+    steps=profile.train_steps, batch_size=profile.batch_size,
+)  # fmt: skip
+q = weights.build_process(recipe.process)
+generate = sampling.generator(q, "v", samplers.ddim(q), sampling.uniform(50), shape)
+print(f"{len(digits)} images of shape {shape}; {recipe.steps * recipe.batch_size} seen in training")
+
+# %% [markdown]
+# **Predict, then run.** After how many images will you recognise the first digit?
+
+# %%
+snapshots = {}
+
+
+def look(step, model):
+    snapshots[step] = generate(model, jax.random.key(1), 10, np.arange(10), 2.0)
+
+
+trained = recipes.run(recipe, digits, callbacks=[train.Callback(recipe.steps // 8, look)])
+shown = list(snapshots)[:: max(1, len(snapshots) // 4)]
+plots.image_grid(
+    [snapshots[s] for s in shown], [f"{s * recipe.batch_size:,} images" for s in shown]
+)
+# %% [markdown]
+# ### What a practitioner looks at
+#
+# **The loss over time says little.** It falls in the first few hundred steps and then hardly moves,
+# while the samples go on getting better. The loss *by noise level* says more: where is the network
+# still worse than it could be?
+
+# %%
+errors = {}
+grid_t = np.linspace(0.02, 0.98, 13)
+for name, split in (("training images", digits), ("unseen images", unseen)):
+    x, y = jnp.asarray(split.x[:360]), jnp.asarray(split.labels[:360])
+    error = partial(losses.squared_error, trained.ema, q, "v", cond=y)
+    errors[name] = metrics.loss_by_time(error, x, grid_t, jax.random.key(9), repeats=2)
+fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+trained.history.plot(axes[0])
+plots.curves(grid_t, errors, xlabel="time $t$", ylabel="squared error of $v$", ax=axes[1])
+# %% [markdown]
+# Near $t = 0$ the target $v$ is almost pure noise, which nobody can read off a nearly clean image: the
+# rise on the left is a floor, as in section 2, and no failure.
+#
+# The two curves lie close together, so after this short training the network has not
+# learned its images by heart. We check the gap, and then look at the states on the way, one row for
+# each time: if the middle rows still look like noise at the end of a long training, the middle of the
+# schedule was not learned.
+
+# %%
+gap = errors["unseen images"].mean() / errors["training images"].mean()
+print(f"error on unseen images / on training images: {gap:.2f} (360 images each)")
+assert gap < 1.25
+
+
+# %%
+@jax.jit
+def ancestral(model, x_start, labels, key):
+    D = denoiser.denoiser(model, q, "v", labels)
+    return sampling.sample(samplers.ddpm(q), D, x_start, sampling.uniform(1000), key)[1]
+
+
+x_start = jax.random.normal(jax.random.key(12), (10, *shape))
+path = ancestral(trained.ema, x_start, jnp.arange(10), jax.random.key(13))
+rows = [x_start, path[249], path[499], path[749], path[999]]
+plots.image_grid(rows, ["t = 1", "t = 3/4", "t = 1/2", "t = 1/4", "t = 0"])
+# %% [markdown]
+# ### Are they digits?
+#
+# Looking is not measuring. A classifier that was trained on real digits only is the judge: of 500
+# samples, how many does it recognise as the class that was asked for? (The samples come from 50 steps
+# of DDIM, chapter 06, so that we need not wait for 1,000.)
+
+# %%
+expert = recipes.judge_for(profile.dataset)
+real_accuracy = metrics.class_accuracy(judge(expert, unseen.x)[0], unseen.labels)
+print(f"the judge recognises {real_accuracy:.1%} of {len(unseen)} unseen real digits")
+quality = {
+    w: recipes.measure(generate, trained.ema, expert, digits, unseen, w=w, samples=profile.samples)
+    for w in (1.0, 2.0)
+}
+for w, r in quality.items():
+    print(f"w = {w}: {r.accuracy:.1%} of {r.samples} recognised, worst class {r.worst_class:.0%}")
+assert quality[1.0].accuracy >= 0.93 and quality[2.0].accuracy >= 0.98
+
+# %% [markdown]
+# Accuracy alone is not quality: a model that draws one perfect 7 for every "7" would score 100 %.
+# So we also report
+#
+# - the **Fréchet distance** between the judge's features of samples and of training images, beside its
+#   floor, the same distance for unseen real digits;
+# - the **worst class**, so that no hole hides in a mean;
+# - the distance to the **nearest training image**, beside the same for unseen real digits. A model that
+#   copies would lie far below.
+
+# %%
+for w, r in quality.items():
+    print(
+        f"w = {w}: Fréchet {r.frechet:.2f} (floor {r.frechet_floor:.2f}), nearest training image "
+        f"{r.nearest:.2f} (unseen real {r.nearest_real:.2f}), copies {r.exact_copies:.1%}"
+    )
+assert quality[1.0].frechet < quality[2.0].frechet  # sharper is not closer to the data
+assert all(r.worst_class >= 0.7 and r.exact_copies == 0 for r in quality.values())
+
+# %%
+samples = generate(trained.ema, jax.random.key(1), 10, np.arange(10), 1.0)
+index, _ = metrics.nearest(samples, digits.x)
+plots.image_grid([samples, digits.x[index]], ["samples, w = 1", "nearest in training"])
+
+# %% [markdown]
+# ## 7 · Break it on purpose: the dead time input
+#
+# A slip that many have made: the time embedding is computed, and never reaches the layers (or is
+# passed as a constant). The program runs, and the loss falls.
+#
+# **Predict, then run.** What will the samples of a network look like that doesn't know how noisy its
+# input is?
+
+
+# %%
+def deaf(model):
+    """The model with its time input cut: it always hears 1/2."""
+    return lambda x, t, cond=None: model(x, jnp.full_like(t, 0.5), cond)
+
+
+broken = fit_cloud(lambda model, x, labels, key: objective(deaf(model), x, labels, key))
+D_broken = denoiser.denoiser(deaf(broken.ema), p, "eps")
+x_start = jax.random.normal(jax.random.key(5), (2000, 2))
+failed, _ = sampling.sample(
+    samplers.ddpm(p), D_broken, x_start, sampling.uniform(T), jax.random.key(6)
+)
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+steps = np.arange(len(broken.history.loss))
+smooth = {
+    name: np.convolve(np.pad(run.history.loss, (99, 0), "edge"), np.ones(100) / 100, "valid")
+    for name, run in (("with time", fitted), ("time cut", broken))
+}
+plots.curves(steps, smooth, xlabel="training step", ylabel="loss, mean of 100", ax=axes[0], log="y")
+for ax, cloud_, name in ((axes[1], learned, "with time"), (axes[2], failed, "time cut")):
+    plots.points(ax, fresh, plots.DATA, size=3, alpha=0.15)
+    plots.points(ax, cloud_, plots.PREDICTION, size=3)
+    ax.set(title=name, xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xlabel="$x_1$", ylabel="$x_2$")
+
+# %%
+falls = np.mean(broken.history.loss[-100:])
+failed_mmd = metrics.mmd(failed, fresh)
+print(f"loss: {falls:.3f} with the time cut, {flat:.3f} with it")
+print(f"MMD to data (2,000 points): {failed_mmd:.4f} with the time cut, {learned_mmd:.4f} with it")
+assert falls < 0.25  # it fell from 1: nothing in the curve looks alarming
+assert failed_mmd > 0.005 > 2.5 * abs(learned_mmd)  # ten times the estimate's scatter
+
+# %% [markdown]
+# The loss alone would not have told you. The test that would: **move $t$ at a fixed $x$, and see
+# whether the output changes.** Put it into every project.
+#
+# (In high dimension the damage is smaller, because an image tells how noisy it is by itself: Sun et
+# al. 2025 train networks without any time input. In the plane, a point tells almost nothing.)
+
+
+# %%
+def hears_the_time(model):
+    x = jnp.ones((2, 2)) * 0.3
+    return bool(jnp.abs(jnp.diff(model(x, jnp.array([0.2, 0.8])), axis=0)).max() > 1e-3)
+
+
+assert hears_the_time(fitted.ema) and not hears_the_time(deaf(broken.ema))
+
+# %% [markdown]
+# ## 8 · Linear against cosine
+#
+# Does the schedule matter once the network is perfect? It does as soon as steps are few. We take the
+# *exact* denoiser, so that nothing but the schedule differs, and draw 4,000 points with fewer and fewer
+# ancestral steps.
+#
+# **Predict, then run.** The linear schedule destroys the data faster (chapter 01). Which of the two will
+# need more steps for the same quality?
+
+# %%
+counts = (5, 10, 20, 50)
+distance = {"linear": [], "cosine": []}
+for name, made in (("linear", process.linear_betas(T)), ("cosine", process.cosine_betas(T))):
+    chain = process.from_betas(made)
+    exact_chain = denoiser.gaussian_mixture(chain, *toy2d.MIXTURE)
+    real = exact_chain.sample(jax.random.key(31), 4000)
+    x = jax.random.normal(jax.random.key(32), (4000, 2))
+    for steps in counts:
+        drawn, _ = sampling.sample(
+            samplers.ddpm(chain),
+            exact_chain.denoise,
+            x,
+            sampling.uniform(steps),
+            jax.random.key(33),
+        )
+        distance[name].append(metrics.frechet(drawn, real))
+ax = plots.curves(
+    counts, distance, xlabel="number of steps", ylabel="Fréchet distance", log="xy", label_at=0.5
+)
+ax.set_xticks(counts, counts)
+ax.minorticks_off();
+
+# %%
+for steps, linear, cosine in zip(counts, *distance.values(), strict=True):
+    print(f"{steps:3} steps: linear {linear:.4f}, cosine {cosine:.4f} (4,000 points)")
+ratio = np.array(distance["linear"]) / np.array(distance["cosine"])
+assert (ratio > 2).all()  # measured 2.6 to 5; two sets of real points are about 0.0003 apart
+# Five steps on the cosine do what takes ten on the linear schedule.
+assert distance["cosine"][0] < 1.2 * distance["linear"][1]
+
+# %% [markdown]
+# ## 9 · Recap
+#
+# 1. Training: draw a step, add noise, guess it, square the difference. The loss has a floor above 0.
+# 2. Sampling: put the guess into the posterior $q(x_s \mid x_t, x_0)$ and draw; the last step adds none.
+# 3. Sample from the average of the weights, and let its decay warm up.
+# 4. Judge by accuracy *and* Fréchet distance *and* coverage *and* nearest neighbours, with the sample
+#    count. The loss says little.
+# 5. A dead time input lets the loss fall. Test that the output moves with $t$.
+#
+# **Try it yourself.** (a) Use $\beta_n$ instead of $\sigma_n^2$ of eq. (2) in `algorithm_2`: which
+# moments change, and by how much with $T = 20$? (b) Leave out the noise $z$: what is the standard
+# deviation of each mode? (c) Train on `data.load("toy2d", kind="checkerboard")`: where do points fall
+# that belong to no square?
+#
+# **Words introduced.** Ancestral sampling, simple loss, exponential moving average, warm-up, dead time
+# input, Fréchet distance, judge, coverage.
+#
+# **Read on.** Ho, Jain & Abbeel 2020, *Denoising Diffusion Probabilistic Models*, NeurIPS
+# (arXiv:2006.11239). Nichol & Dhariwal 2021, *Improved Denoising Diffusion Probabilistic Models*, ICML
+# (arXiv:2102.09672). Salimans & Ho 2022, *Progressive Distillation for Fast Sampling of Diffusion
+# Models*, ICLR (arXiv:2202.00512), appendix D, for $v$. Sun, Jiang, Zhao & He 2025, *Is Noise
+# Conditioning Necessary for Denoising Generative Models?* (arXiv:2502.13129).

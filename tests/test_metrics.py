@@ -1,0 +1,133 @@
+"""Metrics against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion_course import metrics
+
+RNG = np.random.default_rng(5)
+
+
+def with_moments(n, mean, cov):
+    """n points whose sample mean and covariance are exactly these."""
+    x = RNG.normal(size=(n, len(mean)))
+    x -= x.mean(0)
+    white = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
+    return white @ np.linalg.cholesky(cov).T + mean
+
+
+def test_frechet_is_the_closed_form_for_commuting_covariances():
+    # With one set of axes the distance is ‖Δm‖² + Σ (√λ − √μ)².
+    axes = np.linalg.qr(RNG.normal(size=(3, 3)))[0]
+    first, second = np.array([0.3, 2.0, 5.0]), np.array([1.5, 0.2, 7.0])
+    shift = np.array([0.4, -1.0, 2.0])
+    x = with_moments(400, np.zeros(3), axes @ np.diag(first) @ axes.T)
+    y = with_moments(300, shift, axes @ np.diag(second) @ axes.T)
+    expected = (shift**2).sum() + ((first**0.5 - second**0.5) ** 2).sum()
+    assert metrics.frechet(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_agrees_with_the_matrix_root_when_covariances_do_not_commute():
+    import scipy.linalg
+
+    a, b = (m @ m.T + 0.1 * np.eye(4) for m in RNG.normal(size=(2, 4, 4)))
+    x, y = with_moments(50, np.zeros(4), a), with_moments(60, np.ones(4), b)
+    expected = 4 + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real)
+    assert metrics.frechet(x, y) == pytest.approx(expected, rel=1e-8)
+
+
+def test_frechet_is_symmetric_zero_on_itself_and_survives_constant_features():
+    x, y = RNG.normal(size=(30, 5)), RNG.normal(1, 2, (40, 5))
+    x[:, 2] = y[:, 2] = 0.7
+    assert metrics.frechet(x, x) == pytest.approx(0, abs=1e-6)  # root of float64 rounding
+    # The constant feature has eigenvalues of float64 rounding, 1e-16, whose roots are 1e-8.
+    assert metrics.frechet(x, y) == pytest.approx(metrics.frechet(y, x), rel=1e-7)
+
+
+def test_mmd_agrees_with_the_double_sum():
+    x, y = RNG.normal(size=(7, 2)), RNG.normal(0.5, 1.3, (9, 2))
+
+    def k(a, b):
+        return np.exp(-((a - b) ** 2).sum() / (2 * 0.8**2))
+
+    within = sum(
+        np.mean([k(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j])
+        for z in (x, y)
+    )
+    expected = within - 2 * np.mean([k(a, b) for a in x for b in y])
+    assert metrics.mmd(x, y, bandwidth=0.8) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mmd_is_unbiased_for_equal_distributions_and_sees_a_shift():
+    values = [metrics.mmd(RNG.normal(size=(60, 2)), RNG.normal(size=(50, 2))) for _ in range(60)]
+    # 4 standard errors of the mean of 60 independent estimates.
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(60)
+    assert min(values) < 0  # an unbiased estimate of 0 falls below it too
+    assert metrics.mmd(RNG.normal(size=(60, 2)), RNG.normal(1, 1, (50, 2))) > max(values)
+
+
+def test_nearest_is_the_brute_force_answer_and_can_leave_itself_out():
+    x, reference = RNG.normal(size=(12, 3, 2)), RNG.normal(size=(20, 3, 2))
+    index, distance = metrics.nearest(x, reference)
+    brute = np.sqrt(((x[:, None] - reference[None]) ** 2).sum((2, 3)))
+    np.testing.assert_array_equal(index, brute.argmin(1))
+    np.testing.assert_allclose(distance, brute.min(1), rtol=1e-6)
+    assert (metrics.nearest(x, x)[0] == np.arange(12)).all()
+    assert (metrics.nearest(x, x, exclude_self=True)[0] != np.arange(12)).all()
+
+
+def test_a_hole_in_one_class_shows_per_class_and_hides_in_the_mean():
+    labels = np.repeat([0, 1, 3], [50, 48, 2])
+    predicted = np.where(labels == 3, 0, labels)
+    assert metrics.class_accuracy(predicted, labels) == 0.98
+    np.testing.assert_array_equal(
+        metrics.per_class_accuracy(predicted, labels, 4), [1, 1, np.nan, 0]
+    )
+
+
+def test_loss_by_time_is_the_mean_of_the_error_at_each_time():
+    x0 = jnp.arange(6.0).reshape(3, 2)
+
+    def error(x0, eps, t):
+        return t**2 + 0 * eps.sum(1) + x0[:, 0]
+
+    times = [0.1, 0.5, 0.9]
+    found = metrics.loss_by_time(error, x0, times, jax.random.key(0), repeats=3)
+    np.testing.assert_allclose(found, np.square(times) + 2.0, rtol=1e-5)
+
+
+def test_loss_by_time_uses_the_same_noise_at_every_time_and_fresh_noise_per_repeat():
+    def error(x0, eps, t):
+        return eps[:, 0]
+
+    key, x0 = jax.random.key(1), jnp.zeros((50, 2))
+    found = metrics.loss_by_time(error, x0, [0.2, 0.8], key, repeats=4)
+    assert found[0] == found[1] != 0
+    assert found[0] != metrics.loss_by_time(error, x0, [0.2], key, repeats=1)[0]
+
+
+@pytest.mark.parametrize("function", [metrics.frechet, metrics.mmd, metrics.nearest])
+def test_sets_that_cannot_be_compared_are_named(function):
+    good = np.ones((4, 3))
+    with pytest.raises(ValueError, match="x and y must have equally many features, got 2, 3"):
+        function(np.ones((5, 2)), good)
+    with pytest.raises(ValueError, match=r"y must have shape \[N, …\] with N >= 2, got shape \(1,"):
+        function(good, good[:1])
+    with pytest.raises(ValueError, match="x must be finite"):
+        function(np.full((4, 3), np.nan), good)
+
+
+@given(st.floats(max_value=0, allow_nan=False))
+def test_a_bandwidth_that_is_not_positive_is_named(bandwidth):
+    with pytest.raises(ValueError, match="bandwidth must be positive"):
+        metrics.mmd(np.eye(3), np.eye(3), bandwidth=bandwidth)
+
+
+@pytest.mark.parametrize(("predicted", "labels"), [([1, 2], [1]), ([], []), ([[1]], [[1]])])
+def test_accuracy_needs_two_equal_lists(predicted, labels):
+    with pytest.raises(ValueError, match=r"predicted and labels must both have shape \[N\]"):
+        metrics.class_accuracy(predicted, labels)
