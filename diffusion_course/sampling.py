@@ -206,12 +206,15 @@ def generator(
         labels = _check_labels(labels, n, model.null_label)
         if isinstance(w, int | float) and w == 1:
             return plain(model, key, n, labels)
-        return guided(model, key, n, labels, w)
+        # One dtype, so that 2, 2.0 and an array share the program.
+        return guided(model, key, n, labels, jnp.asarray(w, jnp.float32))
 
     return generate
 
 
-def _check_labels(labels, n: int, null_label: int) -> Array:
+def _check_labels(labels, n: int, null_label: int | None) -> Array:
+    if null_label is None:
+        raise ValueError("labels must be None: this model has no labels (num_classes=None)")
     labels = jnp.asarray(labels, jnp.int32)
     if labels.shape != (n,):
         raise ValueError(f"labels must have shape ({n},), got shape {labels.shape}")

@@ -76,9 +76,12 @@ class History:
         """Draws the loss of each step, and its running average."""
         ax = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
         steps = self.first_step + np.arange(len(self.loss))
-        average, mean = [], self.loss[0] if self.loss else 0.0
-        for value in self.loss:
-            mean = smooth * mean + (1 - smooth) * value
+        average, mean = [], 0.0
+        for n, value in enumerate(self.loss):
+            decay = min(
+                smooth, n / (n + 1)
+            )  # a plain mean at first, so that it starts on the curve
+            mean = decay * mean + (1 - decay) * value
             average.append(mean)
         ax.plot(steps, self.loss, color="0.7", lw=0.8)
         ax.plot(steps, average, color="0.1")

@@ -110,7 +110,7 @@ def live(
 
     Args:
       respond: ``respond(value) -> (text, png)``: the readout and the picture for a value. It is
-        called once at the start, then whenever the slider comes to rest at another place.
+        called once at the start, and at every place that the slider comes to.
       values: what the slider's positions stand for.
       slider: the slider's name.
       start: the slider's first position.
@@ -124,7 +124,7 @@ def live(
     if not 0 <= start < len(values):
         raise ValueError(f"start must be a position in values, 0 … {len(values) - 1}, got {start}")
     position = ipywidgets.IntSlider(
-        start, 0, len(values) - 1, description=slider, readout=False, continuous_update=False
+        start, 0, len(values) - 1, description=slider, readout=False, continuous_update=True
     )
     readout = ipywidgets.Label()
     frame = ipywidgets.Image(format="png")

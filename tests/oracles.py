@@ -83,10 +83,7 @@ def _vp(p, beta_min, beta_max, power):
 # 1 − cos²a/cos²b loses digits near t = 0 even in float64, but only 1e-16/sigma² of them.
 PROCESSES = {
     "linear chain": _chain(linear64(1000, 1e-4, 0.02)),
-    "cosine chain": _chain(cosine64(1000, 0.008, 0.999)),
-    "scaled-linear chain": _chain(quadratic64(1000, 0.00085, 0.012)),
     "zero-SNR chain": _chain(zero_snr64(quadratic64(1000, 0.00085, 0.012))),
-    "sigmoid chain": _chain(sigmoid64(333, 1e-4, 0.05, 6.0)),
     "short chain": _chain(linear64(7, 0.03, 0.6)),
     "vp_linear": _vp(process.vp_linear(0.3, 13.0), 0.3, 13.0, 0.5),
     "sub_vp": _vp(process.sub_vp(0.2, 15.0), 0.2, 15.0, 1.0),

@@ -34,7 +34,7 @@ def inner_times(name, n):
     """Times inside (0, 1), in a chain inside its intervals, where the derivative is one number."""
     t = float32_times(rng, n, 0.05, 0.95)
     if name in CHAINS:
-        T = {"sigmoid chain": 333, "short chain": 7}.get(name, 1000)
+        T = 7 if name == "short chain" else 1000
         t = ((np.floor(t * T) + 0.5) / T).astype(np.float32).astype(np.float64)
     return t
 

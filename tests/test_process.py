@@ -170,7 +170,7 @@ def test_time_derivatives_agree_with_finite_differences(name):
     o = PROCESSES[name]
     t = float32_times(rng, 200, 0.03, 0.97)
     if name in CHAINS:  # the middles of the table's intervals: at its knots there is no derivative
-        T = {"sigmoid chain": 333, "short chain": 7}.get(name, 1000)
+        T = 7 if name == "short chain" else 1000
         t = ((np.floor(t * T) + 0.5) / T).astype(np.float32).astype(np.float64)
     # A table's slope is a difference of neighbours, each rounded by EPS32/2 of itself, times T.
     for got, f, scale in [
@@ -418,7 +418,9 @@ def test_beta_ranges_outside_the_unit_interval_are_refused(first, last):
 
 
 @examples
-@given(st.sampled_from([1, 2, 5, 40]).flatmap(lambda T: st.lists(betas_inside, min_size=T, max_size=T)))
+@given(
+    st.sampled_from([1, 2, 5, 40]).flatmap(lambda T: st.lists(betas_inside, min_size=T, max_size=T))
+)
 def test_every_chain_of_betas_inside_the_unit_interval_is_a_process(betas):
     p = process.from_betas(betas)
     t = np.arange(len(betas) + 1) / len(betas)

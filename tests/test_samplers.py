@@ -97,7 +97,9 @@ def test_eta_one_has_the_posterior_mean_and_variance_on_strided_grids(make, step
         return mean, ((got - mean) ** 2).mean()
 
     keys = jax.random.split(jax.random.key(steps), len(t))
-    mean, variance = (np.asarray(m, np.float64) for m in jax.lax.map(lambda a: moments(*a), (t, s, keys)))
+    mean, variance = (
+        np.asarray(m, np.float64) for m in jax.lax.map(lambda a: moments(*a), (t, s, keys))
+    )
     of_x0, of_x, want = posterior64(o, t.astype(np.float64), s.astype(np.float64))
     # 5 standard errors (250 of each are drawn), and 1e-3 for log-SNRs in float32.
     assert (np.abs(mean - of_x0 * x0 - of_x * x) < 5 * np.sqrt(want / n) + 1e-4).all()
@@ -305,7 +307,11 @@ def test_a_gaussian_flows_as_its_closed_form_says(name):
     want = o.alpha(0.05) * mean + spread[1] / spread[0] * (x - o.alpha(0.95) * mean)
     times = np.linspace(0.95, 0.05, 2001).astype(np.float32)
     got, _ = sampling.sample(
-        samplers.ddim(o.process), oracle(o, GAUSSIAN).denoise, as_column(x), times, jax.random.key(0)
+        samplers.ddim(o.process),
+        oracle(o, GAUSSIAN).denoise,
+        as_column(x),
+        times,
+        jax.random.key(0),
     )
     # Order one with 2000 steps.
     np.testing.assert_allclose(got[:, 0], want, atol=4e-3)

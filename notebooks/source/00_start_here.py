@@ -34,8 +34,8 @@
 import importlib.util
 
 if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Colab's own jax
+    print("installing diffusion-course")
     # %pip install --quiet --no-deps diffusion-course
-    importlib.invalidate_caches()
 from diffusion_course import setup
 
 course = setup()
@@ -63,7 +63,7 @@ plots.use_style()
 # ## 1 · Noise in, digits out
 #
 # The network below was trained on 1,437 handwritten digits by this course's own code; its card says
-# how. Its only skill: shown a noisy digit, it guesses the clean one.
+# how. Its only skill: shown a noisy digit, and told which digit it is, it guesses the clean picture.
 #
 # We hand it pure noise, and ask column by column for a 0, a 1, … a 9. Press play.
 
@@ -106,26 +106,35 @@ for ax, part, title in zip(axes, (states, guesses), titles, strict=True):
     ax.spines[:].set_visible(False)
 
 # %% [markdown]
-# On the left, nothing much happens for a long time, then digits appear. On the right, the guess is
-# a smudge from the first moment on: the average of all digits that are still possible. As the
-# noise goes, fewer are possible, and the smudge sharpens.
-#
+# On the left, nothing much seems to happen for a long time, then digits appear. On the right, there
+# is a smudge from the first moment on: the average of all the zeros, of all the ones, and so on.
+# It is the average of what is still possible. As the noise goes, less is, and the smudge sharpens.
+# Chapter 02 is about this one picture.
+
+# %%
+train, test = data.load("digits"), data.load("digits", split="test")
+average = np.stack([train.x[train.labels == k].mean(axis=0) for k in range(10)])
+gap = np.sqrt(np.mean((guesses[0] - average[labels]) ** 2))
+spread = np.sqrt(np.mean((train.x - average[train.labels]) ** 2))
+print(f"distance from the average digits: first guesses {gap:.2f}, real digits {spread:.2f}")
+# Training is never exact; but guessing some single digit would give the distance of real ones.
+assert gap < spread / 4
+
+# %% [markdown]
 # **Predict, then run.** We drew 200 pictures. How many will another network, trained to read
 # real digits, read as the digit that we asked for? And are they merely copies of training images?
 
 # %%
 reader = weights.load("digits_classifier").model
-train, test = data.load("digits"), data.load("digits", split="test")
 read = np.asarray(judge(reader, states[-1])[0])
 share = metrics.class_accuracy(read, labels)
 drawn = np.median(metrics.nearest(states[-1], train.x)[1])
 unseen = np.median(metrics.nearest(test.x, train.x)[1])
 print(f"read as asked for: {share:.1%} of {len(read)}")
 print(f"distance to the nearest training image: drawn {drawn:.2f}, real but unseen {unseen:.2f}")
-recipe, released_share = released.card.recipe, released.card.metrics["w=1"]["accuracy"]
-print(
-    f"the card: {recipe['minutes']:.0f} minutes on {recipe['device']}, {released_share:.1%} of 500"
-)
+minutes, device = released.card.recipe["minutes"], released.card.recipe["device"]
+released_share = released.card.metrics["w=1"]["accuracy"]
+print(f"the card: trained {minutes:.0f} minutes on {device}; {released_share:.1%} of 500 as asked")
 assert len(train) == 1437
 # If .99 is right, the standard error of a share of 200 is .007; this is 4 of them.
 assert share > released_share - 0.03
@@ -135,7 +144,8 @@ assert drawn > 0.75 * unseen
 # %% [markdown]
 # They are legible, and new. How is it done?
 #
-# **Training.** Mix a digit $x_0$ with Gaussian noise $\varepsilon$, and ask for the digit:
+# **Training.** Mix a digit $x_0$ with Gaussian noise $\varepsilon$, and teach the network to guess
+# the digit:
 #
 # $$x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon \tag{1}$$
 #
@@ -185,7 +195,7 @@ assert gap < 0.02
 # |---|---|---|
 # | 00 | [Start here](00_start_here.ipynb) | a live counter of recompilations |
 # | 01 | [The forward process](01_forward_process.ipynb) | one slider over image, histogram and log-SNR |
-# | 02 | [Denoising is the posterior mean](02_posterior_mean.ipynb) | arrows that split between modes as $t$ falls |
+# | 02 | [Denoising is the posterior mean](02_denoising.ipynb) | arrows that split between modes as $t$ falls |
 # | 03 | [DDPM](03_ddpm.ipynb) | exact and learned samples, side by side |
 # | 04 | Networks that denoise | what each part of the U-Net buys |
 # | 05 | The bound | bits per dimension, time by time |
@@ -223,8 +233,8 @@ assert gap < 0.02
 # ## 3 · How to work through a chapter
 #
 # **Predict, run, break.** Where a text says *predict*, write your answer down before you run the
-# cell; being wrong on paper is how the idea sticks. Then change something until it breaks. Cells
-# end in `assert`: every number in the text is checked each time the notebook runs.
+# cell; being wrong on paper is how the idea sticks. Then change something until it breaks. Many
+# cells end in `assert`: what the text claims is checked each time the notebook runs.
 #
 # **Your device.** The first cell has printed what `setup()` found. On Colab, choose *Runtime →
 # Change runtime type → TPU* (or GPU), then run from the top. Keep Colab's own jax: another version
@@ -238,10 +248,8 @@ assert gap < 0.02
 
 # %%
 for name in data.names():
-    where = (
-        "with the course" if data.source_of(name) == "bundled" else "from the hub or a local copy"
-    )
-    print(f"{name:<14} {where}")
+    bundled = data.source_of(name) == "bundled"
+    print(f"{name:<14} {'with the course' if bundled else 'from the hub or a local copy'}")
 print(f"\n{course.devices[0].platform.upper()}, so the profile is {course.profile.name!r}: "
       f"batches of {course.profile.batch_size} in training")  # fmt: skip
 
@@ -285,12 +293,10 @@ pairs = {
     "split first": (jax.random.uniform(key_time, (N,)), jax.random.normal(key_noise, (N,))),
 }
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), sharey=True)
-for ax, (name, (t, eps)), color in zip(
-    axes, pairs.items(), (plots.PREDICTION, plots.DATA), strict=True
-):
-    ax.scatter(t, eps, s=3, alpha=0.4, lw=0, color=color)
-    ax.set(title=name, xlabel="time $t$")
 axes[0].set_ylabel(r"noise $\varepsilon$")
+for ax, (name, (t, eps)) in zip(axes, pairs.items(), strict=True):
+    ax.scatter(t, eps, s=3, alpha=0.4, lw=0, color=plots.DATA)
+    ax.set(title=name, xlabel="time $t$")
 
 
 # %%
@@ -310,7 +316,7 @@ assert eps[t < 0.49].max() < 0  # no early time has any positive noise
 keys = [jax.random.fold_in(key, step) for step in range(10)]
 draws = jnp.stack([jax.random.normal(k, (N,)) for k in keys])
 assert jnp.array_equal(draws[7], jax.random.normal(jax.random.fold_in(key, 7), (N,)))
-# 45 pairs of independent steps: 5 standard errors are never exceeded by chance.
+# 45 pairs of independent draws: one run in 40,000 has a pair beyond 5 standard errors.
 assert np.abs(np.corrcoef(draws) - np.eye(10)).max() < 5 / np.sqrt(N)
 
 # %% [markdown]
@@ -322,10 +328,10 @@ assert np.abs(np.corrcoef(draws) - np.eye(10)).max() < 5 / np.sqrt(N)
 #
 # ### Trap 2: compiling again and again
 #
-# `jit` does not compile your Python. It runs it **once** with placeholders that have a shape and a
-# type but no value, writes down what happens to them, and compiles that. This is *tracing*. So
-# Python's own side effects happen while JAX traces, and never after. A `print` would vanish; an
-# `append` makes a counter.
+# `jit` does not compile your Python. It runs it once, with placeholders that have a shape and a type
+# but no value, writes down what happens to them, and compiles that. This is *tracing*. Python's own
+# side effects happen while JAX traces, and not in the calls after. So `print` is a poor witness
+# there, and `append` makes a good counter.
 
 
 # %%
@@ -366,8 +372,8 @@ assert list(counts.values()) == [1, 1, 2, 2, 3, 4]
 # every count.
 #
 # The one exception is asked for: a *static* argument is a Python value that the program is built
-# around. It must be static where it decides a shape or the length of a loop. Each new value is
-# then a new program.
+# around, for instance one that decides a shape. **Predict, then run:** the counter again, for a
+# static exponent `n`.
 
 # %%
 smooth, traces = counted(lambda x, level, n: x**n * level, static_argnums=2)
@@ -382,7 +388,7 @@ print(f"{len(traces)} programs: one for each n")
 # %% [markdown]
 # ### The explorer: a live counter
 #
-# Nothing is prepared here. Each stop of the slider calls a compiled function with that many rows.
+# Nothing is prepared here. Each place of the slider calls a compiled function with that many rows.
 # Orange is a call that compiled, blue one that did not. Go right, then go back the same way.
 
 
@@ -406,13 +412,16 @@ def chart(runs):
         ax.step(n, total, where="post", color=plots.NOISE, ls=dash, zorder=0)
         ax.scatter(n, total, s=18, c=np.where(compiled, plots.PREDICTION, plots.DATA))
         ax.annotate(name, (n[-1], total[-1]), (6, 0), textcoords="offset points", va="center")
-    ax.set(xlabel="calls so far", ylabel="compilations so far", ylim=(0, None))
+    longest, highest = map(max, zip(*[(len(run), sum(run)) for run in runs.values()], strict=True))
+    ax.set(xlabel="calls so far", ylabel="compilations so far")
+    ax.set(xlim=(0, max(12, longest) + 4), ylim=(0, max(4, highest) + 0.5))
+    ax.yaxis.get_major_locator().set_params(integer=True)
     return fig
 
 
 # %%
 def live_counter(values, start):
-    """A slider that makes a call at each stop; and the list of (rows, compiled?) of its calls."""
+    """A slider that makes a call at each place; and the list of (rows, compiled?) of its calls."""
     model, calls = Guess(64, rngs=nnx.Rngs(0)), []
     forward, traces = counted(lambda model, x: model(x))
 
@@ -444,8 +453,8 @@ assert sum(new for _, new in history) == len({rows for rows, _ in history})
 
 # %% [markdown]
 # Three ways to feed 12 batches, drawn for readers without a slider. 100 examples in batches of 32
-# leave a last batch of 4. Sentences have lengths of their own. Padding costs a little arithmetic
-# and buys one single program.
+# leave a last batch of 4. Sentences may each have a length of their own. Padding to one size costs
+# some arithmetic, and leaves one program.
 
 # %%
 ways = {
@@ -461,7 +470,7 @@ for name, sizes in ways.items():
         known = len(traces)
         forward(network, jnp.ones((rows, 2)))
         runs[name].append(len(traces) > known)
-chart(runs).axes[0].set_xlim(0, 16)
+chart(runs)
 assert [sum(run) for run in runs.values()] == [12, 2, 1]
 
 # %% [markdown]
@@ -655,12 +664,12 @@ assert count(Stack(nnx.data(three_layers()))) == 3 * (2 * 2 + 2)
 # outputs of the right shape, and the loss falls. The job is a small piece of diffusion: points of
 # two moons with noise of 0.3 added; guess where they came from.
 #
-# **Predict, then run.** Two networks of three layers each, one with its middle layer made inside
-# the call. Which loss curve is which?
+# **Predict, then run.** Two networks of three layers each: A is broken, it makes its middle layer
+# inside the call; B is in order. How much worse will A's loss be?
 
 
 # %%
-class Fixed(nnx.Module):
+class Fixed(nnx.Module):  # B
     def __init__(self, width, *, rngs):
         self.first = nnx.Linear(2, width, rngs=rngs)
         self.middle = nnx.Linear(width, width, rngs=rngs)
@@ -671,7 +680,7 @@ class Fixed(nnx.Module):
         return self.last(jax.nn.silu(self.middle(h)))
 
 
-class Broken(nnx.Module):
+class Broken(nnx.Module):  # A
     def __init__(self, width, *, rngs):
         self.width = width
         self.first = nnx.Linear(2, width, rngs=rngs)
@@ -707,8 +716,8 @@ ax.set_ylim(0, None)
 print("last loss:", {name: round(float(loss[-1]), 4) for name, loss in losses.items()})
 
 # %% [markdown]
-# The losses do not tell. A is the broken one: its middle layer is a fixed random mixture, and the
-# two layers around it make do. What tells is a look at what NNX knows of, parameter by parameter.
+# The loss hardly tells. A's middle layer is a fixed random mixture, and the two layers around it make
+# do. What tells is a look at what NNX knows of, parameter by parameter.
 
 
 # %%
@@ -731,17 +740,12 @@ def norms(tree):
 # %%
 sizes = {name: norms(gradients(model)) for name, model in models.items()}
 fig, ax = plt.subplots(figsize=(7, 2.8))
-for name, color, shift in (("A", plots.PREDICTION, -0.2), ("B", plots.DATA, 0.2)):
+for name, color, shift in (("A", plots.SERIES[0], -0.2), ("B", plots.SERIES[1], 0.2)):
     for row, parameter in enumerate(sizes["B"]):
         size = sizes[name].get(parameter, 0)
+        label = f" {name}" if size else f" {name}: not there"
         ax.barh(row + shift, size, height=0.36, color=color)
-        ax.text(
-            size,
-            row + shift,
-            f" {name}" if size else f" {name}: not there",
-            color=color,
-            va="center",
-        )
+        ax.text(size, row + shift, label, color=color, va="center")
 ax.set(yticks=range(len(sizes["B"])), yticklabels=sizes["B"], xlabel="norm of the gradient")
 ax.invert_yaxis()
 
@@ -753,7 +757,6 @@ print(f"expected {expected}, B trains {counts['B']}, A trains {counts['A']}")
 assert counts["B"] == expected
 assert counts["A"] == expected - (w * w + w) < 0.08 * expected  # 93 % are missing
 assert losses["A"][-1] < 1.1 * losses["B"][-1]  # and the loss is at most 10 % higher
-
 
 assert len(sizes["B"]) == 6 and min(sizes["B"].values()) > 0  # every parameter has a gradient
 for name, steps, arrays in (("A", 5, 4), ("B", 1, 6)):
@@ -786,9 +789,7 @@ for _ in range(2):
     alive.append(sum(norm > 0 for norm in norms(gradient).values()))
     params = nnx.state(net, nnx.Param)
     nnx.update(net, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient))
-print(
-    f"with a gradient: {alive[0]} of {len(norms(gradient))} before the first step, then {alive[1]}"
-)
+print(f"with a gradient: {alive[0]} of {len(norms(gradient))} at the start, {alive[1]} after a step")
 assert alive == [2, 12] and len(norms(gradient)) == 12
 
 # %% [markdown]
@@ -813,11 +814,11 @@ assert alive == [2, 12] and len(norms(gradient)) == 12
 # ## Try it yourself
 #
 # 1. **Every parameter.** Write `all_change(model)`: one step, then True if every parameter of the
-#    model changed. What does it say of `Broken`, and of the library's `MLP`? What should it check
-#    besides?
+#    model changed. What does it say of `Broken`, and of the library's `MLP`? What else
+#    must it check?
 # 2. **Same key, same draw.** Draw the 200 digits again with the same noise and another `labels`.
 #    What stays the same from one digit to the next?
-# 3. **One compilation.** Feed `forward` the sizes 1 to 100 with at most 7 compilations, by padding
+# 3. **One compilation.** Feed `forward` the sizes 1 to 100 with at most 8 compilations, by padding
 #    and cutting the result. Prove it with the counter.
 #
 # Next: [The forward process](01_forward_process.ipynb), where the noise comes from.

@@ -829,7 +829,7 @@ for p, color, dash in zip(continuous.values(), plots.SERIES, plots.DASHES, stric
     axes[2].plot(p.alpha(t), p.sigma(t), color=color, ls=dash)
 for log_snr in (3, 0, -3):
     axes[2].plot([0, 2], [0, 2 * np.exp(-log_snr / 2)], color=plots.NOISE, lw=0.8)
-for x, y, text in ((0.22, 1.04, "variance-preserving"), (0.77, 1.2, "VE, EDM"),
+for x, y, text in ((0.22, 1.04, "variance-preserving"), (0.72, 1.2, "VE, EDM"),
                    (0.45, 0.03, r"$\lambda = 3$"), (0.8, 0.74, r"$\lambda = 0$")):  # fmt: skip
     axes[2].text(x, y, text, size="small")
 axes[2].text(0.45, 0.45, "rectified flow", size="small", rotation=-45, ha="center", va="center")

@@ -72,6 +72,7 @@ _, path = sampling.sample(
 )
 rows = [start, path[62], path[124], path[187], path[249]]
 plots.image_grid(rows, ["t = 1", "t = 3/4", "t = 1/2", "t = 1/4", "t = 0"])
+plt.show()
 # %% [markdown]
 # ## 2 · Training: guess the noise
 #
@@ -168,6 +169,7 @@ def fit_cloud(loss):
 
 fitted = fit_cloud(objective)
 fitted.history.plot()
+plt.show()
 # %% [markdown]
 # The loss falls fast, then stays flat and noisy at about 0.13. It will never reach 0: the noise
 # cannot be known exactly from a noisy point. The floor is not a failure. It is the variance that is
@@ -279,6 +281,7 @@ for column, index in enumerate((0, 500, 750, 900, 1000)):
     axes[0, column].set_title(f"t = {1 - index / T:g}")
 axes[0, 0].set_ylabel("exact denoiser")
 axes[1, 0].set_ylabel("trained network")
+plt.show()
 # %% [markdown]
 # Now by numbers. The exact denoiser must reproduce the data's moments up to the luck of 2,000 draws.
 # For the network we use the maximum mean discrepancy (MMD), a distance between two clouds that is
@@ -295,7 +298,7 @@ assert (off < 4).all()  # 4 standard errors
 start_mmd, learned_mmd = metrics.mmd(x_start, fresh), metrics.mmd(learned, fresh)
 print(f"MMD to fresh data (2,000 points): noise {start_mmd:.3f}, network {learned_mmd:.4f}")
 # For equal distributions the estimate scatters around 0, by about 0.0005 with 2,000 points.
-assert abs(learned_mmd) < 0.002 < 0.02 * start_mmd
+assert abs(learned_mmd) < 0.002 and start_mmd > 0.05
 
 # %% [markdown]
 # **Explorer.** Move the slider through the thousand steps. For most of the way hardly anything seems to
@@ -389,6 +392,7 @@ shown = list(snapshots)[:: max(1, len(snapshots) // 4)]
 plots.image_grid(
     [snapshots[s] for s in shown], [f"{s * recipe.batch_size:,} images" for s in shown]
 )
+plt.show()
 # %% [markdown]
 # ### What a practitioner looks at
 #
@@ -406,6 +410,7 @@ for name, split in (("training images", digits), ("unseen images", unseen)):
 fig, axes = plt.subplots(1, 2, figsize=(9, 3))
 trained.history.plot(axes[0])
 plots.curves(grid_t, errors, xlabel="time $t$", ylabel="squared error of $v$", ax=axes[1])
+plt.show()
 # %% [markdown]
 # Near $t = 0$ the target $v$ is almost pure noise, which nobody can read off a nearly clean image: the
 # rise on the left is a floor, as in section 2, and no failure.
@@ -432,6 +437,7 @@ x_start = jax.random.normal(jax.random.key(12), (10, *shape))
 path = ancestral(trained.ema, x_start, jnp.arange(10), jax.random.key(13))
 rows = [x_start, path[249], path[499], path[749], path[999]]
 plots.image_grid(rows, ["t = 1", "t = 3/4", "t = 1/2", "t = 1/4", "t = 0"])
+plt.show()
 # %% [markdown]
 # ### Are they digits?
 #
@@ -474,6 +480,7 @@ assert all(r.worst_class >= 0.7 and r.exact_copies == 0 for r in quality.values(
 samples = generate(trained.ema, jax.random.key(1), 10, np.arange(10), 1.0)
 index, _ = metrics.nearest(samples, digits.x)
 plots.image_grid([samples, digits.x[index]], ["samples, w = 1", "nearest in training"])
+plt.show()
 
 # %% [markdown]
 # ## 7 · Break it on purpose: the dead time input
@@ -510,6 +517,7 @@ for ax, cloud_, name in ((axes[1], learned, "with time"), (axes[2], failed, "tim
     plots.points(ax, fresh, plots.DATA, size=3, alpha=0.15)
     plots.points(ax, cloud_, plots.PREDICTION, size=3)
     ax.set(title=name, xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xlabel="$x_1$", ylabel="$x_2$")
+plt.show()
 
 # %%
 falls = np.mean(broken.history.loss[-100:])
@@ -517,7 +525,7 @@ failed_mmd = metrics.mmd(failed, fresh)
 print(f"loss: {falls:.3f} with the time cut, {flat:.3f} with it")
 print(f"MMD to data (2,000 points): {failed_mmd:.4f} with the time cut, {learned_mmd:.4f} with it")
 assert falls < 0.25  # it fell from 1: nothing in the curve looks alarming
-assert failed_mmd > 0.005 > 2.5 * abs(learned_mmd)  # ten times the estimate's scatter
+assert failed_mmd > 0.005  # ten times the scatter of the estimate
 
 # %% [markdown]
 # The loss alone would not have told you. The test that would: **move $t$ at a fixed $x$, and see
@@ -566,7 +574,8 @@ ax = plots.curves(
     counts, distance, xlabel="number of steps", ylabel="Fréchet distance", log="xy", label_at=0.5
 )
 ax.set_xticks(counts, counts)
-ax.minorticks_off();
+ax.minorticks_off()
+plt.show()
 
 # %%
 for steps, linear, cosine in zip(counts, *distance.values(), strict=True):
