@@ -66,6 +66,7 @@ RECIPES = {
         process={"name": "vp_cosine"},
         kind="v",
         steps=6000,
+        learning_rate=6e-3,
     ),
     "digits_classifier": Recipe(
         dataset="digits",

@@ -5,6 +5,8 @@ A slider over frames that were computed once costs nothing to move, and works wh
 by which tests find them in the page.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets
@@ -15,6 +17,9 @@ from matplotlib.animation import FuncAnimation
 
 from diffusion_course.plots import to_png
 
+# Pictures keep their size; stretched to the width of the page they would blur.
+_PLAIN = {"align_items": "flex-start"}
+
 
 def render(draw: Callable, settings: Sequence) -> list[bytes]:
     """PNG pictures of ``draw(setting)``, a function that returns a matplotlib figure."""
@@ -22,7 +27,9 @@ def render(draw: Callable, settings: Sequence) -> list[bytes]:
 
 
 def animation(frames: Sequence, labels: Sequence[str] | None = None, milliseconds: int = 120):
-    """A matplotlib animation of uint8 pictures as an HTML player that works without a kernel.
+    """A matplotlib animation of uint8 pictures as an HTML player.
+
+    It needs neither a kernel nor a network, and the same frames give the same HTML.
 
     Args:
       frames: pictures [F, H, W, 3] of one size.
@@ -45,7 +52,31 @@ def animation(frames: Sequence, labels: Sequence[str] | None = None, millisecond
 
     html = FuncAnimation(fig, show, len(frames), interval=milliseconds).to_jshtml()
     plt.close(fig)
-    return HTML(html)
+    return HTML(_self_contained(html))
+
+
+# Text for the buttons of matplotlib's player, whose icons come from a server elsewhere.
+_BUTTONS = {
+    "fa-minus": "−",
+    "fa-fast-backward": "|◀",
+    "fa-step-backward": "‹",
+    "fa-play fa-flip-horizontal": "◀",
+    "fa-pause": "❚❚",
+    "fa-play": "▶",
+    "fa-step-forward": "›",
+    "fa-fast-forward": "▶|",
+    "fa-plus": "+",
+}
+
+
+def _self_contained(html: str) -> str:
+    """The player without its stylesheet from the network, and with an id that is no accident."""
+    html = re.sub(r'<link rel="stylesheet"[^>]*>', "", html)
+    for icon, text in _BUTTONS.items():
+        html = html.replace(f'<i class="fa {icon}"></i>', text)
+    accident = re.search(r"_anim_img([0-9a-f]{32})", html).group(1)
+    chosen = hashlib.sha256(html.replace(accident, "").encode()).hexdigest()[:32]
+    return html.replace(accident, chosen)
 
 
 def explorer(
@@ -98,7 +129,7 @@ def explorer(
     position.observe(show, "value")
     menu.observe(show, "value")
     controls = [position, readout] if len(series) == 1 else [menu, position, readout]
-    box = ipywidgets.VBox([ipywidgets.HBox(controls), frame])
+    box = ipywidgets.VBox([ipywidgets.HBox(controls), frame], layout=_PLAIN)
     box.slider, box.menu, box.readout, box.frame = position, menu, readout, frame
     return box
 
@@ -124,7 +155,7 @@ def live(
     if not 0 <= start < len(values):
         raise ValueError(f"start must be a position in values, 0 … {len(values) - 1}, got {start}")
     position = ipywidgets.IntSlider(
-        start, 0, len(values) - 1, description=slider, readout=False, continuous_update=True
+        start, 0, len(values) - 1, description=slider, readout=False, continuous_update=False
     )
     readout = ipywidgets.Label()
     frame = ipywidgets.Image(format="png")
@@ -140,6 +171,6 @@ def live(
 
     show()
     position.observe(show, "value")
-    box = ipywidgets.VBox([ipywidgets.HBox([position, readout]), frame])
+    box = ipywidgets.VBox([ipywidgets.HBox([position, readout]), frame], layout=_PLAIN)
     box.slider, box.readout, box.frame = position, readout, frame
     return box

@@ -83,3 +83,16 @@ def test_the_explorer_of_the_forward_process_moves(lab):
     assert_arrow_keys_move_the_explorer(page)
     page.close()
     assert lab.outside == []
+
+
+def test_the_player_and_the_live_counter_of_the_first_page_move(lab):
+    page = lab.open("notebooks/00_start_here.ipynb")
+    assert_every_cell_ran(lab.run_all(page))
+    picture = page.locator("img[id^=_anim_img]").first
+    page.get_by_title("Pause").first.click()
+    shown = picture.get_attribute("src")
+    page.get_by_title("Next frame").first.click()
+    assert picture.get_attribute("src") != shown
+    assert_arrow_keys_move_the_explorer(page)
+    page.close()
+    assert lab.outside == []

@@ -106,7 +106,9 @@ def test_upsampling_repeats_every_pixel_in_value_and_gradient():
     x, weights = array(2, 3, 5, 4), array(2, 6, 10, 4)
     repeat = lambda x: jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # noqa: E731
     np.testing.assert_array_equal(layers.upsample(x), repeat(x))
-    gradients = [jax.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (layers.upsample, repeat)]
+    gradients = [
+        jax.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (layers.upsample, repeat)
+    ]
     # Sums of four numbers in any order.
     np.testing.assert_allclose(*gradients, atol=1e-5)
 
@@ -119,7 +121,9 @@ def test_depth_to_space_undoes_space_to_depth(block, height, width, channels):
     deep = layers.space_to_depth(x, block)
     assert deep.shape == (2, height, width, block**2 * channels)
     np.testing.assert_array_equal(layers.depth_to_space(deep, block), x)
-    np.testing.assert_array_equal(layers.space_to_depth(layers.depth_to_space(deep, block), block), deep)
+    np.testing.assert_array_equal(
+        layers.space_to_depth(layers.depth_to_space(deep, block), block), deep
+    )
     # The pixels of one block, row by row, and of no other.
     np.testing.assert_array_equal(
         deep[1, height - 1, 0].reshape(block, block, channels),

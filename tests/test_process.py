@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -288,7 +290,7 @@ def test_noising_step_by_step_reaches_the_closed_form(name):
     o, n = PROCESSES[name], 100_000
     times = np.linspace(0, 0.9, 38)
     x = jnp.full(n, 1.7)
-    for i, (s, t) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (s, t) in enumerate(pairwise(times)):
         scale, variance = process.transition(o.process, t, s)
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(3), i), (n,))
         x = scale * x + jnp.sqrt(variance) * noise

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,7 +172,7 @@ def expected_ddpm(o, data, times, variance):
     (mean,), (std,), _ = data
     m = float(o.alpha(times[0])) * mean
     v = float(o.alpha(times[0])) ** 2 * std**2 + float(o.sigma(times[0])) ** 2
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         a, spread = o.alpha(t), o.alpha(t) ** 2 * std**2 + o.sigma(t) ** 2
         gain = a * std**2 / spread
         if s == 0:

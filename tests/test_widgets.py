@@ -1,5 +1,9 @@
 """Explorers: every position of a slider works, and errors in callbacks are seen."""
 
+import base64
+import re
+
+import numpy as np
 import pytest
 
 from diffusion_course import widgets
@@ -58,3 +62,31 @@ def test_the_parts_of_a_live_slider_carry_the_classes_that_page_tests_look_for()
     assert "course-slider" in box.slider._dom_classes
     assert "course-readout" in box.readout._dom_classes
     assert "course-frame" in box.frame._dom_classes
+
+
+def frames(count=3):
+    return [np.full((4, 6, 3), 40 * i, np.uint8) for i in range(count)]
+
+
+def test_an_animation_needs_no_network_and_every_button_has_a_text():
+    html = widgets.animation(frames(), ["a", "b", "c"]).data
+    assert "http" not in html and "<link" not in html
+    assert 'class="fa' not in html
+    assert len(re.findall(r"<button[^>]*>\s*[^\s<]+</button>", html)) == 9
+    pictures = re.findall(r'frames\[\d+\] = "data:image/png;base64,([^"]+)"', html)
+    assert len(pictures) == 3
+    for picture in pictures:  # a valid PNG to its end: nothing else was replaced
+        assert base64.b64decode(picture.replace("\\\n", "")).endswith(b"IEND\xaeB`\x82")
+
+
+def test_equal_animations_are_equal_and_others_are_told_apart_in_a_page():
+    same, again = (widgets.animation(frames()).data for _ in range(2))
+    assert same == again
+    other = widgets.animation(frames(4)).data
+    ids = [re.search(r"_anim_img([0-9a-f]{32})", html).group(1) for html in (same, other)]
+    assert ids[0] != ids[1]
+
+
+def test_an_animation_without_frames_is_refused():
+    with pytest.raises(ValueError, match="frames must hold at least one picture"):
+        widgets.animation([])

@@ -441,11 +441,11 @@ explorer, history = live_counter(range(8, 136, 8), start=3)
 explorer
 
 # %% [markdown]
-# Code can move the slider too. **Predict, then run:** the smallest batch, the largest, and the same
-# once more. How many of these calls compile?
+# Code can move the slider too. **Predict, then run:** the smallest batch, the largest, the smallest
+# again, and where the slider started. How many of these calls compile?
 
 # %%
-for position in (0, 15, 0, 15):
+for position in (0, 15, 0, 3):
     explorer.slider.value = position
     print(explorer.readout.value)
 # However you have moved it before: one compilation for each size, never a second.
@@ -789,8 +789,9 @@ for _ in range(2):
     alive.append(sum(norm > 0 for norm in norms(gradient).values()))
     params = nnx.state(net, nnx.Param)
     nnx.update(net, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient))
-print(f"with a gradient: {alive[0]} of {len(norms(gradient))} at the start, {alive[1]} after a step")
-assert alive == [2, 12] and len(norms(gradient)) == 12
+of = len(norms(gradient))
+print(f"with a gradient: {alive[0]} of {of} at the start, {alive[1]} of {of} after one step")
+assert (of, *alive) == (12, 2, 12)
 
 # %% [markdown]
 # Behind a layer of zeros no gradient gets through; one step later the layer is no longer zero. So

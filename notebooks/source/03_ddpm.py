@@ -594,7 +594,8 @@ assert distance["cosine"][0] < 1.2 * distance["linear"][1]
 # 4. Judge by accuracy *and* Fréchet distance *and* coverage *and* nearest neighbours, with the sample
 #    count. The loss says little.
 # 5. A dead time input lets the loss fall. Test that the output moves with $t$.
-#
+
+# %% [markdown]
 # **Try it yourself.** (a) Use $\beta_n$ instead of $\sigma_n^2$ of eq. (2) in `algorithm_2`: which
 # moments change, and by how much with $T = 20$? (b) Leave out the noise $z$: what is the standard
 # deviation of each mode? (c) Train on `data.load("toy2d", kind="checkerboard")`: where do points fall
