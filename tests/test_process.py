@@ -110,6 +110,16 @@ def test_time_zero_is_exactly_the_data(name, shape):
         assert (alpha == 1).all() and (sigma == 0).all()
 
 
+@pytest.mark.parametrize("s", [0.0, 0.001, 0.008, 0.02, 0.03, 0.1])
+def test_the_cosine_process_is_exact_at_both_ends_for_every_offset(s):
+    # cos/cos in float32 is 1 only for some offsets, and only as long as nothing is fused.
+    alpha = process.vp_cosine(s).alpha
+    assert alpha(0.0) == 1 and alpha(1.0) == 0
+    assert (jax.jit(alpha)(np.zeros(8)) == 1).all()
+    times = np.linspace(0, 1, 4001)
+    assert (np.diff(alpha(times)) < 0).all()
+
+
 @pytest.mark.parametrize("name", NO_SIGNAL_AT_ONE)
 def test_processes_that_promise_it_end_in_pure_noise(name):
     p = PROCESSES[name].process

@@ -171,8 +171,8 @@ def by_hand(D, x):
     return x
 
 
-guess = jax.jit(lambda model, x, t: denoiser.denoiser(model, p, kind, labels[:20])(x, t))
-digits = by_hand(partial(guess, model), noise[:20])
+guess = jax.jit(lambda model, y, x, t: denoiser.denoiser(model, p, kind, y)(x, t))
+digits = by_hand(partial(guess, model, labels[:20]), noise[:20])
 
 # %%
 gap = np.abs(digits - states[-1, :20]).max()
@@ -184,7 +184,8 @@ assert gap < 0.02
 # %% [markdown]
 # That was the whole of sampling. The rest of the course asks why it works, how to train $D$, and
 # how to make it faster, steerable, larger and measurable.
-#
+
+# %% [markdown]
 # ## 2 · The map
 #
 # Each chapter has one moment of insight. Those with a link are here; the others are on their way.
@@ -277,7 +278,7 @@ assert rows.shape == (3,)
 # ### Trap 1: a key is not a generator
 #
 # NumPy's generator moves on with every draw. JAX has no hidden state: a **key** goes in, and the
-# same key gives the same numbers, for ever.
+# same key gives the same numbers, every time.
 #
 # **Predict, then run.** A training step needs random times and random noise. Somebody draws both
 # with one key: times uniform, noise normal. What does noise plotted against time look like?
@@ -658,7 +659,7 @@ except ValueError as error:
 assert count(Stack(nnx.data(three_layers()))) == 3 * (2 * 2 + 2)
 
 # %% [markdown]
-# ## 5 · Break it on purpose: the layer that never trains
+# ## 5 · Break it on purpose: trap 7, the layer that never trains
 #
 # In some libraries layers are made where they are used, inside the call. In NNX that runs, gives
 # outputs of the right shape, and the loss falls. The job is a small piece of diffusion: points of
@@ -811,7 +812,8 @@ assert (of, *alive) == (12, 2, 12)
 # 3. A compiled program belongs to shapes and types. Models are arguments, never constants.
 # 4. JAX answers before it is done, rounds float64 to float32, and never changes an array.
 # 5. NNX trains what it finds in attributes. Count it.
-#
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. **Every parameter.** Write `all_change(model)`: one step, then True if every parameter of the
