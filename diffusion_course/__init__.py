@@ -2,7 +2,7 @@
 
 Read the files in this order; each imports only from those before it: `process`,
 `parameterization`, `denoiser`, `losses`, `guidance`, `samplers`, `sampling`, `models`, `data`,
-`distributed`, `checkpoints`, `train`, `metrics`, `plots`, `widgets`.
+`distributed`, `train`, `checkpoints`, `metrics`, `plots`, `widgets`.
 """
 
 from diffusion_course.course import setup

@@ -12,8 +12,6 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 from flax import nnx
 
-from diffusion_course.train import TrainState
-
 
 class Checkpoints:
     """A folder of train states, the newest few of which are kept.
@@ -42,16 +40,24 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self._manager.close()
 
-    def save(self, state: TrainState) -> None:
-        """Saves a state under its step number, and waits until it is on the disk."""
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(_tree(state)))
+    def save(self, state) -> None:
+        """Saves a train state under its step number, and waits until it is on the disk.
+
+        Raises: ValueError if this step or a later one is saved already: two runs need two folders.
+        """
+        step, newest = int(state.step), self.latest_step()
+        if newest is not None and step <= newest:
+            raise ValueError(
+                f"the state's step must exceed the newest in {self.folder}, {newest}, got {step}"
+            )
+        self._manager.save(step, args=ocp.args.StandardSave(_tree(state)))
         self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
         """The newest saved step, or None for an empty folder."""
         return self._manager.latest_step()
 
-    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+    def restore(self, like, step: int | None = None):
         """The state saved at a step, by default the newest.
 
         Args:
@@ -70,7 +76,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in sorted(arrays)])
 
 
-def _tree(state: TrainState) -> dict[str, jax.Array]:
+def _tree(state) -> dict[str, jax.Array]:
     """A flat dictionary of arrays: readable by any version of Flax, whatever its own classes."""
     return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
 
@@ -101,7 +107,7 @@ class Card:
 
 
 def flat_params(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The parameters by their path, such as "down.0.conv1.kernel"; float32."""
+    """The parameters by their path, such as "down.0.conv1.kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     return {".".join(str(k.key) for k in path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         "An unknown NAME lists the recipes.",
     )
     sub.add_argument("name", metavar="NAME", help="a recipe")
-    sub.add_argument("--out", metavar="DIR", help="where the weights go")
+    sub.add_argument("--out", metavar="DIR", help="folder for the weights (runs)")
     sub.add_argument("--steps", type=_positive, metavar="N", help="instead of the recipe's own")
     return top
 
@@ -193,14 +193,20 @@ def train(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(
             f"{arguments.name!r} is not a recipe; choose one of: {', '.join(names)}"
         )
-    if arguments.out is not None and Path(arguments.out).is_file():
-        raise runner.Mistake(f"--out {arguments.out} is a file; name a folder")
+    out = Path(arguments.out or "runs")
+    try:  # now, and not after the training
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise runner.Mistake(
+            f"--out {out} cannot be made ({error.strerror}); name a folder that can be written"
+        ) from None
+    from diffusion_course.course import setup
     from diffusion_course.data import DataUnavailableError
 
-    options = {"out": arguments.out and Path(arguments.out), "steps": arguments.steps}
-    given = {name: value for name, value in options.items() if value is not None}
+    setup(quiet=True)  # the compile cache
+
     try:
-        print(f"wrote {recipes.train(arguments.name, **given)}")
+        print(f"wrote {recipes.train(arguments.name, out=out, steps=arguments.steps)}")
     except DataUnavailableError as error:  # its message says what to do
         raise runner.Mistake(" ".join(str(error).split())) from None
     return 0

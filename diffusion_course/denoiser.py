@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from diffusion_course.parameterization import row, to_x0
-from diffusion_course.process import Process, levels
+from diffusion_course.process import Process, concrete, levels
 
 Denoiser = Callable[[Array, Array], Array]
 
@@ -69,7 +69,7 @@ def clip(D: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     Raises: ValueError unless low < high.
     Source: Ho, Jain & Abbeel 2020, code of algorithm 2.
     """
-    if not low < high:
+    if concrete(low, high) and not low < high:
         raise ValueError(f"low must be below high, got {low} and {high}")
     return lambda x, t: jnp.clip(D(x, t), low, high)
 
@@ -139,16 +139,17 @@ def gaussian_mixture(p: Process, means, stds, weights) -> GaussianMixture:
 
     Raises: ValueError for other shapes, a negative std or a weight that is not positive.
     """
-    # NumPy's arrays can be checked inside a jitted function too.
-    means, stds, weights = (np.asarray(a, np.float32) for a in (means, stds, weights))
+    # NumPy's arrays can be checked inside a jitted function too, unless they are its arguments.
+    asarray = np.asarray if concrete(means, stds, weights) else jnp.asarray
+    means, stds, weights = (asarray(a, np.float32) for a in (means, stds, weights))
     if means.ndim != 2 or means.shape[0] == 0:
         raise ValueError(f"means must have shape [K, D], got shape {means.shape}")
     for name, values in {"stds": stds, "weights": weights}.items():
         if values.shape != means.shape[:1]:
             raise ValueError(f"{name} must have shape {means.shape[:1]}, got shape {values.shape}")
-    if not (stds >= 0).all():
+    if concrete(stds) and not (stds >= 0).all():
         raise ValueError(f"stds must be at least 0, got {stds}")
-    if not (weights > 0).all():
+    if concrete(weights) and not (weights > 0).all():
         raise ValueError(f"weights must be positive, got {weights}")
     weights = weights / weights.sum()
     return GaussianMixture(p, jnp.asarray(means), jnp.asarray(stds), jnp.asarray(weights))
@@ -179,8 +180,9 @@ def ideal(p: Process, data) -> Denoiser:
         # ‖x‖² is the same for all i and leaves the softmax; what remains is one matrix product.
         products = jnp.matmul(x.reshape(x.shape[0], -1), points.T, precision="highest")
         gaps = alpha * products - alpha**2 * half_norms
-        # The nearest point's logit is made 0 before dividing, and sigma² may round to 0.
-        logits = (gaps - gaps.max(axis=-1, keepdims=True)) / sigma / sigma
+        # sigma² may round to 0: the nearest point's logit then is 0 all the same.
+        variance = jnp.maximum(sigma**2, jnp.finfo(jnp.float32).tiny)
+        logits = (gaps - gaps.max(axis=-1, keepdims=True)) / variance
         mean = jnp.matmul(jax.nn.softmax(logits, axis=-1), points, precision="highest")
         return mean.reshape(x.shape)
 

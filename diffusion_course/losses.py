@@ -8,7 +8,7 @@ from jax import Array
 
 from diffusion_course.denoiser import network_output
 from diffusion_course.parameterization import determinant, target
-from diffusion_course.process import Process, add_noise
+from diffusion_course.process import Process, add_noise, concrete
 
 # Training times stay inside (0, 1): at t = 0 there is nothing to predict, and at t = 1 some
 # weights are 0/0 in processes that keep no signal.
@@ -44,6 +44,9 @@ def stratified_times(key: Array, n: int) -> Array:
 
 def discrete_times(T: int) -> TimeSampler:
     """Times n/T with n uniform on {1, …, T}: those of a discrete chain.
+
+    They include t = 1. A chain without signal there cannot be trained with "eps" or "score",
+    which say nothing about x0 at that step; `min_snr` then has no weight for it (NaN).
 
     Returns: a time sampler ``(key, n) -> [n]``. Raises: ValueError for T < 1.
     Source: Ho, Jain & Abbeel 2020, algorithm 1 (arXiv:2006.11239).
@@ -141,6 +144,6 @@ def drop_labels(key: Array, labels: Array, null: int, rate: float) -> Array:
     Raises: ValueError unless rate is in [0, 1].
     Source: Ho & Salimans 2022, algorithm 1 (arXiv:2207.12598).
     """
-    if not 0 <= rate <= 1:
+    if concrete(rate) and not 0 <= rate <= 1:
         raise ValueError(f"rate must be in [0, 1], got {rate}")
     return jnp.where(jax.random.bernoulli(key, rate, labels.shape), null, labels)

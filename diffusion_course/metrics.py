@@ -1,23 +1,24 @@
 """Measures of sample quality. Each depends on the number of samples, so report that too."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def _as_features(name: str, x) -> np.ndarray:
+def _as_features(name: str, x, least: int) -> np.ndarray:
     x = np.asarray(x, np.float64)
-    if x.ndim < 2 or x.shape[0] < 2:
-        raise ValueError(f"{name} must have shape [N, …] with N >= 2, got shape {x.shape}")
+    if x.ndim < 2 or x.shape[0] < least:
+        raise ValueError(f"{name} must have shape [N, …] with N >= {least}, got shape {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError(f"{name} must be finite, got NaN or infinite values")
     return x.reshape(x.shape[0], -1)
 
 
-def _pair(x, y) -> tuple[np.ndarray, np.ndarray]:
-    x, y = _as_features("x", x), _as_features("y", y)
+def _pair(x, y, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    x, y = _as_features("x", x, least), _as_features("y", y, least)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have equally many features, got {x.shape[1]}, {y.shape[1]}")
     return x, y
@@ -91,7 +92,7 @@ def nearest(x, reference, exclude_self: bool = False) -> tuple[np.ndarray, np.nd
 
     Returns: indices [N] and distances [N].
     """
-    x, reference = _pair(x, reference)
+    x, reference = _pair(x, reference, least=1)
     squared = _squared_distances(x, reference)
     if exclude_self:
         np.fill_diagonal(squared, np.inf)
@@ -117,34 +118,41 @@ def per_class_accuracy(predicted, labels, num_classes: int) -> np.ndarray:
 
     A hole shows here that a mean over all classes hides.
     """
+    class_accuracy(predicted, labels)  # the same rules for both arguments
     predicted, labels = np.asarray(predicted), np.asarray(labels)
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must be in 0 … {num_classes - 1}, got {labels.max()}")
     count = np.bincount(labels, minlength=num_classes)
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
     return np.where(count > 0, right / np.maximum(count, 1), np.nan)
 
 
-def loss_by_time(
-    error: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], x0, times, key, repeats: int = 8
-) -> np.ndarray:
+def loss_by_time(error: Callable, model, x0, cond, times, key, repeats: int = 8) -> np.ndarray:
     """Mean error at each of several times: what a practitioner looks at first.
 
     Args:
-      error: ``error(x0, eps, t) -> [B]``, such as `diffusion_course.losses.squared_error` of a
-        model; it is called once per time and repeat.
+      error: ``error(model, x0, eps, t, cond) -> [B]``; pass the same function for several models
+        or data sets, and they share one compiled program.
+      model: the network.
       x0: data [B, …].
+      cond: labels [B] or None.
       times: [N].
       key: a random key; the same noise is used at every time, so that times compare fairly.
       repeats: draws of noise per time.
 
     Returns: [N].
     """
-    x0 = jnp.asarray(x0)
+    x0, times = jnp.asarray(x0), jnp.asarray(times, jnp.float32)
+    return np.asarray(_loss_by_time(error, repeats, model, x0, cond, times, key))
 
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _loss_by_time(error, repeats, model, x0, cond, times, key):
     def at(t):
         def once(k):
             eps = jax.random.normal(k, x0.shape, x0.dtype)
-            return error(x0, eps, jnp.broadcast_to(t, x0.shape[:1])).mean()
+            return error(model, x0, eps, jnp.broadcast_to(t, x0.shape[:1]), cond).mean()
 
         return jax.lax.map(once, jax.random.split(key, repeats)).mean()
 
-    return np.asarray(jax.jit(lambda ts: jax.lax.map(at, ts))(jnp.asarray(times, jnp.float32)))
+    return jax.lax.map(at, times)

@@ -6,7 +6,7 @@ weights with their card. Chapters train with the same recipes, only shorter.
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from diffusion_course import (
 from diffusion_course import train as training
 from diffusion_course.data import Dataset
 from diffusion_course.models.classifier import judge
+from diffusion_course.process import Process
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def run(recipe: Recipe, dataset: Dataset, **options) -> training.Result:
     """Trains a recipe's model on a data set; options go to `train.fit`."""
     objective = diffusion_objective(recipe) if recipe.kind else classifier_objective(recipe)
     batches = data.batches(dataset, size=recipe.batch_size, seed=recipe.seed)
-    settings = {"learning_rate": recipe.learning_rate, "ema": recipe.ema, "steps": recipe.steps}
+    settings = {"ema": recipe.ema, "steps": recipe.steps}
+    settings["optimizer"] = training.adam(recipe.learning_rate, recipe.steps)
     model = weights.build(recipe.model, recipe.seed)
     key = jax.random.key(recipe.seed)
     return training.fit(model, objective, batches, key=key, **(settings | options))
@@ -137,10 +139,11 @@ class Quality:
       steps: of DDIM.
       accuracy: share that the judge recognises as the class asked for.
       worst_class: the same share for the class where it is lowest.
-      frechet: distance to the training set in the judge's features.
-      frechet_floor: the same for the real test set.
+      frechet: distance of the first `frechet_samples` to the training set, in the judge's features.
+      frechet_floor: the same for equally many unseen real images.
+      frechet_samples: how many.
       nearest: median distance to the nearest training image.
-      nearest_real: the same for the real test set: a copying model lies far below it.
+      nearest_real: the same for unseen real images: a copying model lies far below it.
       exact_copies: share closer than a tenth of nearest_real.
     """
 
@@ -151,31 +154,64 @@ class Quality:
     worst_class: float
     frechet: float
     frechet_floor: float
+    frechet_samples: int
     nearest: float
     nearest_real: float
     exact_copies: float
 
 
 def measure(
-    generate: Callable, model: nnx.Module, classifier: nnx.Module, train: Dataset, test: Dataset,
-    *, w: float, samples: int = 500, steps: int = 50, seed: int = 1,
-) -> Quality:  # fmt: skip
-    """Draws samples of every class and measures them; `generate` is from `sampling.generator`."""
+    model: nnx.Module, p: Process, kind: str, classifier: nnx.Module, train: Dataset, test: Dataset,
+    *, scales: Sequence[float], samples: int = 500, steps: int = 50, seed: int = 1,
+) -> dict[float, Quality]:  # fmt: skip
+    """Draws samples of every class with DDIM at each guidance scale, and measures them.
+
+    Args:
+      model: class-conditional, with a null class.
+      p: the process that it was trained with.
+      kind: what it predicts.
+      classifier: the judge, for `judge`.
+      train: what the model was trained on.
+      test: unseen images of the same kind.
+      scales: values of w.
+      samples: per scale.
+      steps: of DDIM.
+      seed: of the samples; the same noise is used at every scale.
+
+    Returns: w -> `Quality`.
+    """
+    generate = sampling.generator(
+        p, kind, samplers.ddim(p), sampling.uniform(steps), train.x.shape[1:]
+    )
     labels = np.arange(samples) % train.num_classes
-    x = np.asarray(generate(model, jax.random.key(seed), samples, labels, w))
+    found = {}
+    for w in scales:
+        x = np.asarray(generate(model, jax.random.key(seed), samples, labels, w))
+        found[w] = measure_samples(x, labels, classifier, train, test, w=w, steps=steps)
+    return found
+
+
+def measure_samples(
+    x: np.ndarray, labels: np.ndarray, classifier: nnx.Module, train: Dataset, test: Dataset,
+    *, w: float, steps: int,
+) -> Quality:  # fmt: skip
+    """Measures samples x [N, …] that were asked to be of these labels [N]; w and steps are noted."""
     predicted, features = judge(classifier, x)
-    real = [np.asarray(judge(classifier, part.x)[1]) for part in (train, test)]
+    # The Fréchet distance depends on the count, so samples and unseen images are equally many.
+    n = min(len(x), len(test))
+    real = [np.asarray(judge(classifier, images)[1]) for images in (train.x, test.x[:n])]
     near = metrics.nearest(x, train.x)[1]
     near_real = float(np.median(metrics.nearest(test.x, train.x)[1]))
     by_class = metrics.per_class_accuracy(predicted, labels, train.num_classes)
     return Quality(
         w=w,
-        samples=samples,
+        samples=len(x),
         steps=steps,
         accuracy=metrics.class_accuracy(predicted, labels),
-        worst_class=float(by_class.min()),
-        frechet=metrics.frechet(features, real[0]),
+        worst_class=float(np.nanmin(by_class)),
+        frechet=metrics.frechet(features[:n], real[0]),
         frechet_floor=metrics.frechet(real[1], real[0]),
+        frechet_samples=n,
         nearest=float(np.median(near)),
         nearest_real=near_real,
         exact_copies=float((near < 0.1 * near_real).mean()),
@@ -205,14 +241,10 @@ def measure_recipe(recipe: Recipe, model: nnx.Module, train: Dataset, test: Data
     if not recipe.kind:
         predicted = np.asarray(judge(model, test.x)[0])
         return {"test_accuracy": metrics.class_accuracy(predicted, test.labels), "of": len(test)}
-    p = weights.build_process(recipe.process)
-    grid = sampling.uniform(50)
-    generate = sampling.generator(p, recipe.kind, samplers.ddim(p), grid, train.x.shape[1:])
-    classifier = judge_for(recipe.dataset)
-    values = (
-        measure(generate, model, classifier, train, test, w=w) for w in (0.0, 1.0, 1.5, 2.0, 3.0)
-    )
-    return {f"w={quality.w:g}": asdict(quality) for quality in values}
+    p, classifier = weights.build_process(recipe.process), judge_for(recipe.dataset)
+    scales = (0.0, 1.0, 1.5, 2.0, 3.0)
+    found = measure(model, p, recipe.kind, classifier, train, test, scales=scales)
+    return {f"w={w:g}": asdict(quality) for w, quality in found.items()}
 
 
 def train(name: str, out: str | Path = "runs", steps: int | None = None) -> Path:
@@ -240,7 +272,7 @@ def train(name: str, out: str | Path = "runs", steps: int | None = None) -> Path
         data=asdict(train_set.card) | {"split": "train", "examples": len(train_set)},
         recipe=asdict(recipe)
         | {
-            "command": f"diffusion-course train {name}",
+            "command": f"diffusion-course train {name}" + (f" --steps {steps}" if steps else ""),
             "minutes": round(minutes, 1),
             "images_per_second": round(result.history.images_per_second),
             "device": f"{jax.devices()[0].device_kind} × {jax.device_count()}",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion_course.denoiser import Denoiser
-from diffusion_course.process import Process, levels, posterior, transition
+from diffusion_course.process import Process, concrete, levels, posterior, transition
 
 
 class Sampler(NamedTuple):
@@ -73,7 +73,7 @@ def ddim(process: Process, eta: float = 0.0) -> Sampler:
 
     Source: Song, Meng & Ermon 2021, eq. 12 and 16 (arXiv:2010.02502).
     """
-    if not 0 <= eta <= 1:
+    if concrete(eta) and not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
 
     def step(D, x, t, s, key, state):

@@ -11,7 +11,7 @@ from jax import Array
 from diffusion_course.denoiser import Denoiser, denoiser
 from diffusion_course.guidance import classifier_free
 from diffusion_course.parameterization import determinant
-from diffusion_course.process import Process
+from diffusion_course.process import Process, concrete
 from diffusion_course.samplers import Sampler
 
 # --------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def log_snr_uniform(p: Process, n: int, t_min: float = 1e-3, t_max: float = 1.0)
     there and needs t_max < 1, which says where the spacing is measured from.
 
     Raises: ValueError for n < 1, not 0 < t_min < t_max <= 1, or an infinite log-SNR at t_max.
-    Source: Lu et al. 2022, section 4.1 (arXiv:2206.00927).
+    Source: Lu et al. 2022, section 3.3 (arXiv:2206.00927).
     """
     _check_grid_size(n)
     if not 0 < t_min < t_max <= 1:
@@ -110,7 +110,7 @@ def _grid_from_log_snr(p: Process, values: np.ndarray) -> np.ndarray:
 
 
 def _check_times(times) -> None:
-    if isinstance(times, jax.core.Tracer):
+    if not concrete(times):
         return
     times = np.asarray(times)
     if times.ndim != 1 or times.size < 2:
@@ -201,10 +201,13 @@ def generator(
         return run(D, key, n)
 
     def generate(model, key, n, labels=None, w=1.0):
+        one = isinstance(w, int | float) and w == 1
         if labels is None:
+            if not one:
+                raise ValueError(f"w must be 1 where no labels are given, got {w}")
             return plain(model, key, n, None)
         labels = _check_labels(labels, n, model.null_label)
-        if isinstance(w, int | float) and w == 1:
+        if one:
             return plain(model, key, n, labels)
         # One dtype, so that 2, 2.0 and an array share the program.
         return guided(model, key, n, labels, jnp.asarray(w, jnp.float32))
@@ -215,12 +218,14 @@ def generator(
 def _check_labels(labels, n: int, null_label: int | None) -> Array:
     if null_label is None:
         raise ValueError("labels must be None: this model has no labels (num_classes=None)")
-    labels = jnp.asarray(labels, jnp.int32)
-    if labels.shape != (n,):
-        raise ValueError(f"labels must have shape ({n},), got shape {labels.shape}")
-    if n and not (int(labels.min()) >= 0 and int(labels.max()) <= null_label):
+    labels = labels if not concrete(labels) else np.asarray(labels)
+    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers of shape ({n},), got {labels.dtype} of shape {labels.shape}"
+        )
+    if concrete(labels) and n and not (labels.min() >= 0 and labels.max() <= null_label):
         raise ValueError(
             f"labels must be in 0 … {null_label} (the last is the null class), "
-            f"got {int(labels.min())} … {int(labels.max())}"
+            f"got {labels.min()} … {labels.max()}"
         )
-    return labels
+    return jnp.asarray(labels, jnp.int32)

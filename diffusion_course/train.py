@@ -6,7 +6,8 @@ over convolution gradients is many times slower.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -45,13 +46,14 @@ class TrainState(NamedTuple):
 
 
 class TrainingDiverged(FloatingPointError):
-    """A loss or gradient was NaN or infinite. `result` holds the last good state."""
+    """A loss, gradient or parameter became NaN or infinite; `result` holds the last good state."""
 
     def __init__(self, step: int, loss: float, result: "Result"):
         super().__init__(
-            f"training stopped at step {step}: the loss is {loss} or its gradient is not finite. "
-            "The state after the step before is kept in this error's `result`. "
-            "Try a lower learning_rate, a longer warmup, or look at the batch of that step"
+            f"training stopped at step {step}: its loss is {loss}, and the loss, its gradient or "
+            "the updated parameters are not finite. The state before that step is kept in this "
+            "error's `result`, and training can go on from it. "
+            "Try a lower learning rate, a longer warm-up, or look at the batch of that step"
         )
         self.step, self.loss, self.result = step, loss, result
 
@@ -64,7 +66,7 @@ class History:
       loss: float per step.
       first_step: number of the step that loss[0] belongs to, counted from 1.
       seconds: wall time of the loop, with compilation.
-      images_per_second: after the first step, which compiles.
+      images_per_second: after the first step, which compiles, and without the callbacks.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -111,6 +113,17 @@ class Callback(NamedTuple):
 
     every: int
     function: Callable[[int, nnx.Module], Any]
+
+
+class Save(NamedTuple):
+    """Calls ``function(state)`` after every `every`-th step, and after the last one.
+
+    The next step uses the state's buffers up, so the function must be done with them when it
+    returns, as `diffusion_course.checkpoints.Checkpoints.save` is.
+    """
+
+    every: int
+    function: Callable[[TrainState], Any]
 
 
 def ema_decay(step: Array, decay: float) -> Array:
@@ -160,7 +173,7 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> 
     return TrainState(
         params=params,
         ema=jax.tree.map(jnp.copy, params),
-        opt_state=optimizer.init(params),
+        opt_state=jax.tree.map(jnp.copy, optimizer.init(params)),
         step=jnp.zeros((), jnp.int32),
         failed=jnp.zeros((), bool),
     )
@@ -177,7 +190,7 @@ def make_step(
     """
     if not 0 <= decay < 1:
         raise ValueError(f"ema must be in [0, 1), got {decay}")
-    graph, _, rest = nnx.split(model, nnx.Param, ...)
+    graph, _ = _split(model)
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: tuple, key: Array):
@@ -185,14 +198,15 @@ def make_step(
         key = jax.random.fold_in(key, state.step)
 
         def objective(params):
-            return loss(nnx.merge(graph, params, rest), x, labels, key)
+            return loss(nnx.merge(graph, params), x, labels, key)
 
         value, gradient = jax.value_and_grad(objective)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = ema_update(state.ema, params, ema_decay(state.step, decay))
         new = TrainState(params, ema, opt_state, state.step + 1, state.failed)
-        good = _all_finite(value, gradient) & ~state.failed
+        # The average holds every updated parameter, and these every gradient: one check for all.
+        good = _all_finite(value, ema) & ~state.failed
         kept = jax.tree.map(partial(jnp.where, good), new, state)
         return kept._replace(failed=~good), value
 
@@ -205,8 +219,18 @@ def _all_finite(*trees) -> Array:
 
 def merge(model: nnx.Module, params) -> nnx.Module:
     """A model of its own with the structure of `model` and a copy of these parameters."""
-    graph, _, rest = nnx.split(model, nnx.Param, ...)
-    return nnx.merge(graph, jax.tree.map(jnp.copy, params), rest)
+    return nnx.merge(_split(model)[0], jax.tree.map(jnp.copy, params))
+
+
+def _split(model: nnx.Module):
+    """Structure and parameters. Raises: ValueError if the model holds any other state."""
+    _, _, rest = nnx.split(model, nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        raise ValueError(
+            "model must hold parameters only (no Dropout streams, no BatchNorm statistics), "
+            f"got {type(model).__name__} with other state"
+        )
+    return nnx.split(model)
 
 
 def fit(
@@ -216,78 +240,98 @@ def fit(
     *,
     steps: int,
     key: Array,
-    learning_rate: float = 3e-3,
-    warmup: int | None = None,
-    clip: float = 1.0,
     optimizer: optax.GradientTransformation | None = None,
     ema: float = 0.999,
     callbacks: Sequence[Callback] = (),
+    save: Save | None = None,
     state: TrainState | None = None,
+    stop: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     progress: bool = True,
     check_every: int = 20,
 ) -> Result:
     """Trains a model and returns it with its averaged weights and the history.
 
+    A run that stops at `stop`, is saved, and goes on from its state equals one that was never
+    interrupted, if `steps`, `key` and the optimiser are the same and the batches go on where they
+    stopped (``data.batches(…, start=int(state.step))``).
+
     Args:
-      model: an NNX module; it is not changed.
+      model: an NNX module that holds parameters only; it is not changed.
       loss: ``loss(model, x, labels, key) -> scalar``.
-      batches: yields (x [B, …], labels [B]); one per step. To go on from a state saved at step k,
-        pass batches that start at the k-th.
-      steps: the run's whole length, also when it goes on from a state.
+      batches: yields (x [B, …], labels [B]), one per step, from the state's step on.
+      steps: the run's whole length, which the default optimiser's schedule spans.
       key: a random key; step n uses ``fold_in(key, n)``.
-      learning_rate: peak of Adam's rate; see `adam` for warmup and clip.
-      warmup: steps until the peak.
-      clip: largest global norm of the gradient.
-      optimizer: replaces `adam`, and with it the three arguments before.
+      optimizer: by default ``adam(3e-3, steps)``.
       ema: decay of the weights' moving average, in [0, 1), with warm-up.
       callbacks: see `Callback`.
+      save: see `Save`.
       state: where to go on from.
-      mesh: devices to share each batch among; all devices by default.
+      stop: the step to stop at, by default `steps`.
+      mesh: devices to share each batch among; all devices by default. The returned models lie on
+        the first of them.
       progress: whether to show a bar with loss and images per second.
       check_every: steps between looks at the loss on the host; a failure is reported with the
         exact step all the same.
 
     Raises:
-      ValueError: steps is not positive, the state is at or past the end, the batches end early, or
-        a batch does not divide among the devices.
-      TrainingDiverged: a loss or gradient was not finite.
+      ValueError: a number is out of range, the state is at or past the end, the batches end
+        early, or a batch does not divide among the devices.
+      TrainingDiverged: a loss, a gradient or an updated parameter was not finite.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    optimizer = adam(learning_rate, steps, warmup, clip) if optimizer is None else optimizer
+    stop = steps if stop is None else stop
+    _check_lengths(steps, stop, check_every, [*callbacks, *([save] if save else [])])
+    optimizer = adam(3e-3, steps) if optimizer is None else optimizer
     mesh = distributed.data_mesh() if mesh is None else mesh
     start = create_state(model, optimizer) if state is None else jax.tree.map(jnp.copy, state)
     done = int(start.step)
-    if done >= steps:
-        raise ValueError(f"steps must exceed the state's {done} steps, got {steps}")
-    run = _Run(model, distributed.replicate(mesh, start), done)
+    if done >= stop:
+        raise ValueError(f"steps (or stop) must exceed the state's {done} steps, got {stop}")
+    key = distributed.replicate(mesh, key)
+    run = _Run(model, distributed.replicate(mesh, start), done, mesh.devices.flat[0])
     step = make_step(model, loss, optimizer, ema)
     source = iter(batches)
-    with tqdm(total=steps, initial=done, disable=not progress, unit="step", leave=True) as bar:
-        for n in range(done + 1, steps + 1):
-            try:
-                batch = next(source)
-            except StopIteration:
-                raise ValueError(
-                    f"batches must yield {steps - done}, ended after {n - 1 - done}"
-                ) from None
+    with tqdm(total=steps, initial=done, disable=not progress, unit="step") as bar:
+        for n in range(done + 1, stop + 1):
+            batch = _next(source, needed=stop - done, got=n - 1 - done)
             run.advance(step, distributed.shard_batch(mesh, batch), key)
-            due = [c for c in callbacks if n % c.every == 0 or n == steps]
-            if n == done + 1 or n % check_every == 0 or n == steps or due:
+            due = [c for c in callbacks if n % c.every == 0 or n == stop]
+            save_now = save is not None and (n % save.every == 0 or n == stop)
+            if n == done + 1 or n % check_every == 0 or n == stop or due or save_now:
                 run.check()
                 bar.set_postfix(run.postfix(), refresh=False)
                 bar.update(n - bar.n)
-            for callback in due:
-                callback.function(n, merge(model, run.state.ema))
+                with run.clock_stopped():
+                    for callback in due:
+                        callback.function(n, run.model_with(run.state.ema))
+                    if save_now:
+                        save.function(run.state)
     return run.result()
+
+
+def _check_lengths(steps: int, stop: int, check_every: int, events: Sequence) -> None:
+    for name, value in {"steps": steps, "stop": stop, "check_every": check_every}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if stop > steps:
+        raise ValueError(f"stop must be at most steps = {steps}, got {stop}")
+    for event in events:
+        if event.every < 1:
+            raise ValueError(f"every must be at least 1, got {event.every}")
+
+
+def _next(source: Iterator, needed: int, got: int):
+    try:
+        return next(source)
+    except StopIteration:
+        raise ValueError(f"batches must yield {needed}, ended after {got}") from None
 
 
 class _Run:
     """The loop's bookkeeping: the state, the losses not yet looked at, and the clock."""
 
-    def __init__(self, model: nnx.Module, state: TrainState, done: int):
-        self.model, self.state = model, state
+    def __init__(self, model: nnx.Module, state: TrainState, done: int, device: jax.Device):
+        self.model, self.state, self.device = model, state, device
         self.history = History(first_step=done + 1)
         self.pending: list[Array] = []
         self.begin = time.perf_counter()
@@ -304,26 +348,34 @@ class _Run:
             self.images += batch[0].shape[0]
 
     def check(self) -> None:
-        """Moves losses to the host, and raises if the step that made the last one failed."""
+        """Moves losses to the host, and raises if one of the steps since the last check failed."""
         losses = [float(loss) for loss in jax.device_get(self.pending)]
         self.pending.clear()
         good = int(self.state.step) - (self.history.first_step - 1 + len(self.history.loss))
-        self.history.loss += losses[:good] if self.state.failed else losses
-        self._stop_clock()
-        if self.state.failed:
-            result = self.result()
-            raise TrainingDiverged(int(self.state.step) + 1, losses[good], result)
-
-    def _stop_clock(self) -> None:
+        self.history.loss += losses[:good]
         now = time.perf_counter()
         self.history.seconds = now - self.begin
         if self.images:
             self.history.images_per_second = self.images / (now - self.compiled)
+        if self.state.failed:
+            # The kept state is a good one: training can go on from it.
+            self.state = self.state._replace(failed=jnp.zeros_like(self.state.failed))
+            raise TrainingDiverged(int(self.state.step) + 1, losses[good], self.result())
+
+    @contextmanager
+    def clock_stopped(self):
+        """Leaves the time of callbacks out of the images per second."""
+        paused = time.perf_counter()
+        yield
+        self.compiled += time.perf_counter() - paused
 
     def postfix(self) -> dict[str, str]:
         recent = np.mean(self.history.loss[-20:])
         return {"loss": f"{recent:.4f}", "images/s": f"{self.history.images_per_second:.0f}"}
 
+    def model_with(self, params) -> nnx.Module:
+        return merge(self.model, jax.device_put(params, self.device))
+
     def result(self) -> Result:
-        model, ema = (merge(self.model, tree) for tree in (self.state.params, self.state.ema))
+        model, ema = self.model_with(self.state.params), self.model_with(self.state.ema)
         return Result(model, ema, self.history, self.state)

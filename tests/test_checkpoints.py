@@ -22,11 +22,11 @@ def loss(model, x, labels, key):
     return losses.diffusion_loss(model, process.vp_cosine(), "v", x, None, key)
 
 
-def fit(steps, start=0, state=None):
+def fit(stop, start=0, state=None, save=None):
     source = data.batches(data.load("toy2d", n=200, seed=4), size=32, seed=9, start=start)
     return train.fit(
-        mlp(), loss, source, steps=steps, key=jax.random.key(2), state=state,
-        optimizer=train.adam(3e-3, 24), progress=False,
+        mlp(), loss, source, steps=24, stop=stop, key=jax.random.key(2), state=state,
+        save=save, progress=False,
     )  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def assert_equal_trees(a, b):
 def test_a_run_resumed_from_disk_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     whole = fit(24)
     with checkpoints.Checkpoints(tmp_path / "run") as saved:
-        saved.save(fit(11).state)
+        fit(11, save=train.Save(5, saved.save))
+        assert saved.latest_step() == 11
     with checkpoints.Checkpoints(tmp_path / "run") as saved:
         state = saved.restore(train.create_state(mlp(seed=3), train.adam(3e-3, 24)))
     assert int(state.step) == 11
@@ -55,6 +56,15 @@ def test_the_newest_states_are_kept(tmp_path):
         assert saved.latest_step() == 3
         with pytest.raises(FileNotFoundError, match="no state of step 1"):
             saved.restore(state, step=1)
+
+
+def test_a_step_that_would_be_hidden_by_a_later_one_is_refused(tmp_path):
+    state = fit(1).state
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(state._replace(step=np.int32(5)))
+        for step in (5, 3):
+            with pytest.raises(ValueError, match=f"must exceed the newest .* 5, got {step}"):
+                saved.save(state._replace(step=np.int32(step)))
 
 
 def test_an_empty_folder_is_named(tmp_path):

@@ -208,6 +208,19 @@ def test_the_denoiser_is_the_least_squares_answer(name):
         assert (np.abs(product.mean(0)) < 4.5 * product.std(0) / np.sqrt(n) + 1e-6).all()
 
 
+def test_a_mixture_may_be_made_inside_a_program_and_of_its_arguments():
+    p, x = PROCESSES["vp_cosine"].process, jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
+
+    def density(means, stds):
+        return denoiser.gaussian_mixture(p, means, stds, WEIGHTS).log_prob(x, 0.5)
+
+    want = plane(p).log_prob(x, 0.5)
+    np.testing.assert_allclose(jax.jit(lambda: density(MEANS, STDS))(), want, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(density)(MEANS, STDS), want, rtol=1e-5)
+    gradient = jax.grad(lambda m: density(m, STDS).sum())(jnp.asarray(MEANS, jnp.float32))
+    assert np.isfinite(gradient).all() and (np.abs(gradient) > 0).all()
+
+
 def test_one_gaussian_is_linear_algebra():
     o, mean, std = PROCESSES["vp_linear"], np.array([0.7, -1.3]), 0.5
     oracle = denoiser.gaussian_mixture(o.process, mean[None], [std], [4.0])

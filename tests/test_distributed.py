@@ -15,6 +15,7 @@ import json, sys
 import jax, numpy as np
 from flax import nnx
 from diffusion_course import distributed, losses, process, train
+from diffusion_course.models.mlp import MLP
 from diffusion_course.models.unet import UNet
 
 def loss(model, x, labels, key):
@@ -37,17 +38,24 @@ one, _ = gradients(jax.devices()[:1])
 largest = max(float(np.abs(np.asarray(g)).max()) for g in one)
 error = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(one, many))
 
+points = (rng.normal(0.2, 0.6, (16, 2)).astype(np.float32), rng.integers(0, 10, 16))
+small = MLP(2, width=32, num_classes=10, rngs=nnx.Rngs(0))
+
 def batches():
     while True:
-        yield batch
+        yield points
 
-run = {
-    n: train.fit(model, loss, batches(), steps=5, key=jax.random.key(1), progress=False,
-                 mesh=distributed.data_mesh(jax.devices()[:n])).history.loss
+key = jax.device_put(jax.random.key(1), jax.devices()[0])  # committed to one device
+results = {
+    n: train.fit(small, loss, batches(), steps=5, key=key, progress=False,
+                 mesh=distributed.data_mesh(jax.devices()[:n]))
     for n in (1, 8)
 }
+run = {n: result.history.loss for n, result in results.items()}
+x0 = jax.device_put(points[0], jax.devices()[0])
+used = results[8].ema(x0, jax.numpy.full(16, 0.5), None).shape
 shards = [list(s.data.shape) for s in sharded.addressable_shards]
-print(json.dumps({"error": error, "largest": largest, "shards": shards, "run": run}))
+print(json.dumps({"error": error, "largest": largest, "shards": shards, "run": run, "used": used}))
 """
 
 
@@ -87,3 +95,7 @@ def test_a_batch_that_does_not_divide_is_an_error():
     with pytest.raises(ValueError, match="multiple of the 3 devices, got 16"):
         distributed.shard_batch(Three, np.zeros((16, 2)))
     assert distributed.shard_batch(mesh, np.zeros((16, 2))).shape == (16, 2)
+
+
+def test_trained_models_can_be_used_with_arrays_on_one_device(report):
+    assert report["used"] == [16, 2]

@@ -92,22 +92,22 @@ def test_a_hole_in_one_class_shows_per_class_and_hides_in_the_mean():
 def test_loss_by_time_is_the_mean_of_the_error_at_each_time():
     x0 = jnp.arange(6.0).reshape(3, 2)
 
-    def error(x0, eps, t):
-        return t**2 + 0 * eps.sum(1) + x0[:, 0]
+    def error(model, x0, eps, t, cond):
+        return model * t**2 + 0 * eps.sum(1) + cond
 
     times = [0.1, 0.5, 0.9]
-    found = metrics.loss_by_time(error, x0, times, jax.random.key(0), repeats=3)
+    found = metrics.loss_by_time(error, 1.0, x0, x0[:, 0], times, jax.random.key(0), repeats=3)
     np.testing.assert_allclose(found, np.square(times) + 2.0, rtol=1e-5)
 
 
 def test_loss_by_time_uses_the_same_noise_at_every_time_and_fresh_noise_per_repeat():
-    def error(x0, eps, t):
+    def error(model, x0, eps, t, cond):
         return eps[:, 0]
 
     key, x0 = jax.random.key(1), jnp.zeros((50, 2))
-    found = metrics.loss_by_time(error, x0, [0.2, 0.8], key, repeats=4)
+    found = metrics.loss_by_time(error, None, x0, None, [0.2, 0.8], key, repeats=4)
     assert found[0] == found[1] != 0
-    assert found[0] != metrics.loss_by_time(error, x0, [0.2], key, repeats=1)[0]
+    assert found[0] != metrics.loss_by_time(error, None, x0, None, [0.2], key, repeats=1)[0]
 
 
 @pytest.mark.parametrize("function", [metrics.frechet, metrics.mmd, metrics.nearest])
@@ -115,8 +115,10 @@ def test_sets_that_cannot_be_compared_are_named(function):
     good = np.ones((4, 3))
     with pytest.raises(ValueError, match="x and y must have equally many features, got 2, 3"):
         function(np.ones((5, 2)), good)
-    with pytest.raises(ValueError, match=r"y must have shape \[N, …\] with N >= 2, got shape \(1,"):
-        function(good, good[:1])
+    with pytest.raises(
+        ValueError, match=r"y must have shape \[N, …\] with N >= \d, got shape \([01],"
+    ):
+        function(good, good[: 0 if function is metrics.nearest else 1])
     with pytest.raises(ValueError, match="x must be finite"):
         function(np.full((4, 3), np.nan), good)
 
@@ -131,3 +133,21 @@ def test_a_bandwidth_that_is_not_positive_is_named(bandwidth):
 def test_accuracy_needs_two_equal_lists(predicted, labels):
     with pytest.raises(ValueError, match=r"predicted and labels must both have shape \[N\]"):
         metrics.class_accuracy(predicted, labels)
+
+
+def test_loss_by_time_compiles_once_for_several_models():
+    traces = []
+
+    def error(model, x0, eps, t, cond):
+        traces.append(1)
+        return model * t
+
+    for model in (1.0, 2.0, 3.0):
+        found = metrics.loss_by_time(error, model, np.ones((4, 2)), None, [0.5], jax.random.key(0))
+        assert found[0] == pytest.approx(0.5 * model)
+    assert len(traces) == 1
+
+
+def test_labels_out_of_range_are_named():
+    with pytest.raises(ValueError, match=r"labels must be in 0 … 9, got 12"):
+        metrics.per_class_accuracy([1, 2], [1, 12], 10)

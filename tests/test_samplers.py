@@ -332,6 +332,17 @@ def test_a_thousand_steps_through_vanishing_noise_end_in_the_data():
         assert (distance < 1e-5).all()
 
 
+def test_eta_may_be_traced():
+    o, x = PROCESSES["vp_linear"], jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
+
+    def step(eta):
+        D = lambda x, t: 0.4 * x  # noqa: E731
+        return one_step(samplers.ddim(o.process, eta), D, x, 0.8, 0.5, jax.random.key(1))
+
+    np.testing.assert_allclose(jax.jit(step)(0.6), step(0.6), atol=1e-5)
+    assert np.isfinite(jax.jacfwd(step)(0.6)).all()
+
+
 # ----------------------------------------------------------------------------------- bad arguments
 
 

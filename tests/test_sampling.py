@@ -358,9 +358,10 @@ def test_a_generator_refuses_an_unknown_kind_and_a_bad_grid():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1], r"labels must have shape \(3,\), got shape \(2,\)"),
-        (1, r"labels must have shape \(3,\), got shape \(\)"),
-        ([[0, 1, 2]], r"labels must have shape \(3,\), got shape \(1, 3\)"),
+        ([0, 1], r"labels must be integers of shape \(3,\), got int.* of shape \(2,\)"),
+        (1, r"labels must be integers of shape \(3,\), got int.* of shape \(\)"),
+        ([[0, 1, 2]], r"labels must be integers of shape \(3,\), got int.* of shape \(1, 3\)"),
+        ([0.0, 1.0, 2.0], r"labels must be integers of shape \(3,\), got float.* of shape \(3,\)"),
         ([0, 1, 4], r"labels must be in 0 … 3 \(the last is the null class\), got 0 … 4"),
         ([0, -1, 2], r"labels must be in 0 … 3 \(the last is the null class\), got -1 … 2"),
     ],
@@ -369,6 +370,22 @@ def test_bad_labels_are_refused(labels, message):
     generate, _ = make()
     with pytest.raises(ValueError, match=message):
         generate(Labelled(), jax.random.key(0), 3, labels)
+
+
+@pytest.mark.parametrize("w", [0.0, 2, 3.5])
+def test_a_scale_without_labels_is_refused(w):
+    generate, _ = make()
+    with pytest.raises(ValueError, match=f"w must be 1 where no labels are given, got {w}"):
+        generate(Labelled(), jax.random.key(0), 3, w=w)
+
+
+def test_generation_may_be_part_of_a_larger_program():
+    (generate, _), model, key = make(), Labelled(), jax.random.key(0)
+    labels = jnp.asarray([0, 2, 1])
+    whole = jax.jit(lambda model, labels, w: generate(model, key, 3, labels, w))
+    np.testing.assert_allclose(
+        whole(model, labels, 2.0), generate(model, key, 3, labels, 2.0), atol=1e-5
+    )
 
 
 def test_labels_for_a_model_without_classes_are_refused():

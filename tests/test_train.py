@@ -47,7 +47,7 @@ def fit(model=None, loss=squared, data=None, steps=30, **options):
 
 
 def test_the_loss_falls_and_the_history_has_one_entry_per_step():
-    history = fit(steps=300, learning_rate=1e-2).history
+    history = fit(steps=300, optimizer=train.adam(1e-2, 300)).history
     assert len(history.loss) == 300
     # An untrained network outputs 0, so the loss starts at 4·E[x²] = 4·(1.7² + .3²) ≈ 12.
     assert 8 < history.loss[0] < 16
@@ -66,7 +66,7 @@ def test_the_model_that_was_passed_in_is_not_changed():
 
 def test_every_parameter_changes_in_two_steps():
     # Two: the zero-initialised last layer passes no gradient back in the first.
-    before, after = leaves(small()), leaves(fit(steps=2, warmup=0).model)
+    before, after = leaves(small()), leaves(fit(steps=2, optimizer=train.adam(3e-3, 2)).model)
     for old, new in zip(before, after, strict=True):
         assert not np.array_equal(old, new)
 
@@ -123,8 +123,8 @@ def test_each_step_draws_noise_of_its_own():
 
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit():
     whole = fit(loss=noisy, steps=20)
-    optimizer = train.adam(3e-3, 20)
-    first = fit(loss=noisy, steps=9, optimizer=optimizer)
+    first = fit(loss=noisy, steps=20, stop=9)
+    assert int(first.state.step) == 9 == len(first.history.loss)
     second = fit(loss=noisy, steps=20, state=first.state, data=batches(start=9))
     assert second.history.first_step == 10
     for a, b in zip(leaves(whole.state), leaves(second.state), strict=True):
@@ -132,7 +132,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit():
 
 
 def test_a_state_to_go_on_from_survives_the_run():
-    first = fit(steps=4, optimizer=train.adam(3e-3, 8))
+    first = fit(steps=8, stop=4)
     fit(steps=8, state=first.state)
     assert int(first.state.step) == 4  # reading a donated buffer would raise
 
@@ -146,12 +146,14 @@ def test_clipping_bounds_the_update_of_plain_gradient_descent():
 
 @pytest.mark.parametrize("bad", [0, 7, 25, 29])
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(bad):
-    with pytest.raises(train.TrainingDiverged, match=f"step {bad + 1}: the loss is nan") as caught:
+    with pytest.raises(train.TrainingDiverged, match=f"step {bad + 1}: its loss is nan") as caught:
         fit(data=batches(bad=bad), optimizer=train.adam(3e-3, 30))
     result = caught.value.result
     assert caught.value.step == bad + 1
     assert int(result.state.step) == bad == len(result.history.loss)
     assert all(np.isfinite(leaf).all() for leaf in leaves(result.state))
+    clean = fit(state=result.state, data=batches(start=bad), optimizer=train.adam(3e-3, 30))
+    assert int(clean.state.step) == 30  # the kept state can be trained on
     if bad:
         good = fit(steps=bad, optimizer=train.adam(3e-3, 30))
         for a, b in zip(leaves(good.model), leaves(result.model), strict=True):
@@ -164,6 +166,39 @@ def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_is_finite(
 
     with pytest.raises(train.TrainingDiverged, match="step 1"):
         fit(loss=loss)
+
+
+def test_an_update_that_is_not_finite_stops_training_though_its_gradient_is():
+    with pytest.raises(train.TrainingDiverged, match="step 1") as caught:
+        fit(optimizer=optax.sgd(3e38))
+    assert all(np.isfinite(leaf).all() for leaf in leaves(caught.value.result.state))
+
+
+def test_an_optimiser_that_remembers_the_start_does_not_share_its_buffers():
+    def update(gradient, anchor, params):
+        return jax.tree.map(lambda a, p: 0.5 * (a - p), anchor, params), anchor
+
+    anchored = optax.GradientTransformation(lambda params: params, update)
+    for a, b in zip(leaves(small()), leaves(fit(optimizer=anchored, steps=3).model), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)  # every step pulls to where it already is
+
+
+def test_a_model_with_other_state_than_parameters_is_named():
+    class Noisy(nnx.Module):
+        def __init__(self):
+            self.layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+            self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    with pytest.raises(ValueError, match=r"model must hold parameters only .* got Noisy"):
+        fit(Noisy())
+
+
+def test_states_are_saved_at_their_steps_and_at_the_end():
+    seen = []
+    result = fit(steps=25, save=train.Save(10, lambda s: seen.append(jax.tree.map(np.array, s))))
+    assert [int(s.step) for s in seen] == [10, 20, 25]
+    for a, b in zip(leaves(seen[-1]), leaves(result.state), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_callbacks_get_the_averaged_model_at_their_steps_and_at_the_end():
@@ -201,9 +236,9 @@ def test_the_history_plots_what_it_recorded():
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
-        ({"clip": 0.0}, "clip must be positive, got 0.0"),
-        ({"warmup": 30}, r"warmup must be in 0 … steps − 1 = 29, got 30"),
+        ({"stop": 31}, "stop must be at most steps = 30, got 31"),
+        ({"check_every": 0}, "check_every must be at least 1, got 0"),
+        ({"callbacks": [train.Callback(0, print)]}, "every must be at least 1, got 0"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"data": list(zip([np.zeros((4, 2), np.float32)] * 3, [np.zeros(4, np.int32)] * 3,
                            strict=True))}, "batches must yield 30, ended after 3"),
@@ -216,5 +251,30 @@ def test_bad_arguments_are_named(options, message):
 
 def test_a_state_past_the_end_is_an_error():
     result = fit(steps=5)
-    with pytest.raises(ValueError, match="steps must exceed the state's 5 steps, got 5"):
+    with pytest.raises(ValueError, match="must exceed the state's 5 steps, got 5"):
         fit(steps=5, state=result.state)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-1.0, 10), "learning_rate must be positive, got -1.0"),
+        ((0.1, 10, None, 0.0), "clip must be positive, got 0.0"),
+        ((0.1, 30, 30), "warmup must be in 0 … steps − 1 = 29, got 30"),
+    ],
+)
+def test_bad_settings_of_adam_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train.adam(*arguments)
+
+
+def test_the_learning_rate_climbs_from_its_first_stair_and_falls_to_zero():
+    params = {"x": jnp.zeros(1)}
+    optimizer = train.adam(0.1, steps=50, warmup=5, clip=1e9)
+    state, sizes = optimizer.init(params), []
+    for _ in range(50):
+        update, state = optimizer.update({"x": jnp.ones(1)}, state, params)
+        sizes.append(-float(update["x"][0]))  # for a constant gradient Adam's step is its rate
+    assert sizes[0] == pytest.approx(0.02, rel=1e-3)
+    assert max(sizes) == pytest.approx(0.1, rel=1e-3) and np.argmax(sizes) == 5
+    assert sizes[-1] < 0.001

@@ -454,13 +454,19 @@ plt.show()
 # is a digit. The loss *by noise level* says more: at which times does the network still learn, and is it
 # as good on images it has never seen?
 
+
 # %%
+def error_of_v(model, x0, eps, t, labels):
+    return losses.squared_error(model, q, "v", x0, eps, t, labels)
+
+
 errors = {}
 grid_t = np.linspace(0.02, 0.98, 13)
 for name, split in (("training images", digits), ("unseen images", unseen)):
     x, y = jnp.asarray(split.x[:360]), jnp.asarray(split.labels[:360])
-    error = partial(losses.squared_error, trained.ema, q, "v", cond=y)
-    errors[name] = metrics.loss_by_time(error, x, grid_t, jax.random.key(9), repeats=2)
+    errors[name] = metrics.loss_by_time(
+        error_of_v, trained.ema, x, y, grid_t, jax.random.key(9), repeats=2
+    )
 fig, axes = plt.subplots(1, 2, figsize=(9, 3))
 trained.history.plot(axes[0])
 plots.curves(grid_t, errors, xlabel="time $t$", ylabel="squared error of $v$", ax=axes[1])
@@ -506,10 +512,9 @@ plt.show()
 expert = recipes.judge_for(profile.dataset)
 real_accuracy = metrics.class_accuracy(judge(expert, unseen.x)[0], unseen.labels)
 print(f"the judge recognises {real_accuracy:.1%} of {len(unseen)} unseen real digits")
-quality = {
-    w: recipes.measure(generate, trained.ema, expert, digits, unseen, w=w, samples=profile.samples)
-    for w in (1.0, 2.0)
-}
+quality = recipes.measure(
+    trained.ema, q, "v", expert, digits, unseen, scales=(1.0, 2.0), samples=profile.samples
+)
 for w, r in quality.items():
     print(f"w = {w}: {r.accuracy:.1%} of {r.samples} recognised, worst class {r.worst_class:.0%}")
 assert quality[1.0].accuracy >= 0.93 and quality[2.0].accuracy >= 0.98
