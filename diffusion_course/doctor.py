@@ -112,7 +112,8 @@ def declared() -> list[str]:
         project = _source_tree() / "pyproject.toml"
         if not project.exists():
             return []
-        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+        declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        return declared["dependencies"] + declared["optional-dependencies"]["lab"]
 
 
 def tested() -> dict[str, str]:

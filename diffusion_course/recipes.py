@@ -195,7 +195,7 @@ def measure_samples(
     x: np.ndarray, labels: np.ndarray, classifier: nnx.Module, train: Dataset, test: Dataset,
     *, w: float, steps: int,
 ) -> Quality:  # fmt: skip
-    """Measures samples x [N, …] that were asked to be of these labels [N]; w and steps are noted."""
+    """Measures samples x [N, …] that were asked to be of these labels [N]; notes w and steps."""
     predicted, features = judge(classifier, x)
     # The Fréchet distance depends on the count, so samples and unseen images are equally many.
     n = min(len(x), len(test))

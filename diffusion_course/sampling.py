@@ -60,10 +60,10 @@ def karras(
         raise ValueError(f"rho must be positive, got {rho}")
     end = float(_ratio(p, 1.0))
     sigma_max = end if sigma_max is None else sigma_max
-    if not 0 < sigma_min < sigma_max < np.inf:
+    if not (0 < sigma_min < sigma_max < np.inf and sigma_max <= end * (1 + 1e-5)):
         raise ValueError(
-            "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max < infinity, "
-            f"got {sigma_min} and {sigma_max} (sigma/alpha at t = 1 is {end})"
+            "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max < infinity, and "
+            f"sigma_max <= sigma/alpha at t = 1, {end}; got {sigma_min} and {sigma_max}"
         )
     ramp = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n) ** rho
     return _grid_from_log_snr(p, -2 * np.log(ramp))

@@ -233,8 +233,10 @@ def test_lab_without_jupyterlab_says_what_to_install(tiny, monkeypatch, capsys):
 
 
 @pytest.fixture
-def recipes(monkeypatch):
+def recipes(monkeypatch, tmp_path):
     """A stand-in for the recipes; what it was asked to train."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFUSION_COURSE_COMPILE_CACHE", "0")
     import types
 
     import diffusion_course
@@ -248,12 +250,15 @@ def recipes(monkeypatch):
     return asked
 
 
-def test_train_passes_on_what_it_was_given_and_nothing_else(recipes, capsys, tmp_path):
+def test_train_passes_on_what_it_was_given(recipes, capsys, tmp_path):
     code, out, _ = command(capsys, "train", "digits_v")
     assert (code, out) == (0, "wrote digits_v.safetensors\n")
     arguments = ["train", "mnist_v", "--steps", "3", "--out", str(tmp_path)]
     assert command(capsys, *arguments)[0] == 0
-    assert recipes == [("digits_v", {}), ("mnist_v", {"steps": 3, "out": tmp_path})]
+    assert recipes == [
+        ("digits_v", {"steps": None, "out": Path("runs")}),
+        ("mnist_v", {"steps": 3, "out": tmp_path}),
+    ]
 
 
 def test_an_unknown_recipe_lists_the_recipes(recipes, capsys):
@@ -275,11 +280,14 @@ def test_data_that_cannot_be_had_are_one_line_with_the_remedy(recipes, capsys, m
     assert err.endswith(": mnist is not here. Set DIFFUSION_COURSE_DATA\n")
 
 
-def test_train_refuses_a_file_for_a_folder(recipes, capsys, tmp_path):
+@pytest.mark.parametrize("name", ["file", "file/sub"])
+def test_train_refuses_a_folder_that_cannot_be_made_before_it_trains(
+    recipes, capsys, tmp_path, name
+):
     (tmp_path / "file").write_text("")
-    code, _, err = command(capsys, "train", "digits_v", "--out", str(tmp_path / "file"))
+    code, _, err = command(capsys, "train", "digits_v", "--out", str(tmp_path / name))
     assert code == 2
-    assert "is a file" in err and recipes == []
+    assert err.count("\n") == 1 and "cannot be made" in err and recipes == []
 
 
 # doctor
@@ -337,6 +345,13 @@ def test_a_jax_that_is_too_old_is_a_problem_with_the_remedy(monkeypatch, capsys)
     assert line(out, "jax").startswith("PROBLEM") and "0.4.30, needs >=0.7.2" in line(out, "jax")
     assert '→ pip install "jax>=0.7.2"' in out
     assert "would not run here: see jax above" in out
+
+
+def test_a_missing_jupyterlab_is_a_problem_with_the_remedy(monkeypatch, capsys):
+    pretend(monkeypatch, jupyterlab=None)
+    code, out, _ = command(capsys, "doctor")
+    assert code == 1
+    assert line(out, "jupyterlab").startswith("PROBLEM")
 
 
 def test_a_missing_jax_is_a_problem_and_no_crash(monkeypatch, capsys):

@@ -96,7 +96,7 @@ def test_the_report_names_what_a_reader_needs_and_no_folder_of_the_machine(capsy
     said = capsys.readouterr().out
     assert f"jax {jax.__version__}" in said
     assert "digits, bundled" in said
-    assert "batches of 128" in said
+    assert f"batches of {course.PROFILES['cpu'].batch_size}" in said
     assert str(own_cache) not in said
     assert "compile cache  on" in said
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -139,3 +140,13 @@ def test_guidance_sharpens_the_released_digits():
     ]
     # Without guidance the label is not used at all: one in ten, 4 standard errors of 100 draws.
     assert hits[0] < 0.1 + 4 * 0.03 and hits[1] > 0.9 and hits[2] >= hits[1] - 0.03
+
+
+def test_the_readme_quotes_the_cards():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    metrics_of = {name: weights.load(name).card.metrics for name in weights.names()}
+    assert f"{metrics_of['digits_classifier']['test_accuracy']:.1%} of 360 unseen" in readme
+    for w in ("w=1", "w=2"):
+        q = metrics_of["digits"][w]
+        figures = (q["accuracy"], q["worst_class"], q["frechet"], q["nearest"])
+        assert "{:.1%} | {:.0%} | {:.2f} | {:.2f}".format(*figures) in readme

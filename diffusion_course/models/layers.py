@@ -20,7 +20,7 @@ def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Ar
     Args:
       t: times in [0, 1], [B].
       dim: an even number.
-      max_period: the longest period, in thousandths of t.
+      max_period: periods run from 2π to 2π·max_period, in thousandths of t.
 
     Returns: [B, dim]. Raises: ValueError for an odd or non-positive dim.
     Source: Vaswani et al. 2017, section 3.5 (arXiv:1706.03762), for time as in DDPM.

@@ -25,7 +25,8 @@ class UNet(nnx.Module):
 
     Args:
       image_channels: C of the images.
-      channels: width of each level, from fine to coarse; multiples of 8, the last of 32.
+      channels: width of each level, from fine to coarse; multiples of 8 (16 or more, so that a
+        group of the norm has more than one channel), the last of 32.
       blocks: residual blocks per level (the way up has as many).
       stem: side of the pixel blocks that are moved into channels first; 1 leaves the pixels.
       num_classes: number of labels, or None for a model without labels. A labelled model has one
