@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_ROWS = 512  # rows of a distance matrix that are in memory at a time
+
 
 def _as_features(name: str, x, least: int) -> np.ndarray:
     x = np.asarray(x, np.float64)
@@ -93,11 +95,15 @@ def nearest(x, reference, exclude_self: bool = False) -> tuple[np.ndarray, np.nd
     Returns: indices [N] and distances [N].
     """
     x, reference = _pair(x, reference, least=1)
-    squared = _squared_distances(x, reference)
-    if exclude_self:
-        np.fill_diagonal(squared, np.inf)
-    index = squared.argmin(axis=1)
-    return index, np.sqrt(squared[np.arange(len(x)), index])
+    index, distance = np.empty(len(x), np.int64), np.empty(len(x))
+    for start in range(0, len(x), _ROWS):  # all at once would take gigabytes against MNIST
+        squared = _squared_distances(x[start : start + _ROWS], reference)
+        rows = np.arange(len(squared))
+        if exclude_self:
+            squared[rows, start + rows] = np.inf
+        index[start + rows] = squared.argmin(axis=1)
+        distance[start + rows] = np.sqrt(squared.min(axis=1))
+    return index, distance
 
 
 def class_accuracy(predicted, labels) -> float:

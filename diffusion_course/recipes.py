@@ -196,10 +196,10 @@ def measure_samples(
     *, w: float, steps: int,
 ) -> Quality:  # fmt: skip
     """Measures samples x [N, …] that were asked to be of these labels [N]; notes w and steps."""
-    predicted, features = judge(classifier, x)
+    predicted, features = _judge_all(classifier, x)
     # The Fréchet distance depends on the count, so samples and unseen images are equally many.
     n = min(len(x), len(test))
-    real = [np.asarray(judge(classifier, images)[1]) for images in (train.x, test.x[:n])]
+    real = [_judge_all(classifier, images)[1] for images in (train.x, test.x[:n])]
     near = metrics.nearest(x, train.x)[1]
     near_real = float(np.median(metrics.nearest(test.x, train.x)[1]))
     by_class = metrics.per_class_accuracy(predicted, labels, train.num_classes)
@@ -216,6 +216,12 @@ def measure_samples(
         nearest_real=near_real,
         exact_copies=float((near < 0.1 * near_real).mean()),
     )
+
+
+def _judge_all(classifier: nnx.Module, x: np.ndarray, chunk: int = 5000):
+    """Classes [N] and features [N, F] of any number of images, a chunk at a time for memory."""
+    parts = [judge(classifier, x[i : i + chunk]) for i in range(0, len(x), chunk)]
+    return tuple(np.concatenate([np.asarray(part[k]) for part in parts]) for k in (0, 1))
 
 
 def judge_for(dataset: str) -> nnx.Module:

@@ -1,6 +1,7 @@
 """The explorers work in JupyterLab, in a real browser, without the network."""
 
 import nbformat
+import pytest
 
 TINY = """
 import matplotlib.pyplot as plt
@@ -75,8 +76,9 @@ def test_a_failing_cell_would_be_seen(lab):
     page.close()
 
 
-def test_the_explorer_of_the_forward_process_moves(lab):
-    name = "notebooks/01_forward_process.ipynb"
+@pytest.mark.parametrize("chapter", ["01_forward_process", "02_denoising"])
+def test_the_explorer_of_a_chapter_moves(lab, chapter):
+    name = f"notebooks/{chapter}.ipynb"
     assert (lab.folder / name).exists(), f"{name} is missing"
     page = lab.open(name)
     assert_every_cell_ran(lab.run_all(page))

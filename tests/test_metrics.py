@@ -80,6 +80,14 @@ def test_nearest_is_the_brute_force_answer_and_can_leave_itself_out():
     assert (metrics.nearest(x, x, exclude_self=True)[0] != np.arange(12)).all()
 
 
+def test_nearest_works_through_more_rows_than_it_keeps_in_memory():
+    x = RNG.normal(size=(2 * metrics._ROWS + 7, 3))
+    index, distance = metrics.nearest(x, x[::-1])
+    np.testing.assert_array_equal(index, np.arange(len(x))[::-1])
+    np.testing.assert_allclose(distance, 0, atol=1e-6)  # root of float64 cancellation
+    assert (metrics.nearest(x, x, exclude_self=True)[0] != np.arange(len(x))).all()
+
+
 def test_a_hole_in_one_class_shows_per_class_and_hides_in_the_mean():
     labels = np.repeat([0, 1, 3], [50, 48, 2])
     predicted = np.where(labels == 3, 0, labels)
