@@ -78,7 +78,8 @@ class Checkpoints:
 
 def _tree(state) -> dict[str, jax.Array]:
     """A flat dictionary of arrays: readable by any version of Flax, whatever its own classes."""
-    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+    # Old versions of orbax know arrays only, not NumPy scalars.
+    return {f"{i:05d}": jax.numpy.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
 
 
 @dataclass(frozen=True)
