@@ -81,6 +81,23 @@ def test_group_norm_equals_the_ready_made_one_in_value_and_gradient(channels, gr
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
+def test_group_norm_scales_and_shifts_each_image_and_channel():
+    layer, x = layers.GroupNorm(16, rngs=rngs()), array(3, 4, 6, 16)
+    layer.scale[...], layer.bias[...] = array(16), array(16)
+    scale, shift, y = array(3, 16), array(3, 16), array(3, 4, 6, 16)
+
+    def plain(x, scale, shift):
+        return layer(x) * (1 + scale[:, None, None]) + shift[:, None, None]
+
+    for got, want in zip(
+        [layer(x, scale, shift), *jax.vjp(layer, x, scale, shift)[1](y)],
+        [plain(x, scale, shift), *jax.vjp(plain, x, scale, shift)[1](y)],
+        strict=True,
+    ):
+        # Sums of up to 24 products of size 4, rounded in another order.
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_group_norm_survives_a_large_mean():
     layer = layers.GroupNorm(16, rngs=rngs())
     x = array(2, 6, 6, 16, mean=0.0, std=1.0)
@@ -147,7 +164,7 @@ def test_a_residual_block_starts_as_the_identity_or_its_projection():
     x, emb = array(2, 4, 6, 16), array(2, 12)
     np.testing.assert_array_equal(layers.ResidualBlock(16, 16, 12, rngs=rngs())(x, emb), x)
     wider = layers.ResidualBlock(16, 24, 12, rngs=rngs())
-    want = jnp.einsum("bhwc,cd->bhwd", x, wider.skip.kernel[...][0, 0]) + wider.skip.bias[...]
+    want = jnp.einsum("bhwc,cd->bhwd", x, wider.skip.kernel[...]) + wider.skip.bias[...]
     np.testing.assert_allclose(wider(x, emb), want, atol=1e-5)
 
 
@@ -202,5 +219,17 @@ def test_heads_that_do_not_divide_the_channels_are_refused():
         layers.Attention(48, rngs=rngs())
 
 
-def test_a_zero_convolution_is_zero():
-    assert (layers.zero_conv(3, 5, rngs=rngs())(array(1, 4, 4, 3)) == jnp.zeros((1, 4, 4, 5))).all()
+def test_layers_that_start_at_zero_are_zero():
+    assert (layers.Conv3x3(3, 5, zero=True, rngs=rngs())(array(1, 4, 4, 3)) == 0).all()
+    assert (layers.Linear(3, 5, zero=True, rngs=rngs())(array(7, 3)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "fan_in"), [(lambda: layers.Linear(96, 200, rngs=rngs()), 96),
+                          (lambda: layers.Conv3x3(32, 80, rngs=rngs()), 9 * 32)],
+)  # fmt: skip
+def test_weights_start_with_variance_one_over_fan_in(layer, fan_in):
+    kernel = np.asarray(layer().kernel[...])
+    # The standard error of the variance of n uniform numbers is .9/sqrt(n): n > 19,000 here.
+    np.testing.assert_allclose(kernel.var() * fan_in, 1, atol=0.03)
+    assert np.abs(kernel).max() <= np.sqrt(3 / fan_in)

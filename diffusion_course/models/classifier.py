@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from diffusion_course.models.layers import GroupNorm
+from diffusion_course.models.layers import Conv3x3, GroupNorm, Linear
 
 
 class Classifier(nnx.Module):
@@ -34,13 +34,13 @@ class Classifier(nnx.Module):
     ):
         if image_size % 4:
             raise ValueError(f"image_size must be a multiple of 4, got {image_size}")
-        self.conv1 = nnx.Conv(image_channels, width, (3, 3), rngs=rngs)
+        self.conv1 = Conv3x3(image_channels, width, rngs=rngs)
         self.norm1 = GroupNorm(width, rngs=rngs)
-        self.conv2 = nnx.Conv(width, 2 * width, (3, 3), strides=2, rngs=rngs)
+        self.conv2 = Conv3x3(width, 2 * width, stride=2, rngs=rngs)
         self.norm2 = GroupNorm(2 * width, rngs=rngs)
-        self.conv3 = nnx.Conv(2 * width, 2 * width, (3, 3), strides=2, rngs=rngs)
-        self.dense = nnx.Linear(2 * width * (image_size // 4) ** 2, features, rngs=rngs)
-        self.last = nnx.Linear(features, num_classes, rngs=rngs)
+        self.conv3 = Conv3x3(2 * width, 2 * width, stride=2, rngs=rngs)
+        self.dense = Linear(2 * width * (image_size // 4) ** 2, features, rngs=rngs)
+        self.last = Linear(features, num_classes, rngs=rngs)
 
     def features(self, x: Array) -> Array:
         """Activations of the last hidden layer: [B, features]."""

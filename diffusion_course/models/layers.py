@@ -1,14 +1,20 @@
-"""Building blocks of the networks: NHWC, float32, and quick on a CPU as well.
+"""Building blocks of the networks: NHWC, and quick on a CPU as well.
 
-`GroupNorm`, `upsample` and `space_to_depth` are written as reshapes, sums and broadcasts because
-the ready-made versions cost several times as much on a CPU (the group norm 5 ×, the gradient of
-a nearest-neighbour resize 20 ×); on accelerators they compile to the same thing.
+Parameters are float32. Layers that compute in another `dtype` cast what they read; time and
+statistics stay float32.
+
+`GroupNorm` and `upsample` are written as sums, small products and broadcasts because the
+ready-made versions cost several times as much on a CPU (the group norm 5 ×, the gradient of a
+nearest-neighbour resize 20 ×); on accelerators they compile to the same thing.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
+
+from diffusion_course.models import fast
 
 # Sinusoids are made for step numbers up to a thousand; times in [0, 1] are stretched to match.
 _TIME_SCALE = 1000.0
@@ -32,20 +38,107 @@ def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Ar
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+class Linear(nnx.Linear):
+    """A dense layer over the last axis: [..., c_in] -> [..., c_out], computed in `dtype`.
+
+    Weights start uniform with variance 1/c_in, or at zero, and are stored in float32.
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, *, zero: bool = False, use_bias: bool = True,
+        dtype=jnp.float32, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        super().__init__(
+            c_in, c_out, use_bias=use_bias, kernel_init=_start(zero), dtype=dtype, rngs=rngs
+        )
+
+
+class Conv3x3(nnx.Conv):
+    """A 3×3 convolution with zeros around the image: [B, H, W, c_in] -> [B, H/s, W/s, c_out].
+
+    Computed in `dtype` by `fast.conv3x3`; weights start as those of `Linear`.
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, stride: int = 1, *, zero: bool = False,
+        dtype=jnp.float32, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        super().__init__(
+            c_in, c_out, (3, 3), strides=stride, kernel_init=_start(zero), dtype=dtype, rngs=rngs
+        )
+        self.stride = stride
+
+    def __call__(self, x: Array) -> Array:
+        x, kernel, bias = (
+            array.astype(self.dtype) for array in (x, self.kernel[...], self.bias[...])
+        )
+        return fast.conv3x3(x, kernel, self.stride) + bias
+
+
+def _start(zero: bool):
+    # Uniform rather than truncated normal: the latter takes a quarter of a second to compile for
+    # each new shape.
+    if zero:
+        return nnx.initializers.zeros_init()
+    return nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
 class TimeEmbedding(nnx.Module):
     """Sinusoids of the time, then two dense layers: [B] -> [B, dim]."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.dim = dim
-        self.first = nnx.Linear(dim, dim, rngs=rngs)
-        self.second = nnx.Linear(dim, dim, rngs=rngs)
+        self.first = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.second = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, t: Array) -> Array:
         return self.second(jax.nn.silu(self.first(sinusoidal_embedding(t, self.dim))))
 
 
+class Conditioning(nnx.Module):
+    """What a network is told beside the image: its time, and its label if it knows labels.
+
+    Args:
+      dim: of the embedding.
+      num_classes: number of labels, or None. A class more stands for "no label".
+      dtype: of the computation.
+      rngs: random number streams of the initialisation.
+    """
+
+    def __init__(self, dim: int, num_classes: int | None, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.num_classes = num_classes
+        self.time = TimeEmbedding(dim, dtype=dtype, rngs=rngs)
+        # Rows of standard normal numbers, as large as what the time contributes: with nnx.Embed's
+        # own 1/sqrt(dim) a network hears its labels hundreds of steps later.
+        self.label = (
+            None
+            if num_classes is None
+            else nnx.Embed(
+                num_classes + 1,
+                dim,
+                embedding_init=nnx.initializers.normal(1.0),
+                dtype=dtype,
+                rngs=rngs,
+            )
+        )
+
+    def __call__(self, t: Array, cond: Array | None) -> Array:
+        """Times [B] and labels [B] (None for no label) -> [B, dim].
+
+        Raises: ValueError for labels if there are no label classes.
+        """
+        emb = self.time(t)
+        if self.label is None:
+            if cond is not None:
+                raise ValueError("cond must be None: this model has no labels (num_classes=None)")
+            return emb
+        return emb + self.label(jnp.full(t.shape, self.num_classes) if cond is None else cond)
+
+
 class GroupNorm(nnx.Module):
     """Group normalisation over NHWC: each group of channels to mean 0 and variance 1, per image.
+
+    Statistics are computed in float32 whatever the dtype of the image.
 
     Source: Wu & He 2018 (arXiv:1803.08494).
     """
@@ -57,45 +150,49 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
 
-    def __call__(self, x: Array) -> Array:
-        batch, height, width, channels = x.shape
-        per_group = channels // self.groups
-        count = height * width * per_group
+    def __call__(self, x: Array, scale: Array | float = 0.0, shift: Array | float = 0.0) -> Array:
+        """Normalises x [B, H, W, C], then multiplies by 1 + scale and adds shift, both [B, C].
 
-        def group_mean(channel_sums):
-            sums = channel_sums.reshape(batch, self.groups, per_group).sum(-1) / count
-            return jnp.repeat(sums, per_group, axis=-1)
-
-        mean = group_mean(x.sum(axis=(1, 2)))
+        Source of scale and shift: FiLM, Perez et al. 2018 (arXiv:1709.07871).
+        """
+        dtype, channels = x.dtype, x.shape[-1]
+        x = x.astype(jnp.float32)
+        # Sums over a group, and a group's value for each of its channels, as small products: on
+        # a CPU a reshape and a repeat would be computed again for every pixel.
+        members = np.kron(np.eye(self.groups), np.ones(channels // self.groups))  # [G, C]
+        share = members.T / (x.size // (x.shape[0] * self.groups))
+        mean = x.sum(axis=(1, 2)) @ (share @ members)
         # Centring first keeps the variance from cancelling when the mean is large.
         centred = x - mean[:, None, None]
-        variance = group_mean((centred**2).sum(axis=(1, 2)))
-        gain = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
-        return centred * gain[:, None, None] + self.bias[...]
+        variance = (centred**2).sum(axis=(1, 2)) @ share
+        gain = jax.lax.rsqrt(variance + self.epsilon) @ (members * self.scale[...]) * (1 + scale)
+        offset = jnp.broadcast_to(self.bias[...] * (1 + scale) + shift, gain.shape)
+        return (centred * gain[:, None, None] + offset[:, None, None]).astype(dtype)
 
 
 class ResidualBlock(nnx.Module):
     """Two 3×3 convolutions with group norm; the embedding scales and shifts between them (FiLM).
 
     [B, H, W, c_in], [B, dim] -> [B, H, W, c_out]. The last convolution starts at zero, so that
-    the block starts as the identity (or its 1×1 projection).
+    the block starts as the identity (or its projection).
 
     Source: He et al. 2016; FiLM: Perez et al. 2018 (arXiv:1709.07871); in this place: Dhariwal &
     Nichol 2021, section 3 (arXiv:2105.05233).
     """
 
-    def __init__(self, c_in: int, c_out: int, dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, c_in: int, c_out: int, dim: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        options = {"dtype": dtype, "rngs": rngs}
         self.norm1 = GroupNorm(c_in, rngs=rngs)
-        self.conv1 = nnx.Conv(c_in, c_out, (3, 3), rngs=rngs)
-        self.film = nnx.Linear(dim, 2 * c_out, rngs=rngs)
+        self.conv1 = Conv3x3(c_in, c_out, **options)
+        self.film = Linear(dim, 2 * c_out, **options)
         self.norm2 = GroupNorm(c_out, rngs=rngs)
-        self.conv2 = zero_conv(c_out, c_out, rngs=rngs)
-        self.skip = nnx.Conv(c_in, c_out, (1, 1), rngs=rngs) if c_in != c_out else None
+        self.conv2 = Conv3x3(c_out, c_out, zero=True, **options)
+        self.skip = Linear(c_in, c_out, **options) if c_in != c_out else None
 
     def __call__(self, x: Array, emb: Array) -> Array:
         h = self.conv1(jax.nn.silu(self.norm1(x)))
-        scale, shift = jnp.split(self.film(jax.nn.silu(emb))[:, None, None], 2, axis=-1)
-        h = self.conv2(jax.nn.silu(self.norm2(h) * (1 + scale) + shift))
+        scale, shift = jnp.split(self.film(jax.nn.silu(emb)), 2, axis=-1)
+        h = self.conv2(jax.nn.silu(self.norm2(h, scale, shift)))
         return h + (x if self.skip is None else self.skip(x))
 
 
@@ -107,29 +204,36 @@ class Attention(nnx.Module):
     Source: Vaswani et al. 2017, section 3.2 (arXiv:1706.03762); in a U-Net: Ho et al. 2020.
     """
 
-    def __init__(self, channels: int, head_size: int = 32, *, rngs: nnx.Rngs):
-        if channels % head_size:
-            raise ValueError(f"head_size must divide channels = {channels}, got {head_size}")
-        self.heads = channels // head_size
+    def __init__(self, channels: int, head_size: int = 32, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.heads = count_heads(channels, head_size)
         self.norm = GroupNorm(channels, rngs=rngs)
-        self.qkv = nnx.Linear(channels, 3 * channels, use_bias=False, rngs=rngs)
-        self.out = nnx.Linear(
-            channels, channels, kernel_init=nnx.initializers.zeros_init(), rngs=rngs
-        )
+        self.qkv = Linear(channels, 3 * channels, use_bias=False, dtype=dtype, rngs=rngs)
+        self.out = Linear(channels, channels, zero=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         tokens = self.norm(x).reshape(batch, height * width, channels)
-        qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1])
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1), v)
-        return x + self.out(mixed.reshape(tokens.shape)).reshape(x.shape)
+        return x + self.out(attend(self.qkv(tokens), self.heads)).reshape(x.shape)
 
 
-def zero_conv(c_in: int, c_out: int, *, rngs: nnx.Rngs) -> nnx.Conv:
-    """A 3×3 convolution whose kernel starts at zero."""
-    return nnx.Conv(c_in, c_out, (3, 3), kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+def count_heads(channels: int, head_size: int) -> int:
+    """Heads of this size in a layer of this width. Raises: ValueError if they do not fit."""
+    if channels % head_size:
+        raise ValueError(f"head_size must divide channels = {channels}, got {head_size}")
+    return channels // head_size
+
+
+def attend(qkv: Array, heads: int) -> Array:
+    """Softmax attention of every token to every token: [B, N, 3·C] -> [B, N, C].
+
+    The last axis holds queries, keys and values, each split among the heads. The softmax is
+    taken in float32. Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
+    """
+    batch, tokens, width = qkv.shape
+    q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, heads, -1), 2, 0)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits / np.sqrt(q.shape[-1]), axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, tokens, width // 3)
 
 
 def space_to_depth(x: Array, block: int) -> Array:

@@ -7,13 +7,13 @@ from jax import Array
 
 from diffusion_course.models.layers import (
     Attention,
+    Conditioning,
+    Conv3x3,
     GroupNorm,
     ResidualBlock,
-    TimeEmbedding,
     depth_to_space,
     space_to_depth,
     upsample,
-    zero_conv,
 )
 
 
@@ -31,6 +31,8 @@ class UNet(nnx.Module):
       stem: side of the pixel blocks that are moved into channels first; 1 leaves the pixels.
       num_classes: number of labels, or None for a model without labels. A labelled model has one
         class more, ``null_label = num_classes``, which stands for "no label".
+      dtype: of the computation, such as bfloat16 on an accelerator; parameters and output stay
+        float32.
       rngs: random number streams of the initialisation.
 
     Raises: ValueError for no levels, or widths that do not fit.
@@ -46,6 +48,7 @@ class UNet(nnx.Module):
         blocks: int = 1,
         stem: int = 1,
         num_classes: int | None = None,
+        dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         if not channels:
@@ -55,32 +58,32 @@ class UNet(nnx.Module):
         self.stem, self.levels, self.blocks = stem, len(channels), blocks
         self.null_label = num_classes
         dim = 4 * channels[0]
-        self.time = TimeEmbedding(dim, rngs=rngs)
-        self.label = None if num_classes is None else nnx.Embed(num_classes + 1, dim, rngs=rngs)
+        options = {"dtype": dtype, "rngs": rngs}
+        self.embed = Conditioning(dim, num_classes, **options)
 
-        self.conv_in = nnx.Conv(stem**2 * image_channels, channels[0], (3, 3), rngs=rngs)
+        self.conv_in = Conv3x3(stem**2 * image_channels, channels[0], **options)
         down, halve, skips, width = [], [], [channels[0]], channels[0]
         for level, c in enumerate(channels):
             for _ in range(blocks):
-                down.append(ResidualBlock(width, c, dim, rngs=rngs))
+                down.append(ResidualBlock(width, c, dim, **options))
                 width = c
                 skips.append(width)
             if level < self.levels - 1:
-                halve.append(nnx.Conv(width, width, (3, 3), strides=2, rngs=rngs))
-        self.middle = ResidualBlock(width, width, dim, rngs=rngs)
-        self.attention = Attention(width, rngs=rngs)
+                halve.append(Conv3x3(width, width, stride=2, **options))
+        self.middle = ResidualBlock(width, width, dim, **options)
+        self.attention = Attention(width, **options)
         up, double = [], []
         for level, c in reversed(list(enumerate(channels))):
             for _ in range(blocks):
-                up.append(ResidualBlock(width + skips.pop(), c, dim, rngs=rngs))
+                up.append(ResidualBlock(width + skips.pop(), c, dim, **options))
                 width = c
             if level > 0:
-                double.append(nnx.Conv(width, width, (3, 3), rngs=rngs))
+                double.append(Conv3x3(width, width, **options))
         # nnx.data marks lists of modules as part of the model, in old and new versions of Flax.
         self.down, self.halve = nnx.data(down), nnx.data(halve)
         self.up, self.double = nnx.data(up), nnx.data(double)
         self.norm_out = GroupNorm(width + skips[0], rngs=rngs)
-        self.conv_out = zero_conv(width + skips.pop(), stem**2 * image_channels, rngs=rngs)
+        self.conv_out = Conv3x3(width + skips.pop(), stem**2 * image_channels, zero=True, **options)
 
     def __call__(self, x: Array, t: Array, cond: Array | None = None) -> Array:
         """Predicts for x [B, H, W, C] at times t [B]; cond: labels [B], None for no label.
@@ -89,7 +92,7 @@ class UNet(nnx.Module):
         (and the stem) cannot halve.
         """
         self._check_size(x)
-        emb = self._embed(t, cond)
+        emb = self.embed(t, cond)
         h = self.conv_in(space_to_depth(x, self.stem))
         skips, blocks = [h], iter(self.down)
         for level in range(self.levels):
@@ -106,17 +109,8 @@ class UNet(nnx.Module):
             if level < self.levels - 1:
                 h = self.double[level](upsample(h))
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-        return depth_to_space(self.conv_out(jax.nn.silu(self.norm_out(h))), self.stem)
-
-    def _embed(self, t: Array, cond: Array | None) -> Array:
-        emb = self.time(t)
-        if self.label is None:
-            if cond is not None:
-                raise ValueError("cond must be None: this model has no labels (num_classes=None)")
-            return emb
-        if cond is None:
-            cond = jnp.full(t.shape, self.null_label)
-        return emb + self.label(cond)
+        h = self.conv_out(jax.nn.silu(self.norm_out(h)))
+        return depth_to_space(h, self.stem).astype(x.dtype)
 
     def _check_size(self, x: Array) -> None:
         multiple = self.stem * 2 ** (self.levels - 1)
