@@ -74,6 +74,7 @@ def test_profiles_name_data_sets_and_types_that_exist():
     for profile in course.PROFILES.values():
         assert profile.dataset in data.names()
         assert min(profile.batch_size, profile.train_steps, profile.samples) > 0
+        assert profile.dtype in ("float32", "bfloat16")
 
 
 def test_profile_and_course_cannot_be_changed():

@@ -51,3 +51,15 @@ def test_labels_belong_to_their_images_in_every_split():
 def test_the_card_gives_credit():
     card = data.load("digits").card
     assert "10.24432/C50P49" in card.source and card.licence == "CC BY 4.0"
+
+
+def test_the_table_is_scikit_learns_read_here_or_asked_for(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    from diffusion_course.data import digits
+
+    source = load_digits()
+    want = np.column_stack([source.data, source.target])
+    np.testing.assert_array_equal(digits._table(), want)
+    monkeypatch.setattr(digits.Path, "is_file", lambda self: False)
+    np.testing.assert_array_equal(digits._table(), want)

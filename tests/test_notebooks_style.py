@@ -141,7 +141,7 @@ def test_the_first_code_cell_is_the_same_everywhere():
     assert len(first) <= 1
     for source in first:
         assert "%pip install --quiet --no-deps diffusion-course" in source
-        assert "course = setup()" in source
+        assert "course = setup(" in source
 
 
 @each(CHAPTERS)

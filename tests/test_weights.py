@@ -90,14 +90,29 @@ def test_a_recipe_is_reproducible():
     assert all(np.array_equal(a[k], b[k]) for k in a)
 
 
+def test_a_run_in_bfloat16_learns_the_same_and_keeps_float32_parameters():
+    recipe = replace(
+        recipes.RECIPES["digits"], model={"class": "UNet", "channels": [16, 32], "num_classes": 10}
+    )
+    coarse, fine = (
+        recipes.run(recipe, DIGITS["train"], dtype=dtype, steps=4, progress=False)
+        for dtype in ("bfloat16", "float32")
+    )
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(coarse.state) if leaf.ndim}
+    assert kinds == {np.dtype("float32")}
+    # The same numbers are drawn; the network's part of the loss is rounded to 8 bits.
+    np.testing.assert_allclose(coarse.history.loss, fine.history.loss, rtol=0.02)
+    assert coarse.history.loss != fine.history.loss
+
+
 def test_labels_are_dropped_in_training_and_the_null_class_is_trained():
     recipe = replace(
         recipes.RECIPES["digits"], label_dropout=1.0,
         model={"class": "UNet", "channels": [8, 32], "num_classes": 10},
     )  # fmt: skip
-    before = checkpoints.flat_params(weights.build(recipe.model))["label.embedding"]
+    before = checkpoints.flat_params(weights.build(recipe.model))["embed.label.embedding"]
     result = recipes.run(recipe, DIGITS["train"], steps=3, progress=False)
-    moved = np.abs(checkpoints.flat_params(result.model)["label.embedding"] - before).max(1)
+    moved = np.abs(checkpoints.flat_params(result.model)["embed.label.embedding"] - before).max(1)
     assert moved[10] > 0 and (moved[:10] == 0).all()
 
 
@@ -107,6 +122,10 @@ def test_labels_are_dropped_in_training_and_the_null_class_is_trained():
         (lambda: weights.load("imagenet"), "name must be one of digits, .*got 'imagenet'"),
         (lambda: recipes.train("imagenet"), "name must be one of digits, .*got 'imagenet'"),
         (lambda: weights.build({"class": "GAN"}), "class must be one of .*got 'GAN'"),
+        (
+            lambda: weights.build({"class": "UNet"}, dtype="float16"),
+            "dtype must be float32 or bfloat16, got 'float16'",
+        ),
         (lambda: weights.build_process({"name": "expand"}), "name must be one of .*got 'expand'"),
     ],
 )

@@ -3,15 +3,17 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 
 from diffusion_course import process
 from diffusion_course.checkpoints import Card, load_card, load_weights
 from diffusion_course.models.classifier import Classifier
+from diffusion_course.models.dit import DiT
 from diffusion_course.models.unet import UNet
 
 FOLDER = Path(__file__).parent
-_MODELS = {"UNet": UNet, "Classifier": Classifier}
+_MODELS = {"UNet": UNet, "DiT": DiT, "Classifier": Classifier}
 
 
 class Released(NamedTuple):
@@ -52,16 +54,25 @@ def load(name: str, folder: str | Path = FOLDER) -> Released:
     return Released(model, card, build_process(card.process) if card.process else None)
 
 
-def build(description: dict, seed: int = 0) -> nnx.Module:
+def build(description: dict, seed: int = 0, dtype: str = "float32") -> nnx.Module:
     """A new model from ``{"class": name, **constructor arguments}``, as cards hold it.
 
-    Raises: ValueError for an unknown class.
+    Args:
+      description: see above.
+      seed: of its initialisation.
+      dtype: "float32", or "bfloat16" for a network that can compute in it.
+
+    Raises: ValueError for an unknown class or dtype.
     """
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
     arguments = dict(description)
     name = arguments.pop("class", None)
     if name not in _MODELS:
         raise ValueError(f"class must be one of {', '.join(_MODELS)}, got {name!r}")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    if dtype != "float32":
+        arguments["dtype"] = jnp.dtype(dtype)
     return _MODELS[name](**arguments, rngs=nnx.Rngs(seed))
 
 
