@@ -1,10 +1,10 @@
-"""Seconds that the compile cache saves when a notebook is started a second time.
+"""Seconds until training runs, and what the compile cache saves of them on a second start.
 
     python benchmarks/compile_cache.py [STARTS]
 
-Each start is a new Python, as a new kernel is: it imports the course, trains the course's U-Net
-on the digits for three steps and draws 64 images with 20 DDIM steps. The first start fills an
-empty cache, the later ones read it; the last row has no cache.
+Each start is a new Python, as a new kernel is: it imports the course, loads the digits, builds
+the course's default model, takes the first training step and draws 64 images with 50 DDIM steps.
+The first start fills an empty cache, the later ones read it; the last row has no cache.
 """
 
 import json
@@ -23,28 +23,23 @@ def lap(name):
     seconds[name], begin = now - begin, now
 
 import jax
-from flax import nnx
-from diffusion_course import data, denoiser, losses, process, samplers, sampling, setup, train
-from diffusion_course.models.unet import UNet
+from diffusion_course import data, recipes, samplers, sampling, setup, train, weights
 setup("cpu", quiet=True)
+lap("imports")
 digits = data.load("digits")
-lap("imports, data")
-model = UNet(1, (32, 64), num_classes=10, rngs=nnx.Rngs(0))
+lap("data")
+recipe = recipes.RECIPES["digits"]
+p = weights.build_process(recipe.process)
+model = weights.build(recipe.model)
 lap("model")
-p = process.vp_cosine()
-def loss(model, x, labels, key):
-    return losses.diffusion_loss(model, p, "v", x, labels, key)
-batches = data.batches(digits, size=128, seed=0)
-trained = train.fit(model, loss, batches, steps=3, key=jax.random.key(0), progress=False).ema
-lap("3 training steps")
-@jax.jit
-def draw(model, noise, labels, key):
-    D = denoiser.denoiser(model, p, "v", labels)
-    return sampling.sample(samplers.ddim(p), D, noise, sampling.uniform(20), key)[0]
-noise = jax.random.normal(jax.random.key(1), (64, 8, 8, 1))
-labels = jax.numpy.arange(64) % 10
-draw(trained, noise, labels, jax.random.key(2)).block_until_ready()
-lap("20-step samples")
+batches = data.batches(digits, size=recipe.batch_size, seed=0)
+objective = recipes.diffusion_objective(recipe)
+key = jax.random.key(0)
+trained = train.fit(model, objective, batches, steps=100, stop=1, key=key, progress=False).ema
+lap("first step")
+generate = sampling.generator(p, "v", samplers.ddim(p), sampling.uniform(50), (8, 8, 1))
+generate(trained, key, 64, jax.numpy.arange(64) % 10).block_until_ready()
+lap("samples")
 print(json.dumps(seconds))
 """
 
@@ -71,10 +66,10 @@ def main() -> None:
         size = sum(entry.stat().st_size for entry in files)
         rows["no cache"] = start(folder, cache=False)
     parts = list(rows["no cache"])
-    print("seconds".ljust(12) + "".join(part.rjust(18) for part in [*parts, "total"]))
+    print("seconds".ljust(12) + "".join(part.rjust(12) for part in [*parts, "total"]))
     for name, row in rows.items():
         values = [*row.values(), sum(row.values())]
-        print(name.ljust(12) + "".join(f"{value:18.1f}" for value in values))
+        print(name.ljust(12) + "".join(f"{value:12.1f}" for value in values))
     saved = sum(rows["no cache"].values()) - sum(rows[f"start {starts}"].values())
     print(
         f"saved: {saved:.1f} s of a start; the cache holds {len(files)} files, {size / 1e6:.1f} MB"
