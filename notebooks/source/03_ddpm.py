@@ -19,13 +19,13 @@
 # - write the training loop and the ancestral sampler of DDPM from memory, and say where each
 #   symbol comes from;
 # - compare a trained network with the exact answer, point by point;
-# - train a U-Net on real handwritten digits in about a minute, and judge its samples by more than
+# - train a U-Net on real handwritten digits in half a minute, and judge its samples by more than
 #   looking at them;
 # - recognise a model whose time input is dead, although its loss falls.
 #
 # **You need** chapters 01 (the forward process) and 02 (denoising is the posterior mean).
-# **Time**: about 75 minutes of reading; the notebook itself runs for about two minutes on two CPU
-# cores.
+# **Time**: about 75 minutes of reading; the notebook itself runs for a minute and a half on two
+# CPU cores.
 
 # %%
 import importlib.util
@@ -438,7 +438,9 @@ def look(step, model):
     snapshots[step] = generate(model, jax.random.key(1), n=10, labels=np.arange(10), w=2.0)
 
 
-trained = recipes.run(recipe, digits, callbacks=[train.Callback(recipe.steps // 8, look)])
+trained = recipes.run(
+    recipe, digits, dtype=profile.dtype, callbacks=[train.Callback(recipe.steps // 8, look)]
+)
 shown = list(snapshots)[1::2]
 plots.image_grid(
     [snapshots[s] for s in shown], [f"{s * recipe.batch_size:,} images" for s in shown]
