@@ -137,11 +137,17 @@ def test_cells_are_short(path):
 
 
 def test_the_first_code_cell_is_the_same_everywhere():
-    first = {code_cells(path)[0].source for path in COMMITTED}
+    # But for chapter 00, which shows that calls return at once; elsewhere a CPU's do not.
+    first = {
+        code_cells(path)[0].source.replace("setup(wait=False)", "setup()")
+        if path.name.startswith("00")
+        else code_cells(path)[0].source
+        for path in COMMITTED
+    }
     assert len(first) <= 1
     for source in first:
         assert "%pip install --quiet --no-deps diffusion-course" in source
-        assert "course = setup(" in source
+        assert "course = setup()" in source
 
 
 @each(CHAPTERS)
