@@ -20,7 +20,6 @@ from worker import Worker, compile_cache
 
 SIDES = ("ours", "twin", "diffusers")
 MEASURES = ("train", "forward", "ddim")
-RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-3  # float32 through some thirty layers, summed in another order: about 1e-5
 CHECKED_STEPS = 3
 
@@ -105,17 +104,13 @@ def first_samples(shape: str, starts: int) -> dict[str, list[float]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = report.options(
+        __doc__.split("\n")[0], "compare.json", "2 rounds of 0.2 s, 1 start: a trial"
+    )
     p.add_argument("--rounds", type=int, default=6)
     p.add_argument("--starts", type=int, default=3, help="fresh processes for the first sample")
     p.add_argument("--seconds", type=float, default=1.0, help="length of a side's turn in a round")
     p.add_argument("--only", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
-    p.add_argument("--quick", action="store_true", help="2 rounds of 0.2 s, 1 start: a trial")
-    p.add_argument("--json", type=Path, default=RESULTS / "compare.json")
-    p.add_argument("--markdown", action="store_true", help="print the tables for README")
-    p.add_argument(
-        "--show", action="store_true", help="print the tables of --json, measure nothing"
-    )
     return p
 
 

@@ -1,5 +1,6 @@
 """The benchmarks' results: their file, and tables as text or as Markdown."""
 
+import argparse
 import json
 from pathlib import Path
 from statistics import mean, median
@@ -7,12 +8,25 @@ from statistics import mean, median
 import machine
 from shapes import BATCH
 
+RESULTS = Path(__file__).parent / "results"
 TITLES = {"train": "training step", "forward": "forward pass", "ddim": "DDIM-50"}
 PRODUCTS_NOTE = (
     "Peak: the best rate of any matrix product in this run. A share counts the operations of the "
     "direct computation; ours takes 3×3 convolutions by Winograd's algorithm, which needs fewer, "
     "so its share can exceed what a direct convolution reaches."
 )
+
+
+def options(description: str, file: str, quick: str) -> argparse.ArgumentParser:
+    """A command line with what every benchmark offers: its file of results, tables, a trial."""
+    p = argparse.ArgumentParser(description=description)
+    p.add_argument("--quick", action="store_true", help=quick)
+    p.add_argument("--json", type=Path, default=RESULTS / file)
+    p.add_argument("--markdown", action="store_true", help="print the tables for README")
+    p.add_argument(
+        "--show", action="store_true", help="print the tables of --json, measure nothing"
+    )
+    return p
 
 
 def write(path: Path, result: dict) -> None:

@@ -22,7 +22,6 @@ from worker import Worker, compile_cache
 
 SIDES = {"ours, cold": "quality_ours.py", "PyTorch": "quality_peer.py"}
 SIDES["ours, warm"] = "quality_ours.py"
-RESULTS = Path(__file__).parent / "results"
 SAMPLES, DDIM_STEPS, ENOUGH = 500, 50, 0.93
 
 
@@ -85,7 +84,9 @@ def run_all(options, save) -> list[dict]:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = report.options(
+        __doc__.split("\n")[0], "time_to_quality.json", "1 seed of 40 and 120 steps: a trial"
+    )
     p.add_argument("--lengths", type=int, nargs="+", default=[200, 250, 300, 350, 400, 500])
     p.add_argument("--seeds", type=int, default=2)
     p.add_argument("--learning-rate", type=float, default=6e-3)
@@ -93,12 +94,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", type=json.loads, help="ours, as weights.build takes it, in JSON")
     p.add_argument("--peer-model", type=json.loads, help="the same for the twin; UNet (32, 64)")
     p.add_argument("--all", action="store_true", help="run every length on every side")
-    p.add_argument("--quick", action="store_true", help="1 seed of 40 and 120 steps: a trial")
-    p.add_argument("--json", type=Path, default=RESULTS / "time_to_quality.json")
-    p.add_argument("--markdown", action="store_true", help="print the tables for README")
-    p.add_argument(
-        "--show", action="store_true", help="print the tables of --json, measure nothing"
-    )
     return p
 
 

@@ -98,6 +98,17 @@ def test_group_norm_scales_and_shifts_each_image_and_channel():
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+def test_group_norm_multiplies_in_full_precision_on_every_device():
+    layer = layers.GroupNorm(16, rngs=rngs())
+    products = [
+        equation.params["precision"]
+        for equation in jax.make_jaxpr(layer)(array(2, 4, 4, 16)).eqns
+        if equation.primitive.name == "dot_general"
+    ]
+    highest = jax.lax.Precision.HIGHEST
+    assert len(products) == 3 and set(products) == {(highest, highest)}
+
+
 def test_group_norm_survives_a_large_mean():
     layer = layers.GroupNorm(16, rngs=rngs())
     x = array(2, 6, 6, 16, mean=0.0, std=1.0)
