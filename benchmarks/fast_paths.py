@@ -24,7 +24,7 @@ BATCH = 64
 
 STEP = """
 import sys, time
-import jax, jax.numpy as jnp, optax
+import jax, jax.numpy as jnp
 from flax import nnx
 from diffusion_course import host, train
 from diffusion_course.models import fast
@@ -37,8 +37,9 @@ size = int(sys.argv[2])
 model = UNet(1, (32, 64) if size == 8 else (32, 64, 64), num_classes=10, rngs=nnx.Rngs(0))
 def loss(model, x, labels, key):
     return jnp.mean((model(x, jnp.linspace(0, 1, len(x)), labels) - 1) ** 2)
-step = train.make_step(model, loss, optax.adam(1e-3), 0.999)
-state = train.create_state(model, optax.adam(1e-3))
+optimizer = train.adam(1e-3, 1000)
+step = train.make_step(model, loss, optimizer, 0.999)
+state = train.create_state(model, optimizer)
 batch = jax.random.normal(jax.random.key(0), (64, size, size, 1)), jnp.arange(64) % 10
 best = float("inf")
 for n in range(12):

@@ -2,7 +2,7 @@
 
 The training step is written out here and not `diffusion_course.train.make_step`, which always
 keeps an average of the weights and checks that everything is finite: the peer does neither.
-Everything else is as there: split state, one compiled step, donated buffers.
+Everything else is as there: parameters in one vector, one compiled step, donated buffers.
 """
 
 import sys
@@ -12,6 +12,7 @@ from functools import cached_property, partial
 import jax
 import numpy as np
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 from shapes import BATCH, DDIM_STEPS, LEARNING_RATE, PRODUCTS, SHAPES, batch
 from worker import peak_mib, seconds_per_call, serve
 
@@ -67,21 +68,21 @@ class Ours:
         import optax  # not above: sampling starts without it
 
         graph, params = nnx.split(self.model)
+        vector, unflatten = ravel_pytree(params)
         optimizer = optax.adam(LEARNING_RATE)
 
-        def loss(params, b):
-            y = nnx.merge(graph, params)(b["x"], b["t"], b["labels"])
+        def loss(vector, b):
+            y = nnx.merge(graph, unflatten(vector))(b["x"], b["t"], b["labels"])
             return ((y - b["target"]) ** 2).mean()
 
         @partial(jax.jit, donate_argnums=0)
         def step(state, b):
-            params, opt_state = state
-            value, gradient = jax.value_and_grad(loss)(params, b)
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), value
+            vector, opt_state = state
+            value, gradient = jax.value_and_grad(loss)(vector, b)
+            updates, opt_state = optimizer.update(gradient, opt_state, vector)
+            return (optax.apply_updates(vector, updates), opt_state), value
 
-        params = jax.tree.map(jax.numpy.copy, params)
-        self.state = (params, optimizer.init(params))
+        self.state = (vector, optimizer.init(vector))
         return step
 
     def train_once(self) -> jax.Array:

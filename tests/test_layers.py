@@ -211,6 +211,33 @@ def test_attention_is_scaled_dot_product_attention(channels, head_size):
     np.testing.assert_allclose(layer(x), want, rtol=1e-4, atol=1e-4)
 
 
+def test_attention_has_the_gradient_of_the_softmax_of_its_logits():
+    qkv, weights = array(2, 7, 3 * 24), array(2, 7, 24)
+
+    def plain(qkv):
+        q, k, v = (part.reshape(2, 7, 3, 8) for part in jnp.split(qkv, 3, axis=-1))
+        return jax.nn.dot_product_attention(q, k, v).reshape(2, 7, 24)
+
+    for got, want in zip(
+        [layers.attend(qkv, 3), *jax.vjp(lambda x: layers.attend(x, 3), qkv)[1](weights)],
+        [plain(qkv), *jax.vjp(plain, qkv)[1](weights)],
+        strict=True,
+    ):
+        # Sums of seven products whose factors are below 10.
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_survives_large_logits():
+    # Queries times keys reach 4e4, whose exponential is infinite.
+    qkv = array(2, 5, 3 * 16, std=100.0)
+    out, back = jax.vjp(lambda x: layers.attend(x, 2), qkv)
+    assert jnp.isfinite(out).all() and jnp.isfinite(back(jnp.ones_like(out))[0]).all()
+    # Each output is a mean of values, so it lies between them.
+    values = qkv[..., 32:]
+    assert (out <= values.max(1, keepdims=True) + 1e-3).all()
+    assert (out >= values.min(1, keepdims=True) - 1e-3).all()
+
+
 def test_attention_sees_all_pixels_and_no_order():
     layer = layers.Attention(32, rngs=rngs())
     layer.out.kernel[...] = array(32, 32)

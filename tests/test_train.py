@@ -80,6 +80,62 @@ def test_using_the_averaged_model_leaves_the_trained_one_alone():
     assert all((leaf == 0).all() for leaf in leaves(result.ema))
 
 
+def test_a_merged_model_holds_the_parameters_of_the_vector_in_their_order_and_places():
+    model = small(seed=3)
+    state = train.create_state(model, optax.sgd(1.0))
+    assert state.params.shape == (sum(leaf.size for leaf in leaves(model)),)
+    merged = train.merge(small(seed=4), state.params)
+    for got, want in zip(leaves(merged), leaves(model), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_merged_model_does_not_share_the_memory_of_the_state():
+    # The next step writes over the state's memory; aligned parts would be shared silently.
+    step = train.make_step(small(), squared, train.adam(0.1, 100), 0.9)
+    state = train.create_state(small(), train.adam(0.1, 100))
+    merged = train.merge(small(), state.params)
+    source = batches()
+    for _ in range(3):
+        state, _ = step(state, next(source), jax.random.key(0))
+    for got, want in zip(leaves(merged), leaves(small()), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_an_optimiser_sees_the_parameters_one_by_one_with_their_names():
+    def frozen(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: "bias" in str(path), params)
+
+    optimizer = optax.chain(optax.sgd(0.01), optax.masked(optax.set_to_zero(), frozen))
+    trained = fit(steps=3, optimizer=optimizer).model
+    changed = {"bias": [], "kernel": []}
+    for name, old, new in zip(
+        (str(path) for path, _ in jax.tree_util.tree_leaves_with_path(nnx.state(small()))),
+        leaves(small()), leaves(trained), strict=True,
+    ):  # fmt: skip
+        changed["bias" if "bias" in name else "kernel"].append(not np.array_equal(old, new))
+    assert changed["bias"] and not any(changed["bias"])
+    assert changed["kernel"] and all(changed["kernel"])
+
+
+def test_adam_on_the_vector_equals_adam_on_every_parameter():
+    plain = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.warmup_cosine_decay_schedule(3e-3, 3e-3, 0, 20)),
+    )
+    ours = fit(steps=20, optimizer=train.adam(3e-3, 20, warmup=0)).model
+    theirs = fit(steps=20, optimizer=plain).model
+    for got, want in zip(leaves(ours), leaves(theirs), strict=True):
+        # The norm is summed in another order, and Adam divides by small numbers.
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_a_state_of_another_model_is_named():
+    state = fit(steps=2, stop=1).state
+    wider = MLP(2, width=32, depth=1, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="state must hold the model's"):
+        fit(wider, steps=2, state=state)
+
+
 def test_the_average_of_a_constant_is_that_constant():
     tree = {"a": jnp.array([1.7, -3.1]), "b": jnp.array(0.3)}
     average = tree

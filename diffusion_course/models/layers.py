@@ -8,6 +8,7 @@ ready-made versions cost several times as much on a CPU (the group norm 5 ×, th
 nearest-neighbour resize 20 ×).
 """
 
+import math
 from functools import partial
 
 import jax
@@ -78,11 +79,23 @@ class Conv3x3(nnx.Conv):
 
 
 def _start(zero: bool):
-    # Uniform rather than truncated normal: the latter takes a quarter of a second to compile for
-    # each new shape.
-    if zero:
-        return nnx.initializers.zeros_init()
-    return nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+    return nnx.initializers.zeros_init() if zero else _uniform_of_unit_gain
+
+
+def _uniform_of_unit_gain(key: Array, shape: tuple[int, ...], dtype=jnp.float32, **_) -> Array:
+    """Uniform numbers of variance 1/fan-in, for a kernel whose last axis is the output's.
+
+    Source: He et al. 2015, section 2.2, without the factor 2 for ReLU (arXiv:1502.01852).
+    """
+    return _symmetric(key, shape, math.sqrt(3 / math.prod(shape[:-1]))).astype(dtype)
+
+
+@partial(jax.jit, static_argnames=("shape", "limit"))
+def _symmetric(key: Array, shape: tuple[int, ...], limit: float) -> Array:
+    # Each new shape is a program of its own. Uniform numbers, drawn in a row, compile in a third
+    # of the time of an array of four axes; a truncated normal would take twice that again.
+    numbers = jax.random.uniform(key, (math.prod(shape),), minval=-limit, maxval=limit)
+    return numbers.reshape(shape)
 
 
 class TimeEmbedding(nnx.Module):
@@ -235,10 +248,15 @@ def attend(qkv: Array, heads: int) -> Array:
     taken in float32. Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
     """
     batch, tokens, width = qkv.shape
-    q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, heads, -1), 2, 0)
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits / np.sqrt(q.shape[-1]), axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, tokens, width // 3)
+    q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, heads, -1), (2, 3), (0, 2))
+    float32 = {"preferred_element_type": jnp.float32}
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q / np.sqrt(q.shape[-1]), k, **float32)
+    # The softmax is divided by its sum after the product, where there is less to divide: a CPU
+    # needs half the time. A shift by the largest logit, which cancels, keeps exp from overflow.
+    exp = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", exp.astype(v.dtype), v, **float32)
+    mixed = (mixed / exp.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return jnp.moveaxis(mixed, 1, 2).reshape(batch, tokens, width // 3)
 
 
 def space_to_depth(x: Array, block: int) -> Array:
