@@ -1,6 +1,6 @@
 """What each of the library's fast paths buys on this CPU.
 
-    python benchmarks/fast_paths.py [ROUNDS]
+    python benchmarks/fast_paths.py [ROUNDS [JSON]]
 
 Every row times a plain way and the library's way in turns (A B A B …) and prints the best of
 each. "gradient" is the value and the gradient of all inputs. The last rows time a U-Net's whole
@@ -15,6 +15,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import machine
 from flax import nnx
 
 from diffusion_course import host
@@ -132,7 +133,8 @@ def main() -> None:
         report(f"training step {size}×{size}: fast.conv3x3", whole_step("plain", size), ours)
     if len(sys.argv) > 2:
         with open(sys.argv[2], "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
+            json.dump({"machine": machine.describe(), "milliseconds": rows}, file, indent=1)
+            file.write("\n")
 
 
 if __name__ == "__main__":
