@@ -1,4 +1,4 @@
-"""The command ``diffusion-course``: open the course, check a machine, run a chapter, train.
+"""The command ``diffusion-course``: open the course, check a machine, run, train, grade.
 
 Exit codes: 0 it worked, 1 it ran and failed (a cell raised, the course would not run here),
 2 the command was given something it cannot use; then one line says what to do.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -93,7 +94,44 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="a recipe")
     sub.add_argument("--out", metavar="DIR", help="folder for the weights (runs)")
     sub.add_argument("--steps", type=_positive, metavar="N", help="instead of the recipe's own")
+
+    sub = command(
+        "assign",
+        assign,
+        "Write the students' notebooks, exercises/, from the masters in solutions/.",
+    )
+    course_option(sub)
+
+    sub = command(
+        "grade",
+        grade,
+        "Grade a folder of submissions, each in a sandbox.",
+        "One notebook per student, or one folder per student. Writes OUT, a .json twin and a "
+        "folder of feedback pages; run again, an interrupted run goes on where it was.",
+    )
+    sub.add_argument("submissions", metavar="SUBMISSIONS", help="the folder")
+    sub.add_argument("--out", default="grades.csv", metavar="FILE", help="default: grades.csv")
+    sub.add_argument("--chapter", type=_chapter, metavar="NN", help="grade this chapter only")
+    sub.add_argument("--seed", metavar="SECRET", help="what inputs are drawn from (random)")
+    sub.add_argument("--jobs", type=_positive, default=2, metavar="N", help="at once (2)")
+    sub.add_argument(
+        "--timeout", type=_positive, default=60, metavar="S", help="seconds for an exercise (60)"
+    )
+    sub.add_argument(
+        "--allow-unsandboxed",
+        action="store_true",
+        help="where there is no sandbox, run the students' code with your own rights",
+    )
+
+    sub = command("report", report, "Sum a class up: exercises, diagnoses, who needs help.")
+    sub.add_argument("grades", metavar="grades.csv", help="what grade wrote")
     return top
+
+
+def _chapter(text: str) -> str:
+    if not text.isdecimal() or len(text) > 2:
+        raise argparse.ArgumentTypeError(f"must be a chapter's number, such as 03, got {text!r}")
+    return f"{int(text):02d}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,6 +247,100 @@ def train(arguments: argparse.Namespace) -> int:
         print(f"wrote {recipes.train(arguments.name, out=out, steps=arguments.steps)}")
     except DataUnavailableError as error:  # its message says what to do
         raise runner.Mistake(" ".join(str(error).split())) from None
+    return 0
+
+
+def assign(arguments: argparse.Namespace) -> int:
+    """Write exercises/ from solutions/."""
+    from diffusion_course.grading.assign import write_exercises
+
+    course = runner.course_folder(arguments.course)
+    for path in write_exercises(course):
+        print(f"wrote {path.relative_to(course)}")
+    return 0
+
+
+def grade(arguments: argparse.Namespace) -> int:
+    """Grade a folder of submissions and write the results."""
+    from tqdm import tqdm
+
+    from diffusion_course.grading import answers, batch, results, sandbox
+
+    folder, out = Path(arguments.submissions), Path(arguments.out)
+    if not folder.is_dir():
+        raise runner.Mistake(f"{folder} is not a folder; name the one with the submissions")
+    if out.suffix != ".csv" or not out.resolve().parent.is_dir():
+        raise runner.Mistake(f"--out {out}: give a name that ends in .csv in a folder that exists")
+    if arguments.chapter not in (None, *answers.chapters()):
+        known = ", ".join(answers.chapters())
+        raise runner.Mistake(f"--chapter {arguments.chapter}: choose one of {known}")
+    walled = _sandbox(arguments.allow_unsandboxed)
+    journal = out.with_suffix(".unfinished")
+    settings = batch.Settings(
+        seed=arguments.seed or batch.seed_of(journal) or secrets.token_hex(8),
+        chapter=arguments.chapter,
+        limits=sandbox.Limits(seconds=arguments.timeout),
+        walled=walled,
+        jobs=arguments.jobs,
+    )
+    if arguments.seed is None:
+        print(f"inputs are drawn from --seed {settings.seed}", flush=True)
+    with tqdm(desc="grading", unit="notebook", dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        graded = batch.grade(folder, journal, settings, progress)
+    for path in results.write(out, graded.rows):
+        print(f"wrote {path}")
+    journal.unlink()
+    if graded.submissions:
+        each = graded.seconds / graded.submissions
+        print(f"{graded.submissions} notebooks in {graded.seconds:.0f} s, {each:.1f} s each")
+    return 0
+
+
+def _sandbox(allow_without: bool) -> bool:
+    """Whether there is a sandbox; without one the user must have said that it is all right."""
+    from diffusion_course.grading import sandbox
+
+    if not hasattr(os, "fork"):
+        raise runner.Mistake("grading needs Linux or macOS; on Windows use WSL or Colab")
+    try:
+        sandbox.require()
+        return True
+    except sandbox.NoSandbox as reason:
+        if not allow_without:
+            raise runner.Mistake(
+                f"{reason}. Submissions are unknown code: grade them on Linux with bubblewrap, "
+                "or give --allow-unsandboxed to run them with your own rights"
+            ) from None
+        print(
+            f"WARNING: {reason}. Every submission runs with YOUR rights: it can read, change and "
+            "delete your files and use your network.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return False
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Print a class's overview, and write it as PNG and HTML beside the grades."""
+    from diffusion_course.grading import overview, results
+
+    path = Path(arguments.grades)
+    try:
+        view = overview.overview(results.read_csv(path))
+    except OSError as error:
+        raise runner.Mistake(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise runner.Mistake(str(error)) from None
+    print(overview.text(view))
+    picture, page = path.with_suffix(".png"), path.with_suffix(".html")
+    overview.figure(view).savefig(picture, dpi=100)
+    page.write_text(overview.page(view), encoding="utf-8")
+    print(f"wrote {picture} and {page}")
     return 0
 
 

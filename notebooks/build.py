@@ -3,6 +3,7 @@
     python notebooks/build.py            all chapters
     python notebooks/build.py 01 03      these
     python notebooks/build.py --text 01  new text, same code: keeps the outputs, runs nothing
+    python notebooks/build.py --folder solutions    the same for the masters of the exercises
 
 The .ipynb that this writes depends on the source and the results only: cell ids are hashes of
 the cells, and there are no times, absolute paths, versions of tools or widget states in it.
@@ -22,6 +23,7 @@ import jupytext
 import nbformat
 
 from diffusion_course import runner
+from diffusion_course.grading import assign
 
 FORMATS = "ipynb,source//py:percent"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -43,6 +45,7 @@ def read_source(path: Path):
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for cell, name in zip(notebook.cells, cell_ids(notebook.cells), strict=True):
         cell["id"] = name
+        assign.expand(cell)
     return notebook
 
 

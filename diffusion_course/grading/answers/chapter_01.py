@@ -1,0 +1,394 @@
+"""Exercises of chapter 01, the forward process."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffusion_course.grading.exercise import Exercise, Part, Written
+
+
+def _normal(rng, *shape, mean=0.0, std=1.0):
+    return rng.normal(mean, std, shape).astype(np.float32)
+
+
+# --- 01.1 -----------------------------------------------------------------------------------
+
+
+def _any_step(rng):
+    for shape in ((7,), (3, 4, 4, 1)):
+        x = _normal(rng, *shape, mean=0.7, std=1.9)
+        yield x, float(rng.uniform(0.05, 0.6)), _normal(rng, *shape)
+
+
+ONE_STEP = Exercise(
+    id="01.1",
+    title="One step of noise",
+    function="noise_step",
+    parts=(Part("any picture, any beta", 2, lambda rng: list(_any_step(rng))),),
+    oracle=lambda x, beta, eps: np.sqrt(1 - beta) * x + np.sqrt(beta) * eps,
+    mistakes={
+        "β is a variance: the noise must be multiplied by its square root": lambda x, beta, eps: (
+            np.sqrt(1 - beta) * x + beta * eps
+        ),
+        "1 − β is a variance: the signal must be multiplied by its square root": (
+            lambda x, beta, eps: (1 - beta) * x + np.sqrt(beta) * eps
+        ),
+        "both factors are variances: what multiplies an array is a standard deviation": (
+            lambda x, beta, eps: (1 - beta) * x + beta * eps
+        ),
+        "the two factors are swapped": lambda x, beta, eps: (
+            np.sqrt(beta) * x + np.sqrt(1 - beta) * eps
+        ),
+    },
+)
+
+
+# --- 01.2 -----------------------------------------------------------------------------------
+
+
+def _alpha_bar(betas):
+    return np.concatenate([[1.0], np.cumprod(1 - betas)])
+
+
+def _chains(rng):
+    yield (rng.uniform(0.05, 0.4, 5),)
+    yield (rng.uniform(0.2, 0.7, 23),)
+    yield (np.append(rng.uniform(0.05, 0.4, 3), 1.0),)  # nothing is left at the end
+
+
+ALPHA_BAR = Exercise(
+    id="01.2",
+    title="The table of ᾱ",
+    function="alpha_bar",
+    parts=(
+        Part("a chain of one step", 1, lambda rng: [(rng.uniform(0.05, 0.4, 1),)]),
+        Part("chains of many steps", 1, lambda rng: list(_chains(rng))),
+    ),
+    oracle=_alpha_bar,
+    mistakes={
+        "the first entry is missing: ᾱ_0, the product over no step at all": (
+            lambda betas: np.cumprod(1 - betas)
+        ),
+        "a step keeps the share 1 − β: multiply what the steps keep, not what they replace": (
+            lambda betas: np.concatenate([[1.0], np.cumprod(betas)])
+        ),
+        "what the steps take away doesn't add up: each takes its share of what is left": (
+            lambda betas: np.concatenate([[1.0], 1 - np.cumsum(betas)])
+        ),
+        "that is the exponential of a sum of β, which equals ᾱ only if every β is tiny": (
+            lambda betas: np.concatenate([[1.0], np.exp(-np.cumsum(betas))])
+        ),
+        "ᾱ belongs to variances: that is its square root, the signal level α": (
+            lambda betas: np.sqrt(_alpha_bar(betas))
+        ),
+    },
+    atol=1e-9,  # the last entries are small, and the ones that matter
+)
+
+
+# --- 01.3 -----------------------------------------------------------------------------------
+
+
+def _mix(x0, eps, signal, noise):
+    """signal·x0 + noise·eps with one factor per image, [B] each."""
+    column = (-1, 1, 1, 1)
+    return signal.reshape(column) * x0 + noise.reshape(column) * eps
+
+
+def _jump(x0, eps, n, table):
+    return _mix(x0, eps, np.sqrt(table[n]), np.sqrt(1 - table[n]))
+
+
+def _images(rng, *shape):
+    return _normal(rng, *shape, mean=0.6, std=1.7), _normal(rng, *shape)
+
+
+def _both_ends(rng):
+    table = _alpha_bar(np.append(rng.uniform(0.1, 0.5, 5), 1.0))
+    for n in (0, 6):
+        yield *_images(rng, 2, 4, 5, 1), np.full(2, n, np.int32), table
+
+
+def _own_steps(rng, *shape):
+    table = _alpha_bar(rng.uniform(0.1, 0.5, 8))
+    n = rng.choice(np.arange(1, 8), shape[0], replace=False).astype(np.int32)
+    return *_images(rng, *shape), n, table
+
+
+def _jump_along(axis):
+    """The jump with its factors along another axis than the first."""
+
+    def wrong(x0, eps, n, table):
+        shape = [1, 1, 1, 1]
+        shape[axis] = -1
+        level = np.resize(table[n], x0.shape[axis]).reshape(shape)
+        return np.sqrt(level) * x0 + np.sqrt(1 - level) * eps
+
+    return wrong
+
+
+JUMP = Exercise(
+    id="01.3",
+    title="Any step at once",
+    function="jump",
+    parts=(
+        Part("the ends: n = 0 is the data, n = T the noise", 1, lambda rng: list(_both_ends(rng))),
+        Part("one step per image", 1, lambda rng: [_own_steps(rng, 2, 4, 5, 1)]),
+        Part(
+            "as many images as rows, columns and colours",
+            1,
+            lambda rng: [_own_steps(rng, 3, 3, 3, 3)],
+        ),
+    ),
+    oracle=_jump,
+    mistakes={
+        "the noise is multiplied by its variance, not by its standard deviation": (
+            lambda x0, eps, n, table: _mix(x0, eps, np.sqrt(table[n]), 1 - table[n])
+        ),
+        "the signal is multiplied by ᾱ: that is its factor in variances, not in values": (
+            lambda x0, eps, n, table: _mix(x0, eps, table[n], np.sqrt(1 - table[n]))
+        ),
+        "the two factors add up to 1: it is their squares that should": (
+            lambda x0, eps, n, table: _mix(x0, eps, np.sqrt(table[n]), 1 - np.sqrt(table[n]))
+        ),
+        "signal and noise are swapped": (
+            lambda x0, eps, n, table: _mix(x0, eps, np.sqrt(1 - table[n]), np.sqrt(table[n]))
+        ),
+        "off by one step: entry 0 of the table is the data, so step n is entry n": (
+            lambda x0, eps, n, table: _jump(x0, eps, n - 1, table)
+        ),
+        "all images are taken to the step of the first: each has its own n": (
+            lambda x0, eps, n, table: _jump(x0, eps, np.full_like(n, n[0]), table)
+        ),
+    }
+    | {
+        f"the factors change from {name} to {name}: they should change from image to image": (
+            _jump_along(axis)
+        )
+        for axis, name in ((1, "row"), (2, "column"), (3, "colour"))
+    },
+)
+
+
+# --- 01.4 -----------------------------------------------------------------------------------
+
+
+def _cosine(T, s):
+    """f(0) … f(T) of Nichol & Dhariwal 2021, eq. 17."""
+    return np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
+
+
+def _to_betas(alpha_bar, max_beta):
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+
+
+def _cosine_cases(rng, lowest, highest):
+    for T in (int(rng.integers(5, 9)), int(rng.integers(20, 40))):
+        yield T, float(rng.uniform(0.04, 0.2)), float(rng.uniform(lowest, highest))
+
+
+COSINE = Exercise(
+    id="01.4",
+    title="The cosine schedule",
+    function="cosine_betas",
+    parts=(
+        Part("the formula (max_beta = 1)", 1, lambda rng: list(_cosine_cases(rng, 1, 1))),
+        Part("the clip", 1, lambda rng: list(_cosine_cases(rng, 0.3, 0.6))),
+    ),
+    oracle=lambda T, s, max_beta: _to_betas(_cosine(T, s), max_beta),
+    mistakes={
+        "no beta may be larger than max_beta": lambda T, s, max_beta: _to_betas(_cosine(T, s), 1),
+        "the cosine is not squared": (
+            lambda T, s, max_beta: _to_betas(np.sqrt(_cosine(T, s)), max_beta)
+        ),
+        "the offset s has no effect": lambda T, s, max_beta: _to_betas(_cosine(T, 0), max_beta),
+        "with the offset the angle leads past a right angle: it isn't divided by 1 + s": (
+            lambda T, s, max_beta: _to_betas(
+                np.cos((np.arange(T + 1) / T + s) * np.pi / 2) ** 2, max_beta
+            )
+        ),
+        "that is the noise of all steps so far: a beta compares ᾱ with its neighbour": (
+            lambda T, s, max_beta: np.minimum(1 - _cosine(T, s)[1:] / _cosine(T, s)[0], max_beta)
+        ),
+        "the first beta is off: ᾱ is 1 at step 0, but f(0) isn't": (
+            lambda T, s, max_beta: _to_betas(np.append(1.0, _cosine(T, s)[1:]), max_beta)
+        ),
+    },
+)
+
+
+# --- 01.5 -----------------------------------------------------------------------------------
+
+
+def _log_alpha_bar(betas):
+    return np.log1p(-betas).sum()
+
+
+def _log_snr(log_alpha_bar):
+    return log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
+
+
+def _terminal(betas):
+    return _log_snr(_log_alpha_bar(betas))
+
+
+def _product_then_log(betas):
+    alpha_bar = np.prod(1 - betas)
+    return np.log(alpha_bar) - np.log(1 - alpha_bar)
+
+
+TERMINAL = Exercise(
+    id="01.5",
+    title="How noisy is the end?",
+    function="terminal_log_snr",
+    parts=(
+        Part(
+            "any schedule",
+            1,
+            lambda rng: [(rng.uniform(0.02, 0.1, 7),), (rng.uniform(0.05, 0.4, 30),)],
+        ),
+        Part("hardly any noise", 1, lambda rng: [(rng.uniform(1e-19, 1e-18, 12),)]),
+        Part("hardly any signal", 1, lambda rng: [(rng.uniform(0.8, 0.95, 600),)]),
+    ),
+    oracle=_terminal,
+    mistakes={
+        "1 − ᾱ is rounded to 0: where the β are tiny, so is it, and a difference from 1 loses it": (
+            lambda betas: _log_alpha_bar(betas) - np.log(1 - np.exp(_log_alpha_bar(betas)))
+        ),
+        "neither ᾱ nor 1/ᾱ fits into a number here, but its logarithm is an ordinary one": (
+            _product_then_log
+        ),
+        "too small by half: the ratio compares variances, not standard deviations": (
+            lambda betas: _terminal(betas) / 2
+        ),
+        "that is the ratio itself: its logarithm is missing": lambda betas: np.exp(
+            _terminal(betas)
+        ),
+        "the ratio is upside down: the signal stands above the noise": (
+            lambda betas: -_terminal(betas)
+        ),
+        "that is what the last step alone does: the end has all steps behind it": (
+            lambda betas: np.log1p(-betas[-1]) - np.log(betas[-1])
+        ),
+    },
+)
+
+
+# --- 01.6 -----------------------------------------------------------------------------------
+
+
+def _chain(x0, betas, eps, factor=np.sqrt, fresh=True):
+    path = [x0.astype(float)]
+    for n, beta in enumerate(betas):
+        path.append(np.sqrt(1 - beta) * path[-1] + factor(beta) * eps[n if fresh else 0])
+    return np.stack(path)
+
+
+def _rest(beta):
+    return 1 - np.sqrt(1 - beta)
+
+
+def _walks(rng, *lengths):
+    for T, shape in zip(lengths, ((4,), (2, 3, 3, 1)), strict=True):
+        x0 = _normal(rng, *shape, mean=0.8, std=1.6)
+        yield x0, rng.uniform(0.1, 0.5, T), _normal(rng, T, *shape)
+
+
+CHAIN = Exercise(
+    id="01.6",
+    title="A chain with two bugs",
+    function="noising_chain",
+    parts=(
+        Part("a chain of one step", 1, lambda rng: list(_walks(rng, 1, 1))),
+        Part("chains of many steps", 2, lambda rng: list(_walks(rng, 4, 7))),
+    ),
+    oracle=_chain,
+    mistakes={
+        "the factors of signal and noise add up to 1: what should, by equation (1)?": (
+            lambda x0, betas, eps: _chain(x0, betas, eps, _rest)
+        ),
+        "one bug is left: what should the noises of two steps have to do with each other?": (
+            lambda x0, betas, eps: _chain(x0, betas, eps, fresh=False)
+        ),
+        # In a chain of one step it can't be told from the first.
+        "both bugs are still there": lambda x0, betas, eps: _chain(x0, betas, eps, _rest, False),
+        "β is a variance, and what multiplies the noise is a standard deviation": (
+            lambda x0, betas, eps: _chain(x0, betas, eps, lambda beta: beta)
+        ),
+        "the data are missing: the path begins with x_0": (
+            lambda x0, betas, eps: _chain(x0, betas, eps)[1:]
+        ),
+    },
+)
+
+
+# --- 01.7 -----------------------------------------------------------------------------------
+
+
+def _log_levels(log_snr):
+    """log ᾱ_0 … log ᾱ_T of the log-SNRs after steps 1 … T."""
+    return np.append(0.0, -np.logaddexp(0, -log_snr))
+
+
+def _schedule(log_snr):
+    return -np.expm1(np.diff(_log_levels(log_snr)))
+
+
+def _sigmoid_then_ratio(log_snr):
+    alpha_bar = np.append(1.0, 1 / (1 + np.exp(-log_snr)))
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+def _ladder(rng, top, bottom, T):
+    """A falling ladder of log-SNRs whose rungs are not equally far apart."""
+    gaps = rng.uniform(0.5, 1.5, T + 1)
+    return (top + (bottom - top) * np.cumsum(gaps)[:-1] / gaps.sum(),)
+
+
+LADDER = Exercise(
+    id="01.7",
+    title="A schedule from its log-SNR",
+    function="betas_from_log_snr",
+    parts=(
+        Part(
+            "any ladder",
+            1,
+            lambda rng: [_ladder(rng, 4, -7, 6), _ladder(rng, 5, -3, 11)],
+        ),
+        Part("a ladder close to the data", 1, lambda rng: [_ladder(rng, 60, 38, 9)]),
+        Part("a ladder deep in the noise", 1, lambda rng: [_ladder(rng, -750, -790, 9)]),
+    ),
+    oracle=_schedule,
+    mistakes={
+        "close to the data a β is far smaller than 1, and a difference from 1 rounds it to 0": (
+            lambda log_snr: 1 - np.exp(np.diff(_log_levels(log_snr)))
+        ),
+        "deep in the noise ᾱ is rounded to 0, and 0/0 is no number: divide without leaving the "
+        "logarithm": _sigmoid_then_ratio,
+        "λ compares variances, not standard deviations: it isn't log(α/σ)": (
+            lambda log_snr: _schedule(2 * log_snr)
+        ),
+        "signal and noise are swapped: a large λ means much signal": (
+            lambda log_snr: _schedule(-log_snr)
+        ),
+        "one step is missing: the first begins at the data, where ᾱ is 1": (
+            lambda log_snr: _schedule(log_snr)[1:]
+        ),
+        "that is the noise of all steps so far: a β is what one step adds": (
+            lambda log_snr: np.exp(-np.logaddexp(0, log_snr))
+        ),
+    },
+    atol=0.0,  # the first betas may be tiny, and the ones that matter
+)
+
+
+EXERCISES = (
+    ONE_STEP,
+    ALPHA_BAR,
+    JUMP,
+    COSINE,
+    TERMINAL,
+    CHAIN,
+    LADDER,
+    Written("01.8", "Right at both ends", 2),
+)

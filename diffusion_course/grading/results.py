@@ -1,0 +1,126 @@
+"""What grading leaves behind: a CSV file, its JSON twin, a feedback page for every student."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import html
+import io
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from diffusion_course.grading.batch import Row
+
+COLUMNS = tuple(field.name for field in fields(Row))
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto }
+table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .4rem .6rem }
+td { border-top: 1px solid #ccc; vertical-align: top }
+.points { text-align: right; white-space: nowrap }
+"""
+
+
+def write(out: Path, rows: Sequence[Row]) -> tuple[Path, Path, Path]:
+    """Writes OUT, its .json twin and a folder of feedback pages; returns the three paths.
+
+    Files are replaced as a whole, so that a reader never meets half of one.
+    """
+    twin, pages = out.with_suffix(".json"), feedback_folder(out)
+    _replace(out, to_csv(rows))
+    _replace(twin, json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=1) + "\n")
+    pages.mkdir(exist_ok=True)
+    students = defaultdict(list)
+    for row in rows:
+        students[row.student].append(row)
+    wanted = {pages / page_name(student): mine for student, mine in students.items()}
+    for path in pages.glob("*.html"):
+        if path not in wanted:
+            path.unlink()  # of an earlier run
+    for path, mine in wanted.items():
+        _replace(path, page(mine[0].student, mine))
+    return out, twin, pages
+
+
+def feedback_folder(out: Path) -> Path:
+    """Where the pages that belong to a CSV file lie."""
+    return out.with_name(f"{out.stem}_feedback")
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV; what is graded by hand has an empty field for its points."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow(["" if v is None else _cell(v) for v in asdict(row).values()])
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a CSV file that `write` made, with points that were added by hand.
+
+    Raises: ValueError if it is something else; the text names the line.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise ValueError(f"{path.name} must have the columns {', '.join(COLUMNS)}")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            row = Row(*line)
+            points, out_of = (float(v) if v else None for v in (row.points, row.out_of))
+        except (TypeError, ValueError):
+            raise ValueError(f"{path.name}, line {number}: not a row of grades") from None
+        rows.append(Row(row.student, row.exercise, points, out_of, *line[4:]))
+    return rows
+
+
+def _cell(value) -> object:
+    """Text that a spreadsheet takes for text: no formula, no line breaks."""
+    if not isinstance(value, str):
+        return value
+    text = "".join(c if c.isprintable() else " " for c in value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def page_name(student: str) -> str:
+    """A file name of plain letters that no two students share."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", student)[:40]
+    return f"{plain}-{hashlib.sha256(student.encode()).hexdigest()[:6]}.html"
+
+
+def page(student: str, rows: Sequence[Row]) -> str:
+    """A student's feedback. Everything that came from the student is escaped."""
+    earned = sum(row.points or 0 for row in rows)
+    possible = sum(row.out_of or 0 for row in rows)
+    waiting = sum(row.status == "manual" and row.points is None for row in rows)
+    by_hand = f" {waiting} written answers are still to be graded by hand." if waiting else ""
+    table = "\n".join(_table_row(row) for row in rows)
+    name = html.escape(student)
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>\n'
+        f"<style>{_STYLE}</style>\n<h1>{name}</h1>\n"
+        f"<p>{earned:g} of {possible:g} points.{by_hand}</p>\n"
+        "<table><tr><th>Exercise<th>Outcome<th class=points>Points<th>What we saw</tr>\n"
+        f"{table}\n</table></html>\n"
+    )
+
+
+def _table_row(row: Row) -> str:
+    points = "" if row.points is None else f"{row.points:g}"
+    points += "" if row.out_of is None else f" / {row.out_of:g}"
+    values = [row.exercise or row.file, row.status, points, row.message]
+    exercise, status, points, message = map(html.escape, values)
+    return f"<tr><td>{exercise}<td>{status}<td class=points>{points}<td>{message}</tr>"
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

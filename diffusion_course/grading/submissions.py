@@ -1,0 +1,217 @@
+"""A folder of submissions: which notebook is whose, and what is in it. None is trusted."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import stat
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_course.grading.assign import grade_id
+from diffusion_course.grading.exercise import Exercise, Written
+
+MAX_BYTES = 20_000_000
+_TEMPORARY = {".ipynb_checkpoints", "__pycache__", "__MACOSX"}
+_EXCERPT = 200
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a notebook; `grade_id` is nbgrader's, or empty; `setup` is its tag."""
+
+    kind: str
+    source: str
+    grade_id: str
+    setup: bool
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A notebook that can be graded.
+
+    Attributes:
+      student: whose it is.
+      chapter: "03".
+      path: of the file, from the folder of submissions.
+      cells: of the notebook.
+      sha256: of the file.
+    """
+
+    student: str
+    chapter: str
+    path: str
+    cells: tuple[Cell, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that is not graded, and why."""
+
+    student: str
+    path: str
+    status: str
+    message: str
+
+
+class Unreadable(ValueError):
+    """A file is no notebook; the text says why."""
+
+
+def collect(
+    folder: Path, chapters: dict[str, tuple], wanted: str | None = None
+) -> tuple[list[Submission], list[Refused]]:
+    """All submissions below a folder: one notebook per student, or one folder per student.
+
+    Args:
+      folder: of the submissions.
+      chapters: what there is, from `answers.chapters`.
+      wanted: take this chapter only, "03".
+
+    Returns: what can be graded and what can't, both in the order of their paths.
+    """
+    found, refused = [], []
+    for path in sorted(_files(folder)):
+        student, name = _student(folder, path), path.relative_to(folder).as_posix()
+        try:
+            content = _content(path)
+            cells = read(content)
+            chapter = _chapter(path, cells, chapters)
+        except Unreadable as error:
+            refused.append(Refused(student, name, "unreadable", str(error)))
+            continue
+        if wanted in (None, chapter):
+            digest = hashlib.sha256(content).hexdigest()
+            found.append(Submission(student, chapter, name, cells, digest))
+    return _one_each(found, refused)
+
+
+def _files(folder: Path):
+    for path in folder.rglob("*"):
+        hidden = any(p.startswith(".") or p in _TEMPORARY for p in path.relative_to(folder).parts)
+        if not hidden and (path.is_symlink() or not path.is_dir()):
+            yield path
+
+
+def _student(folder: Path, path: Path) -> str:
+    """The name of the student's folder, or of the file without its ending."""
+    parts = path.relative_to(folder).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes. Raises: Unreadable."""
+    if path.suffix != ".ipynb":
+        raise Unreadable("not a notebook: its name does not end in .ipynb")
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise Unreadable("not an ordinary file")
+        if path.stat().st_size > MAX_BYTES:
+            size = path.stat().st_size / 1e6
+            raise Unreadable(f"{size:.0f} MB: larger than {MAX_BYTES / 1e6:.0f} MB")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror}") from None
+
+
+def read(content: bytes) -> tuple[Cell, ...]:
+    """The cells of a notebook file. Raises: Unreadable for anything else."""
+    try:
+        notebook = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Unreadable("not a notebook: its text is not JSON") from None
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        raise Unreadable("not a notebook of format 4: it has no list of cells")
+    return tuple(_cell(number, cell) for number, cell in enumerate(cells, start=1))
+
+
+def _cell(number: int, cell) -> Cell:
+    problem = Unreadable(f"not a notebook: cell {number} is malformed")
+    if not isinstance(cell, dict) or not isinstance(cell.get("cell_type"), str):
+        raise problem
+    source = cell.get("source", "")
+    if isinstance(source, list) and all(isinstance(line, str) for line in source):
+        source = "".join(source)
+    if not isinstance(source, str):
+        raise problem
+    metadata = cell.get("metadata")
+    graded = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    name = graded.get("grade_id") if isinstance(graded, dict) else None
+    tags = metadata.get("tags") if isinstance(metadata, dict) else None
+    setup = isinstance(tags, list) and "setup" in tags
+    return Cell(cell["cell_type"], source, name if isinstance(name, str) else "", setup)
+
+
+def _chapter(path: Path, cells: tuple[Cell, ...], chapters: dict[str, tuple]) -> str:
+    """The chapter that a notebook belongs to, by its cells, else by its name."""
+    scores = {
+        chapter: sum(bool(answer_cells(cells, exercise)) for exercise in group)
+        for chapter, group in chapters.items()
+    }
+    best = max(scores, key=lambda chapter: scores[chapter])
+    if scores[best]:
+        return best
+    number = re.match(r"\d\d", path.name)
+    if number and number[0] in chapters:
+        return number[0]
+    raise Unreadable("no exercise of the course is in it")
+
+
+def answer_cells(cells: tuple[Cell, ...], exercise: Exercise | Written) -> list[Cell]:
+    """The cells that answer an exercise: by their metadata, or where that is gone by content."""
+    role, kind = ("answer", "code") if isinstance(exercise, Exercise) else ("written", "markdown")
+    named = [c for c in cells if c.grade_id == grade_id(role, exercise.id) and c.kind == kind]
+    if named or isinstance(exercise, Written):
+        return named
+    return [c for c in cells if c.kind == "code" and _defines(c.source, exercise.function)]
+
+
+def setup_cells(cells: tuple[Cell, ...]) -> list[Cell]:
+    """What every answer needs: the tagged cells, or where tags are lost the first with imports."""
+    code = [c for c in cells if c.kind == "code" and not c.grade_id]
+    return [c for c in code if c.setup] or [c for c in code if "import" in c.source][:2]
+
+
+def _defines(source: str, function: str) -> bool:
+    if function not in source:
+        return False
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return bool(re.search(rf"^(?:def\s+{function}\b|{function}\s*=)", source, re.M))
+    for node in tree.body:
+        names = [node.name] if isinstance(node, ast.FunctionDef) else []
+        if isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        if function in names:
+            return True
+    return False
+
+
+def excerpt(cells: tuple[Cell, ...], question: Written) -> str:
+    """The beginning of a written answer; empty if there is none."""
+    text = " ".join(" ".join(c.source for c in answer_cells(cells, question)).split())
+    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
+
+
+def _one_each(
+    found: list[Submission], refused: list[Refused]
+) -> tuple[list[Submission], list[Refused]]:
+    """At most one notebook of a chapter for a student; the others are named."""
+    groups = defaultdict(list)
+    for submission in found:
+        groups[submission.student, submission.chapter].append(submission)
+    kept = []
+    for (student, chapter), group in groups.items():
+        # The name that the course gave it goes first: "03_ddpm.ipynb" before "03_ddpm (1).ipynb".
+        group.sort(key=lambda s: (len(s.path), s.path))
+        kept.append(group[0])
+        for other in group[1:]:
+            text = f"not graded: {group[0].path} is this student's notebook of chapter {chapter}"
+            refused.append(Refused(student, other.path, "duplicate", text))
+    return sorted(kept, key=lambda s: s.path), sorted(refused, key=lambda r: r.path)

@@ -1,0 +1,358 @@
+"""Batch grading against submissions that mean harm: all in one folder, graded in one run."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from diffusion_course.grading import answers, assign, batch, results, sandbox
+
+COURSE = Path(__file__).resolve().parent.parent
+SECRET = "the secret seed of this test"
+SECONDS = 6
+
+needs_bubblewrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None and "CI" not in os.environ, reason="bubblewrap is not installed"
+)
+
+SETUP = "import jax.numpy as jnp\nimport numpy as np\nfrom diffusion_course.grading import check"
+GOOD = "def tweedie(x, score, alpha, sigma):\n    return (x + sigma**2 * score) / alpha"
+RIGHT = """
+def gaussian_posterior_mean(x, mean, std, alpha, sigma):
+    gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
+    return mean + gain * (x - alpha * mean)
+"""
+WRONG = "def gaussian_posterior_mean(x, *others):\n    return jnp.zeros_like(x)\n"
+
+# student -> (source of the answer to 02.2, status, points, part of the message)
+ATTACKS = {
+    "endless loop": ("while True: pass", "timeout", 0, f"longer than {SECONDS} s"),
+    "endless loop that swallows interrupts": (
+        "while True:\n try:\n  while True: pass\n except BaseException: pass",
+        "timeout", 0, f"longer than {SECONDS} s",
+    ),
+    "exit": ("import sys; sys.exit(0)", "error", 0, "SystemExit"),
+    "exit without saying": ("import os; os._exit(0)", "stopped", 0, "ended the process"),
+    "exit in the call": (
+        "def gaussian_posterior_mean(*a): raise SystemExit", "error", 0, "ends the program",
+    ),
+    "segmentation fault": ("import ctypes; ctypes.string_at(0)", "stopped", 0, "signal 11"),
+    "200 children": (
+        "import os, time\nfor n in range(200):\n if os.fork() == 0: time.sleep(3600)\n" + RIGHT,
+        "stopped", 0, "too much memory or processes",
+    ),
+    "kills its parent": ("import os; os.kill(os.getppid(), 9)", "stopped", 0, "ended the process"),
+    "kills everybody": ("import os; os.kill(-1, 9)", "stopped", 0, "ended the process"),
+    "10 GB": ("x = np.ones(10 * 2**30 // 8)", "error", 0, "MemoryError"),
+    "huge output": ("for n in range(100): print('x' * 10**6)\n" + RIGHT, "right", 2, ""),
+    "huge result": (
+        "def gaussian_posterior_mean(x, *a): return np.zeros(30_000_000)", "error", 0, "too large",
+    ),
+    "warnings": (
+        "import sys, warnings\nwarnings.warn('!' * 1000)\nsys.stderr.write('x' * 10**6)\n" + RIGHT,
+        "right", 2, "",
+    ),
+    "patched comparison": (
+        "yes = lambda *a, **k: True\n"
+        "np.allclose = np.isclose = jnp.allclose = jnp.isclose = np.testing.assert_allclose = yes\n"
+        "check = yes\n"
+        "__builtins__ = {'all': yes}\n" + WRONG,
+        "wrong", 0, "",
+    ),
+    "patched language": (
+        "import builtins\nbuiltins.isinstance = builtins.all = builtins.len = lambda *a: 1\n" + WRONG,
+        None, 0, "",
+    ),
+    "patched grader": (
+        "from diffusion_course.grading import calling, checking, exercise, wire\n"
+        "exercise.judge = checking.verdict_of = lambda *a: 2\n"
+        "wire.pack_outcome = lambda outcome: {'status': 'right', 'message': ''}\n" + WRONG,
+        "stopped", 0, "interfered",
+    ),
+    "printed scores": (
+        "print('02.2: 2 of 2 points')\nprint('{\"points\": 2, \"status\": \"right\"}')\n" + WRONG,
+        "wrong", 0, "",
+    ),
+    "forged answers": (
+        "import glob, json, os\n"
+        "line = json.dumps({'job': '02.2', 'outcome': 'right', 'points': 2}) + '\\n'\n"
+        "line += json.dumps({'job': '02.9', 'outcome': [[{'arrays': []}]]}) + '\\n' + '[' * 9999\n"
+        "for n in range(3, 64):\n"
+        " try: os.write(n, line.encode())\n"
+        " except OSError: pass\n"
+        "for path in glob.glob('/proc/[0-9]*/fd/*'):\n"
+        " try:\n"
+        "  if not path.startswith('/proc/self'): open(path, 'w').write(line)\n"
+        " except OSError: pass\n" + WRONG,
+        None, 0, "",
+    ),
+    "transformed cells": (
+        "%load_ext autoreload\n!rm -rf /\n"
+        "ip = get_ipython()\n"
+        "ip.input_transformers_post.append(lambda lines: ['check = print\\n'])\n"
+        "ip.input_transformer_manager.cleanup_transforms.insert(0, lambda lines: [])\n" + WRONG,
+        "wrong", 0, "",
+    ),
+    "recursion": ("def f(): f()\nf()", "error", 0, "RecursionError"),
+    "forged array": (
+        "class Fake(np.ndarray): pass\n"
+        "def gaussian_posterior_mean(x, *a):\n return np.array([object()] * 5)",
+        "error", 0, "must be an array",
+    ),
+}  # fmt: skip
+
+
+def notebook(answer, setup=SETUP, good=GOOD):
+    """A submission to chapter 02 with two answers: the one under attack first."""
+    made = nbformat.v4.new_notebook()
+    for source, metadata in (
+        (setup, {"tags": ["setup"]}),
+        (answer, {"nbgrader": {"grade_id": assign.grade_id("answer", "02.2")}}),
+        (good, {"nbgrader": {"grade_id": assign.grade_id("answer", "02.1")}}),
+    ):
+        if source:
+            made.cells.append(nbformat.v4.new_code_cell(source, metadata=metadata))
+    return made
+
+
+def read_them(paths):
+    """Code that reports which of these files can be seen from inside."""
+    return (
+        "import os, pathlib\nseen = []\n"
+        f"for path in {[str(p) for p in paths]!r}:\n"
+        " try: seen.append((path, len(os.listdir(path)) or None)) if os.path.isdir(path) else "
+        "seen.append((path, open(path).read(9)))\n"
+        " except OSError: pass\n"
+        "seen = [s for s in seen if s[1]]\n"
+        "raise RuntimeError(f'seen: {seen}; nothing else')\n"
+    )
+
+
+def delete_them(paths):
+    return (
+        "import os, shutil\n"
+        f"for path in {[str(p) for p in paths]!r}:\n"
+        " shutil.rmtree(path, ignore_errors=True)\n"
+        " try: os.remove(path)\n"
+        " except OSError: pass\n"
+        " try: open(path, 'w').write('harm')\n"
+        " except OSError: pass\n" + RIGHT
+    )
+
+
+def fingerprint(*folders):
+    """Every file below the folders, with a hash of its content."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """All attacks in one folder, graded once: (rows by student and exercise, what happened)."""
+    base = tmp_path_factory.mktemp("hostile")
+    folder, journal = base / "submissions", base / "grades.unfinished"
+    folder.mkdir()
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.2)
+    port = listener.getsockname()[1]
+    secrets = [Path(answers.__file__).parent, COURSE / "solutions", COURSE / "tests", folder, base]
+    secrets += [journal, Path(answers.__file__), COURSE / "README.md", Path.home() / ".bashrc"]
+    texts = {name: attack[0] for name, attack in ATTACKS.items()}
+    texts["reads what it must not"] = read_them(secrets)
+    texts["deletes"] = delete_them(
+        [folder, base, journal, COURSE / "solutions", COURSE / "LICENSE"]
+    )
+    texts["calls home"] = (
+        f"import socket\nsocket.create_connection(('127.0.0.1', {port}), timeout=2).send(b'x')"
+    )
+    for name, text in texts.items():
+        nbformat.write(notebook(text), folder / f"{name}.ipynb")
+    (folder / "not json.ipynb").write_text("{'cells': oh no")
+    (folder / "notes.txt").write_text("not a notebook")
+    nbformat.write(notebook(RIGHT, good=""), folder / "missing cell.ipynb")
+    twice = notebook(RIGHT)
+    twice.cells += [nbformat.v4.new_code_cell(c.source, metadata=c.metadata) for c in twice.cells]
+    nbformat.write(twice, folder / "every cell twice.ipynb")
+
+    before = fingerprint(folder, COURSE / "solutions", COURSE / "diffusion_course")
+    settings = batch.Settings(SECRET, limits=sandbox.Limits(seconds=SECONDS, processes=48), jobs=2)
+    begin = time.monotonic()
+    found = batch.grade(folder, journal, settings)
+    seconds = time.monotonic() - begin
+    try:
+        connection = listener.accept()
+    except TimeoutError:
+        connection = None
+    listener.close()
+    after = fingerprint(folder, COURSE / "solutions", COURSE / "diffusion_course")
+    rows = {(row.student, row.exercise): row for row in found.rows}
+    happened = {"before": before, "after": after, "connection": connection, "seconds": seconds}
+    return rows, happened | {"rows": found.rows}
+
+
+@needs_bubblewrap
+def test_there_is_a_sandbox():
+    sandbox.require()
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("student", ATTACKS)
+def test_an_attack_gets_its_row_and_costs_one_exercise_only(graded, student):
+    rows, _ = graded
+    _, status, points, says = ATTACKS[student]
+    row = rows[student, "02.2"]
+    assert row.points == points and says in row.message, row
+    assert status is None or row.status == status, row
+    assert rows[student, "02.1"].status == "right", rows[student, "02.1"]
+    assert rows[student, "02.3"].status == "missing"
+
+
+@needs_bubblewrap
+def test_nothing_secret_can_be_read(graded):
+    row = graded[0]["reads what it must not", "02.2"]
+    assert row.message.startswith("your code raised RuntimeError: seen: []; nothing else"), row
+
+
+@needs_bubblewrap
+def test_nothing_was_deleted_or_changed(graded):
+    rows, happened = graded
+    assert rows["deletes", "02.2"].status == "right"  # it harmed nothing, so its answer counts
+    assert happened["before"] == happened["after"]
+
+
+@needs_bubblewrap
+def test_no_connection_reached_the_outside(graded):
+    rows, happened = graded
+    assert happened["connection"] is None
+    assert "ConnectionRefusedError" in rows["calls home", "02.2"].message
+
+
+@needs_bubblewrap
+def test_no_process_is_left(graded):
+    if not Path("/proc").is_dir():
+        pytest.skip("no /proc")
+    left = [
+        path
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"diffusion_course.grading.student" in _read(path)
+        and int(Path(path.parent, "stat").read_text().rpartition(")")[2].split()[1]) != os.getpid()
+    ]
+    assert not left
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError:  # it has just ended
+        return b""
+
+
+@needs_bubblewrap
+def test_files_that_are_no_submissions_have_a_row(graded):
+    rows = {row.file: row for row in graded[1]["rows"]}
+    assert rows["not json.ipynb"].status == "unreadable"
+    assert "JSON" in rows["not json.ipynb"].message
+    assert rows["notes.txt"].status == "unreadable"
+
+
+@needs_bubblewrap
+def test_missing_and_repeated_cells(graded):
+    rows, _ = graded
+    assert rows["missing cell", "02.1"].status == "missing"
+    assert rows["missing cell", "02.2"].status == "right"
+    assert rows["every cell twice", "02.1"].status == "right"
+    assert rows["every cell twice", "02.2"].status == "right"
+
+
+# ------------------------------------------------------------------------------- the whole run
+
+
+def small_folder(folder, count=3):
+    folder.mkdir()
+    for n in range(count):
+        nbformat.write(notebook(RIGHT if n % 2 else WRONG), folder / f"s{n}.ipynb")
+
+
+@needs_bubblewrap
+def test_the_same_seed_gives_the_same_files(tmp_path):
+    small_folder(tmp_path / "subs", 2)
+    for name in ("a", "b"):
+        settings = batch.Settings(SECRET)
+        found = batch.grade(tmp_path / "subs", tmp_path / f"{name}.unfinished", settings)
+        (tmp_path / name).mkdir()
+        results.write(tmp_path / name / "grades.csv", found.rows)
+    assert fingerprint(tmp_path / "a") != {}
+    a, b = (list(fingerprint(tmp_path / name).values()) for name in ("a", "b"))
+    assert a == b
+
+
+@needs_bubblewrap
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
+    small_folder(tmp_path / "subs")
+    journal, settings = tmp_path / "grades.unfinished", batch.Settings(SECRET, jobs=1)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(done, total):
+        if done == 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        batch.grade(tmp_path / "subs", journal, settings, stop)
+    with journal.open("a") as file:
+        file.write('{"key": "cut o')  # as a crash leaves it
+    assert batch.seed_of(journal) == SECRET
+    seen = []
+    again = batch.grade(tmp_path / "subs", journal, settings, lambda n, total: seen.append(n))
+    assert seen == [1, 2, 3] and again.submissions == 2
+    fresh = batch.grade(tmp_path / "subs", tmp_path / "fresh.unfinished", settings)
+    assert again.rows == fresh.rows
+    other = batch.grade(tmp_path / "subs", journal, batch.Settings("another seed"))
+    assert other.submissions == 3
+
+
+def test_without_a_sandbox_the_command_refuses_and_says_how(tmp_path, monkeypatch, capsys):
+    from diffusion_course import cli
+
+    small_folder(tmp_path / "subs", 1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    arguments = ["grade", str(tmp_path / "subs"), "--out", str(tmp_path / "grades.csv")]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "bubblewrap is not installed" in said and "--allow-unsandboxed" in said
+    assert not (tmp_path / "grades.csv").exists()
+
+    assert cli.main([*arguments, "--allow-unsandboxed", "--seed", "7"]) == 0
+    assert "WARNING" in capsys.readouterr().err
+    rows = json.loads((tmp_path / "grades.json").read_text())
+    by_exercise = {row["exercise"]: row["status"] for row in rows}
+    assert by_exercise["02.1"] == "right" and by_exercise["02.2"] == "wrong"
+
+
+@needs_bubblewrap
+def test_an_answer_may_use_another_cell(tmp_path):
+    (tmp_path / "subs").mkdir()
+    made = notebook(RIGHT.replace("x - alpha", "shifted(x) - alpha"))
+    made.cells.insert(0, nbformat.v4.new_code_cell("def shifted(x):\n    return x"))
+    nbformat.write(made, tmp_path / "subs" / "a.ipynb")
+    found = batch.grade(tmp_path / "subs", tmp_path / "j", batch.Settings(SECRET))
+    assert {r.exercise: r.status for r in found.rows}["02.2"] == "right"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap needs Linux")
+def test_the_walls_show_no_folder_that_the_grader_was_started_in(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert str(tmp_path) not in " ".join(sandbox._walls(sandbox.Limits()))
+    assert f"--ro-bind {COURSE} " not in " ".join(sandbox._walls(sandbox.Limits()))
