@@ -16,8 +16,8 @@ LAB  := $(VENV)/.installed-lab
 DEV  := $(VENV)/.installed-dev
 NEEDS := pyproject.toml constraints.txt
 
-# Folders that hold notebooks now: notebooks, solutions.
-NOTEBOOKS := $(sort $(patsubst %/,%,$(dir $(wildcard notebooks/*.ipynb solutions/*.ipynb))))
+# Folders that hold notebooks: notebooks, solutions, exercises (whose stubs must run too).
+NOTEBOOKS := $(sort $(patsubst %/,%,$(dir $(wildcard notebooks/*.ipynb solutions/*.ipynb exercises/*.ipynb))))
 
 .PHONY: help lab test lint unit check-notebooks notebooks clean
 .NOTPARALLEL:
@@ -28,7 +28,7 @@ help:
 	@echo "make lint       ruff check and ruff format --check"
 	@echo "make unit       unit tests                      make unit PYTEST='-k ddim'"
 	@echo "make check-notebooks   run every committed notebook from top to bottom"
-	@echo "make notebooks  write notebooks/*.ipynb from notebooks/source/*.py and execute them"
+	@echo "make notebooks  write and execute every *.ipynb from its source/*.py, and exercises/"
 	@echo "make clean      remove .venv and everything else that can be made again"
 	@echo "Another Python: make lab PYTHON=python3.12"
 
@@ -55,6 +55,8 @@ endif
 
 notebooks: $(DEV)
 	$(PY) notebooks/build.py
+	$(PY) notebooks/build.py --folder solutions
+	$(PY) -m diffusion_course assign
 
 $(LAB): $(VENV)/.created $(NEEDS)
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab]"
@@ -81,4 +83,4 @@ $(VENV)/.created:
 clean:
 	rm -rf $(VENV) .venv-colab build dist *.egg-info .pytest_cache .ruff_cache .hypothesis \
 	  .jupyter-state runs notebooks/.ipynb_checkpoints
-	find diffusion_course tests notebooks benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find diffusion_course tests notebooks benchmarks solutions -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,25 @@
 """The explorers work in JupyterLab, in a real browser, without the network."""
 
+import shutil
+from pathlib import Path
+
 import nbformat
 import pytest
+
+COURSE = Path(__file__).resolve().parent.parent
+
+SET_SOURCE = """([gradeId, source]) => {
+  const cells = Array.from(window.jupyterapp.shell.currentWidget.content.model.cells);
+  const cell = cells.find(cell => cell.getMetadata('nbgrader')?.grade_id === gradeId);
+  cell.sharedModel.setSource(source);
+}"""
+
+# What a student writes: nothing yet, the root forgotten, the roots in place.
+ANSWERS = {
+    None: "✗ 01.1 One step of noise: 0 of 2 points",
+    "jnp.sqrt(1 - beta) * x + beta * eps": "β is a variance",
+    "jnp.sqrt(1 - beta) * x + jnp.sqrt(beta) * eps": "✓ 01.1 One step of noise: 2 of 2 points",
+}
 
 TINY = """
 import matplotlib.pyplot as plt
@@ -98,3 +116,21 @@ def test_the_player_and_the_live_counter_of_the_first_page_move(lab):
     assert_arrow_keys_move_the_explorer(page)
     page.close()
     assert lab.outside == []
+
+
+def test_a_student_goes_from_the_stub_over_a_mistake_to_the_right_answer(lab):
+    name = "01_forward_process.ipynb"
+    (lab.folder / "exercises").mkdir(exist_ok=True)
+    shutil.copy(COURSE / "exercises" / name, lab.folder / "exercises")
+    page = lab.open(f"exercises/{name}")
+    for answer, expected in ANSWERS.items():
+        if answer is not None:
+            source = f"def noise_step(x, beta, eps):\n    return {answer}"
+            page.evaluate(SET_SOURCE, ["answer-01-1", source])
+        assert_every_cell_ran(lab.run_all(page))
+        output = page.locator(".jp-OutputArea-output", has_text="01.1 One step of noise").first
+        output.get_by_text(expected).wait_for(timeout=20_000)
+        points = 2 if "✓" in expected else 0
+        assert f"Chapter 01 so far: {points} of" in output.inner_text()
+    assert lab.outside == []
+    page.close()

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -159,3 +160,10 @@ def test_no_solution_reaches_the_student(chapter):
         inside = re.findall(r"### BEGIN SOLUTION.*?\n(.*?)### END SOLUTION", cell.source, re.S)
         secret = {line.strip() for text in inside for line in text.splitlines() if line.strip()}
         assert secret and not secret & given
+
+
+def test_the_students_notebooks_are_made_from_the_masters(tmp_path):
+    shutil.copytree(COURSE / "solutions", tmp_path / "solutions")
+    made = {path.name: path.read_bytes() for path in assign.write_exercises(tmp_path)}
+    committed = {path.name: path.read_bytes() for path in (COURSE / "exercises").glob("*.ipynb")}
+    assert made == committed and len(made) == len(CHAPTERS)

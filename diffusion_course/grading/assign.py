@@ -41,6 +41,7 @@ def expand(cell) -> None:
 
 
 def _nbgrader(role: str, exercise: str, cell_type: str):
+    points = answers.find(exercise).points
     data = {
         "cell_type": cell_type,
         "grade": role != "answer",
@@ -51,7 +52,7 @@ def _nbgrader(role: str, exercise: str, cell_type: str):
         "task": False,
     }
     if data["grade"]:
-        data["points"] = answers.find(exercise).points
+        data["points"] = points
     return nbformat.from_dict(data)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_course.grading import exercise
 from diffusion_course.grading.exercise import Arguments, Failure, Result, as_result
 
 _LONGEST_MESSAGE = 300
@@ -33,17 +34,23 @@ def failure(error: BaseException) -> Failure:
         return Failure("not attempted", "not attempted yet")
     if isinstance(error, TypeError) and error.__traceback__ is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        if frames and frames[-1].filename == __file__:  # as_result's, or a wrong signature
+        # A wrong signature, or as_result's.
+        if frames and frames[-1].filename in (__file__, exercise.__file__):
             return Failure("error", _short(str(error)))
-    return Failure(
-        "error", _short(f"your code raised {type(error).__name__}: {error}{_line(error)}")
-    )
+    try:
+        text = str(error)
+    except Exception:  # the student's own exception, with a __str__ that raises
+        text = "it cannot be shown"
+    text = f"your code raised {type(error).__name__}: {text}{_line(error)}"
+    return Failure("error", _short(text))
 
 
 def _line(error: BaseException) -> str:
     """The last line of the student's own code, which is in no file of an installed package."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        own = frame.filename.startswith(("<", "/tmp/ipykernel")) or "ipykernel_" in frame.filename
+        name = frame.filename
+        # Jupyter's /tmp/ipykernel_7/8.py, Colab's /tmp/ipython-input-7-8.py, the sandbox's <cell 7>
+        own = name.startswith("<") or "ipykernel_" in name or "ipython-input-" in name
         if own and frame.lineno:
             text = f": {frame.line.strip()}" if frame.line else ""
             return f" (line {frame.lineno}{text})"

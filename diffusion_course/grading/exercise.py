@@ -237,14 +237,15 @@ def _array_difference(exercise: Exercise, right: np.ndarray, got: np.ndarray) ->
     wanted = "whole numbers" if right.dtype.kind in "iub" else "floating-point numbers"
     if (right.dtype.kind in "iub") != (got.dtype.kind in "iub") or got.dtype.kind == "c":
         return f"expected {wanted}, got dtype {got.dtype}"
-    if _close(exercise, right, got).all():
+    wrong = ~_close(exercise, right, got)
+    if not wrong.any():
         return ""
     right, got = right.astype(float), got.astype(float)
     # Infinities where the truth is infinite too are no problem.
     broken = ~np.isfinite(got) & (np.isfinite(right) | np.isnan(got))
     if broken.any():
         return f"expected finite numbers, got {got[broken][0]} at {_index(broken)}"
-    return _pattern(exercise, right, got)
+    return _pattern(exercise, right, got, wrong)
 
 
 def _close(exercise: Exercise, right: np.ndarray, got: np.ndarray) -> np.ndarray:
@@ -260,14 +261,13 @@ def _index(mask: np.ndarray) -> str:
     return f"index {index}" if index else "the only value"
 
 
-def _pattern(exercise: Exercise, right: np.ndarray, got: np.ndarray) -> str:
+def _pattern(exercise: Exercise, right: np.ndarray, got: np.ndarray, wrong: np.ndarray) -> str:
     """How wrong numbers differ, without saying what the right ones are."""
     if _close(exercise, right, -got).all():
         return "the sign is wrong everywhere"
     if right.ndim > 0 and right.size > 1 and _close(exercise, right, got[::-1]).all():
         return "the order along the first axis is reversed"
-    wrong = ~_close(exercise, right, got)
-    ratio = _constant_ratio(right, got)
+    ratio = _constant_ratio(exercise, right, got)
     if ratio is not None:
         size = "large" if abs(ratio) > 1 else "small"
         return f"every value is too {size} by one and the same factor"
@@ -284,12 +284,13 @@ def _side(right: np.ndarray, got: np.ndarray, wrong: np.ndarray) -> str:
     return f"{got[wrong][0]:.4g}: too {'large' if high else 'small'}"
 
 
-def _constant_ratio(right: np.ndarray, got: np.ndarray) -> float | None:
-    used = np.abs(right) > 1e-3 * np.abs(right).max()
-    if right.size < 2 or used.sum() < 2:
+def _constant_ratio(exercise: Exercise, right: np.ndarray, got: np.ndarray) -> float | None:
+    """The factor by which all values are wrong, if it is one and the same."""
+    largest = np.unravel_index(np.argmax(np.abs(right)), right.shape)
+    if right.size < 2 or not right[largest] or not got[largest]:
         return None
-    ratios = got[used] / right[used]
-    return float(ratios[0]) if np.ptp(ratios) < 1e-3 * np.abs(ratios).max() else None
+    ratio = float(got[largest] / right[largest])
+    return ratio if _close(exercise, right, got / ratio).all() else None
 
 
 def _classic(

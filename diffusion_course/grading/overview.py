@@ -128,7 +128,10 @@ def figure(view: Overview):
     left.set(title="exercises", ylabel="exercise")
     shown = [s for s in view.students if s[2]]
     colors = ["0.75" if s in view.need_help else "0.35" for s in shown]
-    right.barh([_short(s[0], 24) for s in shown], [s[1] / s[2] for s in shown], color=colors)
+    right.barh(range(len(shown)), [s[1] / s[2] for s in shown], color=colors)
+    # Names are text: nothing between dollars is a formula, and names that begin alike are two.
+    names = [_short(s[0], 24) for s in shown]
+    right.set_yticks(range(len(shown)), names, parse_math=False)
     right.axvline(NEEDS_HELP, color="0.1", lw=0.8, ls="--")
     right.set(title="students (pale: below half of the points)")
     for ax in (left, right):

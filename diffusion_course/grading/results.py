@@ -66,8 +66,12 @@ def read_csv(path: Path) -> list[Row]:
 
     Raises: ValueError if it is something else; the text names the line.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))
+    # A spreadsheet may have put a byte order mark before the first column.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            lines = list(csv.reader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path.name} must be a CSV file in UTF-8: {error}") from None
     if not lines or tuple(lines[0]) != COLUMNS:
         raise ValueError(f"{path.name} must have the columns {', '.join(COLUMNS)}")
     rows = []
@@ -77,6 +81,8 @@ def read_csv(path: Path) -> list[Row]:
             points, out_of = (float(v) if v else None for v in (row.points, row.out_of))
         except (TypeError, ValueError):
             raise ValueError(f"{path.name}, line {number}: not a row of grades") from None
+        if row.exercise and out_of is None:
+            raise ValueError(f"{path.name}, line {number}: not a row of grades")
         rows.append(Row(row.student, row.exercise, points, out_of, *line[4:]))
     return rows
 

@@ -76,7 +76,8 @@ def collect(
     """
     found, refused = [], []
     for path in sorted(_files(folder)):
-        student, name = _student(folder, path), path.relative_to(folder).as_posix()
+        student = _printable(_student(folder, path))
+        name = _printable(path.relative_to(folder).as_posix())
         try:
             content = _content(path)
             cells = read(content)
@@ -101,6 +102,11 @@ def _student(folder: Path, path: Path) -> str:
     """The name of the student's folder, or of the file without its ending."""
     parts = path.relative_to(folder).parts
     return parts[0] if len(parts) > 1 else path.stem
+
+
+def _printable(text: str) -> str:
+    """A name that can be written to a file, also where its bytes on disk are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _content(path: Path) -> bytes:
@@ -139,6 +145,8 @@ def _cell(number: int, cell) -> Cell:
         source = "".join(source)
     if not isinstance(source, str):
         raise problem
+    # Half a character, which JSON can spell, could not be written to a file.
+    source = source.encode("utf-8", "replace").decode()
     metadata = cell.get("metadata")
     graded = metadata.get("nbgrader") if isinstance(metadata, dict) else None
     name = graded.get("grade_id") if isinstance(graded, dict) else None

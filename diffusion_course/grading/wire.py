@@ -18,6 +18,7 @@ MAX_BYTES = 8_000_000
 _DTYPES = {"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32"}
 _DTYPES |= {"uint16", "uint8", "bool", "complex64", "complex128"}
 _STATUSES = {"error", "not attempted"}
+_MAX_ARRAYS = 16
 
 
 class Malformed(ValueError):
@@ -59,7 +60,10 @@ def unpack_array(message: Any) -> np.ndarray:
         raise Malformed("an array's data must be base64") from error
     if len(content) != math.prod(shape) * np.dtype(dtype).itemsize:
         raise Malformed("an array's data must fill its shape")
-    return np.frombuffer(content, dtype).reshape(shape)
+    try:
+        return np.frombuffer(content, dtype).reshape(shape)
+    except ValueError as error:  # empty, and its other sizes too large to be multiplied
+        raise Malformed("an array's sizes must fit into memory") from error
 
 
 def pack_outcome(outcome: Result | Failure) -> dict:
@@ -68,7 +72,19 @@ def pack_outcome(outcome: Result | Failure) -> dict:
         return {"status": outcome.status, "message": outcome.message}
     if sum(array.nbytes for array in outcome) > MAX_BYTES // 2:
         return {"status": "error", "message": "your result is far too large"}
-    return {"arrays": [pack(array) for array in outcome]}
+    if len(outcome) > _MAX_ARRAYS:
+        text = f"your function returned {len(outcome)} arrays: make one array of them"
+        return {"status": "error", "message": text}
+    return {"arrays": [pack(_plain(array)) for array in outcome]}
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """An honest array in a dtype that passes: no other byte order, no extended precision."""
+    array = np.asarray(array)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if str(array.dtype) in _DTYPES:
+        return array
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def unpack_outcome(message: Any) -> Result | Failure:
@@ -77,13 +93,14 @@ def unpack_outcome(message: Any) -> Result | Failure:
         raise Malformed("an outcome must be an object")
     if "arrays" in message:
         arrays = message["arrays"]
-        if not isinstance(arrays, list) or len(arrays) > 16:
+        if not isinstance(arrays, list) or len(arrays) > _MAX_ARRAYS:
             raise Malformed("an outcome's arrays must be a short list")
         return tuple(unpack_array(array) for array in arrays)
     status, text = message.get("status"), message.get("message")
     if not isinstance(status, str) or status not in _STATUSES or not isinstance(text, str):
         raise Malformed("an outcome must have arrays, or a known status and a message")
-    return Failure(status, text[:400])
+    # Half a character, which JSON can spell, could not be written to a file.
+    return Failure(status, text[:400].encode("utf-8", "replace").decode())
 
 
 def decode(line: bytes) -> Any:

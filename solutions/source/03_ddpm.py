@@ -1,0 +1,321 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,source//py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 · DDPM: exercises
+#
+# They belong to [chapter 03](../notebooks/03_ddpm.ipynb). Write each function where it says
+# `raise NotImplementedError`, then run the `check` below it: it tells you at once whether the
+# function is right, and if not, what is wrong. Check as often as you like.
+#
+# Levels are given as $\bar\alpha$: `abar_t` belongs to the step you are at and `abar_s` to an earlier
+# one, nearer to the data, so `abar_s > abar_t`. The data themselves have $\bar\alpha = 1$. Each
+# function must work by itself: it may call libraries, but no function from another exercise.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Colab's own jax
+    print("installing diffusion-course")
+    # %pip install --quiet --no-deps diffusion-course
+from diffusion_course import setup
+
+course = setup()
+
+# %% role="setup"
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_course.grading import check
+
+# %% [markdown]
+# ## 03.1 · Bayes' rule for one step back
+# *derive and check · 20 minutes · 3 points*
+#
+# Equation (2) is the posterior $q(x_{n-1}\,|\,x_n, x_0)$ of neighbouring steps. Derive it for **any** two
+# levels $s < t$. From $s$ to $t$ the process is a single noising step too: which share of the
+# signal's variance does it keep? Put that in the place of $\alpha_n$, and the rest follows.
+#
+# **Expected.** A tuple of two: the mean, an array of `x0`'s shape, and the variance, a number. At
+# `abar_s = 1` the mean is `x0` and the variance 0.
+#
+# <details><summary>Hint</summary>
+# ᾱ is a product over all steps so far, so the share kept between s and t is a quotient. What the step
+# adds is 1 minus this share. In equation (2) it stands where β stands.
+# </details>
+
+
+# %% exercise="03.1" role="answer"
+def posterior(x0, x_t, abar_t, abar_s):
+    """x0 [...], x_t [...], numbers abar_t < abar_s -> mean [...] and variance of q(x_s|x_t,x0)."""
+    ### BEGIN SOLUTION return the mean, an array of x0's shape, and the variance, a number
+    kept = abar_t / abar_s  # α_n of equation (2), for a step of any length
+    added = 1 - kept  # its β_n
+    on_x0 = abar_s**0.5 * added / (1 - abar_t)
+    on_x_t = kept**0.5 * (1 - abar_s) / (1 - abar_t)
+    return on_x0 * x0 + on_x_t * x_t, added * (1 - abar_s) / (1 - abar_t)
+    ### END SOLUTION
+
+
+# %% exercise="03.1" role="check"
+check("03.1", posterior)
+
+# %% [markdown]
+# ## 03.2 · The loss of a network that predicts v
+# *implement · 10 minutes · 2 points*
+#
+# The loss (1) is for a network that guesses $\varepsilon$. Section 6 trains one that guesses
+# $v = \alpha\,\varepsilon - \sigma\,x_0$ instead. Write its loss for a batch of images, each with a level
+# of its own: the square of the error, averaged over everything.
+#
+# **Expected.** A single number. It is 0 for an `output` that equals $v$.
+#
+# <details><summary>Hint</summary>
+# An array [B] multiplies images [B, H, W, C] along the wrong axis, or not at all. Give it three more
+# axes of length 1 first.
+# </details>
+
+
+# %% exercise="03.2" role="answer"
+def training_loss(output, x0, eps, alpha, sigma):
+    """output, x0 and eps [B, H, W, C], alpha and sigma [B] -> the mean squared error of v."""
+    ### BEGIN SOLUTION return the loss, a single number
+    alpha, sigma = alpha.reshape(-1, 1, 1, 1), sigma.reshape(-1, 1, 1, 1)
+    v = alpha * eps - sigma * x0
+    return jnp.mean((output - v) ** 2)
+    ### END SOLUTION
+
+
+# %% exercise="03.2" role="check"
+check("03.2", training_loss)
+
+# %% [markdown]
+# ## 03.3 · One ancestral step
+# *implement · 10 minutes · 3 points*
+#
+# From $x_t$ to $x_s$: draw from the posterior of 03.1, with the network's guess `x0_hat` in the place
+# of $x_0$. The standard normal `noise` is given, so that your step can be compared.
+#
+# **Expected.** An array of `x_t`'s shape. At `abar_s = 1` it is `x0_hat`, whatever the noise.
+#
+# <details><summary>Hint</summary>
+# A draw from a Gaussian is its mean plus its standard deviation times the noise.
+# </details>
+
+
+# %% exercise="03.3" role="answer"
+def ancestral_step(x_t, x0_hat, noise, abar_t, abar_s):
+    """x_t, x0_hat and noise [...], numbers abar_t < abar_s -> a draw of x_s, [...]."""
+    ### BEGIN SOLUTION return x at the level s, an array of x_t's shape
+    kept = abar_t / abar_s
+    on_guess = abar_s**0.5 * (1 - kept) / (1 - abar_t)
+    on_x_t = kept**0.5 * (1 - abar_s) / (1 - abar_t)
+    variance = (1 - kept) * (1 - abar_s) / (1 - abar_t)
+    return on_guess * x0_hat + on_x_t * x_t + jnp.sqrt(variance) * noise
+    ### END SOLUTION
+
+
+# %% exercise="03.3" role="check"
+check("03.3", ancestral_step)
+
+# %% [markdown]
+# ## 03.4 · The average of the weights
+# *implement · 10 minutes · 2 points*
+#
+# Equation (4), with the warm-up of section 5. The average begins as `start`, the network's random
+# weights. After step $n = 0, 1, 2, \dots$ the network has the weights `params[n]`, and the average
+# takes them in with the decay $d_n = \min\big(d,\ (1+n)/(10+n)\big)$.
+#
+# **Expected.** An array of `start`'s shape: the average after the last step.
+#
+# <details><summary>Hint</summary>
+# A loop over the rows and one line of equation (4). What is the decay of the very first step, and
+# how much of the random start survives it?
+# </details>
+
+
+# %% exercise="03.4" role="answer"
+def ema(start, params, decay):
+    """start [P], params [N, P] after each step, the number decay -> the average at the end, [P]."""
+    ### BEGIN SOLUTION return the average after the last step, an array of start's shape
+    average = start
+    for n, weights in enumerate(params):
+        d = min(decay, (1 + n) / (10 + n))
+        average = d * average + (1 - d) * weights
+    return average
+    ### END SOLUTION
+
+
+# %% exercise="03.4" role="check"
+check("03.4", ema)
+
+# %% [markdown]
+# ## 03.5 · Min-SNR weights for every kind
+# *derive and check · 15 minutes · 3 points*
+#
+# Min-SNR weights an error of $x_0$ by $\min(\mathrm{SNR}, \gamma)$, with
+# $\mathrm{SNR} = \alpha^2/\sigma^2 = e^\lambda$. A network that predicts $\varepsilon$ or $v$ errs in
+# another unit: an error of 1 in its output is an error of how much in $\hat x_0$? The weights must be
+# such that all three losses are the same loss. The process preserves variance,
+# $\alpha^2 + \sigma^2 = 1$.
+#
+# **Expected.** An array of `log_snr`'s shape, for each `kind` of `"x0"`, `"eps"` and `"v"`.
+#
+# <details><summary>Hint</summary>
+# Solve for x0 what each network says: x_t = α·x0 + σ·ε, and x0 = α·x_t − σ·v. The factor before the
+# output, squared, is the factor of the weight. Then write it with the SNR alone.
+# </details>
+
+
+# %% exercise="03.5" role="answer"
+def min_snr_weight(log_snr, gamma, kind):
+    """log_snr [...], the number gamma, kind "x0", "eps" or "v" -> weights of the squared errors."""
+    ### BEGIN SOLUTION return the weights, an array of log_snr's shape
+    snr = jnp.exp(log_snr)
+    clipped = jnp.minimum(snr, gamma)
+    # The error of x0 is the output's times 1, σ/α or σ, and σ² = 1/(SNR + 1).
+    return {"x0": clipped, "eps": clipped / snr, "v": clipped / (snr + 1)}[kind]
+    ### END SOLUTION
+
+
+# %% exercise="03.5" role="check"
+check("03.5", min_snr_weight)
+
+# %% [markdown]
+# ## 03.6 · This sampler is broken
+# *debug this · 20 minutes · 4 points*
+#
+# Ancestral sampling over a table of levels, from nearly pure noise to the data. `denoise(x, alpha,
+# sigma)` is the exact denoiser of Gaussian data, so the samples should have the mean of the data, and a
+# single step all the way to $\bar\alpha = 1$ should return the denoiser's guess. Run the cell: they
+# don't, and it doesn't.
+
+# %%
+from diffusion_course.grading.inputs import GaussianDenoiser
+
+
+def broken_sample(denoise, x_t, noises, abar):
+    for noise, abar_t, abar_s in zip(noises, abar[:-1], abar[1:], strict=True):
+        guess = denoise(x_t, np.sqrt(abar_t), np.sqrt(1 - abar_t))
+        share = abar_t / abar_s
+        mean = np.sqrt(abar_t) * (1 - share) * guess + np.sqrt(share) * (1 - abar_s) * x_t
+        x_t = mean / (1 - abar_t) + np.sqrt(1 - share) * noise
+    return x_t
+
+
+exact = GaussianDenoiser(mean=3.0, std=0.5)
+abar = np.append(np.cos(np.linspace(1.5, 0.1, 20)) ** 2, 1.0)  # from noise to data
+noises = jax.random.normal(jax.random.key(0), (21, 2000))
+drawn = broken_sample(exact, noises[20], noises[:20], abar)
+print(f"mean of the data {exact.mean:.2f}, of the samples {drawn.mean():.2f}")
+leap = broken_sample(exact, noises[0], noises[1:2], np.array([0.5, 1.0]))
+off = jnp.abs(leap - exact(noises[0], 0.5**0.5, 0.5**0.5)).mean()
+print(f"a single step to the data misses the guess by {off:.2f}")
+assert drawn.mean() < 2.85 and off > 0.5  # 2000 samples: the error of the mean is 0.01
+
+# %% [markdown]
+# There are **two** bugs, and neither raises an error. Write the sampler as it should be. `abar` has
+# one entry more than there are `noises`, and its last is 1.
+#
+# **Expected.** The samples, an array of `x`'s shape. A single step to $\bar\alpha = 1$ returns the
+# denoiser's guess.
+#
+# <details><summary>Hint</summary>
+# Compare the three lines with equation (2), symbol by symbol. Then follow the last step, where ᾱ_s is
+# 1, by hand: how much of the guess arrives, and how much noise?
+# </details>
+
+
+# %% exercise="03.6" role="answer"
+def sample(denoise, x, noises, abar):
+    """x [...] at the first level, noises [N, ...], abar [N + 1] up to 1 -> samples, [...]."""
+    ### BEGIN SOLUTION return the samples, an array of x's shape
+    for t, noise in enumerate(noises):
+        abar_t, abar_s = abar[t], abar[t + 1]
+        x0 = denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t))
+        kept = abar_t / abar_s
+        on_x0 = np.sqrt(abar_s) * (1 - kept) / (1 - abar_t)
+        on_x_t = np.sqrt(kept) * (1 - abar_s) / (1 - abar_t)
+        variance = (1 - kept) * (1 - abar_s) / (1 - abar_t)  # of the posterior, 0 at the end
+        x = on_x0 * x0 + on_x_t * x + np.sqrt(variance) * noise
+    return x
+    ### END SOLUTION
+
+
+# %% exercise="03.6" role="check"
+check("03.6", sample)
+
+# %% [markdown]
+# ## 03.7 · What a wrong guess costs
+# *stretch · 25 minutes · 3 points*
+#
+# A step from $t$ to $s$ with the guess $\hat x_0$ draws from another Gaussian than the posterior with
+# the true $x_0$, though of the same variance. How far apart are the two? Compute the
+# Kullback-Leibler divergence, in nats. Everything simplifies: what remains is half a difference of
+# two signal-to-noise ratios $\bar\alpha/(1-\bar\alpha)$, times a squared distance.
+#
+# **Expected.** An array `[B]`, one number for each image or vector, never negative.
+#
+# <details><summary>Hint</summary>
+# For Gaussians of equal variance the divergence is the squared distance of their means over twice
+# the variance. Only the factor of x0 in 03.1 matters. Write the result over a common denominator.
+# </details>
+
+
+# %% exercise="03.7" role="answer"
+def kl_term(x0, x0_hat, abar_t, abar_s):
+    """x0 and x0_hat [B, ...], numbers abar_t < abar_s < 1 -> the divergence of each, [B]."""
+    ### BEGIN SOLUTION return the divergences, an array [B]
+    snr_t, snr_s = abar_t / (1 - abar_t), abar_s / (1 - abar_s)
+    error = (x0 - x0_hat).reshape(len(x0), -1)
+    return (snr_s - snr_t) / 2 * jnp.sum(error**2, axis=1)
+    ### END SOLUTION
+
+
+# %% exercise="03.7" role="check"
+check("03.7", kl_term)
+
+# %% [markdown]
+# ## 03.8 · A loss that falls
+# *written · 15 minutes · 2 points*
+#
+# A friend has trained a network on images for a day. The loss fell quickly and is flat now. The
+# samples are grey noise with a hint of shapes. It turns out that the time never reached the network.
+#
+# In about 150 words:
+#
+# 1. Why did the loss fall all the same, and what has the network learned? *(1 point)*
+# 2. Name two things that your friend could have looked at in the first hour, and say what they would
+#    have shown. *(1 point)*
+#
+# <details><summary>Hint</summary>
+# Section 7 breaks a model in this way. Could you tell from a picture how much noise is on it?
+# </details>
+
+# %% [markdown] exercise="03.8" role="written"
+# ### BEGIN SOLUTION
+# 1. A noisy image shows how noisy it is, so a network without a clock can guess the level and
+#    remove most of the noise; at large noise it does hardly worse than one with a clock. It has
+#    learned an average over the levels that could have produced its input. The loss falls to the
+#    error of that average, which is above the least possible but looks like any other number.
+# 2. The output for one fixed image at several times: it does not change at all. The loss plotted
+#    against the time instead of averaged over it: above the expected curve, worst where levels are
+#    hard to tell from the picture. Also good: the gradient of the time layers (zero), samples at
+#    t = 1, ½ and 0 along the way, an exact denoiser on toy data beside it.
+#
+# *One point for each part. The first needs "the input shows its own noise level" and "an average".
+# In the second, two observations, each with what it would show.*
+# ### END SOLUTION
+
+# %% [markdown]
+# That is all of chapter 03. You have derived the posterior for steps of any length, trained and
+# averaged with it, mended a sampler and priced a wrong guess. Chapter 05 adds these prices up to the
+# bound.

@@ -1,0 +1,342 @@
+"""What grading leaves behind: the table, its twin, feedback pages, and the view of a class."""
+
+import csv
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import examples
+
+from diffusion_course.grading import overview, results
+from diffusion_course.grading.batch import Row
+from diffusion_course.grading.exercise import Exercise, Part, judge
+from diffusion_course.grading.inputs import GaussianDenoiser
+
+many = settings(examples, max_examples=100)
+
+SCRIPT = "<script>alert('β')</script>"
+
+
+def row(student="anna", exercise="01.1", points=2, out_of=3, status="wrong", message="", file=None):
+    return Row(student, exercise, points, out_of, status, message, file or f"{student}/01.ipynb")
+
+
+ROWS = [
+    row(points=3, status="right"),
+    row(exercise="01.2", points=0, message="the sign is wrong everywhere (called with [3], 0.5)"),
+    row(exercise="01.3", points=None, out_of=4, status="manual", message='Because, "β" isn\'t.'),
+    row("bert", "", None, None, "unreadable", "not JSON", "bert.ipynb"),
+]
+
+
+def written(tmp_path, rows, name="grades.csv"):
+    return results.write(tmp_path / name, rows)
+
+
+def table(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --------------------------------------------------------------------------------- files
+
+
+def test_the_table_has_exactly_these_columns(tmp_path):
+    out, twin, pages = written(tmp_path, ROWS)
+    first = out.read_text(encoding="utf-8").splitlines()[0]
+    assert first == "student,exercise,points,out_of,status,message,file"
+    assert (twin.name, pages.name) == ("grades.json", "grades_feedback")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([out.name, twin.name, pages.name])
+
+
+def test_what_is_graded_by_hand_or_not_at_all_has_no_points(tmp_path):
+    found = table(written(tmp_path, ROWS)[0])
+    assert [(r["points"], r["out_of"]) for r in found] == [
+        ("3", "3"), ("0", "3"), ("", "4"), ("", ""),
+    ]  # fmt: skip
+
+
+def test_the_twin_equals_the_rows(tmp_path):
+    rows = [*ROWS, row(SCRIPT, message="=1+1\n"), row("Jürgen\n", points=1.5)]
+    twin = written(tmp_path, rows)[1]
+    assert [Row(**entry) for entry in json.loads(twin.read_text(encoding="utf-8"))] == rows
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    assert results.read_csv(written(tmp_path, ROWS)[0]) == ROWS
+
+
+plain = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=12).filter(
+    lambda text: not text.startswith(("=", "+", "-", "@"))
+)
+points = st.integers(0, 9) | st.sampled_from([0.5, 2.25])
+
+
+@many
+@given(st.lists(st.builds(Row, plain, plain, points, points, plain, plain, plain), max_size=4))
+def test_any_printable_text_comes_back(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("csv") / "grades.csv"
+    path.write_text(results.to_csv(rows), encoding="utf-8")
+    assert results.read_csv(path) == rows
+
+
+def test_points_that_were_added_by_hand_are_read(tmp_path):
+    out = written(tmp_path, ROWS)[0]
+    text = out.read_text(encoding="utf-8")
+    assert "anna,01.3,,4," in text
+    out.write_text(text.replace("anna,01.3,,4,", "anna,01.3,2.5,4,"), encoding="utf-8")
+    by_hand = results.read_csv(out)[2]
+    assert (by_hand.points, by_hand.out_of, by_hand.status) == (2.5, 4, "manual")
+
+
+def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path):
+    path = tmp_path / "grades.csv"
+    path.write_bytes(results.to_csv(ROWS).replace("\n", "\r\n").encode("utf-8-sig"))
+    assert results.read_csv(path) == ROWS
+
+
+HEADER = ",".join(results.COLUMNS) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "must have the columns student, exercise, points, out_of"),
+        ("name,grade\nanna,1\n", "must have the columns"),
+        (HEADER.replace("points,out_of", "out_of,points"), "must have the columns"),
+        (HEADER.replace(",", ";"), "must have the columns"),
+        (HEADER + "anna,01.1,1,2,right,,f\nanna,01.2,many,2,right,,f\n", "line 3: not a row"),
+        (HEADER + "anna,01.1,1,2,right,,f,more\n", "line 2: not a row"),
+        (HEADER + "anna,01.1\n", "line 2: not a row"),
+        (HEADER + "anna,01.1,2,,right,,f\n", "line 2: not a row"),
+        (HEADER + "anna,01.1,1,2,right," + "x" * 200_000 + ",f\n", "must be a CSV file"),
+        (b"\x89PNG\r\n\x1a\n", "must be a CSV file"),
+        ((HEADER + "Jürgen,01.1,1,2,right,,f\n").encode("latin-1"), "must be a CSV file"),
+    ],
+    ids=lambda text: repr(text[-30:]),
+)
+def test_another_table_is_refused_by_name_and_line(tmp_path, text, says):
+    path = tmp_path / "other.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"^other.csv.*{says}"):
+        results.read_csv(path)
+
+
+FORMULAS = [
+    "=cmd|' /C calc'!A0",
+    "+1",
+    "-1+1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r\n=1",
+    "\n@x",
+    "\x00=1",
+    "=1",
+]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_field_is_a_formula_or_breaks_its_line(tmp_path, text):
+    rows = [row(text, message=text, file=text)]
+    out = written(tmp_path, rows)[0]
+    (found,) = table(out)
+    for name in ("student", "message", "file"):
+        assert not found[name].startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+        assert found[name].isprintable() and found[name].lstrip(" '") == text.strip("\x00").strip()
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 2
+    assert results.to_csv(results.read_csv(out)).count("'") == out.read_text().count("'")
+
+
+def test_files_of_an_earlier_run_are_replaced(tmp_path):
+    written(tmp_path, [row("zoe")])
+    out, _, pages = written(tmp_path, ROWS)
+    assert {r["student"] for r in table(out)} == {"anna", "bert"}
+    assert len(list(pages.iterdir())) == 2 and not list(pages.glob("zoe*"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    written(tmp_path, ROWS)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_an_empty_class_is_a_header_and_an_empty_list(tmp_path):
+    out, twin, pages = written(tmp_path, [])
+    assert results.read_csv(out) == [] and json.loads(twin.read_text()) == []
+    assert list(pages.iterdir()) == []
+
+
+# ------------------------------------------------------------------------- feedback pages
+
+
+class Elements(html.parser.HTMLParser):
+    """The tags and the text of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, *attributes))
+
+    def handle_data(self, data):
+        self.text += data + "\n"
+
+
+def test_a_page_tells_points_outcomes_and_what_is_left_to_grade():
+    text = Elements(results.page("anna", ROWS[:3])).text
+    assert "3 of 10 points. 1 written answers are still to be graded by hand." in text
+    for part in ("anna", "01.2", "0 / 3", "the sign is wrong everywhere", " / 4", "isn't"):
+        assert part in text
+    assert "by hand" not in results.page("anna", ROWS[:2])
+
+
+def test_a_file_that_was_not_graded_is_on_its_students_page():
+    text = Elements(results.page("bert", ROWS[3:])).text
+    assert "bert.ipynb" in text and "unreadable" in text and "not JSON" in text
+
+
+@pytest.mark.parametrize("field", ["student", "message", "file", "status", "exercise"])
+def test_nothing_from_a_student_is_markup(field):
+    changes = {"exercise": "", "points": None, "out_of": None} | {field: SCRIPT}
+    one = row(**changes)
+    found = Elements(results.page(one.student, [one]))
+    safe = Elements(results.page("anna", [row(exercise="", points=None, out_of=None)]))
+    assert found.tags == safe.tags and SCRIPT in found.text
+
+
+@pytest.mark.parametrize(
+    "student",
+    ["anna", "../../etc/passwd", "a b", "Jürgen", "a\nb", "x" * 300, "", SCRIPT, "CON", "."],
+)
+def test_the_name_of_a_page_is_plain(student):
+    assert re.fullmatch(r"[A-Za-z0-9_-]{0,40}-[0-9a-f]{6}\.html", results.page_name(student))
+
+
+def test_students_whose_names_look_alike_have_their_own_pages(tmp_path):
+    names = ["a b", "a_b", "a.b", "a/b", "ä", "ö", "x" * 50 + "1", "x" * 50 + "2", "A_b"]
+    pages = written(tmp_path, [row(name) for name in names])[2]
+    assert len({path.name.lower() for path in pages.iterdir()}) == len(names)
+
+
+# ---------------------------------------------------------------------------------- a class
+
+
+def grades():
+    """Four students: (points of 01.1, 01.2, 01.3), of 2, 4 and 3; 01.3 is graded by hand."""
+    rows = []
+    sign, flip = "the sign is wrong everywhere", "the order is reversed"
+    for student, first, second, by_hand, message in [
+        ("anna", 2, 4, 3, ""),
+        ("bert", 2, 1, None, f"{sign} (called with [3])"),
+        ("cleo", 0, 0, None, f"{sign} (called with [7], 0.25)"),
+        ("dora", 2, 2, None, flip),
+    ]:
+        rows.append(row(student, "01.1", first, 2, "x", "" if first else "not attempted yet"))
+        rows.append(row(student, "01.2", second, 4, "x", message))
+        rows.append(row(student, "01.3", by_hand, 3, "manual", "words words"))
+    return [*rows, row("emil", "", None, None, "unreadable", "not JSON", "emil.ipynb")]
+
+
+def test_means_and_counts_of_the_exercises():
+    one, two, three = overview.overview(grades()).exercises
+    assert (one.exercise, one.mean, one.out_of, one.graded, one.right) == ("01.1", 1.5, 2, 4, 3)
+    assert (two.exercise, two.mean, two.out_of, two.graded, two.right) == ("01.2", 1.75, 4, 4, 1)
+    # By hand: whoever isn't graded yet doesn't count.
+    assert (three.exercise, three.mean, three.graded, three.right) == ("01.3", 3, 1, 1)
+
+
+def test_the_most_common_diagnosis_counts_whatever_the_inputs_were():
+    one, two, three = overview.overview(grades()).exercises
+    assert one.diagnosis == ("not attempted yet", 1)
+    assert two.diagnosis == ("the sign is wrong everywhere", 2)
+    assert three.diagnosis == ("", 0)  # an answer in words is no diagnosis
+
+
+def test_diagnoses_of_the_judge_are_equal_for_functions_with_other_settings():
+    def said(mean, std):
+        case = (GaussianDenoiser(mean, std), 0.5, "vp")
+        part = Part("all", 1, lambda rng: [case])
+        wanted = Exercise("01.1", "A test", "f", (part,), lambda d, a, s: np.array([1.5, 2.5]))
+        return judge(wanted, [[case]], [[(np.array([-1.5, -2.5]),)]]).message
+
+    rows = [row(s, points=0, message=said(*v)) for s, v in [("a", (0.3, 1.7)), ("b", (-2.1, 0.4))]]
+    assert rows[0].message != rows[1].message
+    (summary,) = overview.overview(rows).exercises
+    assert summary.diagnosis == ("the sign is wrong everywhere", 2)
+
+
+def test_the_weakest_come_first_and_those_below_half_need_help():
+    view = overview.overview(grades())
+    # anna 9 of 9, bert 3 of 6, cleo 0 of 6, dora 4 of 6; emil has nothing to be graded.
+    assert view.students == (
+        ("cleo", 0, 6), ("emil", 0, 0), ("bert", 3, 6), ("dora", 4, 6), ("anna", 9, 9),
+    )  # fmt: skip
+    assert view.need_help == [("cleo", 0, 6)]  # bert has exactly half
+
+
+def test_what_could_not_be_graded_is_listed():
+    assert overview.overview(grades()).problems == (("emil", "emil.ipynb", "not JSON"),)
+
+
+def test_the_overview_of_a_table_that_was_read_is_the_same(tmp_path):
+    path = written(tmp_path, grades())[0]
+    assert overview.overview(results.read_csv(path)) == overview.overview(grades())
+
+
+def test_the_text_says_it_all():
+    lines = overview.text(overview.overview(grades())).splitlines()
+    said = [" ".join(line.split()) for line in lines]
+    assert said[1] == "01.1 1.5 of 2 3 of 4 1 × not attempted yet"
+    assert said[2] == "01.2 1.8 of 4 1 of 4 2 × the sign is wrong everywhere"
+    assert "below half of the points: cleo (0 of 6)" in lines
+    assert "not graded: emil emil.ipynb: not JSON" in lines
+    assert all(len(line) < 130 for line in lines)
+
+
+def test_an_exercise_that_nobody_has_graded_yet_is_marked():
+    text = overview.text(overview.overview([row(points=None, status="manual")]))
+    assert re.search(r"^01\.1 +by hand$", text, re.M)
+
+
+def bars(axes):
+    """Label -> length of its bar."""
+    places = {round(tick): label.get_text() for tick, label in
+              zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}  # fmt: skip
+    return {places[round(b.get_y() + b.get_height() / 2)]: b.get_width() for b in axes.patches}
+
+
+def test_the_figure_has_a_bar_for_every_exercise_and_student():
+    left, right = overview.figure(overview.overview(grades())).axes
+    assert bars(left) == {"01.1": 0.75, "01.2": 1.75 / 4, "01.3": 1.0}
+    assert bars(right) == {"cleo": 0.0, "bert": 0.5, "dora": 4 / 6, "anna": 1.0}
+    pale, dark = right.patches[0].get_facecolor(), right.patches[1].get_facecolor()
+    assert pale[0] > dark[0]
+    for axes in (left, right):
+        assert axes.get_xlim() == (0, 1) and axes.yaxis_inverted()
+
+
+def test_students_whose_names_begin_alike_have_their_own_bars():
+    names = ["a_very_long_folder_name_of_" + name for name in ("anna", "bert")]
+    rows = [row(name, points=p) for name, p in zip(names, (1, 3), strict=True)]
+    _, right = overview.figure(overview.overview(rows)).axes
+    assert len({b.get_y() for b in right.patches}) == 2
+    assert [b.get_width() for b in right.patches] == [1 / 3, 1.0]
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "$x^$", "a$b$c{", SCRIPT, "%s{0}", "", "𝔘"])
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
+def test_any_name_may_be_drawn_and_none_is_markup(name):
+    rows = [row(name, message=SCRIPT), row(name, "", None, None, "unreadable", SCRIPT, SCRIPT)]
+    found = Elements(overview.page(overview.overview(rows)))
+    assert [tag for tag, *_ in found.tags] == ["html", "meta", "title", "img", "pre"]
+    assert name in found.text and SCRIPT in found.text
+
+
+def test_an_empty_class_has_an_overview():
+    view = overview.overview([])
+    assert view == overview.Overview((), (), ())
+    assert "below half of the points: nobody" in overview.text(view)
+    assert "<img" in overview.page(view)
