@@ -187,7 +187,7 @@ class Elements(html.parser.HTMLParser):
 
 def test_a_page_tells_points_outcomes_and_what_is_left_to_grade():
     text = Elements(results.page("anna", ROWS[:3])).text
-    assert "3 of 10 points. 1 written answers are still to be graded by hand." in text
+    assert "3 of 10 points. 1 written answer is still to be graded by hand." in text
     for part in ("anna", "01.2", "0 / 3", "the sign is wrong everywhere", " / 4", "isn't"):
         assert part in text
     assert "by hand" not in results.page("anna", ROWS[:2])

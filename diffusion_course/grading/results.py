@@ -106,7 +106,8 @@ def page(student: str, rows: Sequence[Row]) -> str:
     earned = sum(row.points or 0 for row in rows)
     possible = sum(row.out_of or 0 for row in rows)
     waiting = sum(row.status == "manual" and row.points is None for row in rows)
-    by_hand = f" {waiting} written answers are still to be graded by hand." if waiting else ""
+    answers = "written answer is" if waiting == 1 else "written answers are"
+    by_hand = f" {waiting} {answers} still to be graded by hand." if waiting else ""
     table = "\n".join(_table_row(row) for row in rows)
     name = html.escape(student)
     return (

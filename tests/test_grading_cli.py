@@ -1,0 +1,98 @@
+"""The commands assign, grade and report."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffusion_course import cli
+from diffusion_course.grading import answers
+
+COURSE = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def submissions(tmp_path):
+    """One student who has solved chapter 01, one who has not begun."""
+    for student, folder in (("ada", "solutions"), ("ben", "exercises")):
+        (tmp_path / "subs" / student).mkdir(parents=True)
+        shutil.copy(COURSE / folder / "01_forward_process.ipynb", tmp_path / "subs" / student)
+    return tmp_path / "subs"
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_a_folder_is_graded_and_reported(submissions, tmp_path, capsys):
+    out = tmp_path / "grades.csv"
+    assert run("grade", submissions, "--out", out, "--seed", "s") == 0
+    said = capsys.readouterr().out
+    assert f"wrote {out}" in said and "2 notebooks in" in said and "s each" in said
+    rows = json.loads(out.with_suffix(".json").read_text())
+    points = {
+        student: sum(row["points"] or 0 for row in rows if row["student"] == student)
+        for student in ("ada", "ben")
+    }
+    automatic = sum(e.points for e in answers.chapters()["01"] if hasattr(e, "oracle"))
+    assert points == {"ada": automatic, "ben": 0}
+    assert len(list((tmp_path / "grades_feedback").glob("*.html"))) == 2
+    assert not list(tmp_path.glob("*.unfinished"))
+
+    assert run("report", out) == 0
+    said = capsys.readouterr().out
+    assert f"below half of the points: ben (0 of {automatic + 2})" in said
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "<img" in out.with_suffix(".html").read_text()
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_a_secret_that_was_not_given_is_told(submissions, tmp_path, capsys):
+    arguments = ["grade", submissions, "--out", tmp_path / "grades.csv", "--chapter", "1"]
+    assert run(*arguments) == 0
+    assert "inputs are drawn from --seed " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"submissions": "nowhere"}, "is not a folder"),
+        ({"--out": "grades.txt"}, "give a name that ends in .csv"),
+        ({"--out": "nowhere/grades.csv"}, "in a folder that exists"),
+        ({"--chapter": "77"}, "choose one of 01, 02, 03"),
+    ],
+)
+def test_mistakes_are_one_line(submissions, tmp_path, monkeypatch, capsys, change, says):
+    monkeypatch.chdir(tmp_path)
+    options = {"submissions": "subs", "--out": "grades.csv", "--chapter": "01"} | change
+    folder = options.pop("submissions")
+    assert run("grade", folder, *(word for pair in options.items() for word in pair)) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", [["--jobs", "0"], ["--timeout", "x"], ["--chapter", "two"]])
+def test_bad_options_end_with_two(submissions, option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("grade", submissions, *option)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_report_of_something_else_is_refused(tmp_path, capsys):
+    assert run("report", tmp_path / "none.csv") == 2
+    assert "cannot be read: No such file" in capsys.readouterr().err
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert run("report", tmp_path / "other.csv") == 2
+    assert "other.csv must have the columns" in capsys.readouterr().err
+
+
+def test_assign_writes_the_exercises_of_a_course(tmp_path, capsys):
+    for folder in ("notebooks", "solutions"):
+        shutil.copytree(COURSE / folder, tmp_path / folder)
+    assert run("assign", "--course", tmp_path) == 0
+    assert "wrote exercises/01_forward_process.ipynb" in capsys.readouterr().out
+    made = (tmp_path / "exercises" / "01_forward_process.ipynb").read_bytes()
+    assert made == (COURSE / "exercises" / "01_forward_process.ipynb").read_bytes()
