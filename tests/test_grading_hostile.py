@@ -67,7 +67,7 @@ ATTACKS = {
         "wrong", 0, "",
     ),
     "patched language": (
-        "import builtins\nbuiltins.isinstance = builtins.all = builtins.len = lambda *a: 1\n" + WRONG,
+        "import builtins as b\nb.isinstance = b.all = b.len = lambda *a: 1\n" + WRONG,
         None, 0, "",
     ),
     "patched grader": (

@@ -55,7 +55,13 @@ class Limits:
     def of_a_process(self) -> dict[str, int]:
         """The names and values of the operating system's own limits."""
         limits = {"AS": self.memory, "CPU": self.seconds + 1, "FSIZE": self.file, "CORE": 0}
-        return limits | {"NPROC": 8 * self.processes}  # threads count, and JAX has dozens
+        # Open files can hold memory that belongs to no process, such as what waits in a socket.
+        return limits | {"NPROC": self.threads, "NOFILE": 256}
+
+    @property
+    def threads(self) -> int:
+        """At once, of all processes together: JAX alone has dozens."""
+        return 8 * self.processes
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ def _collect(root: int, pipe: int, jobs: dict[str, Job], limits: Limits) -> dict
     """Reads what the sandbox says until it is done, late, too large, or silent for good."""
     found: dict[str, Outcomes] = {}
     rest, deadline, next_look = b"", time.monotonic() + _START_SECONDS, 0.0
+    before, known = _shared(), -1
     while len(found) < len(jobs):
         ready, _, _ = select.select([pipe], [], [], _LOOK_SECONDS)
         now = time.monotonic()
@@ -175,7 +182,7 @@ def _collect(root: int, pipe: int, jobs: dict[str, Job], limits: Limits) -> dict
             break
         if now > next_look:
             next_look = now + _LOOK_SECONDS
-            if _too_much(root, limits):
+            if _too_much(root, limits, before):
                 break
         if not ready:
             continue
@@ -187,7 +194,10 @@ def _collect(root: int, pipe: int, jobs: dict[str, Job], limits: Limits) -> dict
             break
         for line in lines:
             _take(line, jobs, found, limits)
-            deadline = time.monotonic() + limits.seconds + _GRACE_SECONDS
+        # The first line says that Python has started; from then on only outcomes earn time, or a
+        # flood of other lines could go on for ever.
+        if lines and len(found) > known:
+            known, deadline = len(found), time.monotonic() + limits.seconds + _GRACE_SECONDS
     return found
 
 
@@ -220,16 +230,36 @@ def _outcomes(message, job: Job, limits: Limits) -> Outcomes:
         return job.fails("stopped", f"your code interfered with its own grading: {error}")
 
 
-def _too_much(root: int, limits: Limits) -> bool:
+def _too_much(root: int, limits: Limits, before: int) -> bool:
     """Whether the processes below this one are too many, or hold too much memory."""
     members = _members(root)
-    if len(members) > limits.processes:
-        return True
-    pages = 0
+    pages = threads = 0
     for pid in members:
-        with contextlib.suppress(OSError, ValueError):
-            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * _PAGE > limits.memory
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = _stat(pid)
+            threads, pages = threads + int(fields[17]), pages + int(fields[21])
+    # The system counts no threads for root, and shared memory for nobody in particular.
+    return (
+        len(members) > limits.processes
+        or threads > limits.threads
+        or pages * _PAGE > limits.memory
+        or _shared() - before > limits.memory
+    )
+
+
+def _stat(pid: int) -> list[str]:
+    """What the system says of a process, from its state on."""
+    # pid (name) state parent …; a name may hold spaces and brackets.
+    text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    return text.rpartition(")")[2].split()
+
+
+def _shared() -> int:
+    """Bytes that the whole machine holds in shared memory and in files that are memory."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text()
+        return int(text.partition("\nShmem:")[2].split()[0]) << 10
+    return 0
 
 
 def _members(root: int) -> list[int]:
@@ -238,11 +268,9 @@ def _members(root: int) -> list[int]:
     with contextlib.suppress(OSError):
         for entry in os.scandir("/proc"):
             if entry.name.isdecimal():
-                with contextlib.suppress(OSError, ValueError):
-                    # pid (name) state parent …; a name may hold spaces and brackets.
-                    fields = Path(entry.path, "stat").read_text(errors="replace")
-                    parent = int(fields.rpartition(")")[2].split()[1])
-                    children.setdefault(parent, []).append(int(entry.name))
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    pid = int(entry.name)
+                    children.setdefault(int(_stat(pid)[1]), []).append(pid)
     below, todo = [], [root]
     while todo:
         found = children.get(todo.pop(), [])
@@ -290,8 +318,14 @@ def _walls(limits: Limits) -> list[str]:
             walls += ["--symlink", os.readlink(name), name]
         elif os.path.isdir(name):
             walls += ["--ro-bind", name, name]
+    # For root, who owns them, the kernel's settings could be written even from in here.
+    if os.path.isdir("/proc/sys"):
+        walls += ["--ro-bind", "/proc/sys", "/proc/sys"]
     # Over what was shown above: the oracles and mistakes of every exercise.
-    walls += ["--tmpfs", str(_SECRETS), "--remount-ro", str(_SECRETS)]
+    for path in _hidden():
+        walls += ["--tmpfs", str(path), "--remount-ro", str(path)]
+    # Both are memory without a limit: nothing can be written there.
+    walls += ["--remount-ro", "/dev", "--remount-ro", "/"]
     walls += ["--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--setenv", "TMPDIR", "/tmp"]
     return [*walls, "--"]
 
@@ -302,3 +336,12 @@ def _readable() -> list[Path]:
     # The package and not the folder it lies in, which may be the course's.
     wanted += [*map(Path, _import_paths()[1:]), _PACKAGE]
     return [path for path in dict.fromkeys(wanted) if path.exists()]
+
+
+def _hidden() -> list[Path]:
+    """The answers' folder, by every name that `_readable` gives it (a link may lead there)."""
+    return [
+        path / _SECRETS.relative_to(path.resolve())
+        for path in _readable()
+        if _SECRETS.is_relative_to(path.resolve())
+    ]
