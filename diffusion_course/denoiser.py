@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from diffusion_course.parameterization import row, to_x0
-from diffusion_course.process import Process, concrete, levels
+from diffusion_course.process import Process, concrete, expand, levels
 
 Denoiser = Callable[[Array, Array], Array]
 
@@ -72,6 +72,29 @@ def clip(D: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     if concrete(low, high) and not low < high:
         raise ValueError(f"low must be below high, got {low} and {high}")
     return lambda x, t: jnp.clip(D(x, t), low, high)
+
+
+def dynamic_threshold(D: Denoiser, quantile: float = 0.995, limit: float = 1.0) -> Denoiser:
+    """The denoiser with each example's estimate squeezed, rather than cut, into [−limit, limit].
+
+    Where the given quantile of an example's absolute values exceeds the limit, the example is
+    clipped to that quantile and divided by it, so that strong guidance does not saturate pixels.
+
+    Raises: ValueError unless quantile is in (0, 1] and limit is positive.
+    Source: Saharia et al. 2022, Imagen, section 2.3 (arXiv:2205.11487).
+    """
+    if concrete(quantile, limit) and not (0 < quantile <= 1 and limit > 0):
+        raise ValueError(
+            f"quantile must be in (0, 1] and limit positive, got {quantile} and {limit}"
+        )
+
+    def squeezed(x, t):
+        x0 = D(x, t)
+        size = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), quantile, axis=1)
+        size = expand(jnp.maximum(size, limit), x0)
+        return jnp.clip(x0, -size, size) * (limit / size)
+
+    return squeezed
 
 
 class GaussianMixture(NamedTuple):

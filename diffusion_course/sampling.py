@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from diffusion_course.denoiser import Denoiser, denoiser
-from diffusion_course.guidance import classifier_free
+from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.parameterization import determinant
 from diffusion_course.process import Process, concrete
 from diffusion_course.samplers import Sampler
@@ -197,8 +197,7 @@ def generator(
     @partial(jax.jit, static_argnames="n")
     def guided(model, key, n, labels, w):
         null = jnp.full_like(labels, model.null_label)
-        D = classifier_free(denoiser(model, p, kind, labels), denoiser(model, p, kind, null), w)
-        return run(D, key, n)
+        return run(classifier_free_batched(model, p, kind, labels, null, w), key, n)
 
     def generate(model, key, n, labels=None, w=1.0):
         one = isinstance(w, int | float) and w == 1

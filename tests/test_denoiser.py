@@ -349,3 +349,32 @@ def test_bad_mixtures_are_refused(arguments, message):
 def test_an_empty_dataset_has_no_ideal_denoiser(data):
     with pytest.raises(ValueError, match=r"data must have shape \[N, …\] with N >= 1, got shape"):
         denoiser.ideal(process.vp_cosine(), data)
+
+
+# ------------------------------------------------------------------------- dynamic thresholding
+
+
+def test_estimates_within_the_limit_are_left_alone_and_others_squeezed():
+    x0 = jnp.asarray(rng.normal(0.2, 0.3, (3, 8, 8, 1)), jnp.float32)
+    x0 = jnp.clip(x0, -0.9, 0.9).at[1].multiply(4).at[2].add(1.5)
+    got = np.asarray(denoiser.dynamic_threshold(lambda x, t: x, 0.9)(x0, 0.5))
+    np.testing.assert_array_equal(got[0], x0[0])
+    for i in (1, 2):
+        size = np.quantile(np.abs(np.asarray(x0[i], np.float64)), 0.9)
+        assert size > 1
+        np.testing.assert_allclose(got[i], np.clip(x0[i], -size, size) / size, rtol=1e-5)
+    assert np.abs(got).max() <= 1
+
+
+def test_the_limit_is_the_range_of_the_data():
+    x0 = jnp.asarray(rng.normal(0, 5, (2, 30)), jnp.float32)
+    got = denoiser.dynamic_threshold(lambda x, t: x, 1.0, limit=2.5)(x0, 0.5)
+    np.testing.assert_allclose(np.abs(got).max(axis=1), 2.5, rtol=1e-6)
+    ratio = got / x0  # a quantile of 1 scales and cuts nothing
+    np.testing.assert_allclose(ratio, ratio[:, :1] * np.ones((1, 30)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("quantile", "limit"), [(0.0, 1.0), (1.2, 1.0), (0.9, 0.0)])
+def test_thresholds_that_make_no_sense_are_refused(quantile, limit):
+    with pytest.raises(ValueError, match="quantile must be in"):
+        denoiser.dynamic_threshold(lambda x, t: x, quantile, limit)

@@ -242,13 +242,19 @@ def test_no_connection_reached_the_outside(graded):
 def test_no_process_is_left(graded):
     if not Path("/proc").is_dir():
         pytest.skip("no /proc")
+    # Those of another grading that runs beside this one have a living parent of their own.
     left = [
         path
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if b"diffusion_course.grading.student" in _read(path)
-        and int(Path(path.parent, "stat").read_text().rpartition(")")[2].split()[1]) != os.getpid()
+        and _parent(path.parent) in (b"1", str(os.getpid()).encode())
     ]
     assert not left
+
+
+def _parent(process):
+    fields = _read(process / "stat").rpartition(b")")[2].split()
+    return fields[1] if fields else b""
 
 
 def _read(path):

@@ -68,3 +68,106 @@ def test_the_scale_may_be_traced_mapped_and_one_per_example():
 def test_guidance_composes_with_clipping():
     D = denoiser.clip(guidance.classifier_free(conditional, unconditional, 9.0), -0.5, 0.5)
     assert np.abs(D(x, t)).max() == 0.5
+
+
+# ---------------------------------------------------------------- one evaluation instead of two
+
+
+def labelled(x, t, cond):
+    """A network, as far as guidance can see: every example by itself, with its time and label."""
+    return jnp.tanh(x * (1 + cond[:, None])) - t[:, None] * jnp.sin(cond)[:, None]
+
+
+@pytest.mark.parametrize("time", [0.4, t], ids=["one time", "a time for each"])
+@pytest.mark.parametrize("w", [0.0, 1.0, 3.5])
+def test_one_batched_evaluation_equals_two(w, time):
+    labels, null = jnp.arange(6) % 3, jnp.full(6, 3)
+    seen = []
+
+    def counted(x, t, cond):
+        seen.append(x.shape)
+        return labelled(x, t, cond)
+
+    got = guidance.classifier_free_batched(counted, p, "v", labels, null, w)(x, time)
+    assert seen == [(12, 2)]
+    each = (denoiser.denoiser(labelled, p, "v", cond) for cond in (labels, null))
+    np.testing.assert_allclose(got, guidance.classifier_free(*each, w)(x, time), atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------ interval
+
+
+def test_guidance_in_an_interval_is_plain_outside_of_it():
+    D = guidance.interval(conditional, unconditional, 4.0, 0.3, 0.6)
+    guided = guidance.classifier_free(conditional, unconditional, 4.0)(x, t)
+    plain = guidance.classifier_free(conditional, unconditional, 1.0)(x, t)
+    inside = np.array([False, True, True, True, False, False])  # both ends count
+    np.testing.assert_array_equal(D(x, t)[inside], guided[inside])
+    np.testing.assert_array_equal(D(x, t)[~inside], plain[~inside])
+    np.testing.assert_allclose(D(x, 0.5), guidance.classifier_free(
+        conditional, unconditional, 4.0)(x, 0.5), rtol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (0.7, 0.2), (-0.1, 0.5), (0.2, 1.1)])
+def test_an_empty_or_impossible_interval_is_refused(low, high):
+    with pytest.raises(ValueError, match="low and high must satisfy"):
+        guidance.interval(conditional, unconditional, 2.0, low, high)
+
+
+# ------------------------------------------------------------------------------------- rescale
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaling_moves_each_example_s_deviation_towards_the_conditional_one(share):
+    pictures = jnp.asarray(rng.normal(0.3, 0.8, (4, 5, 5, 1)), jnp.float32)
+    cond, uncond = (lambda x, t: 0.7 * x - 0.1), (lambda x, t: jnp.sin(3 * x))
+    got = guidance.rescale(cond, uncond, 6.0, share)(pictures, 0.4)
+    guided = np.asarray(guidance.classifier_free(cond, uncond, 6.0)(pictures, 0.4), np.float64)
+    wanted = np.asarray(cond(pictures, 0.4), np.float64)
+    for i in range(4):
+        factor = share * wanted[i].std() / guided[i].std() + 1 - share
+        np.testing.assert_allclose(got[i], factor * guided[i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_outside_the_unit_interval_is_refused(share):
+    with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got"):
+        guidance.rescale(conditional, unconditional, 2.0, share)
+
+
+# ---------------------------------------------------------------------------------- classifier
+
+mixture = denoiser.gaussian_mixture(p, [[0.9, -0.4], [-1.1, 0.5]], [0.3, 0.6], [1.0, 2.0])
+
+
+def log_probability(x, t):
+    """Of the first component, exactly: log p(y = 0 | x_t)."""
+    return jnp.log(mixture.responsibilities(x, t)[:, 0])
+
+
+def test_the_exact_classifier_s_guidance_is_the_conditional_denoiser():
+    # Points near the wanted component: elsewhere its probability is rounded to 0 in float32.
+    near = jnp.asarray(np.array([0.9, -0.4]) * o.alpha(t)[:, None] + 0.3 * x, jnp.float32)
+    got = guidance.classifier(mixture.denoise, p, log_probability)(near, t)
+    np.testing.assert_allclose(got, conditional(near, t), rtol=2e-3, atol=2e-3)
+
+
+def test_no_scale_is_no_guidance_and_twice_the_scale_twice_the_shift():
+    plain, once, twice = (
+        guidance.classifier(mixture.denoise, p, log_probability, scale)(x, t)
+        for scale in (0.0, 1.0, 2.0)
+    )
+    np.testing.assert_array_equal(plain, mixture.denoise(x, t))
+    np.testing.assert_allclose(twice - plain, 2 * (once - plain), rtol=1e-4, atol=1e-4)
+
+
+def test_an_example_s_guidance_does_not_depend_on_its_batch():
+    D = guidance.classifier(mixture.denoise, p, log_probability)
+    np.testing.assert_allclose(D(x, t)[2:3], D(x[2:3], t[2:3]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_without_signal_is_not_guided():
+    flow = PROCESSES["rectified_flow"].process
+    gm = denoiser.gaussian_mixture(flow, [[0.9, -0.4], [-1.1, 0.5]], [0.3, 0.6], [1.0, 2.0])
+    D = guidance.classifier(gm.denoise, flow, lambda x, t: jnp.log(gm.responsibilities(x, t)[:, 0]))
+    np.testing.assert_allclose(D(x, 1.0), gm.denoise(x, 1.0), rtol=1e-6)

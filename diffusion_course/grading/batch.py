@@ -116,7 +116,11 @@ def grade(
 
 
 def _in_turns(todo: list[Submission], settings: Settings) -> Iterator[tuple[Submission, list[Row]]]:
-    """Grades some submissions at once; yields each as it is done."""
+    """Grades some submissions at once; yields each as it is done.
+
+    One that was late or stopped may have been the victim of another that took all processors or
+    all memory. It is graded once more at the end, alone.
+    """
     waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
     for submission in todo:
         waiting.put(submission)
@@ -133,13 +137,20 @@ def _in_turns(todo: list[Submission], settings: Settings) -> Iterator[tuple[Subm
                 done.put((submission, error))
 
     # Daemons: an interrupted run ends at once, and its sandboxes with it.
-    for _ in range(min(settings.jobs, len(todo))):
+    workers = min(settings.jobs, len(todo))
+    for _ in range(workers):
         threading.Thread(target=work, daemon=True).start()
+    again = []
     for _ in todo:
         submission, rows = done.get()
         if isinstance(rows, BaseException):
             raise rows
-        yield submission, rows
+        if workers > 1 and any(row.status in ("timeout", "stopped") for row in rows):
+            again.append(submission)
+        else:
+            yield submission, rows
+    for submission in again:
+        yield submission, grade_one(submission, settings)
 
 
 def grade_one(submission: Submission, settings: Settings) -> list[Row]:
@@ -166,9 +177,10 @@ def _job(submission: Submission, exercise: Exercise, cases) -> sandbox.Job | Non
     mine = answer_cells(submission.cells, exercise)
     if not mine:
         return None
+    answering = set(mine)  # there may be thousands
     setup = [{"source": c.source, "answer": False} for c in setup_cells(submission.cells)]
     everything = [
-        {"source": c.source, "answer": c in mine}
+        {"source": c.source, "answer": c in answering}
         for c in submission.cells
         if c.kind == "code" and not c.grade_id.startswith("check-")
     ]
@@ -240,7 +252,7 @@ class _Journal:
         self.known: dict[str, list[Row]] = {}
 
     def __enter__(self) -> _Journal:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        lines = self._lines()
         if lines and _json(lines[0]) == self.header:
             for entry in map(_json, lines[1:]):  # the last may be cut off
                 if entry:
@@ -250,6 +262,10 @@ class _Journal:
         for key, rows in self.known.items():
             self._write({"key": key, "rows": [asdict(row) for row in rows]})
         return self
+
+    def _lines(self) -> list[str]:
+        # Not splitlines: a student's text may hold what it, and JSON not, takes for a line's end.
+        return self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []
 
     def __exit__(self, *_) -> None:
         self.file.close()

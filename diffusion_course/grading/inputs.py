@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GaussianDenoiser:
     """The exact denoiser of data N(mean, std²), ``D(x, alpha, sigma) -> E[x0 | x_t = x]``.
 
@@ -19,6 +19,9 @@ class GaussianDenoiser:
     def __call__(self, x, alpha, sigma):
         gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
         return self.mean + gain * (x - alpha * self.mean)
+
+    def __repr__(self) -> str:
+        return f"GaussianDenoiser(mean={self.mean:.4g}, std={self.std:.4g})"
 
 
 FUNCTIONS = {kind.__name__: kind for kind in (GaussianDenoiser,)}

@@ -17,6 +17,9 @@ from pathlib import Path
 from diffusion_course.grading.batch import Row
 
 COLUMNS = tuple(field.name for field in fields(Row))
+# Behind a semicolon too: in half of Europe it begins a spreadsheet's next cell. And the wide signs
+# = + - @ of East Asia's keyboards.
+_FORMULA = re.compile(r"(?:^|(?<=;))\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20]")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .4rem .6rem }
@@ -92,7 +95,7 @@ def _cell(value) -> object:
     if not isinstance(value, str):
         return value
     text = "".join(c if c.isprintable() else " " for c in value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return _FORMULA.sub(r"'\g<0>", text)
 
 
 def page_name(student: str) -> str:
