@@ -1,18 +1,21 @@
 """Batch grading against submissions that mean harm: all in one folder, graded in one run."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from diffusion_course.grading import answers, assign, batch, results, sandbox
+from diffusion_course.grading import answers, assign, batch, results, sandbox, submissions
 
 COURSE = Path(__file__).resolve().parent.parent
 SECRET = "the secret seed of this test"
@@ -106,7 +109,42 @@ ATTACKS = {
         "def gaussian_posterior_mean(x, *a):\n return np.array([object()] * 5)",
         "error", 0, "must be an array",
     ),
+    "threads": (
+        "import threading, time\nthreading.stack_size(65536)\n"
+        "for n in range(600): threading.Thread(target=time.sleep, args=(60,)).start()\n" + RIGHT,
+        None, 0, "",
+    ),
+    "children that live on": (
+        "import os, signal\nfor n in range(4):\n if os.fork() == 0:\n"
+        "  os.setsid()\n  signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))\n"
+        "  if os.fork(): os._exit(0)\n  while True: pass\n" + RIGHT,
+        "right", 2, "",
+    ),
+    "overwrites its parent's pipes": (
+        "import os\nfolder = f'/proc/{os.getppid()}/fd'\nfor n in os.listdir(folder):\n"
+        " if 'pipe' in os.readlink(f'{folder}/{n}'):\n"
+        "  pipe = os.open(f'{folder}/{n}', os.O_WRONLY)\n"
+        "  while True: os.write(pipe, b'x' * 60000)\n",
+        "stopped", 0, "",
+    ),
+    "array that lies about itself": (
+        "class Fake(np.ndarray):\n nbytes, shape = 0, (10**9,)\n def tobytes(self): return b''\n"
+        "def gaussian_posterior_mean(x, *a): return np.zeros(9).view(Fake)",
+        "wrong", 0, "expected shape",
+    ),
+    "exception that ends the program when shown": (
+        "class E(Exception):\n def __str__(self): raise KeyboardInterrupt\nraise E",
+        "stopped", 0, "ended the process",
+    ),
+    "deeply nested expression": (RIGHT + "x = a" + ".b" * 100_000, "error", 0, "RecursionError"),
 }  # fmt: skip
+# What root could write, and memory that no limit counts.
+UNWRITABLE = [
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sysrq-trigger",
+]
+UNWRITABLE += ["/new", "/dev/new", "/root/new", "/usr/new", f"{COURSE}/new"]
 
 
 def notebook(answer, setup=SETUP, good=GOOD):
@@ -132,6 +170,18 @@ def read_them(paths):
         " except OSError: pass\n"
         "seen = [s for s in seen if s[1]]\n"
         "raise RuntimeError(f'seen: {seen}; nothing else')\n"
+    )
+
+
+def open_them(paths):
+    """Code that reports which of these files can be opened for writing; it writes nothing."""
+    return (
+        "import os\nopened = []\n"
+        f"for path in {paths!r}:\n"
+        " try: os.close(os.open(path, os.O_WRONLY | ('new' in path and os.O_CREAT)))\n"
+        " except OSError: continue\n"
+        " opened.append(path)\n"
+        "raise RuntimeError(f'opened: {opened}; nothing else')\n"
     )
 
 
@@ -173,6 +223,7 @@ def graded(tmp_path_factory):
     texts["deletes"] = delete_them(
         [folder, base, journal, COURSE / "solutions", COURSE / "LICENSE"]
     )
+    texts["writes where it must not"] = open_them(UNWRITABLE)
     texts["calls home"] = (
         f"import socket\nsocket.create_connection(('127.0.0.1', {port}), timeout=2).send(b'x')"
     )
@@ -222,6 +273,12 @@ def test_an_attack_gets_its_row_and_costs_one_exercise_only(graded, student):
 def test_nothing_secret_can_be_read(graded):
     row = graded[0]["reads what it must not", "02.2"]
     assert row.message.startswith("your code raised RuntimeError: seen: []; nothing else"), row
+
+
+@needs_bubblewrap
+def test_nothing_can_be_written_but_temporary_files(graded):
+    row = graded[0]["writes where it must not", "02.2"]
+    assert row.message.startswith("your code raised RuntimeError: opened: []; nothing else"), row
 
 
 @needs_bubblewrap
@@ -362,3 +419,154 @@ def test_the_walls_show_no_folder_that_the_grader_was_started_in(tmp_path, monke
     monkeypatch.syspath_prepend(str(tmp_path))
     assert str(tmp_path) not in " ".join(sandbox._walls(sandbox.Limits()))
     assert f"--ro-bind {COURSE} " not in " ".join(sandbox._walls(sandbox.Limits()))
+
+
+@needs_bubblewrap
+def test_a_link_to_the_packages_does_not_show_the_answers(tmp_path, monkeypatch):
+    package = Path(answers.__file__).parent.parent.parent
+    (tmp_path / "env").symlink_to(package.parent)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env" / package.name))
+    hidden = [
+        tmp_path / "env" / package.name / "grading" / "answers",
+        Path(answers.__file__).parent,
+    ]
+    walls = sandbox._walls(sandbox.Limits())
+    done = subprocess.run([*walls, "ls", *map(str, hidden)], capture_output=True, text=True)
+    assert done.returncode == 0 and all(str(path) in done.stdout for path in hidden), done
+    assert "chapter" not in done.stdout
+
+
+# --------------------------------------------------------- attacks that are too slow to be played
+
+
+def test_a_flood_of_lines_wins_no_time(monkeypatch):
+    monkeypatch.setattr(sandbox, "_GRACE_SECONDS", 0)
+    job = sandbox.Job("02.2", "f", [], [], [[()]])
+    ours, theirs = os.pipe()
+    end = time.monotonic() + 20
+
+    def flood():
+        with contextlib.suppress(BrokenPipeError):
+            while time.monotonic() < end:
+                os.write(theirs, b'\n{"job": "02.2", "begins": true}\n')
+                time.sleep(0.05)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    found = sandbox._collect(os.getpid(), ours, {"02.2": job}, sandbox.Limits(seconds=1))
+    late = time.monotonic() > end
+    os.close(ours)
+    thread.join()
+    os.close(theirs)
+    assert found == {} and not late
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
+def test_memory_that_belongs_to_no_process_counts():
+    before, limits = sandbox._shared(), sandbox.Limits(memory=100 << 20)
+    nobody = 2**30  # no process has this number, nor children
+    assert not sandbox._too_much(nobody, limits, before)
+    file = os.memfd_create("hidden")
+    os.posix_fallocate(file, 0, 200 << 20)
+    assert sandbox._too_much(nobody, limits, before)
+    os.close(file)
+
+
+@pytest.mark.parametrize("status", ["timeout", "stopped"])
+def test_who_was_late_beside_others_is_graded_once_more_alone(tmp_path, monkeypatch, status):
+    small_folder(tmp_path / "subs")
+    running, beside = set(), []
+
+    def grade_one(submission, settings):
+        running.add(submission.student)
+        beside.append(len(running))
+        first = len(beside) <= 3
+        time.sleep(0.1)
+        running.discard(submission.student)
+        bad = first and submission.student == "s1"
+        return [batch.Row(submission.student, "02.2", 0, 2, status if bad else "right", "", "")]
+
+    monkeypatch.setattr(batch, "grade_one", grade_one)
+    seen = []
+    found = batch.grade(
+        tmp_path / "subs", tmp_path / "j", batch.Settings(SECRET), lambda n, _: seen.append(n)
+    )
+    assert [row.status for row in found.rows] == ["right"] * 3
+    assert len(beside) == 4 and beside[3] == 1  # nobody else was running
+    assert seen == [0, 1, 2, 3]
+
+
+def graded_without_running(folder, journal, monkeypatch, text):
+    rows = lambda s, _: [batch.Row(s.student, "02.2", 0, 2, "error", text, s.path)]  # noqa: E731
+    monkeypatch.setattr(batch, "grade_one", rows)
+    return batch.grade(folder, journal, batch.Settings(SECRET))
+
+
+def test_no_message_forges_or_breaks_the_journal(tmp_path, monkeypatch):
+    small_folder(tmp_path / "subs", 1)
+    (tmp_path / "subs" / "s0.ipynb").rename(tmp_path / "subs" / "a\u20281\u2028b.ipynb")
+    ends = "".join(f"{end}1{end}" for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+    first = graded_without_running(tmp_path / "subs", tmp_path / "j", monkeypatch, ends)
+    again = graded_without_running(tmp_path / "subs", tmp_path / "j", monkeypatch, ends)
+    assert first.submissions == 1 and again.submissions == 0 and again.rows == first.rows
+
+
+def test_no_text_becomes_a_formula_behind_a_separator(tmp_path, monkeypatch):
+    small_folder(tmp_path / "subs", 1)
+    text = "a;=HYPERLINK(1); +1;\uff1d2;x=3"
+    found = graded_without_running(tmp_path / "subs", tmp_path / "j", monkeypatch, text)
+    path, *_ = results.write(tmp_path / "grades.csv", found.rows)
+    assert "a;'=HYPERLINK(1);' +1;'\uff1d2;x=3" in path.read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------- folders and files that never are executed
+
+
+def test_a_thousand_folders_in_each_other_and_a_path_that_is_too_long(tmp_path):
+    here = os.getcwd()
+    for name, depth in (("a", 1200), ("b" * 200, 30)):
+        os.chdir(tmp_path)
+        try:
+            for _ in range(depth):
+                os.mkdir(name)
+                os.chdir(name)
+            Path("02.ipynb").write_text("{}")
+        finally:
+            os.chdir(here)
+    _, refused = submissions.collect(tmp_path, answers.chapters())
+    said = {r.student[0]: r.message for r in refused}
+    assert set(said) == {"a", "b"} and "too long" in said["b"] and len(refused) == 2
+    subprocess.run(["rm", "-rf", *map(str, tmp_path.iterdir())], check=True)  # shutil recurses
+
+
+@pytest.mark.parametrize(
+    ("count", "source", "says"),
+    [
+        (200_000, "x", "200000 cells"),
+        (1, "x=1\n" * 400_000, "1.6 MB of code"),
+        (10_000, "gaussian_posterior_mean = {}", ""),
+    ],
+)
+def test_huge_notebooks_cost_the_grader_little(count, source, says, tmp_path):
+    named = {"nbgrader": {"grade_id": assign.grade_id("answer", "02.2")}}
+    cells = [
+        {"cell_type": "code", "source": source.format(n), "metadata": named} for n in range(count)
+    ]
+    (tmp_path / "02.ipynb").write_text(json.dumps({"cells": cells}))
+    begin = time.monotonic()
+    found, refused = submissions.collect(tmp_path, answers.chapters())
+    if says:
+        assert not found and says in refused[0].message
+    else:
+        job = batch._job(found[0], answers.find("02.2"), [[]])
+        assert len(job.cells) == count and all(cell["answer"] for cell in job.all_cells)
+    assert time.monotonic() - begin < 30  # minutes to hours, if every cell is compared with every
+
+
+@pytest.mark.parametrize("source", ["-" * 10**6 + "1", "a" + ".b" * 400_000, "def\n" * 200_000])
+def test_whether_a_cell_answers_is_seen_without_parsing_it(source):
+    name = "gaussian_posterior_mean"
+    begin = time.monotonic()
+    assert not submissions._defines(f"{name}\n{source}", name)
+    assert submissions._defines(f"{source}\ndef {name}(x):", name)
+    assert time.monotonic() - begin < 5
