@@ -121,3 +121,19 @@ def classifier(
         return D(x, t) + scale * factor * gradient
 
     return guided
+
+
+def inpaint(D: Denoiser, known: Array, mask: Array) -> Denoiser:
+    """The denoiser that knows some pixels: its estimate there is the truth.
+
+    Every sampler then moves these pixels along q(x_s | x_t, x0 = known), at the right noise level
+    all the way, and ends in them exactly. What the rest makes of it is the network's.
+
+    Args:
+      D: the denoiser.
+      known: the picture [B, …]; only where the mask is True does it count.
+      mask: True for known pixels, broadcasts against known.
+
+    Source: Lugmayr et al. 2022, eq. 8 (arXiv:2201.09865), with the sampler's own noise.
+    """
+    return lambda x, t: jnp.where(mask, known, D(x, t))

@@ -294,3 +294,31 @@ def pndm(process: Process) -> Sampler:
         return moved, (jnp.concatenate([eps[None], before[:2]]), count + 1)
 
     return Sampler(init, step)
+
+
+def repaint(sampler: Sampler, process: Process, repeats: int) -> Sampler:
+    """A sampler that takes every step several times, noising the state again in between.
+
+    For inpainting: each time, the unknown pixels can agree better with the known ones. It needs
+    `repeats` times the evaluations. Meant for samplers without memory.
+
+    Raises: ValueError for repeats < 1.
+    Source: Lugmayr et al. 2022, algorithm 1 (arXiv:2201.09865), with jumps of one step.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+
+    def step(D, x, t, s, key, state):
+        scale, variance = transition(process, t, jnp.where(s > 0, s, t / 2))
+
+        def again(i, carry):
+            x, state = carry
+            down, up = jax.random.split(jax.random.fold_in(key, i))
+            x_s, state = sampler.step(D, x, t, s, down, state)
+            back = scale * x_s + jnp.sqrt(variance) * jax.random.normal(up, x.shape, x.dtype)
+            return jnp.where((i < repeats - 1) & (s > 0), back, x_s), state
+
+        # To s = 0 there is one step: from the data there is no way back by a transition.
+        return jax.lax.fori_loop(0, jnp.where(s > 0, repeats, 1), again, (x, state))
+
+    return Sampler(sampler.init, step)
