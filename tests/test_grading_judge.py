@@ -77,7 +77,7 @@ def test_a_part_that_is_right_earns_its_points():
 def test_one_wrong_case_of_a_part_costs_the_part():
     found = verdict(affine, lambda x: affine(x) if x.ndim == 1 else x, (X,), (Y,))
     assert (found.status, found.points) == ("wrong", 0)
-    assert found.message.endswith("(called with [2, 3])")
+    assert found.message.endswith("(called with x of shape [2, 3])")
 
 
 def test_the_same_message_of_two_parts_is_said_once():
@@ -268,7 +268,7 @@ def test_the_value_that_is_wrong_is_named_by_its_place():
 
 def test_the_call_is_described_by_its_shapes_and_settings():
     text = message(lambda x, y, a, s: x, lambda x, y, a, s: -x, (X, Y, 0.123456, "ve"))
-    assert text.endswith("(called with [4], [2, 3], 0.1235, 've')")
+    assert text.endswith("(called with x of shape [4], y of shape [2, 3], a 0.1235, s 've')")
 
 
 def test_whole_numbers_for_floats_and_floats_for_whole_numbers_are_refused():
@@ -397,7 +397,7 @@ MISTAKES = {
 
 def test_a_classic_mistake_is_named_instead_of_the_numbers():
     text = message(affine, lambda x: x + 0.9, mistakes=MISTAKES)
-    assert text == "the factor is missing (called with [4])"
+    assert text == "the factor is missing (called with x of shape [4])"
 
 
 def test_a_classic_mistake_goes_before_the_generic_pattern():
@@ -488,7 +488,7 @@ def test_check_prints_points_and_the_chapter_so_far(chapter, capsys):
     assert check("07.1", affine) is None
     assert capsys.readouterr().out == (
         "✓ 07.1 An affine map: 3 of 3 points\n"
-        "Chapter 07 so far: 3 of 6 points, and 1 to be graded by hand.\n"
+        "Chapter 07 so far: 3 of 6 points; 07.3 is graded by hand.\n"
     )
     check("07.2", lambda x: x * x)
     assert "Chapter 07 so far: 6 of 6 points" in capsys.readouterr().out
@@ -501,8 +501,8 @@ def test_check_says_what_is_wrong_with_each_part(chapter, capsys):
     assert capsys.readouterr().out == (
         "✗ 07.1 An affine map: 0 of 3 points\n"
         "  ✗ all of it\n"
-        "      the offset is missing (called with [4])\n"
-        "Chapter 07 so far: 0 of 6 points, and 1 to be graded by hand.\n"
+        "      the offset is missing (called with x of shape [4])\n"
+        "Chapter 07 so far: 0 of 6 points; 07.3 is graded by hand.\n"
     )
 
 

@@ -62,6 +62,6 @@ def report(verdict: Verdict) -> str:
 def _so_far(chapter: str) -> str:
     graded = [e for e in answers.chapters()[chapter] if isinstance(e, Exercise)]
     points = sum(_earned.get(e.id, 0) for e in graded)
-    written = len(answers.chapters()[chapter]) - len(graded)
-    hand = f", and {written} to be graded by hand" if written else ""
+    written = [e.id for e in answers.chapters()[chapter] if not isinstance(e, Exercise)]
+    hand = f"; {', '.join(written)} is graded by hand" if written else ""
     return f"Chapter {chapter} so far: {points} of {sum(e.points for e in graded)} points{hand}."

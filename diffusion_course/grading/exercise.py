@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -191,7 +192,7 @@ def _first_problem(
         if not problem:
             continue
         mistake = _classic(exercise, exact, truths, results)
-        where = _describe(arguments)
+        where = _describe(exercise, arguments)
         return f"{mistake or problem}{where}"
     return ""
 
@@ -202,18 +203,19 @@ def _exact(value: Any) -> Any:
     return value.astype(np.float64) if is_float else value
 
 
-def _describe(arguments: Arguments) -> str:
-    """The shapes of the inputs, which tell the student which call it was."""
+def _describe(exercise: Exercise, arguments: Arguments) -> str:
+    """The inputs by name and shape, which tell the student which call it was."""
     words = []
-    for value in arguments:
+    for name, value in zip(signature(exercise.oracle).parameters, arguments, strict=False):
+        words.append(f"{name} ")
         if isinstance(value, np.ndarray):
-            words.append(str(list(value.shape)))
+            words[-1] += f"of shape {list(value.shape)}"
         elif isinstance(value, str):
-            words.append(repr(value))
+            words[-1] += repr(value)
         elif isinstance(value, int | float):
-            words.append(f"{value:.4g}")
+            words[-1] += f"{value:.4g}"
         else:
-            words.append(repr(value))
+            words[-1] += repr(value)
     return f"{CALLED}{', '.join(words)})"
 
 
@@ -265,7 +267,7 @@ def _pattern(exercise: Exercise, right: np.ndarray, got: np.ndarray, wrong: np.n
     """How wrong numbers differ, without saying what the right ones are."""
     if _close(exercise, right, -got).all():
         return "the sign is wrong everywhere"
-    if right.ndim > 0 and right.size > 1 and _close(exercise, right, got[::-1]).all():
+    if (right.ndim > 1 or right.size > 2) and _close(exercise, right, got[::-1]).all():
         return "the order along the first axis is reversed"
     ratio = _constant_ratio(exercise, right, got)
     if ratio is not None:

@@ -103,8 +103,8 @@ check("01.2", alpha_bar)
 #
 # <details><summary>Hint</summary>
 # Arrays are aligned from their <em>last</em> axis. To multiply whole images, a factor per image
-# needs three more axes of length 1. Without them nothing may crash: a batch of three pictures of
-# 3 × 3 pixels goes through, wrongly.
+# needs three more axes of length 1. Without them nothing may crash: a batch of three pictures in
+# three colours goes through, wrongly.
 # </details>
 
 

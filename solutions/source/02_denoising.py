@@ -18,7 +18,7 @@
 #
 # Everywhere $x_t = \alpha\,x_0 + \sigma\,\varepsilon$ with numbers `alpha` and `sigma` that are
 # given. Don't count on $\alpha^2 + \sigma^2 = 1$. Each function must work by itself: it may call
-# libraries, but no function from another exercise.
+# libraries, but no function from another exercise, since each is graded alone.
 
 # %%
 import importlib.util
@@ -203,13 +203,13 @@ check("02.5", solve_x0)
 from diffusion_course.grading.inputs import GaussianDenoiser
 
 
-def broken_sampler(denoise, x_t, alphas, sigmas):
+def broken_sampler(denoise, x, alphas, sigmas):
     steps = zip(alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], strict=True)
     for alpha_t, sigma_t, alpha_s, sigma_s in steps:
-        x0 = denoise(x_t, alpha_s, sigma_s)
-        eps = (x_t - alpha_t * x0) / sigma_t
-        x_t = alpha_s * x0 + sigma_t * eps
-    return x_t
+        x0 = denoise(x, alpha_s, sigma_s)
+        eps = (x - alpha_t * x0) / sigma_t
+        x = alpha_s * x0 + sigma_t * eps
+    return x
 
 
 exact = GaussianDenoiser(mean=1.3, std=0.4)

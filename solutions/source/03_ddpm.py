@@ -17,7 +17,8 @@
 #
 # Levels are given as $\bar\alpha$: `abar_t` belongs to the step you are at and `abar_s` to an earlier
 # one, nearer to the data, so `abar_s > abar_t`. The data themselves have $\bar\alpha = 1$. Each
-# function must work by itself: it may call libraries, but no function from another exercise.
+# function must work by itself: it may call libraries, but no function from another exercise, since
+# each is graded alone.
 
 # %%
 import importlib.util
@@ -38,7 +39,7 @@ from diffusion_course.grading import check
 
 # %% [markdown]
 # ## 03.1 · Bayes' rule for one step back
-# *derive and check · 20 minutes · 3 points*
+# *derive and check · 15 minutes · 3 points*
 #
 # Equation (2) is the posterior $q(x_{n-1}\,|\,x_n, x_0)$ of neighbouring steps. Derive it for **any** two
 # levels $s < t$. From $s$ to $t$ the process is a single noising step too: which share of the
@@ -112,8 +113,8 @@ check("03.2", training_loss)
 
 
 # %% exercise="03.3" role="answer"
-def ancestral_step(x_t, x0_hat, noise, abar_t, abar_s):
-    """x_t, x0_hat and noise [...], numbers abar_t < abar_s -> a draw of x_s, [...]."""
+def ancestral_step(x0_hat, x_t, noise, abar_t, abar_s):
+    """x0_hat, x_t and noise [...], numbers abar_t < abar_s -> a draw of x_s, [...]."""
     ### BEGIN SOLUTION return x at the level s, an array of x_t's shape
     kept = abar_t / abar_s
     on_guess = abar_s**0.5 * (1 - kept) / (1 - abar_t)
@@ -202,13 +203,13 @@ check("03.5", min_snr_weight)
 from diffusion_course.grading.inputs import GaussianDenoiser
 
 
-def broken_sample(denoise, x_t, noises, abar):
+def broken_sample(denoise, x, noises, abar):
     for noise, abar_t, abar_s in zip(noises, abar[:-1], abar[1:], strict=True):
-        guess = denoise(x_t, np.sqrt(abar_t), np.sqrt(1 - abar_t))
+        guess = denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t))
         share = abar_t / abar_s
-        mean = np.sqrt(abar_t) * (1 - share) * guess + np.sqrt(share) * (1 - abar_s) * x_t
-        x_t = mean / (1 - abar_t) + np.sqrt(1 - share) * noise
-    return x_t
+        mean = np.sqrt(abar_t) * (1 - share) * guess + np.sqrt(share) * (1 - abar_s) * x
+        x = mean / (1 - abar_t) + np.sqrt(1 - share) * noise
+    return x
 
 
 exact = GaussianDenoiser(mean=3.0, std=0.5)
@@ -255,12 +256,12 @@ check("03.6", sample)
 
 # %% [markdown]
 # ## 03.7 · What a wrong guess costs
-# *stretch · 25 minutes · 3 points*
+# *stretch · 15 minutes · 3 points*
 #
 # A step from $t$ to $s$ with the guess $\hat x_0$ draws from another Gaussian than the posterior with
 # the true $x_0$, though of the same variance. How far apart are the two? Compute the
-# Kullback-Leibler divergence, in nats. Everything simplifies: what remains is half a difference of
-# two signal-to-noise ratios $\bar\alpha/(1-\bar\alpha)$, times a squared distance.
+# Kullback-Leibler divergence, in nats. Everything simplifies: what remains is a squared distance,
+# and two signal-to-noise ratios $\bar\alpha/(1-\bar\alpha)$.
 #
 # **Expected.** An array `[B]`, one number for each image or vector, never negative.
 #

@@ -50,7 +50,7 @@ MUTANTS = [
         "01.5",
         "np.log(-np.expm1(log_signal))",
         "np.log(1 - np.exp(log_signal))",
-        "1 − ᾱ is rounded to 0",
+        "neither 1 − β nor 1 − ᾱ",
     ),
     Mutant("01.5", LOG_SIGNAL, "np.log(np.prod(1 - betas))", "neither ᾱ nor 1/ᾱ fits"),
     Mutant("01.5", LOG_SNR, f"({LOG_SNR}) / 2", "not standard deviations"),

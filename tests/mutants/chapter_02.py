@@ -87,6 +87,7 @@ x0 = denoise(x, alphas[s], sigmas[s])
     Mutant("02.6", "x - alphas[t] * x0", "x - alphas[s] * x0", "without the signal"),
     Mutant("02.6", "len(alphas) - 1", "len(alphas) - 2", "the last step is missing"),
     Mutant("02.7", "sigma**2 / alpha * jnp.trace", "jnp.trace", "the slope alone"),
+    Mutant("02.7", "sigma**2 / alpha", "alpha / sigma**2", "is upside down"),
     Mutant("02.7", "sigma**2 / alpha", "sigma**2", "between slope and doubt"),
     Mutant("02.7", "sigma**2 / alpha", "sigma / alpha", "not by σ"),
     Mutant(

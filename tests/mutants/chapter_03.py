@@ -40,7 +40,7 @@ MUTANTS = [
     ),
     Mutant("03.2", "jnp.mean((output - v) ** 2)", "jnp.mean((output - v) ** 2, axis=0)", "shape"),
     Mutant("03.3", STEP_NOISE, "variance * noise", "the posterior gives a variance"),
-    Mutant("03.3", STEP_NOISE, "jnp.sqrt(1 - kept) * noise", "else the result is noisy"),
+    Mutant("03.3", STEP_NOISE, "jnp.sqrt(1 - kept) * noise", "the posterior has less"),
     Mutant("03.3", STEP_NOISE, "0 * noise", "the samples lose their spread"),
     Mutant("03.3", STEP_NOISE, "jnp.sqrt(1 - abar_s) * noise", "the noise present at s"),
     Mutant("03.3", "on_guess * x0_hat", "x0_hat", "every value differs"),
@@ -54,7 +54,9 @@ MUTANTS = [
     Mutant("03.5", "jnp.exp(log_snr)", "log_snr", "not its logarithm"),
     Mutant("03.5", "jnp.minimum", "jnp.maximum", "must be cut off above γ"),
     Mutant("03.6", SAMPLE_NOISE, "np.sqrt(1 - kept) * noise", "noise is added that the posterior"),
-    Mutant("03.6", "on_x0 = np.sqrt(abar_s)", "on_x0 = np.sqrt(abar_t)", "belongs to another step"),
+    Mutant(
+        "03.6", "on_x0 = np.sqrt(abar_s)", "on_x0 = np.sqrt(abar_t)", "of the wrong end of the step"
+    ),
     Mutant(
         "03.6",
         "variance = (1 - kept) * (1 - abar_s) / (1 - abar_t)",

@@ -252,13 +252,13 @@ TERMINAL = Exercise(
     ),
     oracle=_terminal,
     mistakes={
-        "1 − ᾱ is rounded to 0: where the β are tiny, so is it, and a difference from 1 loses it": (
+        "tiny β are lost in a difference from 1: neither 1 − β nor 1 − ᾱ may be computed as one": (
             lambda betas: _log_alpha_bar(betas) - np.log(1 - np.exp(_log_alpha_bar(betas)))
         ),
         "neither ᾱ nor 1/ᾱ fits into a number here, but its logarithm is an ordinary one": (
             _product_then_log
         ),
-        "too small by half: the ratio compares variances, not standard deviations": (
+        "half of what it should be: the ratio compares variances, not standard deviations": (
             lambda betas: _terminal(betas) / 2
         ),
         "that is the ratio itself: its logarithm is missing": lambda betas: np.exp(
@@ -363,8 +363,8 @@ LADDER = Exercise(
         "close to the data a β is far smaller than 1, and a difference from 1 rounds it to 0": (
             lambda log_snr: 1 - np.exp(np.diff(_log_levels(log_snr)))
         ),
-        "deep in the noise ᾱ is rounded to 0, and 0/0 is no number: divide without leaving the "
-        "logarithm": _sigmoid_then_ratio,
+        "deep in the noise ᾱ is rounded to 0 or its exponential overflows: stay in logarithms, and "
+        "take them without an exponential on the way": _sigmoid_then_ratio,
         "λ compares variances, not standard deviations: it isn't log(α/σ)": (
             lambda log_snr: _schedule(2 * log_snr)
         ),

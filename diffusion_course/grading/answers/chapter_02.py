@@ -263,6 +263,9 @@ DOUBT = Exercise(
         "the slope alone is not the doubt: how σ and α enter, (9) says when differentiated": (
             lambda x, data, alpha, sigma: alpha / sigma**2 * _doubt(x, data, alpha, sigma)
         ),
+        "the factor between slope and doubt is upside down": (
+            lambda x, data, alpha, sigma: (alpha / sigma**2) ** 2 * _doubt(x, data, alpha, sigma)
+        ),
         "x0 reaches x_t only after the factor α, so α stands between slope and doubt": (
             lambda x, data, alpha, sigma: alpha * _doubt(x, data, alpha, sigma)
         ),
@@ -336,11 +339,11 @@ SOLVE = Exercise(
         "the determinant is −1 for v where α² + σ² = 1; not here, and not for every target": (
             lambda y, x, a, b, alpha, sigma: b * x - sigma * y
         ),
-        "a and b are exchanged: a belongs to the data, b to the noise": (
-            lambda y, x, a, b, alpha, sigma: _solved(y, x, b, a, alpha, sigma)
-        ),
         "the system is solved for its other unknown: this is the noise, not the data": (
             lambda y, x, a, b, alpha, sigma: (a * x - alpha * y) / _determinant(a, b, alpha, sigma)
+        ),
+        "a and b are exchanged: a belongs to the data, b to the noise": (
+            lambda y, x, a, b, alpha, sigma: _solved(y, x, b, a, alpha, sigma)
         ),
     },
 )
@@ -380,9 +383,7 @@ SAMPLER = Exercise(
     ),
     oracle=_sampler,
     mistakes={
-        "both bugs are still there: does the noise ever shrink, and what is the denoiser told?": (
-            partial(_sampler, told=1, noise=0)
-        ),
+        "both bugs are still there": (partial(_sampler, told=1, noise=0)),
         "one bug is left: the denoiser must be told the level at which x is, before the step": (
             partial(_sampler, told=1)
         ),

@@ -150,17 +150,17 @@ LOSS = Exercise(
 # --- 03.3 -----------------------------------------------------------------------------------
 
 
-def _step(x_t, x0_hat, noise, abar_t, abar_s, spread=np.sqrt):
+def _step(x0_hat, x_t, noise, abar_t, abar_s, spread=np.sqrt):
     mean, variance = _posterior(x0_hat, x_t, abar_t, abar_s)
     return mean + spread(variance) * noise
 
 
-def _step_with_all_its_noise(x_t, x0_hat, noise, abar_t, abar_s):
+def _step_with_all_its_noise(x0_hat, x_t, noise, abar_t, abar_s):
     mean, _ = _posterior(x0_hat, x_t, abar_t, abar_s)
     return mean + np.sqrt(1 - abar_t / abar_s) * noise
 
 
-def _step_with_the_noise_present(x_t, x0_hat, noise, abar_t, abar_s):
+def _step_with_the_noise_present(x0_hat, x_t, noise, abar_t, abar_s):
     mean, _ = _posterior(x0_hat, x_t, abar_t, abar_s)
     return mean + np.sqrt(1 - abar_s) * noise
 
@@ -190,7 +190,7 @@ STEP = Exercise(
         "noise is multiplied by a standard deviation, and the posterior gives a variance": (
             partial(_step, spread=lambda variance: variance)
         ),
-        "the step adds the posterior's noise, which is less than β: else the result is noisy": (
+        "that is the noise of the step itself; the posterior has less, and none at the end": (
             _step_with_all_its_noise
         ),
         "without fresh noise the samples lose their spread": partial(_step, spread=lambda v: 0 * v),
@@ -236,7 +236,7 @@ EMA = Exercise(
             partial(_average, warmed=False)
         ),
         "the counter is one ahead: the first step has n = 0": partial(_average, first=1),
-        "the share must not rise above the decay that was asked for": _never_capped,
+        "d_n must not rise above the decay that was asked for": _never_capped,
     },
 )
 
@@ -315,7 +315,7 @@ SAMPLER = Exercise(
         "one bug is left: noise is added that the posterior does not have, even in the last step": (
             partial(_sample, wide=True)
         ),
-        "one bug is left: the guess at x0 is multiplied by a level that belongs to another step": (
+        "one bug is left: the guess at x0 is multiplied by a level of the wrong end of the step": (
             partial(_sample, level=0)
         ),
         "both bugs are still there": partial(_sample, wide=True, level=0),
