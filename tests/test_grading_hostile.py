@@ -144,7 +144,9 @@ UNWRITABLE = [
     "/proc/sys/vm/overcommit_memory",
     "/proc/sysrq-trigger",
 ]
-UNWRITABLE += ["/new", "/dev/new", "/root/new", "/usr/new", f"{COURSE}/new"]
+UNWRITABLE += ["/new", "/dev/new", "/root/new", "/usr/new"]
+if not COURSE.is_relative_to("/tmp"):  # there it is the sandbox's own /tmp, which may be written
+    UNWRITABLE.append(f"{COURSE}/new")
 
 
 def notebook(answer, setup=SETUP, good=GOOD):
