@@ -332,3 +332,18 @@ def test_bfloat16_stays_near_float32_and_parameters_stay_float32(name):
 
 def relative_error(got, want):
     return float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rngs: MLP(2, width=16, depth=1, num_classes=3, rngs=rngs),
+        lambda rngs: UNet(1, (32,), num_classes=3, rngs=rngs),
+        lambda rngs: DiT(8, width=32, depth=1, num_classes=3, rngs=rngs),
+    ],
+    ids=["MLP", "UNet", "DiT"],
+)
+def test_models_of_one_shape_have_one_structure(make):
+    # Else each would be compiled anew: the structure is part of what a compiled program is for.
+    first, second = (nnx.split(make(nnx.Rngs(seed)))[0] for seed in (0, 1))
+    assert first == second and hash(first) == hash(second)

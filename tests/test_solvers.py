@@ -85,7 +85,7 @@ ORDERS = {
     "heun": (1.8, 2.3, [12, 24, 48]),
     "dpm_solver_pp_2m": (1.8, 2.3, [24, 48, 96]),
     "dpm_solver 2": (1.8, 2.3, [12, 24, 48]),
-    "dpm_solver 3": (2.6, 3.5, [8, 12, 18]),
+    "dpm_solver 3": (2.6, 3.5, [4, 6, 9]),  # more, and float32 is all that is left
     "pndm": (1.6, 4.5, [16, 24, 36]),  # the paper proves order 2
 }
 

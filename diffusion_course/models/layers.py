@@ -22,6 +22,10 @@ from diffusion_course.models import fast
 # Sinusoids are made for step numbers up to a thousand; times in [0, 1] are stretched to match.
 _TIME_SCALE = 1000.0
 
+# One object for all: old versions of Flax keep initialisers in a model's structure, and models with
+# initialisers of their own would be compiled one by one.
+_STANDARD_NORMAL = nnx.initializers.normal(1.0)
+
 
 def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
     """Sines and cosines of t at dim/2 geometrically spaced frequencies.
@@ -131,7 +135,7 @@ class Conditioning(nnx.Module):
             else nnx.Embed(
                 num_classes + 1,
                 dim,
-                embedding_init=nnx.initializers.normal(1.0),
+                embedding_init=_STANDARD_NORMAL,
                 dtype=dtype,
                 rngs=rngs,
             )
