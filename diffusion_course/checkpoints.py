@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,66 @@ def _tree(state) -> dict[str, jax.Array]:
     return {f"{i:05d}": jax.numpy.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
 
 
+class ResumeError(ValueError):
+    """A run cannot be resumed as it was asked to; the message says what to do."""
+
+
+class RunFolder:
+    """The newest state of one long run, with a note of which run it is, so that it can go on.
+
+    Args:
+      folder: of this run alone.
+      run: everything that says which run it is, as JSON can hold it.
+      resume: whether to go on from a state that is kept there.
+
+    Raises: ResumeError if the folder holds a state and resume is False, if it holds none and resume
+      is True, or if its state is that of another run.
+    """
+
+    def __init__(self, folder: str | Path, run: dict, resume: bool = False):
+        self.folder, self._run = Path(folder), json.loads(json.dumps(run))
+        self._note = self.folder / "run.json"
+        kept = json.loads(self._note.read_text("utf-8")) if self._note.exists() else None
+        if kept is not None and not resume:
+            raise ResumeError(
+                f"{self.folder} holds the state of an interrupted run; resume it (--resume), or "
+                "remove the folder to start again"
+            )
+        if kept is None and resume:
+            raise ResumeError(f"there is nothing to resume: {self.folder} holds no state")
+        if kept is not None and kept["run"] != self._run:
+            other = sorted(k for k in self._run if self._run[k] != kept["run"].get(k))
+            raise ResumeError(
+                f"only the same run can be resumed; that in {self.folder} differs in "
+                f"{', '.join(other)}"
+            )
+        self._earlier = kept["minutes"] if kept else 0.0
+        self._resume, self._begin = resume, time.perf_counter()
+
+    @property
+    def minutes(self) -> float:
+        """How long the run has taken, earlier sittings included."""
+        return self._earlier + (time.perf_counter() - self._begin) / 60
+
+    def restore(self, like):
+        """The kept state, of the shape of `like`; None for a new run."""
+        if not self._resume:
+            return None
+        with Checkpoints(self.folder / "states", keep=1) as states:
+            return states.restore(like)
+
+    def save(self, state) -> None:
+        """Keeps a state, in place of the one before."""
+        with Checkpoints(self.folder / "states", keep=1) as states:
+            states.save(state)
+        note = {"run": self._run, "minutes": self.minutes}
+        self._note.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+    def remove(self) -> None:
+        """Removes the folder: the run is over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class Card:
     """What must be known about released weights; it is saved as JSON beside them.
@@ -119,7 +181,7 @@ def save_weights(folder: str | Path, model: nnx.Module, card: Card) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{card.name}.safetensors"
     path.write_bytes(safetensors.numpy.save(flat_params(model)))
-    document = asdict(card) | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    document = asdict(card) | {"sha256": sha256(path.read_bytes())}
     text = json.dumps(document, indent=1, ensure_ascii=False)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     return path
@@ -134,6 +196,23 @@ def load_card(path: str | Path) -> Card:
         raise ValueError(f"{path.name} is not a card of released weights: {error}") from error
 
 
+def sha256(content: bytes) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_verified(path: Path, expected: str) -> bytes:
+    """A file's content. Raises: ValueError if it does not have the SHA-256 of its card."""
+    content = path.read_bytes()
+    found = sha256(content)
+    if found != expected:
+        raise ValueError(
+            f"{path.name} must have the SHA-256 of its card, {expected[:12]}…, "
+            f"got {found[:12]}…: it is damaged or belongs to another card"
+        )
+    return content
+
+
 def load_weights(path: str | Path, model: nnx.Module) -> Card:
     """Fills a model with saved weights, in place, and returns their card.
 
@@ -145,13 +224,7 @@ def load_weights(path: str | Path, model: nnx.Module) -> Card:
       names or shapes are not the model's (the first that differs is named).
     """
     path, card = Path(path), load_card(path)
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != card.sha256:
-        raise ValueError(
-            f"{path.name} must have the SHA-256 of its card, {card.sha256[:12]}…, "
-            f"got {found[:12]}…: it is damaged or belongs to another card"
-        )
+    content = read_verified(path, card.sha256)
     arrays, expected = safetensors.numpy.load(content), flat_params(model)
     for name in sorted(expected.keys() | arrays.keys()):
         shapes = [tree[name].shape if name in tree else None for tree in (expected, arrays)]

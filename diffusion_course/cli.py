@@ -94,6 +94,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="a recipe")
     sub.add_argument("--out", metavar="DIR", help="folder for the weights (runs)")
     sub.add_argument("--steps", type=_positive, metavar="N", help="instead of the recipe's own")
+    sub.add_argument(
+        "--resume", action="store_true", help="go on from the state of an interrupted run in DIR"
+    )
 
     sub = command(
         "assign",
@@ -238,14 +241,18 @@ def train(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(
             f"--out {out} cannot be made ({error.strerror}); name a folder that can be written"
         ) from None
+    from diffusion_course.checkpoints import ResumeError
     from diffusion_course.course import setup
     from diffusion_course.data import DataUnavailableError
 
     setup(quiet=True)  # the compile cache
 
     try:
-        print(f"wrote {recipes.train(arguments.name, out=out, steps=arguments.steps)}")
-    except DataUnavailableError as error:  # its message says what to do
+        path = recipes.train(
+            arguments.name, out=out, steps=arguments.steps, resume=arguments.resume
+        )
+        print(f"wrote {path}")
+    except (DataUnavailableError, ResumeError) as error:  # their messages say what to do
         raise runner.Mistake(" ".join(str(error).split())) from None
     return 0
 

@@ -45,6 +45,37 @@ def sdedit(
     return sample(sampler, D, x_t, times, key_steps)[0]
 
 
+def refine(
+    sampler: Sampler, D: Denoiser, p: Process, coarse: Array, size: tuple[int, int],
+    strength: float, steps: int, key: Array,
+) -> Array:  # fmt: skip
+    """Enlarges coarse pictures smoothly, and lets the denoiser draw the details: `sdedit` of them.
+
+    With `guidance.match_coarse` as well, the result shrinks to the coarse picture exactly.
+
+    Args:
+      sampler: from `diffusion_course.samplers`.
+      D: the denoiser of the fine pictures.
+      p: the process.
+      coarse: [B, h, w, C].
+      size: height and width of the fine pictures.
+      strength: as in `sdedit`; what smaller than the noise the enlarging left out is drawn anew.
+      steps: of the way back.
+      key: a random key.
+
+    Returns: [B, *size, C]. Raises: ValueError as `sdedit`, or if the size is smaller than coarse's.
+    Source: the cascade of Ho et al. 2022 (arXiv:2106.15282) starts from an enlarged picture as
+    well, with a network that was trained for it; SDEdit: Meng et al. 2022 (arXiv:2108.01073).
+    """
+    if coarse.ndim != 4 or coarse.shape[1] > size[0] or coarse.shape[2] > size[1]:
+        raise ValueError(
+            f"coarse must have shape [B, h, w, C] with h and w at most {tuple(size)}, "
+            f"got shape {coarse.shape}"
+        )
+    enlarged = jax.image.resize(coarse, (len(coarse), *size, coarse.shape[3]), "cubic")
+    return sdedit(sampler, D, p, enlarged, strength, steps, key)
+
+
 def invert(p: Process, D: Denoiser, x: Array, times, refinements: int = 0) -> tuple[Array, Array]:
     """The noise from which DDIM, at eta = 0, draws a picture: its steps, backwards.
 

@@ -137,3 +137,40 @@ def inpaint(D: Denoiser, known: Array, mask: Array) -> Denoiser:
     Source: Lugmayr et al. 2022, eq. 8 (arXiv:2201.09865), with the sampler's own noise.
     """
     return lambda x, t: jnp.where(mask, known, D(x, t))
+
+
+def match_coarse(D: Denoiser, coarse: Array) -> Denoiser:
+    """The denoiser whose estimate, averaged over blocks of pixels, is a given coarse picture.
+
+    What the coarse picture says replaces what the estimate says about it, and the details within
+    blocks stay: ``x0 + enlarge(coarse − average(x0))``. With it a model refines a picture from one
+    resolution to the next, and every sampler ends in a picture that shrinks to the coarse one.
+
+    Args:
+      D: the denoiser of pictures [B, H, W, C].
+      coarse: [B, h, w, C] (B may be 1), where H and W are multiples of h and w.
+
+    Raises: ValueError, from the denoiser, if the shapes do not fit.
+    Source: Wang, Yu & Zhang 2023, eq. 9 for averages (arXiv:2212.00490); Choi et al. 2021
+    (arXiv:2108.02938), there with another filter and at the level of x_t.
+    """
+
+    def matched(x, t):
+        x0 = D(x, t)
+        rows, columns = _blocks(x0.shape, coarse.shape)
+        n, h, w, c = x0.shape
+        average = x0.reshape(n, h // rows, rows, w // columns, columns, c).mean(axis=(2, 4))
+        missing = coarse - average
+        return x0 + jnp.repeat(jnp.repeat(missing, rows, axis=1), columns, axis=2)
+
+    return matched
+
+
+def _blocks(fine: tuple[int, ...], coarse: tuple[int, ...]) -> tuple[int, int]:
+    fits = len(coarse) == len(fine) == 4 and coarse[0] in (1, fine[0]) and coarse[3] == fine[3]
+    if not (fits and fine[1] % coarse[1] == 0 and fine[2] % coarse[2] == 0):
+        raise ValueError(
+            f"coarse must have shape [B or 1, h, w, C] whose h and w divide those of {fine}, "
+            f"got {coarse}"
+        )
+    return fine[1] // coarse[1], fine[2] // coarse[2]

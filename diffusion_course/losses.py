@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from diffusion_course.denoiser import network_output
@@ -54,6 +55,46 @@ def discrete_times(T: int) -> TimeSampler:
     if T < 1:
         raise ValueError(f"T must be at least 1, got {T}")
     return lambda key, n: jax.random.randint(key, (n,), 1, T + 1) / T
+
+
+def importance_times(mean_square: Array) -> tuple[TimeSampler, Weight]:
+    """Times drawn more often where the loss is large, and the weight that makes up for it.
+
+    The interval (0, 1) is cut into as many equal parts as there are estimates; the density of each
+    is proportional to the root of the mean square loss there. A loss that is weighted with
+    1/density keeps its expectation, and has the least variance that any such density can give.
+    Nichol & Dhariwal keep the last ten losses of each time step while they train; here the
+    estimates are given, for instance by `metrics.loss_by_time` between two parts of a run.
+
+    Args:
+      mean_square: estimates of E[loss²] in each part, [K], positive.
+
+    Returns: a time sampler, stratified as `stratified_times` is, and a weight
+      ``(kind, p, t) -> [B]``; multiply it with the weight that the loss has anyway.
+    Raises: ValueError for another shape, or an estimate that is not positive and finite.
+    Source: Nichol & Dhariwal 2021, eq. 18 (arXiv:2102.09672).
+    """
+    mean_square = np.asarray(mean_square, np.float64)
+    if (
+        mean_square.ndim != 1
+        or not mean_square.size
+        or not (np.isfinite(mean_square) & (mean_square > 0)).all()
+    ):
+        raise ValueError(
+            f"mean_square must have shape [K] and hold positive numbers, got {mean_square}"
+        )
+    density = np.sqrt(mean_square) / np.sqrt(mean_square).mean()
+    edges = np.linspace(0, 1, len(density) + 1)
+    cumulative = np.concatenate([[0], np.cumsum(density)]) / density.sum()
+
+    def times(key, n):
+        return jnp.interp(stratified_times(key, n), cumulative, edges)
+
+    def weight(kind, p, t):
+        part = jnp.clip((t * len(density)).astype(jnp.int32), 0, len(density) - 1)
+        return 1 / jnp.asarray(density, jnp.float32)[part]
+
+    return times, weight
 
 
 def simple(kind: str, p: Process, t: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,40 @@ def _as_features(name: str, x, least: int) -> np.ndarray:
 
 def _pair(x, y, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
     x, y = _as_features("x", x, least), _as_features("y", y, least)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must have equally many features, got {x.shape[1]}, {y.shape[1]}")
+    _check_widths(x.shape[1], y.shape[1])
     return x, y
+
+
+def _check_widths(x: int, y: int) -> None:
+    if x != y:
+        raise ValueError(f"x and y must have equally many features, got {x}, {y}")
+
+
+class Moments(NamedTuple):
+    """What the Fréchet distance needs to know of a set of features.
+
+    Attributes:
+      mean: float64 [D].
+      covariance: float64 [D, D], with the denominator N − 1.
+      count: N, how many features they were computed from.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+
+
+def moments(x) -> Moments:
+    """Mean and covariance of features [N, D], so that a large set need not be kept.
+
+    Raises: ValueError for fewer than 2 rows or values that are not finite.
+    """
+    return _moments("x", x)
+
+
+def _moments(name: str, x) -> Moments:
+    x = _as_features(name, x, 2)
+    return Moments(x.mean(0), np.atleast_2d(np.cov(x.T)), len(x))
 
 
 def frechet(x, y) -> float:
@@ -33,19 +65,21 @@ def frechet(x, y) -> float:
     equal distributions: compare it with a floor of real against real at the same counts.
 
     Args:
-      x: features [N, D].
-      y: features [M, D].
+      x: features [N, D], or their `moments`.
+      y: features [M, D], or their `moments`.
 
     Raises: ValueError for fewer than 2 rows, other widths or values that are not finite.
     Source: Dowson & Landau 1982; Heusel et al. 2017, eq. 6 (arXiv:1706.08500).
     """
-    x, y = _pair(x, y)
-    cov_x, cov_y = np.atleast_2d(np.cov(x.T)), np.atleast_2d(np.cov(y.T))
+    (mean_x, cov_x, _), (mean_y, cov_y, _) = (
+        z if isinstance(z, Moments) else _moments(name, z) for name, z in (("x", x), ("y", y))
+    )
+    _check_widths(len(mean_x), len(mean_y))
     # trace (C_x C_y)^½ is the trace of the root of the symmetric C_x^½ C_y C_x^½.
     values, vectors = np.linalg.eigh(cov_x)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_y @ root), 0)).sum()
-    mean = ((x.mean(0) - y.mean(0)) ** 2).sum()
+    mean = ((mean_x - mean_y) ** 2).sum()
     return float(mean + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
 
 

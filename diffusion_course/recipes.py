@@ -5,30 +5,31 @@ weights with their card. Chapters train with the same recipes, only shorter.
 """
 
 import platform
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from diffusion_course import (
     checkpoints,
     data,
+    denoiser,
     losses,
     metrics,
+    quality,
     samplers,
     sampling,
     weights,
 )
 from diffusion_course import train as training
-from diffusion_course.data import Dataset
-from diffusion_course.models.classifier import judge
-from diffusion_course.process import Process
+from diffusion_course.data import Dataset, toy2d
+from diffusion_course.process import add_noise
+from diffusion_course.weights import features
+
+_KEEP_EVERY = 1000  # steps
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Recipe:
       ema: decay of the averaged weights.
       label_dropout: share of labels replaced by the null class.
       seed: of initialisation, batches and noise.
+      options: further arguments for `data.load`.
+      scales: guidance scales at which a diffusion model is measured.
+      samples: that are measured at each scale.
+      sampling_steps: of DDIM for them.
     """
 
     dataset: str
@@ -58,6 +63,10 @@ class Recipe:
     ema: float = 0.999
     label_dropout: float = 0.1
     seed: int = 0
+    options: dict = field(default_factory=dict)
+    scales: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0)
+    samples: int = 500
+    sampling_steps: int = 50
 
 
 RECIPES = {
@@ -77,6 +86,67 @@ RECIPES = {
         kind="",
         steps=1500,
         learning_rate=2e-3,
+    ),
+    "mnist": Recipe(
+        dataset="mnist",
+        model={"class": "UNet", "channels": [32, 64], "stem": 2, "num_classes": 10},
+        process={"name": "vp_cosine"},
+        kind="v",
+        steps=10_000,
+        learning_rate=3e-3,
+        scales=(0.0, 1.0, 1.5, 2.0, 3.0, 5.0),
+        samples=5000,
+        sampling_steps=25,
+    ),
+    "mnist_classifier": Recipe(
+        dataset="mnist",
+        model={"class": "Classifier", "image_size": 28, "num_classes": 10, "width": 16},
+        process={},
+        kind="",
+        steps=6000,
+        learning_rate=2e-3,
+    ),
+    "shapes": Recipe(
+        dataset="shapes",
+        model={
+            "class": "UNet",
+            "image_channels": 3,
+            "channels": [32, 64],
+            "stem": 2,
+            "num_classes": 6,
+        },
+        process={"name": "vp_cosine"},
+        kind="v",
+        steps=4000,
+        options={"n": 30_000, "size": 24},
+    ),
+    "shapes_classifier": Recipe(
+        dataset="shapes",
+        model={
+            "class": "Classifier",
+            "image_channels": 3,
+            "image_size": 24,
+            "num_classes": 6,
+            "width": 16,
+        },
+        process={},
+        kind="",
+        steps=2000,
+        learning_rate=2e-3,
+        options={"n": 30_000, "size": 24},
+    ),
+    # Points whose exact denoiser is known: what a chapter measures, it can compare with the truth.
+    "toy2d": Recipe(
+        dataset="toy2d",
+        model={"class": "MLP", "num_classes": 3},
+        process={"name": "vp_cosine"},
+        kind="v",
+        steps=12000,
+        batch_size=512,
+        learning_rate=2e-3,
+        options={"kind": "mixture", "n": 100_000},
+        scales=(0.0, 1.0),
+        samples=20_000,
     ),
 }
 
@@ -130,107 +200,17 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
       options: for `train.fit`.
     """
     objective = diffusion_objective(recipe) if recipe.kind else classifier_objective(recipe)
-    batches = data.batches(dataset, size=recipe.batch_size, seed=recipe.seed)
-    settings = {"ema": recipe.ema, "steps": recipe.steps}
-    settings["optimizer"] = training.adam(recipe.learning_rate, recipe.steps)
+    state = options.get("state")
+    start = 0 if state is None else int(state.step)
+    batches = data.batches(dataset, size=recipe.batch_size, seed=recipe.seed, start=start)
+    settings = {"ema": recipe.ema, "steps": recipe.steps, "optimizer": _optimizer(recipe)}
     model = weights.build(recipe.model, recipe.seed, dtype)
     key = jax.random.key(recipe.seed)
     return training.fit(model, objective, batches, key=key, **(settings | options))
 
 
-@dataclass(frozen=True)
-class Quality:
-    """Measured quality of conditional samples at one guidance scale.
-
-    Attributes:
-      w: guidance scale.
-      samples: how many, equally many of each class.
-      steps: of DDIM.
-      accuracy: share that the judge recognises as the class asked for.
-      worst_class: the same share for the class where it is lowest.
-      frechet: distance of the first `frechet_samples` to the training set, in the judge's features.
-      frechet_floor: the same for equally many unseen real images.
-      frechet_samples: how many.
-      nearest: median distance to the nearest training image.
-      nearest_real: the same for unseen real images: a copying model lies far below it.
-      exact_copies: share closer than a tenth of nearest_real.
-    """
-
-    w: float
-    samples: int
-    steps: int
-    accuracy: float
-    worst_class: float
-    frechet: float
-    frechet_floor: float
-    frechet_samples: int
-    nearest: float
-    nearest_real: float
-    exact_copies: float
-
-
-def measure(
-    model: nnx.Module, p: Process, kind: str, classifier: nnx.Module, train: Dataset, test: Dataset,
-    *, scales: Sequence[float], samples: int = 500, steps: int = 50, seed: int = 1,
-) -> dict[float, Quality]:  # fmt: skip
-    """Draws samples of every class with DDIM at each guidance scale, and measures them.
-
-    Args:
-      model: class-conditional, with a null class.
-      p: the process that it was trained with.
-      kind: what it predicts.
-      classifier: the judge, for `judge`.
-      train: what the model was trained on.
-      test: unseen images of the same kind.
-      scales: values of w.
-      samples: per scale.
-      steps: of DDIM.
-      seed: of the samples; the same noise is used at every scale.
-
-    Returns: w -> `Quality`.
-    """
-    generate = sampling.generator(
-        p, kind, samplers.ddim(p), sampling.uniform(steps), train.x.shape[1:]
-    )
-    labels = np.arange(samples) % train.num_classes
-    found = {}
-    for w in scales:
-        x = np.asarray(generate(model, jax.random.key(seed), samples, labels, w))
-        found[w] = measure_samples(x, labels, classifier, train, test, w=w, steps=steps)
-    return found
-
-
-def measure_samples(
-    x: np.ndarray, labels: np.ndarray, classifier: nnx.Module, train: Dataset, test: Dataset,
-    *, w: float, steps: int,
-) -> Quality:  # fmt: skip
-    """Measures samples x [N, …] that were asked to be of these labels [N]; notes w and steps."""
-    predicted, features = _judge_all(classifier, x)
-    # The Fréchet distance depends on the count, so samples and unseen images are equally many.
-    n = min(len(x), len(test))
-    real = [_judge_all(classifier, images)[1] for images in (train.x, test.x[:n])]
-    near = metrics.nearest(x, train.x)[1]
-    near_real = float(np.median(metrics.nearest(test.x, train.x)[1]))
-    by_class = metrics.per_class_accuracy(predicted, labels, train.num_classes)
-    return Quality(
-        w=w,
-        samples=len(x),
-        steps=steps,
-        accuracy=metrics.class_accuracy(predicted, labels),
-        worst_class=float(np.nanmin(by_class)),
-        frechet=metrics.frechet(features[:n], real[0]),
-        frechet_floor=metrics.frechet(real[1], real[0]),
-        frechet_samples=n,
-        nearest=float(np.median(near)),
-        nearest_real=near_real,
-        exact_copies=float((near < 0.1 * near_real).mean()),
-    )
-
-
-def _judge_all(classifier: nnx.Module, x: np.ndarray, chunk: int = 5000):
-    """Classes [N] and features [N, F] of any number of images, a chunk at a time for memory."""
-    parts = [judge(classifier, x[i : i + chunk]) for i in range(0, len(x), chunk)]
-    return tuple(np.concatenate([np.asarray(part[k]) for part in parts]) for k in (0, 1))
+def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    return training.adam(recipe.learning_rate, recipe.steps)
 
 
 def judge_for(dataset: str) -> nnx.Module:
@@ -251,34 +231,77 @@ def judge_for(dataset: str) -> nnx.Module:
     return run(recipe, examples).ema
 
 
+def measure_images(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) -> dict:
+    """`quality.measure` for a recipe's own scales: {"w=1": {…}, …}."""
+    p, classifier = weights.build_process(recipe.process), judge_for(recipe.dataset)
+    found = quality.measure(
+        model, p, recipe.kind, classifier, train, test,
+        scales=recipe.scales, samples=recipe.samples, steps=recipe.sampling_steps,
+    )  # fmt: skip
+    return {f"w={w:g}": asdict(measured) for w, measured in found.items()}
+
+
+def measure_points(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) -> dict:
+    """Samples of the mixture against fresh points, and the denoiser against the exact one."""
+    p = weights.build_process(recipe.process)
+    times = sampling.uniform(recipe.sampling_steps)
+    generate = sampling.generator(p, recipe.kind, samplers.ddim(p), times, train.x.shape[1:])
+    oracle = denoiser.gaussian_mixture(p, *toy2d.MIXTURE)
+    n = min(recipe.samples, len(test))
+    found = {"samples": n, "frechet_floor": metrics.frechet(test.x[:n], train.x)}
+    for w in recipe.scales:
+        x = generate(model, jax.random.key(1), n, test.labels[:n], w)
+        found[f"w={w:g}"] = {"frechet": metrics.frechet(x, train.x)}
+    eps = jax.random.normal(jax.random.key(2), (n, 2))
+    D = denoiser.denoiser(model, p, recipe.kind)
+    for t in (0.1, 0.3, 0.5, 0.7, 0.9):
+        x_t = add_noise(p, test.x[:n], eps, t)
+        error = jnp.mean((D(x_t, t) - oracle.denoise(x_t, t)) ** 2)
+        found[f"squared distance to the exact denoiser, t={t}"] = float(error)
+    return found
+
+
+def measure_classifier(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) -> dict:
+    """Share of unseen images that it recognises."""
+    predicted = quality.judge_all(model, test.x)[0]
+    return {"test_accuracy": metrics.class_accuracy(predicted, test.labels), "of": len(test)}
+
+
 def measure_recipe(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) -> dict:
     """The metrics that go on the card."""
     if not recipe.kind:
-        predicted = np.asarray(judge(model, test.x)[0])
-        return {"test_accuracy": metrics.class_accuracy(predicted, test.labels), "of": len(test)}
-    p, classifier = weights.build_process(recipe.process), judge_for(recipe.dataset)
-    scales = (0.0, 1.0, 1.5, 2.0, 3.0)
-    found = measure(model, p, recipe.kind, classifier, train, test, scales=scales)
-    return {f"w={w:g}": asdict(quality) for w, quality in found.items()}
+        return measure_classifier(recipe, model, train, test)
+    measure = measure_points if train.x.ndim == 2 else measure_images
+    return measure(recipe, model, train, test)
 
 
-def train(name: str, out: str | Path = "runs", steps: int | None = None) -> Path:
+def train(
+    name: str, out: str | Path = "runs", steps: int | None = None, resume: bool = False
+) -> Path:
     """Runs a recipe, measures the model and saves NAME.safetensors with its card in `out`.
+
+    The state is kept in the folder NAME.state of `out` after every thousand steps, until the
+    weights are saved. A classifier's features of the training set are released with it.
 
     Args:
       name: see `names`.
       out: folder.
       steps: instead of the recipe's own number, for a trial.
+      resume: go on from the kept state of an interrupted run of the same recipe.
 
-    Returns: the path of the weights. Raises: ValueError for an unknown name.
+    Returns: the path of the weights.
+    Raises: ValueError for an unknown name; ResumeError for a kept state without resume, and for
+      resume without one or with that of another recipe.
     """
     if name not in RECIPES:
         raise ValueError(f"name must be one of {', '.join(RECIPES)}, got {name!r}")
     recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
-    train_set, test_set = data.load(recipe.dataset), data.load(recipe.dataset, split="test")
-    begin = time.perf_counter()
-    result = run(recipe, train_set)
-    minutes = (time.perf_counter() - begin) / 60
+    out = Path(out)
+    folder = checkpoints.RunFolder(out / f"{name}.state", asdict(recipe), resume)
+    train_set, test_set = (
+        data.load(recipe.dataset, split=split, **recipe.options) for split in ("train", "test")
+    )
+    ema = _train_and_keep(recipe, train_set, folder)
     card = checkpoints.Card(
         name=name,
         model=recipe.model,
@@ -288,12 +311,27 @@ def train(name: str, out: str | Path = "runs", steps: int | None = None) -> Path
         recipe=asdict(recipe)
         | {
             "command": f"diffusion-course train {name}" + (f" --steps {steps}" if steps else ""),
-            "minutes": round(minutes, 1),
-            "images_per_second": round(result.history.images_per_second),
+            "minutes": round(folder.minutes, 1),
+            "images_per_second": round(recipe.steps * recipe.batch_size / folder.minutes / 60),
             "device": f"{jax.devices()[0].device_kind} × {jax.device_count()}",
             "processor": platform.machine(),
             "jax": jax.__version__,
         },
-        metrics=measure_recipe(recipe, result.ema, train_set, test_set),
+        metrics=measure_recipe(recipe, ema, train_set, test_set),
     )
-    return checkpoints.save_weights(out, result.ema, card)
+    path = checkpoints.save_weights(out, ema, card)
+    if not recipe.kind:
+        moments = metrics.moments(quality.judge_all(ema, train_set.x)[1])
+        features.save(out, recipe.dataset, moments, checkpoints.load_card(path))
+    folder.remove()
+    return path
+
+
+def _train_and_keep(recipe: Recipe, dataset: Dataset, folder: checkpoints.RunFolder) -> nnx.Module:
+    """Runs what is left of a recipe, keeping the state; returns the model of averaged weights."""
+    model = weights.build(recipe.model, recipe.seed)
+    state = folder.restore(training.create_state(model, _optimizer(recipe)))
+    if state is not None and int(state.step) == recipe.steps:
+        return training.merge(model, state.ema)
+    save = training.Save(_KEEP_EVERY, folder.save)
+    return run(recipe, dataset, save=save, state=state).ema

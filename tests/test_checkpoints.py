@@ -126,3 +126,38 @@ def test_a_file_that_is_no_card_is_named(tmp_path, text):
     path.with_suffix(".json").write_text(text)
     with pytest.raises(ValueError, match=r"tiny\.json is not a card"):
         checkpoints.load_card(path)
+
+
+# ------------------------------------------------------------------------------- interrupted runs
+
+
+def tiny_run(folder, resume=False, run=None):
+    return checkpoints.RunFolder(folder, run or {"steps": 24, "widths": (3, 4)}, resume)
+
+
+def test_a_run_folder_gives_back_its_newest_state_and_counts_all_its_minutes(tmp_path):
+    like = train.create_state(mlp(), train.adam(3e-3, 24))
+    first = tiny_run(tmp_path / "run")
+    assert first.restore(like) is None
+    fit(11, save=train.Save(5, first.save))
+    again = tiny_run(tmp_path / "run", resume=True)
+    state = again.restore(like)
+    assert int(state.step) == 11
+    assert again.minutes >= first.minutes - 0.1 and again.minutes > 0
+    assert_equal_trees(
+        fit(24).state, fit(24, start=11, state=state, save=train.Save(5, again.save)).state
+    )
+    again.remove()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_kept_state_is_neither_overwritten_nor_taken_for_that_of_another_run(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(checkpoints.ResumeError, match=r"nothing to resume: .*run holds no state"):
+        tiny_run(folder, resume=True)
+    tiny_run(folder).save(train.create_state(mlp(), train.adam(3e-3, 24)))
+    with pytest.raises(checkpoints.ResumeError, match="holds the state of an interrupted run"):
+        tiny_run(folder)
+    with pytest.raises(checkpoints.ResumeError, match=r"differs in steps$"):
+        tiny_run(folder, resume=True, run={"steps": 25, "widths": [3, 4]})
+    tiny_run(folder, resume=True)

@@ -173,3 +173,71 @@ def test_resampling_once_is_the_sampler_itself_and_less_is_refused():
     np.testing.assert_allclose(got, samplers.ddpm(p).step(*step, inner, ())[0], atol=1e-6)
     with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         samplers.repaint(samplers.ddpm(p), p, 0)
+
+
+# ------------------------------------------------------------------------------------ resolutions
+
+# Thirty pictures of 2 × 3 blocks, each block with some structure of its own.
+blocks = np.kron(rng.normal(0.2, 0.8, (30, 2, 3, 2)), np.ones((1, 2, 2, 1)))
+pixels = jnp.asarray((blocks + rng.normal(0, 0.2, blocks.shape)).reshape(30, -1), jnp.float32)
+pictures = denoiser.gaussian_mixture(p, pixels, np.full(30, 0.1), np.full(30, 1 / 30))
+
+
+def draw_pictures(x, t):
+    return pictures.denoise(x.reshape(len(x), -1), t).reshape(x.shape)
+
+
+@pytest.mark.parametrize("sampler", [samplers.ddim(p), samplers.ddpm(p), samplers.dpm_solver(p, 2)])
+@pytest.mark.parametrize("coarse", [(3, 2, 3, 2), (1, 4, 2, 2), (3, 4, 6, 2)])
+def test_a_matched_sample_shrinks_to_the_coarse_picture_exactly(sampler, coarse):
+    wanted = jnp.asarray(rng.normal(0.1, 0.5, coarse), jnp.float32)
+    D = guidance.match_coarse(draw_pictures, wanted)
+    x = jax.random.normal(jax.random.key(3), (3, 4, 6, 2))
+    got = sampling.sample(sampler, D, x, sampling.uniform(12), jax.random.key(4))[0]
+    _, h, w, _ = coarse
+    means = np.asarray(got).reshape(3, h, 4 // h, w, 6 // w, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(means, np.broadcast_to(wanted, means.shape), atol=1e-5)
+
+
+def test_matching_leaves_the_details_to_the_denoiser():
+    x = jnp.asarray(rng.normal(size=(3, 4, 6, 2)), jnp.float32)
+    coarse = jnp.asarray(rng.normal(size=(3, 2, 3, 2)), jnp.float32)
+    plain, matched = (
+        D(x, 0.4) for D in (draw_pictures, guidance.match_coarse(draw_pictures, coarse))
+    )
+    blocks = np.asarray(matched - plain).reshape(3, 2, 2, 3, 2, 2)
+    # The same change for every pixel of a block, up to rounding.
+    np.testing.assert_allclose(
+        blocks, blocks.mean(axis=(2, 4), keepdims=True) * np.ones_like(blocks), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("coarse", [(3, 3, 3, 2), (2, 2, 3, 2), (3, 2, 3, 1), (3, 2, 3)])
+def test_coarse_pictures_that_do_not_fit_are_named(coarse):
+    D = guidance.match_coarse(draw_pictures, jnp.zeros(coarse))
+    with pytest.raises(ValueError, match="coarse must have shape"):
+        D(jnp.zeros((3, 4, 6, 2)), 0.5)
+
+
+def test_refining_draws_what_the_enlarged_picture_lacks():
+    fine = pixels[:5].reshape(5, 4, 6, 2)
+    coarse = fine.reshape(5, 2, 2, 3, 2, 2).mean(axis=(2, 4))
+    got = editing.refine(
+        samplers.ddim(p), draw_pictures, p, coarse, (4, 6), 0.4, 40, jax.random.key(5)
+    )
+    enlarged = jax.image.resize(coarse, fine.shape, "cubic")
+    # The data are thirty pictures with a little noise, and these are found again.
+    before, after = (np.abs(x - fine).mean() for x in (enlarged, got))
+    assert got.shape == fine.shape and after < 0.7 * before
+    unchanged = editing.refine(
+        samplers.ddim(p), draw_pictures, p, coarse, (4, 6), 0, 40, jax.random.key(5)
+    )
+    np.testing.assert_array_equal(unchanged, enlarged)
+
+
+@pytest.mark.parametrize(("coarse", "size"), [((2, 4, 4, 1), (3, 8)), ((4, 4, 1), (8, 8))])
+def test_refining_needs_a_larger_size(coarse, size):
+    with pytest.raises(ValueError, match="coarse must have shape"):
+        editing.refine(
+            samplers.ddim(p), draw_pictures, p, jnp.zeros(coarse), size, 0.5, 5, jax.random.key(0)
+        )

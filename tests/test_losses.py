@@ -71,6 +71,43 @@ def _variance_of_square(low, high):
     return moment(4) - moment(2) ** 2
 
 
+def test_importance_times_follow_the_root_of_the_mean_square_loss():
+    mean_square = np.array([0.3, 2.0, 0.1, 0.7, 5.0])
+    times, weight = losses.importance_times(mean_square)
+    draw = jax.jit(jax.vmap(lambda key: times(key, 8)))
+    t = np.asarray(draw(jax.random.split(jax.random.key(0), 5000))).ravel()
+    assert t.min() > 0 and t.max() < 1
+    expected = np.sqrt(mean_square) / np.sqrt(mean_square).sum()
+    # One standard error of 40,000 draws is at most 0.0025.
+    np.testing.assert_allclose(np.histogram(t, 5, (0, 1))[0] / t.size, expected, atol=0.01)
+    middles = (np.arange(5) + 0.5) / 5
+    density = 5 * expected
+    np.testing.assert_allclose(weight("v", None, jnp.asarray(middles)), 1 / density, rtol=1e-5)
+
+
+def test_importance_times_keep_the_expected_loss_and_lessen_its_variance():
+    def loss(t):  # large near 0, as the error of v is
+        return 0.05 + np.exp(-9 * t)
+
+    grid = (np.arange(64) + 0.5) / 64
+    times, weight = losses.importance_times(loss(grid) ** 2)
+    draw = jax.jit(jax.vmap(lambda key: times(key, 1)))
+    keys = jax.random.split(jax.random.key(3), 20_000)
+    t = draw(keys)[:, 0]
+    weighted = np.asarray(weight("v", None, t)) * loss(np.asarray(t))
+    plain = loss(np.asarray(jax.vmap(lambda key: losses.uniform_times(key, 1))(keys))[:, 0])
+    exact = 0.05 + (1 - np.exp(-9)) / 9
+    assert weighted.mean() == pytest.approx(exact, abs=4 * weighted.std() / np.sqrt(len(t)))
+    assert plain.mean() == pytest.approx(exact, abs=4 * plain.std() / np.sqrt(len(t)))
+    assert weighted.std() < 0.2 * plain.std()
+
+
+@pytest.mark.parametrize("wrong", [[], [[1.0]], [1.0, 0.0], [1.0, np.nan], [1.0, -2.0]])
+def test_importance_times_need_positive_estimates(wrong):
+    with pytest.raises(ValueError, match=r"mean_square must have shape .K. and hold positive"):
+        losses.importance_times(wrong)
+
+
 @pytest.mark.parametrize("T", [1, 4, 37])
 def test_discrete_times_are_the_steps_of_the_chain_and_each_as_likely(T):
     n = 100_000

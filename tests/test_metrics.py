@@ -48,6 +48,16 @@ def test_frechet_is_symmetric_zero_on_itself_and_survives_constant_features():
     assert metrics.frechet(x, y) == pytest.approx(metrics.frechet(y, x), rel=1e-7)
 
 
+def test_frechet_of_moments_is_that_of_the_features():
+    x, y = RNG.normal(size=(30, 5)), RNG.normal(1, 2, (40, 5))
+    expected = metrics.frechet(x, y)
+    assert metrics.frechet(x, metrics.moments(y)) == expected
+    assert metrics.frechet(metrics.moments(x), y) == expected
+    assert metrics.moments(y).count == 40
+    with pytest.raises(ValueError, match="equally many features, got 4, 5"):
+        metrics.frechet(x[:, :4], metrics.moments(y))
+
+
 def test_mmd_agrees_with_the_double_sum():
     x, y = RNG.normal(size=(7, 2)), RNG.normal(0.5, 1.3, (9, 2))
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +10,8 @@ import pytest
 
 from diffusion_course import checkpoints, data, metrics, recipes, samplers, sampling, weights
 from diffusion_course.models.classifier import judge
+from diffusion_course.quality import compare, judge_all, measure, reference
+from diffusion_course.weights import features
 
 DIGITS = {split: data.load("digits", split=split) for split in ("train", "test")}
 
@@ -29,8 +30,33 @@ def test_released_weights_load_and_match_their_card_and_recipe(name):
     assert (weights.FOLDER / f"{name}.safetensors").stat().st_size <= 4_000_000
 
 
-def test_the_digits_and_their_judge_are_released():
-    assert {"digits", "digits_classifier"} <= set(weights.names())
+def test_the_course_can_rely_on_these():
+    needed = {"digits", "digits_classifier", "mnist", "mnist_classifier", "toy2d"}
+    assert needed <= set(weights.names())
+
+
+def test_released_features_are_those_of_the_released_judge():
+    for name in ("digits", "mnist"):
+        expert = weights.load(f"{name}_classifier")
+        moments = features.load(name, expert.card)
+        assert moments.count == expert.card.data["examples"]
+        assert metrics.frechet(moments, moments) == pytest.approx(0, abs=1e-5)
+    expert = weights.load("digits_classifier")
+    found = metrics.moments(judge_all(expert.model, DIGITS["train"].x)[1])
+    # The file was made on another machine: float32 features, a distance that is a square.
+    assert metrics.frechet(found, features.load("digits", expert.card)) < 1e-4
+
+
+def test_features_of_another_judge_or_a_damaged_file_are_refused(tmp_path):
+    card = weights.load("digits_classifier").card
+    with pytest.raises(ValueError, match="name must be one of digits, mnist, got 'cifar10'"):
+        features.load("cifar10", card)
+    with pytest.raises(ValueError, match="classifier must be the one whose features mnist"):
+        features.load("mnist", card)
+    path = features.save(tmp_path, "digits", metrics.moments(DIGITS["train"].x), card)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="must have the SHA-256 of its card"):
+        features.load("digits", card, folder=tmp_path)
 
 
 def test_the_judge_recognises_real_digits_that_it_has_not_seen():
@@ -44,7 +70,7 @@ def test_the_judge_recognises_real_digits_that_it_has_not_seen():
 
 def test_released_digits_are_recognised_cover_all_classes_and_are_no_copies():
     released = weights.load("digits")
-    quality = recipes.measure(
+    quality = measure(
         released.model, released.process, released.card.kind, recipes.judge_for("digits"),
         DIGITS["train"], DIGITS["test"], scales=[1.0],
     )[1.0]  # fmt: skip
@@ -59,26 +85,79 @@ def test_released_digits_are_recognised_cover_all_classes_and_are_no_copies():
 
 def test_a_copying_model_would_be_noticed():
     copies = DIGITS["train"].subset(np.arange(0, 1437, 7))
-    quality = recipes.measure_samples(
-        copies.x, copies.labels, recipes.judge_for("digits"), DIGITS["train"], DIGITS["test"],
-        w=1.0, steps=0,
-    )  # fmt: skip
+    expert = recipes.judge_for("digits")
+    real = reference(expert, DIGITS["train"], DIGITS["test"], len(copies))
+    quality = compare(copies.x, copies.labels, expert, real, DIGITS["train"], w=1.0, steps=0)
     assert quality.exact_copies == 1 and quality.nearest < 0.1 * quality.nearest_real
 
 
+SMALL = {
+    "UNet": {"channels": [8, 32]},
+    "Classifier": {"width": 8},
+    "MLP": {"width": 16, "depth": 1},
+}
+
+
+@pytest.fixture
+def small_recipe(monkeypatch):
+    """Makes a recipe small enough for a test; its data are a few of its own kind."""
+
+    def make(name):
+        recipe = recipes.RECIPES[name]
+        model = recipe.model | SMALL[recipe.model["class"]]
+        few = {"samples": 20, "sampling_steps": 2, "scales": (0.0, 1.0), "batch_size": 32}
+        if recipe.dataset == "toy2d":
+            few["options"] = recipe.options | {"n": 100}
+        else:
+            sets = {split: DIGITS[split].subset(np.arange(70)) for split in DIGITS}
+            monkeypatch.setattr(data, "load", lambda _, split="train": sets[split])
+            if "image_size" in model:
+                model["image_size"] = 8
+        recipe = replace(recipe, model=model, **few)
+        monkeypatch.setitem(recipes.RECIPES, name, recipe)
+        monkeypatch.setattr(recipes, "judge_for", lambda _: weights.load("digits_classifier").model)
+        return recipe
+
+    return make
+
+
 @pytest.mark.parametrize("name", recipes.names())
-def test_a_recipe_trains_measures_and_saves(tmp_path, monkeypatch, name):
-    few = {split: DIGITS[split].subset(np.arange(70)) for split in DIGITS}
-    monkeypatch.setattr(data, "load", lambda _, split="train": few[split])
-    small = {"channels": [8, 32]} if name == "digits" else {"width": 8}
-    recipe = recipes.RECIPES[name]
-    monkeypatch.setattr(recipes, "measure", partial(recipes.measure, samples=20))
-    monkeypatch.setitem(recipes.RECIPES, name, replace(recipe, model=recipe.model | small))
+def test_a_recipe_trains_measures_and_saves(tmp_path, small_recipe, name):
+    recipe = small_recipe(name)
     path = recipes.train(name, out=tmp_path / "out", steps=2)
     released = weights.load(name, folder=path.parent)
     assert released.card.recipe["steps"] == 2
-    assert released.card.data["examples"] == 70
+    assert released.card.data["examples"] in (70, 100)
     assert released.card.metrics
+    assert not (tmp_path / "out" / f"{name}.state").exists()
+    if not recipe.kind:
+        moments = features.load(recipe.dataset, released.card, folder=path.parent)
+        assert moments.count == 70
+        assert metrics.frechet(moments, moments) == pytest.approx(0, abs=1e-6)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
+@pytest.mark.parametrize("sitting", [4, 8])
+def test_an_interrupted_recipe_goes_on_where_it_was(tmp_path, small_recipe, monkeypatch, sitting):
+    small_recipe("toy2d")
+    whole = recipes.train("toy2d", out=tmp_path / "whole", steps=8)
+    run = recipes.run
+    with monkeypatch.context() as context:  # in the middle, or after the last step
+        context.setattr(recipes, "run", lambda *a, **k: run(*a, **k, stop=sitting))
+        context.setattr(recipes, "measure_recipe", interrupt)
+        with pytest.raises(Interrupted):
+            recipes.train("toy2d", out=tmp_path / "parts", steps=8)
+    with pytest.raises(checkpoints.ResumeError, match="holds the state of an interrupted run"):
+        recipes.train("toy2d", out=tmp_path / "parts", steps=8)
+    parts = recipes.train("toy2d", out=tmp_path / "parts", steps=8, resume=True)
+    assert whole.read_bytes() == parts.read_bytes()
 
 
 def test_a_recipe_is_reproducible():

@@ -14,6 +14,7 @@ class MLP(nnx.Module):
       dim: D.
       width: of the hidden layers; even.
       depth: number of residual layers.
+      learned_variance: whether the output has 2D columns, the last D for `bound.learned`.
       num_classes: number of labels, or None; with labels, ``null_label = num_classes``.
       rngs: random number streams of the initialisation.
 
@@ -26,6 +27,7 @@ class MLP(nnx.Module):
         width: int = 128,
         depth: int = 3,
         *,
+        learned_variance: bool = False,
         num_classes: int | None = None,
         rngs: nnx.Rngs,
     ):
@@ -35,7 +37,7 @@ class MLP(nnx.Module):
         self.embed = Conditioning(width, num_classes, rngs=rngs)
         self.first = Linear(dim, width, rngs=rngs)
         self.hidden = nnx.data([Linear(width, width, rngs=rngs) for _ in range(depth)])
-        self.last = Linear(width, dim, zero=True, rngs=rngs)
+        self.last = Linear(width, 2 * dim if learned_variance else dim, zero=True, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, cond: Array | None = None) -> Array:
         """Predicts for points x [B, D] at times t [B]; cond: labels [B] or None."""

@@ -29,6 +29,7 @@ class UNet(nnx.Module):
         group of the norm has more than one channel), the last of 32.
       blocks: residual blocks per level (the way up has as many).
       stem: side of the pixel blocks that are moved into channels first; 1 leaves the pixels.
+      learned_variance: whether the output has 2C channels, the last C for `bound.learned`.
       num_classes: number of labels, or None for a model without labels. A labelled model has one
         class more, ``null_label = num_classes``, which stands for "no label".
       dtype: of the computation, such as bfloat16 on an accelerator; parameters and output stay
@@ -47,6 +48,7 @@ class UNet(nnx.Module):
         *,
         blocks: int = 1,
         stem: int = 1,
+        learned_variance: bool = False,
         num_classes: int | None = None,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -82,8 +84,10 @@ class UNet(nnx.Module):
         # nnx.data marks lists of modules as part of the model, in old and new versions of Flax.
         self.down, self.halve = nnx.data(down), nnx.data(halve)
         self.up, self.double = nnx.data(up), nnx.data(double)
-        self.norm_out = GroupNorm(width + skips[0], rngs=rngs)
-        self.conv_out = Conv3x3(width + skips.pop(), stem**2 * image_channels, zero=True, **options)
+        width += skips.pop()
+        out = stem**2 * image_channels * (2 if learned_variance else 1)
+        self.norm_out = GroupNorm(width, rngs=rngs)
+        self.conv_out = Conv3x3(width, out, zero=True, **options)
 
     def __call__(self, x: Array, t: Array, cond: Array | None = None) -> Array:
         """Predicts for x [B, H, W, C] at times t [B]; cond: labels [B], None for no label.

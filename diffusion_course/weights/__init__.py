@@ -10,10 +10,11 @@ from diffusion_course import process
 from diffusion_course.checkpoints import Card, load_card, load_weights
 from diffusion_course.models.classifier import Classifier
 from diffusion_course.models.dit import DiT
+from diffusion_course.models.mlp import MLP
 from diffusion_course.models.unet import UNet
+from diffusion_course.weights.folder import FOLDER
 
-FOLDER = Path(__file__).parent
-_MODELS = {"UNet": UNet, "DiT": DiT, "Classifier": Classifier}
+_MODELS = {"UNet": UNet, "DiT": DiT, "MLP": MLP, "Classifier": Classifier}
 
 
 class Released(NamedTuple):
@@ -32,7 +33,9 @@ class Released(NamedTuple):
 
 def names(folder: Path = FOLDER) -> tuple[str, ...]:
     """The weights in a folder, by default those in the package."""
-    return tuple(sorted(path.stem for path in Path(folder).glob("*.safetensors")))
+    stems = (path.stem for path in Path(folder).glob("*.safetensors"))
+    # A second dot names another kind of file, such as mnist.features.safetensors.
+    return tuple(sorted(stem for stem in stems if "." not in stem))
 
 
 def load(name: str, folder: str | Path = FOLDER) -> Released:

@@ -1,0 +1,317 @@
+"""The variational bound on the negative log-likelihood, term by term, and learned variances.
+
+The bound of a chain of times 1 = t_n > … > t_0 = 0 is a sum of three kinds of terms, all measured
+here in bits per dimension:
+
+* the prior, ``KL(q(x_1 | x_0) ‖ N(0, sigma(1)²))``;
+* one transition per step, ``KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t))`` for s > 0;
+* the reconstruction, ``−log p(x_0 | x_t)`` of the last step, to s = 0.
+
+What is learned is a *reverse model*, ``reverse(x, t, s) -> (mean, log_variance)`` of p(x_s | x_t).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.stats import norm
+
+from diffusion_course.denoiser import Denoiser, network_output
+from diffusion_course.losses import TimeSampler, discrete_times
+from diffusion_course.parameterization import target, to_x0
+from diffusion_course.process import Process, add_noise, concrete, expand, posterior, transition
+from diffusion_course.samplers import Sampler
+
+Reverse = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+_LOG_2 = math.log(2)
+
+
+# --------------------------------------------------------------------------------------------
+# Two distributions
+# --------------------------------------------------------------------------------------------
+
+
+def gaussian_kl(mean_q, log_variance_q, mean_p, log_variance_p) -> Array:
+    """KL(q ‖ p) of one-dimensional Gaussians, in nats; the arguments broadcast.
+
+    ``(v_q/v_p − 1 − log(v_q/v_p) + (m_q − m_p)²/v_p)/2``.
+    """
+    log_ratio = log_variance_q - log_variance_p
+    squared = (mean_q - mean_p) ** 2 * jnp.exp(-log_variance_p)
+    return (jnp.expm1(log_ratio) - log_ratio + squared) / 2
+
+
+def discretized_log_likelihood(x0: Array, mean: Array, log_variance: Array, levels: int) -> Array:
+    """Log-probability of pixel values under a Gaussian, in nats: of the bin that each lies in.
+
+    The range [−1, 1] holds `levels` values; bins lie halfway between neighbours, and the first and
+    the last are open, so that the probabilities of all values add up to 1.
+
+    Args:
+      x0: values that are multiples of 2/(levels − 1) above −1.
+      mean: of the Gaussian, of x0's shape.
+      log_variance: of the Gaussian; it broadcasts.
+      levels: number of values, such as 256; at least 2.
+
+    Returns: of x0's shape. Raises: ValueError for fewer than 2 levels.
+    Source: Ho, Jain & Abbeel 2020, eq. 13 (arXiv:2006.11239).
+    """
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2, got {levels}")
+    half = 1 / (levels - 1)
+    scale = jnp.exp(-log_variance / 2)
+    upper, lower = (x0 - mean + half) * scale, (x0 - mean - half) * scale
+    # Far from the mean the two ends of a bin have equal distribution functions in float32. Their
+    # difference is taken in logarithms, and on the side where both are small.
+    flip = lower > 0
+    upper, lower = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
+    log_upper, log_lower = norm.logcdf(upper), norm.logcdf(lower)
+    inside = log_upper + jnp.log1p(-jnp.exp(jnp.minimum(log_lower - log_upper, -1e-6)))
+    first, last = x0 < -1 + half, x0 > 1 - half
+    below, above = norm.logcdf((x0 - mean + half) * scale), norm.logcdf((mean - x0 + half) * scale)
+    return jnp.where(first, below, jnp.where(last, above, inside))
+
+
+# --------------------------------------------------------------------------------------------
+# Reverse models
+# --------------------------------------------------------------------------------------------
+
+
+def variance_limits(p: Process, t, s, first: float) -> tuple[Array, Array]:
+    """Logarithms of the two ends of a reverse step's variance: (posterior, transition).
+
+    The posterior's is right if the data is one point, the transition's if it is standard normal.
+    To s = 0 the posterior has no variance, and a network needs a finite number: there it is that
+    of the step before, from twice `first` to `first`.
+
+    Args:
+      p: the process.
+      t: the later time, a scalar or [B].
+      s: the earlier time, of the same shape.
+      first: the smallest time above 0 of the grid; the one before it is taken as far again.
+
+    Source: Ho, Jain & Abbeel 2020, section 3.2 (arXiv:2006.11239); the exception: Nichol &
+    Dhariwal 2021, their code.
+    """
+    last = jnp.asarray(s) <= 0
+    lower = _log_posterior_variance(p, jnp.where(last, 2 * first, t), jnp.where(last, first, s))
+    return lower, jnp.log(transition(p, t, s)[1])
+
+
+def _log_posterior_variance(p: Process, t, s) -> Array:
+    nothing = jnp.zeros(jnp.shape(t))
+    return jnp.log(posterior(p, nothing, nothing, t, s)[1])
+
+
+def fixed(p: Process, D: Denoiser, first: float, variance: str = "transition") -> Reverse:
+    """The reverse model of a denoiser: the posterior with D(x, t) in the place of x0.
+
+    Args:
+      p: the process.
+      D: the denoiser.
+      first: the smallest time above 0 of the grid.
+      variance: "transition" or "posterior", see `variance_limits`.
+
+    Raises: ValueError for another variance.
+    Source: Ho, Jain & Abbeel 2020, section 3.2 (arXiv:2006.11239).
+    """
+    if variance not in ("posterior", "transition"):
+        raise ValueError(f'variance must be "posterior" or "transition", got {variance!r}')
+
+    def reverse(x, t, s):
+        mean = posterior(p, D(x, t), x, t, s)[0]
+        lower, upper = variance_limits(p, t, s, first)
+        return mean, expand(lower if variance == "posterior" else upper, x)
+
+    return reverse
+
+
+def split_output(y: Array) -> tuple[Array, Array]:
+    """The output of a network with a learned variance: the prediction, and where the variance lies.
+
+    Args:
+      y: [B, …, 2C].
+
+    Returns: two arrays [B, …, C]. Raises: ValueError for an odd number of channels.
+    """
+    if y.shape[-1] % 2:
+        raise ValueError(f"y must have an even number of channels, got shape {y.shape}")
+    prediction, share = jnp.split(y, 2, axis=-1)
+    return prediction, share
+
+
+def learned(model, p: Process, kind: str, first: float, cond=None, stop_mean=False) -> Reverse:
+    """The reverse model of a network that also predicts its variance.
+
+    The second half u of its output says where the variance lies between the two of
+    `variance_limits`, on a logarithmic scale: ``log v = c·upper + (1 − c)·lower`` with
+    ``c = (u + 1)/2``. Nothing keeps c inside [0, 1]. The untrained network, whose output is 0,
+    starts in the middle.
+
+    Args:
+      model: ``model(x, t, cond) -> [B, …, 2C]``.
+      p: the process.
+      kind: what the first half predicts.
+      first: the smallest time above 0 of the grid.
+      cond: labels [B] or None.
+      stop_mean: whether the mean passes no gradient on, as in the hybrid objective.
+
+    Source: Nichol & Dhariwal 2021, eq. 15 (arXiv:2102.09672).
+    """
+
+    def reverse(x, t, s):
+        y, u = split_output(network_output(model, p, kind, x, t, cond))
+        mean = posterior(p, to_x0(kind, p, y, x, t), x, t, s)[0]
+        lower, upper = (expand(v, x) for v in variance_limits(p, t, s, first))
+        share = (u + 1) / 2
+        mean = jax.lax.stop_gradient(mean) if stop_mean else mean
+        return mean, share * upper + (1 - share) * lower
+
+    return reverse
+
+
+def sampler(reverse: Reverse) -> Sampler:
+    """Ancestral sampling from a reverse model; the denoiser that `sample` hands on is not asked.
+
+    The step to s = 0 returns the mean.
+    """
+
+    def step(D, x, t, s, key, state):
+        mean, log_variance = reverse(x, t, s)
+        noise = jnp.exp(log_variance / 2) * jax.random.normal(key, x.shape, x.dtype)
+        return jnp.where(s > 0, mean + noise, mean), state
+
+    return Sampler(lambda x: (), step)
+
+
+# --------------------------------------------------------------------------------------------
+# The bound
+# --------------------------------------------------------------------------------------------
+
+
+class Bound(NamedTuple):
+    """The bound on −log p(x0), in bits per dimension.
+
+    Attributes:
+      prior: KL of x_1's distribution to noise, [B].
+      steps: one term per step, in the order of the times, [n, B]; the last is the reconstruction.
+    """
+
+    prior: Array
+    steps: Array
+
+    @property
+    def total(self) -> Array:
+        """The bound itself, [B]."""
+        return self.prior + self.steps.sum(0)
+
+
+def step_term(
+    reverse: Reverse, p: Process, x0: Array, x_t: Array, t, s, levels: int | None = None
+) -> Array:
+    """One term of the bound in bits per dimension, [B].
+
+    Args:
+      reverse: the reverse model.
+      p: the process.
+      x0: data [B, …].
+      x_t: a draw of q(x_t | x0).
+      t: the later time, a scalar or [B].
+      s: the earlier time; where it is 0 the term is the reconstruction.
+      levels: number of values that a pixel can have; None for data with a density.
+
+    Source: Ho, Jain & Abbeel 2020, eq. 5 and 13 (arXiv:2006.11239).
+    """
+    mean, log_variance = reverse(x_t, t, s)
+    last = expand(jnp.asarray(s) <= 0, x0)
+    true_mean, true_variance = posterior(p, x0, x_t, t, s)
+    # The inner where keeps log 0 out of the branch not taken, whose gradient would be NaN.
+    true_log_variance = jnp.log(jnp.where(last, 1.0, true_variance))
+    kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance)
+    if levels is None:
+        log_likelihood = norm.logpdf(x0, mean, jnp.exp(log_variance / 2))
+    else:
+        log_likelihood = discretized_log_likelihood(x0, mean, log_variance, levels)
+    return _bits_per_dim(jnp.where(last, -log_likelihood, kl))
+
+
+def prior_term(p: Process, x0: Array, t: float = 1.0) -> Array:
+    """KL(q(x_t | x0) ‖ N(0, sigma(t)²)) in bits per dimension, [B]: 0 where alpha is.
+
+    Sampling starts from noise of the process's own level (`sampling.start_noise`).
+    """
+    log_variance = 2 * jnp.log(p.sigma(t))
+    return _bits_per_dim(gaussian_kl(p.alpha(t) * x0, log_variance, 0.0, log_variance))
+
+
+def _bits_per_dim(nats: Array) -> Array:
+    return nats.reshape(nats.shape[0], -1).mean(1) / _LOG_2
+
+
+def evaluate(
+    reverse: Reverse, p: Process, x0: Array, times, key: Array, levels: int | None = None
+) -> Bound:
+    """All terms of the bound for a batch, with a draw of x_t of its own for each step.
+
+    Args:
+      reverse: the reverse model.
+      p: the process.
+      x0: data [B, …].
+      times: [n + 1], strictly falling to 0.
+      key: a random key; step i uses ``fold_in(key, i)``.
+      levels: number of values that a pixel can have; None for data with a density.
+
+    Raises: ValueError if the times do not end at 0.
+    Source: Ho, Jain & Abbeel 2020, eq. 5 (arXiv:2006.11239).
+    """
+    times = jnp.asarray(times, jnp.float32)
+    if concrete(times) and times[-1] != 0:
+        raise ValueError(f"times must end at 0, got {float(times[-1])}")
+
+    def term(inputs):
+        i, t, s = inputs
+        eps = jax.random.normal(jax.random.fold_in(key, i), x0.shape)
+        return step_term(reverse, p, x0, add_noise(p, x0, eps, t), t, s, levels)
+
+    steps = jax.lax.map(term, (jnp.arange(len(times) - 1), times[:-1], times[1:]))
+    return Bound(prior_term(p, x0, times[0]), steps)
+
+
+def hybrid_loss(
+    model, p: Process, kind: str, x0: Array, cond: Array | None, key: Array, *,
+    T: int, levels: int | None, weight: float = 1e-3, times: TimeSampler | None = None,
+) -> Array:  # fmt: skip
+    """L_simple, which trains the mean, plus `weight` times the bound, which trains the variance.
+
+    The bound passes no gradient on to the mean. One step is drawn for each example, and its term
+    counts T times, which estimates the sum over all steps.
+
+    Args:
+      model: ``model(x, t, cond) -> [B, …, 2C]``, see `learned`.
+      p: the process.
+      kind: what the first half predicts.
+      x0: data [B, …].
+      cond: labels [B] or None.
+      key: a random key.
+      T: number of steps of the chain.
+      levels: number of values that a pixel can have; None for data with a density.
+      weight: of the bound in bits per dimension.
+      times: draws multiples of 1/T; by default uniformly.
+
+    Returns: a scalar. Source: Nichol & Dhariwal 2021, eq. 16 (arXiv:2102.09672).
+    """
+    key_time, key_noise = jax.random.split(key)
+    t = (discrete_times(T) if times is None else times)(key_time, x0.shape[0])
+    eps = jax.random.normal(key_noise, x0.shape)
+    x_t = add_noise(p, x0, eps, t)
+    output = network_output(model, p, kind, x_t, t, cond)
+    error = (split_output(output)[0] - target(kind, p, x0, eps, t)) ** 2
+    # The same output again, instead of a second evaluation.
+    reverse = learned(lambda *_: output, p, kind, 1 / T, cond, stop_mean=True)
+    # A multiple of 1/T less 1/T is not always exactly the next one in float32.
+    s = jnp.round(t * T - 1) / T
+    return error.mean() + weight * T * step_term(reverse, p, x0, x_t, t, s, levels).mean()

@@ -1,0 +1,142 @@
+"""How good are a model's samples? Accuracy, coverage, Fréchet distance and copies, in one run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from diffusion_course import metrics, samplers, sampling
+from diffusion_course.data import Dataset
+from diffusion_course.models.classifier import judge
+from diffusion_course.process import Process
+
+_CHUNK = 1000  # samples that are drawn in one call, for memory
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Measured quality of conditional samples at one guidance scale.
+
+    Attributes:
+      w: guidance scale.
+      samples: how many, equally many of each class.
+      steps: of DDIM.
+      accuracy: share that the judge recognises as the class asked for.
+      worst_class: the same share for the class where it is lowest.
+      frechet: distance of the first `frechet_samples` to the training set, in the judge's features.
+      frechet_floor: the same for equally many unseen real images.
+      frechet_samples: how many.
+      nearest: median distance to the nearest training image.
+      nearest_real: the same for unseen real images: a copying model lies far below it.
+      exact_copies: share closer than a tenth of nearest_real.
+    """
+
+    w: float
+    samples: int
+    steps: int
+    accuracy: float
+    worst_class: float
+    frechet: float
+    frechet_floor: float
+    frechet_samples: int
+    nearest: float
+    nearest_real: float
+    exact_copies: float
+
+
+class Reference(NamedTuple):
+    """What real images look like to a judge; `reference` makes it once for many comparisons.
+
+    Attributes:
+      moments: of the training set's features.
+      floor: Fréchet distance of `unseen` unseen images to them.
+      unseen: how many.
+      nearest: median distance of (up to 1,000) unseen images to the nearest training image.
+    """
+
+    moments: metrics.Moments
+    floor: float
+    unseen: int
+    nearest: float
+
+
+def reference(classifier: nnx.Module, train: Dataset, test: Dataset, samples: int) -> Reference:
+    """Measures real images, for as many samples as will be compared with them (or fewer)."""
+    # The Fréchet distance depends on the count, so samples and unseen images are equally many.
+    n = min(samples, len(test))
+    moments = metrics.moments(judge_all(classifier, train.x)[1])
+    return Reference(
+        moments=moments,
+        floor=metrics.frechet(judge_all(classifier, test.x[:n])[1], moments),
+        unseen=n,
+        nearest=float(np.median(metrics.nearest(test.x[:_CHUNK], train.x)[1])),
+    )
+
+
+def measure(
+    model: nnx.Module, p: Process, kind: str, classifier: nnx.Module, train: Dataset, test: Dataset,
+    *, scales: Sequence[float], samples: int = 500, steps: int = 50, seed: int = 1,
+) -> dict[float, Quality]:  # fmt: skip
+    """Draws samples of every class with DDIM at each guidance scale, and measures them.
+
+    Args:
+      model: class-conditional, with a null class.
+      p: the process that it was trained with.
+      kind: what it predicts.
+      classifier: the judge, for `judge`.
+      train: what the model was trained on.
+      test: unseen images of the same kind.
+      scales: values of w.
+      samples: per scale.
+      steps: of DDIM.
+      seed: of the samples; the same noise is used at every scale.
+
+    Returns: w -> `Quality`.
+    """
+    generate = sampling.generator(
+        p, kind, samplers.ddim(p), sampling.uniform(steps), train.x.shape[1:]
+    )
+    labels = np.arange(samples) % train.num_classes
+    real = reference(classifier, train, test, samples)
+    found = {}
+    for w in scales:
+        x = np.concatenate(
+            [
+                generate(model, jax.random.key(seed + i), len(part), part, w)
+                for i, part in enumerate(np.split(labels, range(_CHUNK, samples, _CHUNK)))
+            ]
+        )
+        found[w] = compare(x, labels, classifier, real, train, w=w, steps=steps)
+    return found
+
+
+def compare(
+    x: np.ndarray, labels: np.ndarray, classifier: nnx.Module, real: Reference, train: Dataset,
+    *, w: float, steps: int,
+) -> Quality:  # fmt: skip
+    """Measures samples x [N, …] that were asked to be of these labels [N]; notes w and steps."""
+    predicted, features = judge_all(classifier, x)
+    near = metrics.nearest(x, train.x)[1]
+    by_class = metrics.per_class_accuracy(predicted, labels, train.num_classes)
+    return Quality(
+        w=w,
+        samples=len(x),
+        steps=steps,
+        accuracy=metrics.class_accuracy(predicted, labels),
+        worst_class=float(np.nanmin(by_class)),
+        frechet=metrics.frechet(features[: real.unseen], real.moments),
+        frechet_floor=real.floor,
+        frechet_samples=real.unseen,
+        nearest=float(np.median(near)),
+        nearest_real=real.nearest,
+        exact_copies=float((near < 0.1 * real.nearest).mean()),
+    )
+
+
+def judge_all(classifier: nnx.Module, x: np.ndarray, chunk: int = 5000):
+    """Classes [N] and features [N, F] of any number of images, a chunk at a time for memory."""
+    parts = [judge(classifier, x[i : i + chunk]) for i in range(0, len(x), chunk)]
+    return tuple(np.concatenate([np.asarray(part[k]) for part in parts]) for k in (0, 1))
