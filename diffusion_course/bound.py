@@ -20,7 +20,7 @@ from jax import Array
 from jax.scipy.stats import norm
 
 from diffusion_course.denoiser import Denoiser, network_output
-from diffusion_course.losses import TimeSampler, discrete_times
+from diffusion_course.losses import discrete_times
 from diffusion_course.parameterization import target, to_x0
 from diffusion_course.process import Process, add_noise, concrete, expand, posterior, transition
 from diffusion_course.samplers import Sampler
@@ -86,7 +86,7 @@ def variance_limits(p: Process, t, s, first: float) -> tuple[Array, Array]:
 
     The posterior's is right if the data is one point, the transition's if it is standard normal.
     To s = 0 the posterior has no variance, and a network needs a finite number: there it is that
-    of the step before, from twice `first` to `first`.
+    of the step before, from twice `first` to `first`; in a chain of one step, from 1 to 1/2.
 
     Args:
       p: the process.
@@ -97,8 +97,8 @@ def variance_limits(p: Process, t, s, first: float) -> tuple[Array, Array]:
     Source: Ho, Jain & Abbeel 2020, section 3.2 (arXiv:2006.11239); the exception: Nichol &
     Dhariwal 2021, their code.
     """
-    last = jnp.asarray(s) <= 0
-    lower = _log_posterior_variance(p, jnp.where(last, 2 * first, t), jnp.where(last, first, s))
+    last, end = jnp.asarray(s) <= 0, jnp.minimum(first, 0.5)
+    lower = _log_posterior_variance(p, jnp.where(last, 2 * end, t), jnp.where(last, end, s))
     return lower, jnp.log(transition(p, t, s)[1])
 
 
@@ -109,6 +109,8 @@ def _log_posterior_variance(p: Process, t, s) -> Array:
 
 def fixed(p: Process, D: Denoiser, first: float, variance: str = "transition") -> Reverse:
     """The reverse model of a denoiser: the posterior with D(x, t) in the place of x0.
+
+    The last step has the variance of its own transition too, beta_1 of a discrete chain.
 
     Args:
       p: the process.
@@ -265,12 +267,12 @@ def evaluate(
       key: a random key; step i uses ``fold_in(key, i)``.
       levels: number of values that a pixel can have; None for data with a density.
 
-    Raises: ValueError if the times do not end at 0.
+    Raises: ValueError if the times do not fall strictly to 0.
     Source: Ho, Jain & Abbeel 2020, eq. 5 (arXiv:2006.11239).
     """
     times = jnp.asarray(times, jnp.float32)
-    if concrete(times) and times[-1] != 0:
-        raise ValueError(f"times must end at 0, got {float(times[-1])}")
+    if concrete(times) and not (times[-1] == 0 and (times[1:] < times[:-1]).all()):
+        raise ValueError(f"times must fall strictly and end at 0, got {times}")
 
     def term(inputs):
         i, t, s = inputs
@@ -283,7 +285,7 @@ def evaluate(
 
 def hybrid_loss(
     model, p: Process, kind: str, x0: Array, cond: Array | None, key: Array, *,
-    T: int, levels: int | None, weight: float = 1e-3, times: TimeSampler | None = None,
+    T: int, levels: int | None, weight: float = 1e-3,
 ) -> Array:  # fmt: skip
     """L_simple, which trains the mean, plus `weight` times the bound, which trains the variance.
 
@@ -300,12 +302,11 @@ def hybrid_loss(
       T: number of steps of the chain.
       levels: number of values that a pixel can have; None for data with a density.
       weight: of the bound in bits per dimension.
-      times: draws multiples of 1/T; by default uniformly.
 
     Returns: a scalar. Source: Nichol & Dhariwal 2021, eq. 16 (arXiv:2102.09672).
     """
     key_time, key_noise = jax.random.split(key)
-    t = (discrete_times(T) if times is None else times)(key_time, x0.shape[0])
+    t = discrete_times(T)(key_time, x0.shape[0])
     eps = jax.random.normal(key_noise, x0.shape)
     x_t = add_noise(p, x0, eps, t)
     output = network_output(model, p, kind, x_t, t, cond)
