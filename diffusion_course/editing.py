@@ -31,7 +31,7 @@ def sdedit(
       key: a random key.
 
     Returns: [B, …]. Raises: ValueError for a strength outside [0, 1] or steps < 1.
-    Source: Meng et al. 2022, algorithm 2 (arXiv:2108.01073).
+    Source: Meng et al. 2022, section 3 (arXiv:2108.01073).
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1], got {strength}")

@@ -151,7 +151,7 @@ def match_coarse(D: Denoiser, coarse: Array) -> Denoiser:
       coarse: [B, h, w, C] (B may be 1), where H and W are multiples of h and w.
 
     Raises: ValueError, from the denoiser, if the shapes do not fit.
-    Source: Wang, Yu & Zhang 2023, eq. 9 for averages (arXiv:2212.00490); Choi et al. 2021
+    Source: Wang, Yu & Zhang 2023, DDNM, for averages (arXiv:2212.00490); Choi et al. 2021
     (arXiv:2108.02938), there with another filter and at the level of x_t.
     """
 
