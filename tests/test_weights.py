@@ -106,16 +106,19 @@ def small_recipe(monkeypatch):
         recipe = recipes.RECIPES[name]
         model = recipe.model | SMALL[recipe.model["class"]]
         few = {"samples": 20, "sampling_steps": 2, "scales": (0.0, 1.0), "batch_size": 32}
-        if recipe.dataset == "toy2d":
+        bundled = recipe.dataset in ("toy2d", "shapes")
+        if bundled:
             few["options"] = recipe.options | {"n": 100}
         else:
             sets = {split: DIGITS[split].subset(np.arange(70)) for split in DIGITS}
             monkeypatch.setattr(data, "load", lambda _, split="train": sets[split])
-            if "image_size" in model:
-                model["image_size"] = 8
+        if "image_size" in model and not bundled:
+            model["image_size"] = 8
         recipe = replace(recipe, model=model, **few)
         monkeypatch.setitem(recipes.RECIPES, name, recipe)
-        monkeypatch.setattr(recipes, "judge_for", lambda _: weights.load("digits_classifier").model)
+        if recipe.dataset == "mnist":  # whose images are the digits' here
+            digits_judge = weights.load("digits_classifier").model
+            monkeypatch.setattr(recipes, "judge_for", lambda _: digits_judge)
         return recipe
 
     return make
@@ -240,6 +243,25 @@ def test_guidance_sharpens_the_released_digits():
     assert hits[0] < 0.1 + 4 * 0.03 and hits[1] > 0.9 and hits[2] >= hits[1] - 0.03
 
 
+def test_released_mnist_digits_are_recognised():
+    released, expert = weights.load("mnist"), weights.load("mnist_classifier")
+    generate = sampling.generator(
+        released.process, "v", samplers.ddim(released.process), sampling.uniform(20), (28, 28, 1)
+    )
+    labels = np.arange(200) % 10
+    for w, name in ((1.0, "w=1"), (2.0, "w=2")):
+        x = generate(released.model, jax.random.key(3), 200, labels, w)
+        predicted, found = judge_all(expert.model, np.asarray(x))
+        expected = released.card.metrics[name]["accuracy"]
+        error = np.sqrt(expected * (1 - expected) / 200)
+        # 200 draws, and 20 steps instead of the card's 25.
+        assert metrics.class_accuracy(predicted, labels) >= expected - 4 * error - 0.01
+    # Guided samples lie near real digits, whose features the package knows without the data.
+    moments = features.load("mnist", expert.card)
+    noise = judge_all(expert.model, np.random.default_rng(0).normal(size=(200, 28, 28, 1)))[1]
+    assert metrics.frechet(found, moments) < 0.2 * metrics.frechet(noise, moments)
+
+
 def test_the_readme_quotes_the_cards():
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     metrics_of = {name: weights.load(name).card.metrics for name in weights.names()}
@@ -248,3 +270,8 @@ def test_the_readme_quotes_the_cards():
         q = metrics_of["digits"][w]
         figures = (q["accuracy"], q["worst_class"], q["frechet"], q["nearest"])
         assert "{:.1%} | {:.0%} | {:.2f} | {:.2f}".format(*figures) in readme
+    assert f"{metrics_of['mnist_classifier']['test_accuracy']:.1%} of 10,000 unseen" in readme
+    for q in metrics_of["mnist"].values():
+        figures = (q["w"], q["accuracy"], q["worst_class"], q["frechet"], q["nearest"])
+        row = "| {:g} | {:.1%} | {:.0%} | {:.2f} | {:.2f} |".format(*figures)
+        assert row in readme or q["w"] == 0  # w = 0 knows no label
