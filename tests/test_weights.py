@@ -83,6 +83,16 @@ def test_released_digits_are_recognised_cover_all_classes_and_are_no_copies():
     assert quality.frechet == pytest.approx(released.card.metrics["w=1"]["frechet"], rel=0.1)
 
 
+def test_real_images_for_comparison_come_from_the_whole_test_set():
+    half, rest = DIGITS["test"].subset(np.arange(180)), DIGITS["train"].subset(np.arange(180))
+    bright = rest.x * 0 + 1  # a second half that is nothing like the first
+    mixed = replace(half, x=np.concatenate([half.x, bright]), labels=np.tile(half.labels, 2))
+    expert = recipes.judge_for("digits")
+    same, spread = (reference(expert, DIGITS["train"], part, 100) for part in (half, mixed))
+    assert spread.unseen == same.unseen == 100
+    assert spread.floor > 3 * same.floor and spread.nearest > same.nearest
+
+
 def test_a_copying_model_would_be_noticed():
     copies = DIGITS["train"].subset(np.arange(0, 1437, 7))
     expert = recipes.judge_for("digits")
