@@ -255,9 +255,11 @@ def test_train_passes_on_what_it_was_given(recipes, capsys, tmp_path):
     assert (code, out) == (0, "wrote digits_v.safetensors\n")
     arguments = ["train", "mnist_v", "--steps", "3", "--out", str(tmp_path)]
     assert command(capsys, *arguments)[0] == 0
+    assert command(capsys, "train", "mnist_v", "--resume")[0] == 0
     assert recipes == [
-        ("digits_v", {"steps": None, "out": Path("runs")}),
-        ("mnist_v", {"steps": 3, "out": tmp_path}),
+        ("digits_v", {"steps": None, "out": Path("runs"), "resume": False}),
+        ("mnist_v", {"steps": 3, "out": tmp_path, "resume": False}),
+        ("mnist_v", {"steps": None, "out": Path("runs"), "resume": True}),
     ]
 
 
@@ -266,6 +268,17 @@ def test_an_unknown_recipe_lists_the_recipes(recipes, capsys):
     assert code == 2
     assert err.count("\n") == 1 and "digits_v, mnist_v" in err
     assert recipes == []
+
+
+def test_a_run_that_cannot_be_resumed_is_one_line(recipes, capsys, monkeypatch):
+    from diffusion_course.checkpoints import ResumeError
+
+    def train(name, **options):
+        raise ResumeError("there is nothing to resume")
+
+    monkeypatch.setattr(sys.modules["diffusion_course.recipes"], "train", train)
+    code, _, err = command(capsys, "train", "mnist_v", "--resume")
+    assert code == 2 and err.endswith(": there is nothing to resume\n")
 
 
 def test_data_that_cannot_be_had_are_one_line_with_the_remedy(recipes, capsys, monkeypatch):

@@ -198,17 +198,17 @@ assert gap < 0.02
 # | 01 | [The forward process](01_forward_process.ipynb) | one slider over image, histogram and log-SNR |
 # | 02 | [Denoising is the posterior mean](02_denoising.ipynb) | arrows that split between modes as $t$ falls |
 # | 03 | [DDPM](03_ddpm.ipynb) | exact and learned samples, side by side |
-# | 04 | Networks that denoise | what each part of the U-Net buys |
-# | 05 | The bound | bits per dimension, time by time |
-# | 06 | DDIM and fast solvers | error against evaluations |
+# | 04 | [Networks that denoise](04_networks.ipynb) | what each part of the U-Net buys |
+# | 05 | [The bound](05_bound.ipynb) | bits per dimension, time by time |
+# | 06 | [DDIM and fast solvers](06_ddim.ipynb) | error against evaluations |
 
 # %% [markdown]
 # **Steering, theory and measuring**
 #
 # | | chapter | the moment of insight |
 # |---|---|---|
-# | 07 | Guidance | one slider bends the field and trades away diversity |
-# | 08 | Editing | the strength slider |
+# | 07 | [Guidance](07_guidance.ipynb) | one slider bends the field and trades away diversity |
+# | 08 | [Editing](08_editing.ipynb) | the strength slider |
 # | 09 | Score matching and SDEs | VE, VP and sub-VP side by side |
 # | 10 | Probability flow and likelihood | same marginals, different paths |
 # | 11 | Higher-order and adaptive solvers | the race to a given error |
