@@ -53,6 +53,7 @@ from diffusion_course import recipes, samplers, sampling, train, weights, widget
 from diffusion_course.data import toy2d
 from diffusion_course.models.classifier import judge
 from diffusion_course.models.mlp import MLP
+from diffusion_course.quality import measure
 
 plots.use_style()
 
@@ -514,7 +515,7 @@ plt.show()
 expert = recipes.judge_for(profile.dataset)
 real_accuracy = metrics.class_accuracy(judge(expert, unseen.x)[0], unseen.labels)
 print(f"the judge recognises {real_accuracy:.1%} of {len(unseen)} unseen real digits")
-quality = recipes.measure(
+quality = measure(
     trained.ema, q, "v", expert, digits, unseen, scales=(1.0, 2.0), samples=profile.samples
 )
 for w, r in quality.items():
