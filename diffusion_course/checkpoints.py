@@ -141,7 +141,7 @@ class RunFolder:
 
     def remove(self) -> None:
         """Removes the folder: the run is over."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder)
 
 
 @dataclass(frozen=True)

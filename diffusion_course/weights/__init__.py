@@ -12,8 +12,8 @@ from diffusion_course.models.classifier import Classifier
 from diffusion_course.models.dit import DiT
 from diffusion_course.models.mlp import MLP
 from diffusion_course.models.unet import UNet
-from diffusion_course.weights.folder import FOLDER
 
+FOLDER = Path(__file__).parent
 _MODELS = {"UNet": UNet, "DiT": DiT, "MLP": MLP, "Classifier": Classifier}
 
 

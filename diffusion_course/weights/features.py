@@ -7,7 +7,7 @@ import safetensors.numpy
 
 from diffusion_course.checkpoints import Card, read_verified, sha256
 from diffusion_course.metrics import Moments
-from diffusion_course.weights.folder import FOLDER
+from diffusion_course.weights import FOLDER
 
 _ENDING = ".features.safetensors"
 

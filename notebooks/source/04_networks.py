@@ -257,7 +257,7 @@ count = {name: sum(a.size for a in jax.tree.leaves(nnx.state(part))) for name, p
 print(", ".join(f"{name} {n:,}" for name, n in count.items()))
 
 # %% [markdown]
-# The way up is nearly twice as heavy as the way down, because it reads the stack as well. Before we take the
+# The way up is the heaviest part, because it reads the stack as well. Before we take the
 # parts out, one detail that decides whether training starts well: the last convolution of every block,
 # the output of the attention and the output of the network start at **zero**. An untrained block is
 # the identity (or, where the width changes, one dense layer), and the untrained network answers 0.
@@ -324,8 +324,8 @@ assert (np.abs(ratio["no attention"] - 1) < 0.03).all()
 # %% [markdown]
 # - **Skips** pay at low and middling noise, where details are wanted, and nothing at high noise, where
 #   there are none. As section 2 said.
-# - **Time** pays everywhere, a tenth of the error or more, and most at the noisiest end. Without it the
-#   network must guess from the image how noisy it is. (The label is still heard.)
+# - **Time** pays at both ends, and on the average. Without it the network must guess from the image how
+#   noisy it is. (The label is still heard.)
 # - **Attention** buys nothing *here*. At 4×4 two convolutions reach across the whole image anyway. Part
 #   of a recipe is not always part of the reason why it works; on larger images with structure
 #   far apart it is another matter (Dhariwal & Nichol 2021, table 1).
@@ -659,7 +659,7 @@ assert scatter["loss-aware"] < 0.5 * scatter["uniform"]
 assert scatter["one per interval"] < 0.6 * scatter["uniform"]
 
 # %% [markdown]
-# Three times steadier, for nothing but other times. Most of the gain comes with one time in each of 64
+# More than twice as steady, for nothing but other times. Most of the gain comes with one time in each of 64
 # equal intervals, which is what `fit` has used since chapter 03; the density adds a little. It adds more
 # where the loss differs more between times, as it does in chapter 05.
 #
