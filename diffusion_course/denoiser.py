@@ -125,6 +125,10 @@ class GaussianMixture(NamedTuple):
         """p(component | x_t): [B, K]; x [B, D], t a scalar or [B]."""
         return jax.nn.softmax(self._components(x, t)[2], axis=-1)
 
+    def log_responsibilities(self, x: Array, t) -> Array:
+        """log p(component | x_t): [B, K]. Finite, with a gradient, where a probability is 0."""
+        return jax.nn.log_softmax(self._components(x, t)[2], axis=-1)
+
     def denoise(self, x: Array, t) -> Array:
         """The posterior mean E[x0 | x_t]: [B, D]; x [B, D], t a scalar or [B]."""
         difference, variance, log_joint = self._components(x, t)

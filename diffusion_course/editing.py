@@ -26,23 +26,24 @@ def sdedit(
       D: the denoiser.
       p: the process.
       x0: what to edit, [B, …].
-      strength: a time in [0, 1]; at 0 the result is x0 itself.
+      strength: a time in [0, 1], which may be traced; at 0 the result is x0 itself.
       steps: of the way back, on a uniform grid.
       key: a random key.
 
     Returns: [B, …]. Raises: ValueError for a strength outside [0, 1] or steps < 1.
     Source: Meng et al. 2022, section 3 (arXiv:2108.01073).
     """
-    if not 0 <= strength <= 1:
+    if concrete(strength) and not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1], got {strength}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    if strength == 0:
-        return x0
     key_noise, key_steps = jax.random.split(key)
-    x_t = add_noise(p, x0, jax.random.normal(key_noise, x0.shape, x0.dtype), strength)
-    times = np.linspace(strength, 0, steps + 1, dtype=np.float32)
-    return sample(sampler, D, x_t, times, key_steps)[0]
+    # No sampler can step from 0 to 0: strength 0 runs with another start, and is not looked at.
+    start = jnp.where(jnp.equal(strength, 0), 1.0, strength)
+    x_t = add_noise(p, x0, jax.random.normal(key_noise, x0.shape, x0.dtype), start)
+    times = start * np.linspace(1, 0, steps + 1, dtype=np.float32)
+    edited = sample(sampler, D, x_t, times, key_steps)[0]
+    return jnp.where(jnp.equal(strength, 0), x0, edited)
 
 
 def refine(
@@ -88,14 +89,14 @@ def invert(p: Process, D: Denoiser, x: Array, times, refinements: int = 0) -> tu
       D: the denoiser.
       x: the state at the last of the times, [B, …]; the picture itself if that is 0.
       times: [n + 1], the grid that DDIM runs down, strictly falling.
-      refinements: further evaluations per step.
+      refinements: further evaluations per step; may be traced.
 
     Returns: the state at times[0] [B, …], and after every step up [n, B, …].
     Raises: ValueError for times that do not fall strictly within [1, 0] or refinements < 0.
     Source: Song, Meng & Ermon 2021, section 5.4 (arXiv:2010.02502); the fixed point: Pan et al.
     2023 (arXiv:2309.04907).
     """
-    if refinements < 0:
+    if concrete(refinements) and refinements < 0:
         raise ValueError(f"refinements must be at least 0, got {refinements}")
     if concrete(times):
         grid = np.asarray(times)

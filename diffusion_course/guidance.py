@@ -19,20 +19,20 @@ def classifier_free(D_cond: Denoiser, D_uncond: Denoiser, w) -> Denoiser:
     Args:
       D_cond: the conditional denoiser.
       D_uncond: the unconditional denoiser.
-      w: guidance scale, a scalar (it may be traced) or one that broadcasts against x.
+      w: guidance scale: a scalar (it may be traced), an array that broadcasts against x, or a
+        function of time such as `limited`, which gets t in a shape that broadcasts against x.
 
     Source: Ho & Salimans 2022, eq. 6 (arXiv:2207.12598).
     """
 
     def D(x, t):
-        unconditional = D_uncond(x, t)
-        return unconditional + w * (D_cond(x, t) - unconditional)
+        return _extrapolate(D_cond(x, t), D_uncond(x, t), w, x, t)
 
     return D
 
 
 def classifier_free_batched(
-    model, p: Process, kind: str, labels: Array, null: Array, w
+    model, p: Process, kind: str, labels: Array, null: Array, w, share: float | None = None
 ) -> Denoiser:
     """`classifier_free` of one model, with one evaluation of twice the batch instead of two.
 
@@ -42,21 +42,32 @@ def classifier_free_batched(
       kind: what the model predicts.
       labels: of the conditional half, [B].
       null: of the unconditional half, [B].
-      w: guidance scale, a scalar or one that broadcasts against x.
+      w: guidance scale, as in `classifier_free`.
+      share: as in `rescale`; without it nothing is rescaled.
+
+    Raises: ValueError unless share is in [0, 1].
     """
+    if share is not None:
+        _check_share(share)
     both = denoiser(model, p, kind, jnp.concatenate([labels, null]))
 
     def D(x, t):
-        t = jnp.broadcast_to(t, x.shape[:1])
-        estimates = both(jnp.concatenate([x, x]), jnp.concatenate([t, t]))
+        times = jnp.broadcast_to(t, x.shape[:1])
+        estimates = both(jnp.concatenate([x, x]), jnp.concatenate([times, times]))
         conditional, unconditional = jnp.split(estimates, 2)
-        return unconditional + w * (conditional - unconditional)
+        guided = _extrapolate(conditional, unconditional, w, x, t)
+        return guided if share is None else _restore_deviation(guided, conditional, share)
 
     return D
 
 
-def interval(D_cond: Denoiser, D_uncond: Denoiser, w, low: float, high: float) -> Denoiser:
-    """`classifier_free` for times in [low, high] only; elsewhere plainly conditional (w = 1).
+def _extrapolate(conditional: Array, unconditional: Array, w, x: Array, t) -> Array:
+    scale = w(expand(t, x)) if callable(w) else w
+    return unconditional + scale * (conditional - unconditional)
+
+
+def limited(w, low: float, high: float) -> Callable[[Array], Array]:
+    """A guidance scale that is w for times in [low, high], and 1 (plainly conditional) elsewhere.
 
     Guidance does harm where noise is high and nothing where it is low; between them it helps.
 
@@ -65,12 +76,15 @@ def interval(D_cond: Denoiser, D_uncond: Denoiser, w, low: float, high: float) -
     """
     if concrete(low, high) and not 0 <= low < high <= 1:
         raise ValueError(f"low and high must satisfy 0 <= low < high <= 1, got {low} and {high}")
+    return lambda t: jnp.where((t >= low) & (t <= high), w, 1.0)
 
-    def D(x, t):
-        scale = jnp.where((t >= low) & (t <= high), w, 1.0)
-        return classifier_free(D_cond, D_uncond, expand(scale, x))(x, t)
 
-    return D
+def interval(D_cond: Denoiser, D_uncond: Denoiser, w, low: float, high: float) -> Denoiser:
+    """`classifier_free` with a `limited` scale.
+
+    Raises: ValueError unless 0 <= low < high <= 1.
+    """
+    return classifier_free(D_cond, D_uncond, limited(w, low, high))
 
 
 def rescale(D_cond: Denoiser, D_uncond: Denoiser, w, share: float = 0.7) -> Denoiser:
@@ -82,17 +96,25 @@ def rescale(D_cond: Denoiser, D_uncond: Denoiser, w, share: float = 0.7) -> Deno
     Raises: ValueError unless share is in [0, 1].
     Source: Lin et al. 2024, eq. 15–16 (arXiv:2305.08891), applied to x0.
     """
+    _check_share(share)
+
+    def D(x, t):
+        conditional = D_cond(x, t)
+        guided = _extrapolate(conditional, D_uncond(x, t), w, x, t)
+        return _restore_deviation(guided, conditional, share)
+
+    return D
+
+
+def _check_share(share) -> None:
     if concrete(share) and not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share}")
 
-    def D(x, t):
-        conditional, unconditional = D_cond(x, t), D_uncond(x, t)
-        guided = unconditional + w * (conditional - unconditional)
-        axes = tuple(range(1, x.ndim))
-        wanted, got = (jnp.std(y, axis=axes, keepdims=True) for y in (conditional, guided))
-        return guided * (share * wanted / got + 1 - share)
 
-    return D
+def _restore_deviation(guided: Array, conditional: Array, share) -> Array:
+    axes = tuple(range(1, guided.ndim))
+    wanted, got = (jnp.std(y, axis=axes, keepdims=True) for y in (conditional, guided))
+    return guided * (share * wanted / got + 1 - share)
 
 
 def classifier(

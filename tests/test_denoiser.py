@@ -233,6 +233,23 @@ def test_one_gaussian_is_linear_algebra():
     assert (oracle.responsibilities(x32, t) == 1).all()
 
 
+def test_log_responsibilities_have_a_gradient_where_a_probability_is_0():
+    oracle, t = plane(process.vp_cosine()), 0.2
+    near = jnp.asarray(rng.normal(0, 1, (6, 2)), jnp.float32)
+    log_r = oracle.log_responsibilities(near, t)
+    np.testing.assert_allclose(jnp.exp(log_r), oracle.responsibilities(near, t), atol=1e-5)
+    far = jnp.asarray([[30.0, -20.0], [-25.0, 40.0]])
+    assert (oracle.responsibilities(far, t).min(axis=1) == 0).all()
+    alone = [
+        denoiser.gaussian_mixture(oracle.process, MEANS[[k]], STDS[[k]], [1.0]) for k in range(3)
+    ]
+    for k in range(3):
+        slope = jax.grad(lambda x, k=k: oracle.log_responsibilities(x, t)[:, k].sum())(far)
+        # Bayes' rule: the difference of two scores, hundreds in size, in float32.
+        want = alone[k].score(far, t) - oracle.score(far, t)
+        np.testing.assert_allclose(slope, want, rtol=1e-4, atol=1e-2)
+
+
 def test_samples_have_the_mixture_s_moments_and_shares():
     n = 200_000
     x = np.asarray(plane(process.vp_cosine()).sample(jax.random.key(5), n), np.float64)

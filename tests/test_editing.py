@@ -26,6 +26,24 @@ def test_no_strength_changes_nothing():
     np.testing.assert_array_equal(got, x0)
 
 
+def test_strengths_share_one_program_and_0_is_still_the_identity():
+    x0, key, traces = draws(7), jax.random.key(1), []
+
+    @jax.jit
+    def edit(strength):
+        traces.append(strength)
+        return editing.sdedit(samplers.ddpm(p), mixture.denoise, p, x0, strength, 10, key)
+
+    np.testing.assert_array_equal(edit(0.0), x0)
+    for strength in (0.2, 0.7, 1.0):
+        got = edit(strength)
+        want = editing.sdedit(samplers.ddpm(p), mixture.denoise, p, x0, strength, 10, key)
+        # Ten float32 steps in two programs; the last divides by sigma at a tenth of the strength.
+        np.testing.assert_allclose(got, want, atol=1e-3)
+        assert np.abs(got - x0).min() > 1e-4
+    assert len(traces) == 1
+
+
 def test_more_strength_keeps_less_and_the_data_stay_the_data():
     x0 = draws(4000)
     kept = []
@@ -81,6 +99,15 @@ def test_refinement_makes_the_inverse_exact():
     errors = [round_trip(20, refinements) for refinements in (0, 2, 12)]
     assert errors[1] < errors[0] / 10
     assert errors[2] < 2e-6  # 20 steps up and 20 down in float32
+
+
+def test_the_number_of_refinements_may_be_traced():
+    x0, times = draws(8), sampling.uniform(10)
+    climb = jax.jit(lambda n: editing.invert(p, mixture.denoise, x0, times, n)[0])
+    for n in (0, 3):
+        want = editing.invert(p, mixture.denoise, x0, times, n)[0]
+        np.testing.assert_allclose(climb(n), want, rtol=1e-4, atol=1e-4)
+    assert np.abs(climb(0) - climb(3)).max() > 1e-3
 
 
 def test_inverted_data_is_noise():

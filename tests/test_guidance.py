@@ -108,6 +108,40 @@ def test_guidance_in_an_interval_is_plain_outside_of_it():
         conditional, unconditional, 4.0)(x, 0.5), rtol=1e-6)  # fmt: skip
 
 
+def test_a_scale_may_be_a_function_of_time_wherever_a_scale_is_taken():
+    labels, null = jnp.arange(6) % 3, jnp.full(6, 3)
+    each = [denoiser.denoiser(labelled, p, "v", cond) for cond in (labels, null)]
+    w = guidance.limited(4.0, 0.3, 0.6)
+    scale = jnp.asarray([1.0, 4.0, 4.0, 4.0, 1.0, 1.0])[:, None]
+    for time, wanted in ((t, scale), (0.7, 1.0), (0.45, 4.0)):
+        plain = guidance.classifier_free(*each, wanted)(x, time)
+        rescaled = guidance.rescale(*each, wanted, 0.6)(x, time)
+        batched = (labelled, p, "v", labels, null)
+        for got, truth in (
+            (guidance.classifier_free(*each, w), plain),
+            (guidance.interval(*each, 4.0, 0.3, 0.6), plain),
+            (guidance.classifier_free_batched(*batched, w), plain),
+            (guidance.rescale(*each, w, 0.6), rescaled),
+            (guidance.classifier_free_batched(*batched, w, share=0.6), rescaled),
+        ):
+            # 1.0 and 4.0 times differences of order one, in float32.
+            np.testing.assert_allclose(got(x, time), truth, rtol=1e-4, atol=1e-5)
+    assert np.abs(plain - rescaled).max() > 1e-3
+
+
+def test_a_limited_scale_may_be_one_per_example():
+    each = jnp.asarray([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])[:, None]
+    got = guidance.interval(conditional, unconditional, each, 0.3, 0.6)(x, 0.5)
+    want = guidance.classifier_free(conditional, unconditional, each)(x, 0.5)
+    np.testing.assert_array_equal(got, want)
+    pictures = jnp.asarray(rng.normal(size=(3, 4, 4, 1)), jnp.float32)
+    scales, times = jnp.asarray([2.0, 3.0, 4.0]).reshape(3, 1, 1, 1), jnp.asarray([0.1, 0.4, 0.9])
+    cond, uncond = (lambda x, t: 0.5 * x), (lambda x, t: x)
+    got = guidance.interval(cond, uncond, scales, 0.3, 0.6)(pictures, times)
+    want = pictures * jnp.asarray([0.5, 1 - 0.5 * 3, 0.5]).reshape(3, 1, 1, 1)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (0.7, 0.2), (-0.1, 0.5), (0.2, 1.1)])
 def test_an_empty_or_impossible_interval_is_refused(low, high):
     with pytest.raises(ValueError, match="low and high must satisfy"):
@@ -133,6 +167,10 @@ def test_rescaling_moves_each_example_s_deviation_towards_the_conditional_one(sh
 def test_a_share_outside_the_unit_interval_is_refused(share):
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got"):
         guidance.rescale(conditional, unconditional, 2.0, share)
+    with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got"):
+        guidance.classifier_free_batched(
+            labelled, p, "v", jnp.arange(6) % 3, jnp.full(6, 3), 2.0, share=share
+        )
 
 
 # ---------------------------------------------------------------------------------- classifier
@@ -142,14 +180,15 @@ mixture = denoiser.gaussian_mixture(p, [[0.9, -0.4], [-1.1, 0.5]], [0.3, 0.6], [
 
 def log_probability(x, t):
     """Of the first component, exactly: log p(y = 0 | x_t)."""
-    return jnp.log(mixture.responsibilities(x, t)[:, 0])
+    return mixture.log_responsibilities(x, t)[:, 0]
 
 
 def test_the_exact_classifier_s_guidance_is_the_conditional_denoiser():
-    # Points near the wanted component: elsewhere its probability is rounded to 0 in float32.
-    near = jnp.asarray(np.array([0.9, -0.4]) * o.alpha(t)[:, None] + 0.3 * x, jnp.float32)
-    got = guidance.classifier(mixture.denoise, p, log_probability)(near, t)
-    np.testing.assert_allclose(got, conditional(near, t), rtol=2e-3, atol=2e-3)
+    for points in (0.3 * x, x, 10 * x):  # far out the probability is 0 in float32, not its log
+        got = guidance.classifier(mixture.denoise, p, log_probability)(points, t)
+        # Scores of order |x|/variance cancel in float32.
+        size = np.abs(points).max()
+        np.testing.assert_allclose(got, conditional(points, t), rtol=2e-3, atol=1e-3 * size)
 
 
 def test_no_scale_is_no_guidance_and_twice_the_scale_twice_the_shift():
@@ -169,5 +208,5 @@ def test_an_example_s_guidance_does_not_depend_on_its_batch():
 def test_a_state_without_signal_is_not_guided():
     flow = PROCESSES["rectified_flow"].process
     gm = denoiser.gaussian_mixture(flow, [[0.9, -0.4], [-1.1, 0.5]], [0.3, 0.6], [1.0, 2.0])
-    D = guidance.classifier(gm.denoise, flow, lambda x, t: jnp.log(gm.responsibilities(x, t)[:, 0]))
+    D = guidance.classifier(gm.denoise, flow, lambda x, t: gm.log_responsibilities(x, t)[:, 0])
     np.testing.assert_allclose(D(x, 1.0), gm.denoise(x, 1.0), rtol=1e-6)
