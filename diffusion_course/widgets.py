@@ -174,3 +174,59 @@ def live(
     box = ipywidgets.VBox([ipywidgets.HBox([position, readout]), frame], layout=_PLAIN)
     box.slider, box.readout, box.frame = position, readout, frame
     return box
+
+
+def mask_editor(respond: Callable, hidden, *, action: str = "fill in") -> ipywidgets.HBox:
+    """Fields to hide or show by clicking, and a button that runs a function on the mask so drawn.
+
+    Args:
+      respond: ``respond(hidden) -> (text, png)``, hidden bool [rows, columns]: the readout and the
+        picture for a mask. It is called once at the start, and at every press of the button.
+      hidden: the mask at the start, bool [rows, columns].
+      action: what the button says.
+
+    An error in respond at the start is raised. Behind the button it is shown in the readout and
+    logged with its traceback: ipywidgets lets no button's callback raise.
+
+    Returns: a widget with attributes `fields` (rows of toggle buttons), `button`, `readout` and
+      `frame`.
+    Raises: ValueError if hidden does not have two axes, or is empty.
+    """
+    hidden = np.asarray(hidden, bool)
+    if hidden.ndim != 2 or hidden.size == 0:
+        raise ValueError(f"hidden must have shape [rows, columns], got {list(hidden.shape)}")
+    fields = [[_field(value) for value in row] for row in hidden]
+    button = ipywidgets.Button(description=action, button_style="primary")
+    readout = ipywidgets.Label()
+    frame = ipywidgets.Image(format="png")
+    for part, css in ((button, "action"), (readout, "readout"), (frame, "frame")):
+        part.add_class(f"course-{css}")
+
+    def show(_=None):
+        drawn = np.array([[field.value for field in row] for row in fields])
+        try:
+            readout.value, frame.value = respond(drawn)
+        except Exception as error:
+            readout.value = f"{type(error).__name__}: {error}"
+            raise
+
+    show()
+    button.on_click(show)
+    grid = ipywidgets.VBox([ipywidgets.HBox(row) for row in fields])
+    box = ipywidgets.HBox([ipywidgets.VBox([grid, button, readout]), frame], layout=_PLAIN)
+    box.fields, box.button, box.readout, box.frame = fields, button, readout, frame
+    return box
+
+
+def _field(hidden: bool) -> ipywidgets.ToggleButton:
+    """One field of a mask: coloured while it hides."""
+    size = {"width": "28px", "height": "28px", "margin": "1px", "padding": "0"}
+    field = ipywidgets.ToggleButton(bool(hidden), layout=size)
+    field.add_class("course-field")
+
+    def colour(_=None):
+        field.button_style = "info" if field.value else ""
+
+    colour()
+    field.observe(colour, "value")
+    return field

@@ -105,6 +105,66 @@ def test_a_slider_moves_its_picture_in_a_tiny_notebook(lab):
     assert lab.outside == []
 
 
+EDITOR = """
+import matplotlib.pyplot as plt
+
+from diffusion_course import plots, widgets
+
+
+def show(hidden):
+    figure, axes = plt.subplots(figsize=(2, 1), dpi=72)
+    axes.imshow(hidden)
+    return f"{hidden.sum()} hidden", plots.to_png(figure)
+
+
+widgets.mask_editor(show, [[True, False], [False, False]])
+"""
+
+
+def assert_a_drawn_mask_is_filled_in(page):
+    """Click the first field that is shown, then the button: text and picture change."""
+    editor = page.locator(".jp-OutputArea-output", has=page.locator(".course-action")).first
+    editor.scroll_into_view_if_needed()
+    readout, frame = editor.locator(".course-readout"), editor.locator(".course-frame")
+    field = editor.locator(".course-field:not(.mod-active)").first
+    text, source = readout.inner_text(), frame.get_attribute("src")
+    before = field.evaluate("field => getComputedStyle(field).backgroundColor")
+    handle = field.element_handle()  # the locator finds another one once this one is active
+    handle.click()
+    page.wait_for_function("field => field.classList.contains('mod-active')", arg=handle)
+    page.mouse.move(0, 0)  # a field under the mouse has a colour of its own
+    page.wait_for_function(
+        "([field, before]) => getComputedStyle(field).backgroundColor !== before",
+        arg=[handle, before],
+        timeout=20_000,
+    )
+    assert readout.inner_text() == text
+    editor.locator(".course-action").click()
+    page.wait_for_function(
+        "([readout, text]) => readout.innerText !== text",
+        arg=[readout.element_handle(), text],
+        timeout=60_000,
+    )
+    page.wait_for_function(
+        "([frame, source]) => frame.src !== source && frame.naturalWidth > 0",
+        arg=[frame.element_handle(), source],
+        timeout=20_000,
+    )
+
+
+def test_a_mask_is_drawn_and_filled_in_a_tiny_notebook(lab):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(EDITOR.strip())])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, lab.folder / "editor.ipynb")
+    page = lab.open("editor.ipynb")
+    assert_every_cell_ran(lab.run_all(page))
+    page.locator(".course-readout").get_by_text("1 hidden").wait_for(timeout=20_000)
+    assert_a_drawn_mask_is_filled_in(page)
+    assert page.locator(".course-readout").inner_text() == "2 hidden"
+    page.close()
+    assert lab.outside == []
+
+
 def test_a_failing_cell_would_be_seen(lab):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
@@ -139,6 +199,8 @@ def test_the_explorer_of_a_chapter_moves(lab, chapter, record_property):
     # Quiet machines need some 20 ms, and 150 is what a hand does not notice. A busy one is slower;
     # a frame that is computed at the move, instead of beforehand, takes seconds.
     assert delay < 1000
+    if chapter == "08_editing":
+        assert_a_drawn_mask_is_filled_in(page)
     page.close()
     assert lab.outside == []
 

@@ -90,3 +90,58 @@ def test_equal_animations_are_equal_and_others_are_told_apart_in_a_page():
 def test_an_animation_without_frames_is_refused():
     with pytest.raises(ValueError, match="frames must hold at least one picture"):
         widgets.animation([])
+
+
+# ---------------------------------------------------------------------------------- mask editor
+
+
+def test_the_mask_that_was_drawn_is_the_one_that_is_filled():
+    seen = []
+
+    def respond(hidden):
+        seen.append(hidden)
+        return answer(int(hidden.sum()))
+
+    start = np.array([[True, False, False], [False, True, False]])
+    box = widgets.mask_editor(respond, start)
+    np.testing.assert_array_equal(seen[0], start)
+    assert [field.button_style for field in box.fields[0]] == ["info", "", ""]
+    box.fields[0][0].value = False
+    box.fields[1][2].value = True
+    box.fields[0][1].value = True
+    assert len(seen) == 1 and box.readout.value == "value 2"  # nothing runs before the button
+    box.button.click()
+    np.testing.assert_array_equal(seen[1], [[False, True, False], [False, True, True]])
+    assert box.readout.value == "value 3" and box.frame.value == b"picture 3"
+    assert [field.button_style for field in box.fields[0]] == ["", "info", ""]
+
+
+def test_an_error_behind_the_button_is_shown_and_logged_and_the_next_press_works(caplog):
+    def respond(hidden):
+        if hidden.all():
+            raise RuntimeError("nothing is known")
+        return answer(int(hidden.sum()))
+
+    box = widgets.mask_editor(respond, [[True, False]])
+    box.fields[0][1].value = True
+    box.button.click()
+    assert box.readout.value == "RuntimeError: nothing is known"
+    assert "in respond" in caplog.text  # the traceback
+    with pytest.raises(RuntimeError, match="nothing is known"):
+        widgets.mask_editor(respond, [[True, True]])
+    box.fields[0][0].value = False
+    box.button.click()
+    assert box.readout.value == "value 1"
+
+
+@pytest.mark.parametrize("hidden", [[True, False], [[[True]]], np.zeros((0, 3))])
+def test_a_mask_that_is_no_table_is_refused(hidden):
+    with pytest.raises(ValueError, match=r"hidden must have shape \[rows, columns\], got"):
+        widgets.mask_editor(lambda hidden: answer(0), hidden)
+
+
+def test_the_parts_of_a_mask_editor_carry_their_classes():
+    box = widgets.mask_editor(lambda hidden: answer(0), [[True]])
+    parts = {"field": box.fields[0][0], "action": box.button, "readout": box.readout}
+    for name, part in (parts | {"frame": box.frame}).items():
+        assert f"course-{name}" in part._dom_classes
