@@ -251,8 +251,27 @@ def test_a_wrong_number_of_results_states_both():
     assert "expected one array, got a tuple of 0 arrays" in message(affine, lambda x: ())
 
 
-def test_a_list_of_arrays_is_as_good_as_a_tuple():
+def test_a_list_or_a_stack_of_arrays_is_as_good_as_a_tuple():
     assert verdict(lambda x: (x, 2 * x), lambda x: [x, 2 * x]).status == "right"
+    assert verdict(lambda x: (x, 2 * x), lambda x: jnp.stack([x, 2 * x])).status == "right"
+    assert verdict(lambda x: (x, x[:2]), lambda x: [x, x[:2]]).status == "right"
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_list_is_as_good_as_one_array(size):
+    x = np.linspace(0.3, 1.1, size)
+    assert verdict(affine, lambda x: list(affine(x)), (x,)).status == "right"
+    assert verdict(affine, lambda x: affine(x).tolist(), (x,)).status == "right"
+    assert verdict(lambda x: affine(x)[None], lambda x: [affine(x)], (x,)).status == "right"
+    text = message(lambda x: affine(x)[None], affine, (x,))
+    assert "expected shape" in text
+
+
+def test_bfloat16_is_named():
+    text = message(affine, lambda x: affine(x).astype(jnp.bfloat16))
+    assert text == "the result must be float32 (or float64), got dtype bfloat16"
+    text = message(lambda x: (x, x), lambda x: (x, x.astype(jnp.bfloat16)))
+    assert "got dtype bfloat16" in text
 
 
 def test_a_wrong_shape_states_both():
@@ -331,7 +350,7 @@ def test_infinities_may_be_right():
     values = np.array([1.3, np.inf, -np.inf])
     assert verdict(lambda x: values, lambda x: values.copy()).status == "right"
     text = message(lambda x: values, lambda x: np.abs(values))
-    assert "1 of 3 values differ; the first, at index [2], is inf: too large" in text
+    assert "1 of 3 values differ; the first, at index [2], is inf: too high" in text
     text = message(lambda x: values, lambda x: np.array([1.3, np.nan, -np.inf]))
     assert "expected finite numbers, got nan at index [1]" in text
 
@@ -357,9 +376,9 @@ def test_a_constant_factor_is_recognised(factor, size):
 def test_the_first_difference_is_told_with_its_index_and_direction():
     text = message(affine, lambda x: affine(x).at[1, 0].add(0.5).at[1, 1].add(-3), (Y,))
     ours = 1.7 * Y[1, 0] + 0.9 + 0.5
-    assert f"2 of 6 values differ; the first, at index [1, 0], is {ours:.4g}: too large" in text
+    assert f"2 of 6 values differ; the first, at index [1, 0], is {ours:.4g}: too high" in text
     text = message(affine, lambda x: x - 9, (Y,))
-    assert "every value differs; the first, at index [0, 0], is -5.29: too small" in text
+    assert "every value differs; the first, at index [0, 0], is -5.29: too low" in text
 
 
 @many

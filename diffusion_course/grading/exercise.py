@@ -159,24 +159,44 @@ def judge(
 
 
 def as_result(value: Any) -> Result:
-    """A returned value as a tuple of arrays. Raises: TypeError if it is something else."""
+    """A returned value as a tuple of arrays. Raises: TypeError if it is something else.
+
+    A tuple is several arrays. A list is one, unless its entries have different shapes.
+    """
     if value is None:
         raise TypeError("your function returned None: is its return statement missing?")
+    if isinstance(value, list) and (array := _one_array(value)) is not None:
+        return (array,)
     values = value if isinstance(value, tuple | list) else (value,)
-    arrays = []
-    for number, part in enumerate(values, start=1):
-        try:
-            array = np.asarray(part)
-        except Exception as error:  # whatever the student's object raises when it is converted
-            array = None
-            reason = f" ({type(error).__name__})"
-        else:
-            reason = ""
-        if array is None or array.dtype.kind not in "biufc":
-            which = f"value {number} of the result" if len(values) > 1 else "the result"
-            raise TypeError(f"{which} must be an array, got {type(part).__name__}{reason}")
-        arrays.append(array)
-    return tuple(arrays)
+    names = [f"value {n} of the result" for n in range(1, len(values) + 1)]
+    return tuple(
+        _as_array(part, name if len(values) > 1 else "the result")
+        for part, name in zip(values, names, strict=True)
+    )
+
+
+_NUMBERS = "biufc"  # the kinds of NumPy's dtypes
+
+
+def _one_array(values: list) -> np.ndarray | None:
+    try:
+        array = np.asarray(values)
+    except Exception:  # entries of different shapes, or an object that objects
+        return None
+    return array if array.dtype.kind in _NUMBERS else None
+
+
+def _as_array(value: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever the student's object raises when it is converted
+        got = f"{type(value).__name__} ({type(error).__name__})"
+        raise TypeError(f"{name} must be an array, got {got}") from None
+    if array.dtype.name == "bfloat16":
+        raise TypeError(f"{name} must be float32 (or float64), got dtype bfloat16")
+    if array.dtype.kind not in _NUMBERS:
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+    return array
 
 
 def _first_problem(
@@ -185,6 +205,7 @@ def _first_problem(
     """What is wrong with the first case that is; empty if all are right."""
     exact = [tuple(map(_exact, arguments)) for arguments in cases]
     truths = [as_result(exercise.oracle(*arguments)) for arguments in exact]
+    results = [_unstacked(*pair) for pair in zip(truths, results, strict=True)]
     for arguments, truth, got in zip(cases, truths, results, strict=True):
         if isinstance(got, Failure):
             return got.message
@@ -195,6 +216,15 @@ def _first_problem(
         where = _describe(exercise, arguments)
         return f"{mistake or problem}{where}"
     return ""
+
+
+def _unstacked(truth: Result, got: Result | Failure) -> Result | Failure:
+    """Several arrays of one shape may also come as one, stacked or in a list."""
+    if isinstance(got, Failure) or len(got) != 1 or len(truth) == 1:
+        return got
+    one_shape = all(array.shape == truth[0].shape for array in truth)
+    stacked = got[0].shape == (len(truth), *truth[0].shape)
+    return tuple(got[0]) if one_shape and stacked else got
 
 
 def _exact(value: Any) -> Any:
@@ -283,7 +313,7 @@ def _pattern(exercise: Exercise, right: np.ndarray, got: np.ndarray, wrong: np.n
 
 def _side(right: np.ndarray, got: np.ndarray, wrong: np.ndarray) -> str:
     high = got[wrong][0] > right[wrong][0]
-    return f"{got[wrong][0]:.4g}: too {'large' if high else 'small'}"
+    return f"{got[wrong][0]:.4g}: too {'high' if high else 'low'}"
 
 
 def _constant_ratio(exercise: Exercise, right: np.ndarray, got: np.ndarray) -> float | None:
