@@ -136,7 +136,8 @@ check("04.3", attention)
 # **Expected.** An array [P]: the clipped gradient of the mean over all images.
 #
 # <details><summary>Hint</summary>
-# Write the mean over all images as a sum of sums. Where does clipping belong: could you undo it?
+# Write the mean over all images as a sum of the parts' sums. The optimiser never sees a part: what it
+# clips is the gradient of the whole batch.
 # </details>
 
 
@@ -241,8 +242,8 @@ check("04.6", update)
 #
 # $$\operatorname{Var}[x_0 \mid x_t = x] = \frac{\sigma^2}{\alpha}\,\frac{\partial D}{\partial x}.$$
 #
-# Compute it by automatic differentiation for points `x`, each of which is a data set of its own:
-# `denoise(x, alpha, sigma)` is the exact denoiser of one-dimensional Gaussian data and works on arrays.
+# Compute it by automatic differentiation for points `x`, each taken by itself: `denoise(x, alpha, sigma)`
+# is the exact denoiser of one-dimensional Gaussian data and works on arrays.
 #
 # **Expected.** An array of `x`'s shape. Where there is hardly any noise there is hardly any doubt.
 #

@@ -245,11 +245,13 @@ def chain_bound(denoise, x0, noises, abar):
         seen = np.sqrt(abar_t) * x0 + np.sqrt(1 - abar_t) * noise
         error = (x0 - denoise(seen, np.sqrt(abar_t), np.sqrt(1 - abar_t))) ** 2
         added = 1 - abar_t / abar_s  # the model's variance
-        if abar_s == 1:
-            return total + (error / added + np.log(2 * np.pi * added)) / 2
-        on_x0 = np.sqrt(abar_s) * added / (1 - abar_t)
-        ratio = (1 - abar_s) / (1 - abar_t)  # of the two variances, q's over the model's
-        total = total + (ratio - 1 - np.log(ratio) + on_x0**2 * error / added) / 2
+        price = error / added + np.log(2 * np.pi * added)  # of the last step, to the data
+        if abar_s < 1:  # of every other one
+            on_x0 = np.sqrt(abar_s) * added / (1 - abar_t)
+            ratio = (1 - abar_s) / (1 - abar_t)  # of the two variances, q's over the model's
+            price = ratio - 1 - np.log(ratio) + on_x0**2 * error / added
+        total = total + price / 2
+    return total
     ### END SOLUTION
 
 
@@ -319,9 +321,9 @@ check("05.7", hybrid_gradient)
 # %% [markdown] exercise="05.8" role="written"
 # ### BEGIN SOLUTION
 # 1. A code for discrete images cannot be shorter than 0 bits, so −2.4 is no probability: it is a density,
-#    taken at points of a grid, and it can be driven as low as one likes. One needs the number of grey
-#    levels, the scale of the data ([0, 1] or [−1, 1]: each factor of two is a bit), whether the last step
-#    integrates over bins or noise was added to the pixels, and the same test images. Then B must
+#    taken at points of a grid, and it can be driven as low as one likes. One needs the scale of the
+#    data (0 to 255, [0, 1] or [−1, 1]: each factor of two is a bit), whether the last step integrates
+#    over bins or noise was added to the pixels, and whether both used the same test images. Then B must
 #    recompute its number with bins.
 # 2. Most bits describe details at noise below a few grey levels, which nobody sees, and the bound spends
 #    most of its effort there. The simple loss spends it at middle noise, where shapes are

@@ -268,8 +268,8 @@ check("06.6", sample)
 # $\alpha^2 + \sigma^2$ need not be 1. With $\lambda = \log(\alpha/\sigma)$, a step has the length
 # $h = \lambda_s - \lambda_t$. The first step, and a step to $\sigma = 0$, do not extrapolate.
 #
-# **Expected.** The samples, an array of `x`'s shape. `denoise(x, alpha, sigma)` is called once per
-# step.
+# **Expected.** The samples, an array of `x`'s shape. One evaluation of `denoise(x, alpha, sigma)` per
+# step is enough.
 #
 # <details><summary>Hint</summary>
 # Keep two things from step to step: the last guess and the last h. Compute λ only where σ is not 0, or

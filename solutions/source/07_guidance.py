@@ -81,8 +81,9 @@ check("07.1", guided)
 #
 # <details><summary>Hint</summary>
 # Bayes' rule: log p(y|x) is log p(y) + log p(x|y), minus the logsumexp of the same over all classes. Noise
-# makes class k a cloud around α·means[k], with a variance that has two parts. To differentiate a whole
-# batch at once, sum over it.
+# makes class k a cloud around α·means[k], with a variance that has two parts. Stay with logarithms to the
+# end (`jax.nn.logsumexp`): a quotient of densities is 0/0 far out, which is nan. To differentiate a
+# whole batch at once, sum over it.
 # </details>
 
 
@@ -136,7 +137,8 @@ check("07.3", guide)
 # *implement · 10 minutes · 2 points*
 #
 # The line in training that makes guidance possible. `u` holds one random number in $[0, 1)$ per
-# example. An example whose number is below `rate` gets the label `null`; the others keep theirs.
+# example. An example whose number is below `rate` gets the label `null`; the others keep theirs. So at
+# rate 0 no label is dropped.
 #
 # **Expected.** An array of whole numbers `[B]`.
 #
@@ -253,7 +255,7 @@ check("07.6", sample)
 # *stretch · 15 minutes · 3 points*
 #
 # Strong guidance makes the values of an estimate too wide. The cure of Lin et al.: compute the guided estimate
-# with the course's $w$, and multiply each example by
+# with the course's $w$, and multiply each example, its mean included, by
 #
 # $$\varphi\,\frac{\operatorname{std}(D_c)}{\operatorname{std}(D_w)} + 1 - \varphi,$$
 #
@@ -305,13 +307,13 @@ check("07.7", rescaled)
 # %% [markdown] exercise="07.8" role="written"
 # ### BEGIN SOLUTION
 # 1. Accuracy rises with w for nearly every model, while variety is lost; one point at two different
-#    scales compares scales, not models. Measure both models along the same values of w (same convention,
-#    same seeds, sampler, steps and sample count): accuracy together with a measure that sees lost variety, such as the
+#    scales compares scales, not models. Measure both along the same values of w (same convention, seeds,
+#    sampler, steps, sample count): accuracy together with a measure that sees lost variety, such as the
 #    Fréchet distance or the spread within a class. Compare the curves, or their elbows.
-# 2. Without dropout the null class was never trained, so the "unconditional" half of guidance is a random
-#    embedding. At w = 1 this does not show. Look at samples at w = 0: they should look like the whole data
-#    set and will not. Also good: the null row of the embedding has not moved; samples drift away as w
-#    grows.
+# 2. Without dropout the null class was never trained: the "unconditional" half of guidance is a random
+#    embedding. At w = 1 this does not show; every other scale is wrong, even if samples are crisp and a
+#    classifier still likes them. Look at w = 0: samples should look like the whole data set and will not.
+#    Also good: the null row of the embedding has not moved.
 #
 # *One point for each part. The first needs "accuracy alone grows with w" and "the same w, or a curve, with
 # a measure of diversity". The second needs the untrained null class and samples at w = 0 (or the embedding).*

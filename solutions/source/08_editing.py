@@ -157,7 +157,7 @@ check("08.4", hold_colour)
 # ## 08.5 · This editor is broken
 # *debug this · 20 minutes · 5 points*
 #
-# SDEdit with a mask, in the style of Meng et al. 2022, algorithm 5: the guide is noised and drawn anew
+# SDEdit with a mask, in the style of Meng et al. 2022: the guide is noised and drawn anew
 # with DDIM, and after every step the known part is pasted in, noised to the level of the state.
 # `denoise(x, alpha, sigma)` is the exact denoiser of Gaussian data. Known pixels should come out as they
 # went in, and another guide should give another result, in the free part as well. Run the cell.
@@ -192,7 +192,8 @@ assert off > 0.1 and moved == 0
 # %% [markdown]
 # There are **two** bugs, and neither raises an error. Write the editor as it should be. `abar` has as
 # many entries as there are `noises`; its first is the level of the start and its last is 1.
-# `noises[0]` belongs to the start, `noises[i]` to the paste after step `i`.
+# `noises[0]` belongs to the start, `noises[1]` to the paste after the first step, and so on: a step from
+# `abar[i - 1]` to `abar[i]` is followed by a paste with `noises[i]`.
 #
 # **Expected.** All states, an array `[N - 1, ...]`: the one after every step. The last is the edited
 # picture, and its known pixels are the guide's, exactly.

@@ -6,16 +6,18 @@ NATS = "nats.reshape(len(nats), -1).mean(1) / np.log(2)"
 WEIGHT = "nats_of_x0 * error_of_x0 / np.log(2)"
 UNITS = '{"x0": 1.0, "eps": (1 - abar_t) / abar_t, "v": 1 - abar_t}[kind]'
 MIX = "share * np.log(beta) + (1 - share) * np.log(beta_tilde)"
+LOG_V = "(u + 1) / 2 * np.log(beta) + (1 - u) / 2 * np.log(beta_tilde)"
 SEEN = "seen = np.sqrt(abar_t) * x0 + np.sqrt(1 - abar_t) * noise"
 PEEK = "seen = np.sqrt(abar_s) * x0 + np.sqrt(1 - abar_s) * noise"
 RATIO = "ratio = (1 - abar_s) / (1 - abar_t)"
 MIDDLE = """
         error = (x0 - denoise(seen, np.sqrt(abar_t), np.sqrt(1 - abar_t))) ** 2
         added = 1 - abar_t / abar_s  # the model's variance
-        if abar_s == 1:
-            return total + (error / added + np.log(2 * np.pi * added)) / 2
-        on_x0 = np.sqrt(abar_s) * added / (1 - abar_t)
-        """
+        price = error / added + np.log(2 * np.pi * added)  # of the last step, to the data
+        if abar_s < 1:  # of every other one
+            on_x0 = np.sqrt(abar_s) * added / (1 - abar_t)
+            """
+PRICE = "price = ratio - 1 - np.log(ratio) + on_x0**2 * error / added"
 LOSS = "jnp.mean((mean - mu_tilde) ** 2) + lam * jnp.mean(kl)"
 
 MUTANTS = [
@@ -46,6 +48,7 @@ MUTANTS = [
         "that is the factor of x_t",
     ),
     Mutant("05.2", "c**2 * doubt", "doubt", "must be multiplied by c²"),
+    Mutant("05.2", "c**2 * doubt", "c**2 * doubt**2", "must not be squared"),
     Mutant("05.2", "c**2 * doubt", "(beta - beta_tilde) * doubt", "a straight line from"),
     Mutant("05.2", "abar_s**0.5 * beta", "abar_s * beta", "differ"),
     Mutant("05.3", WEIGHT, "nats_of_x0 * error_of_x0", "that is in nats"),
@@ -59,9 +62,26 @@ MUTANTS = [
         "abar_t / (1 - abar_t) ** 0.5, abar_s / (1 - abar_s) ** 0.5",
         "without a root",
     ),
+    Mutant(
+        "05.3",
+        "snr_t, snr_s = abar",
+        "abar_t, abar_s = abar_s, abar_t\n    snr_t, snr_s = abar",
+        "of t and s are exchanged",
+    ),
+    Mutant("05.3", "* error_of_x0", "* error_of_x0**0.5", "must be squared as well"),
+    Mutant("05.3", "* error_of_x0", "/ error_of_x0", "is upside down"),
+    Mutant("05.3", UNITS, UNITS.replace("abar_t", "abar_s"), "with the levels of t, not s"),
     Mutant("05.4", "jnp.log(upper - lower)", "norm.logpdf(x0, mean, std)", "that is a density"),
     Mutant("05.4", "half = 1 /", "half = 2 /", "yours reaches all the way"),
     Mutant("05.4", "x0 > 1 - half", "x0 > 99", "differ"),
+    Mutant(
+        "05.4",
+        "upper = jnp.where(x0 > 1 - half, 1.0, upper)\n"
+        "    lower = jnp.where(x0 < -1 + half, 0.0, lower)",
+        "upper = jnp.where(x0 == 1, 1.0, upper)\n    lower = jnp.where(x0 == -1, 0.0, lower)",
+        "off by a rounding",
+    ),
+    Mutant("05.4", "(upper - lower)", "(upper - lower + 1e-5)", "too cheap"),
     Mutant(
         "05.4",
         "upper = jnp.where(x0 > 1 - half, 1.0, upper)\n"
@@ -96,6 +116,8 @@ MUTANTS = [
         PEEK + MIDDLE + "ratio = 1.0",
         "both bugs are still there",
     ),
+    Mutant("05.6", PRICE, "price = on_x0**2 * error / (ratio * added)", "you bound another model"),
+    Mutant("05.6", "error / added\n", "error / (ratio * added)\n", "and that is not β̃"),
     Mutant("05.6", "total = abar[0] * x0**2 / (1 - abar[0]) / 2", "total = 0", "prior has gone"),
     Mutant("05.6", RATIO, "ratio = (1 - abar_t) / (1 - abar_s)", "upside down"),
     Mutant("05.7", "held = jax.lax.stop_gradient(mean)", "held = mean", "pulls at the mean"),
@@ -108,6 +130,21 @@ MUTANTS = [
     ),
     Mutant("05.7", "lam * jnp.mean(kl)", "jnp.mean(kl)", "with the weight 1"),
     Mutant("05.7", "log(ratio) + distance", "log(ratio)", "must cover the error of the mean"),
+    Mutant("05.7", LOG_V, "u * np.log(beta) + (1 - u) * np.log(beta_tilde)", "is the middle"),
+    Mutant(
+        "05.7",
+        LOG_V,
+        "(u + 1) / 2 * np.log(beta_tilde) + (1 - u) / 2 * np.log(beta)",
+        "β and β̃ are exchanged",
+    ),
+    Mutant(
+        "05.7",
+        "jnp.log(ratio) + distance)",
+        "jnp.log(ratio) + distance)\n        ratio = 1 / ratio\n"
+        "        kl = 0.5 * (ratio - 1 - jnp.log(ratio) + (held - mu_tilde) ** 2 / beta_tilde)",
+        "the two Gaussians are exchanged",
+    ),
+    Mutant("05.7", "lam * jnp.mean(kl)", "lam * jnp.mean(kl) / np.log(2)", "yours is in bits"),
     Mutant(
         "05.7",
         LOSS,

@@ -18,16 +18,20 @@ def _normal(rng, *shape, mean=0.0, std=1.0):
 # --- 04.1 -----------------------------------------------------------------------------------
 
 
-def _normalised(h, groups, axes=(1, 2, 4)):
-    batch, height, width, channels = h.shape
-    grouped = h.reshape(batch, height, width, groups, channels // groups)
-    mean, variance = grouped.mean(axes, keepdims=True), grouped.var(axes, keepdims=True)
-    return ((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(h.shape)
+def _normalised(
+    h, groups, axes=(1, 2, 4), inside=1e-5, outside=0.0, power=0.5, ddof=0, apart=False
+):
+    """The norm without FiLM; the other arguments are ways to get it wrong."""
+    size = h.shape[-1] // groups
+    grouped = h.reshape(*h.shape[:-1], *((size, groups) if apart else (groups, size)))
+    axes = (1, 2, 3) if apart else axes
+    mean, variance = grouped.mean(axes, keepdims=True), grouped.var(axes, keepdims=True, ddof=ddof)
+    return ((grouped - mean) / ((variance + inside) ** power + outside)).reshape(h.shape)
 
 
-def _film(h, scale, shift, groups, start=1.0, axes=(1, 2, 4)):
+def _film(h, scale, shift, groups, start=1.0, **wrong):
     one = start + scale[:, None, None]
-    return _normalised(h, groups, axes) * one + shift[:, None, None]
+    return _normalised(h, groups, **wrong) * one + shift[:, None, None]
 
 
 def _before_the_norm(h, scale, shift, groups):
@@ -39,13 +43,20 @@ def _film_inputs(rng, batch, height, width, channels, groups):
     return [(h, _normal(rng, batch, channels), _normal(rng, batch, channels), groups)]
 
 
+def _film_inputs_with_a_flat_group(rng):
+    """One group of one image is so flat that the 1e-5 counts, and its mean is small as well."""
+    ((h, scale, shift, groups),) = _film_inputs(rng, 3, 4, 5, 6, 3)
+    h[1, ..., 2:4] *= 1.5e-3
+    return [(h, scale, shift, groups)]
+
+
 FILM = Exercise(
     id="04.1",
     title="Group norm with FiLM",
     function="film",
     parts=(
         Part("one group for all channels", 1, lambda rng: _film_inputs(rng, 3, 4, 5, 6, 1)),
-        Part("several groups", 1, lambda rng: _film_inputs(rng, 3, 4, 5, 6, 3)),
+        Part("several groups, one nearly flat", 1, _film_inputs_with_a_flat_group),
         Part("as many images as rows", 1, lambda rng: _film_inputs(rng, 4, 4, 4, 4, 2)),
     ),
     oracle=_film,
@@ -65,6 +76,27 @@ FILM = Exercise(
         ),
         "the norm is over all pixels as well; yours is over channels alone": (
             partial(_film, axes=(4,))
+        ),
+        "every group has a norm of its own; yours is one for all channels": (
+            lambda h, scale, shift, groups: _film(h, scale, shift, 1)
+        ),
+        "a group holds neighbouring channels; in yours they are taken in turn": (
+            partial(_film, apart=True)
+        ),
+        "divide by the standard deviation, not by the variance: a root is missing": (
+            partial(_film, power=1.0)
+        ),
+        "the variance is the mean square: divide by the number of entries, not by one less": (
+            partial(_film, ddof=1)
+        ),
+        "1e-5 belongs to the variance, under the root; without it a flat group is blown up": (
+            partial(_film, inside=0.0)
+        ),
+        "1e-5 belongs to the variance, under the root; yours is added to the root": (
+            partial(_film, inside=0.0, outside=1e-5)
+        ),
+        "1e-5 belongs to the variance, under the root; yours is 1e-6, as in some libraries": (
+            partial(_film, inside=1e-6)
         ),
     },
 )
@@ -123,8 +155,8 @@ def _softmax(logits, axis=-1):
     return weights / weights.sum(axis, keepdims=True)
 
 
-def _attention(q, k, v, power=0.5, axis=-1):
-    logits = np.einsum("bqd,bkd->bqk", q, k) / q.shape[-1] ** power
+def _attention(q, k, v, power=0.5, axis=-1, counted=-1):
+    logits = np.einsum("bqd,bkd->bqk", q, k) / q.shape[counted] ** power
     return _softmax(logits, axis) @ v
 
 
@@ -138,7 +170,11 @@ ATTENTION = Exercise(
     function="attention",
     parts=(
         Part("a few tokens", 1, lambda rng: _tokens(rng, 2, 3, 5)),
-        Part("as many tokens as features", 1, lambda rng: _tokens(rng, 3, 4, 4)),
+        Part(
+            "as many tokens as features, and more",
+            1,
+            lambda rng: [*_tokens(rng, 3, 4, 4), *_tokens(rng, 2, 6, 3)],
+        ),
     ),
     oracle=_attention,
     mistakes={
@@ -146,6 +182,9 @@ ATTENTION = Exercise(
             _attention, power=0.0
         ),
         "the products are divided by √d; yours by d": partial(_attention, power=1.0),
+        "d counts the features of a token; yours is the number of tokens": (
+            partial(_attention, counted=1)
+        ),
         "the weights of each query add up to 1; yours of each key": partial(_attention, axis=-2),
         "queries and keys are exchanged": lambda q, k, v: _attention(k, q, v),
         "the weights multiply the values; yours the keys": lambda q, k, v: _attention(q, k, k),
@@ -181,8 +220,8 @@ ACCUMULATION = Exercise(
     title="A large batch in parts",
     function="accumulate",
     parts=(
-        Part("equal parts, nothing to clip", 1, lambda rng: [_parts(rng, (8, 8, 8), 100)]),
-        Part("parts of unlike sizes", 1, lambda rng: [_parts(rng, (16, 5, 9, 2), 100)]),
+        Part("equal parts, nothing to clip", 1, lambda rng: [_parts(rng, (8, 8, 8), 1000)]),
+        Part("parts of unlike sizes", 1, lambda rng: [_parts(rng, (16, 5, 9, 2), 1000)]),
         Part("a gradient that must be clipped", 1, lambda rng: [_parts(rng, (16, 5, 9), 0.3)]),
     ),
     oracle=_large_batch,
@@ -193,14 +232,19 @@ ACCUMULATION = Exercise(
         "the mean of the gradients is wanted, not their sum": (
             lambda gradients, sizes, limit: _clipped(gradients.sum(0), limit)
         ),
+        "divide by the number of all images: their gradients are averaged, not added up": (
+            lambda gradients, sizes, limit: _clipped((sizes[:, None] * gradients).sum(0), limit)
+        ),
         "the whole gradient is clipped, once; yours clips every part": (
             lambda gradients, sizes, limit: _accumulated(_clipped(gradients, limit), sizes)
         ),
-        "clipping is missing": (lambda gradients, sizes, limit: _accumulated(gradients, sizes)),
+        "clipping is missing: a gradient longer than the limit must be shortened": (
+            lambda gradients, sizes, limit: _accumulated(gradients, sizes)
+        ),
         "clipping limits the length of the whole gradient, not each of its entries": (
             lambda gradients, sizes, limit: np.clip(_accumulated(gradients, sizes), -limit, limit)
         ),
-        "a gradient that is short enough stays as it is; yours is always stretched to the limit": (
+        "clipping only ever shortens; yours stretches a short gradient to the limit": (
             lambda gradients, sizes, limit: (
                 _accumulated(gradients, sizes)
                 * limit
@@ -223,11 +267,15 @@ def _not_a_density(losses, part, mean_square):
     return losses / np.sqrt(mean_square)[part]
 
 
-def _drawn_losses(rng, parts, n):
+def _mean_over_the_drawn(losses, part, mean_square):
+    root = np.sqrt(mean_square)[part]
+    return losses / (root / root.mean())
+
+
+def _drawn_losses(rng, parts, part):
     mean_square = rng.uniform(0.05, 6.0, parts)
-    part = rng.integers(parts, size=n).astype(np.int32)
-    losses = rng.uniform(0.1, 3.0, n).astype(np.float32)
-    return [(losses, part, mean_square.astype(np.float32))]
+    losses = rng.uniform(0.1, 3.0, len(part)).astype(np.float32)
+    return [(losses, part.astype(np.int32), mean_square.astype(np.float32))]
 
 
 IMPORTANCE = Exercise(
@@ -235,8 +283,12 @@ IMPORTANCE = Exercise(
     title="Losses of unevenly drawn times",
     function="reweight",
     parts=(
-        Part("three parts", 1, lambda rng: _drawn_losses(rng, 3, 6)),
-        Part("many parts", 2, lambda rng: _drawn_losses(rng, 20, 9)),
+        Part(  # each drawn, but not equally often
+            "three parts",
+            1,
+            lambda rng: _drawn_losses(rng, 3, rng.permutation([0, 0, 1, 2, 2, 2])),
+        ),
+        Part("many parts", 2, lambda rng: _drawn_losses(rng, 20, rng.integers(20, size=9))),
     ),
     oracle=_reweighted,
     mistakes={
@@ -245,6 +297,9 @@ IMPORTANCE = Exercise(
         ),
         "a time that is drawn twice as often counts half, not twice": partial(_reweighted, power=1),
         "a density has the mean 1 over all parts": _not_a_density,
+        "the mean of the roots is over all parts; yours is over those that were drawn": (
+            _mean_over_the_drawn
+        ),
         "that is the probability of a part; the density is that times the number of parts": (
             lambda losses, part, mean_square: (
                 _reweighted(losses, part, mean_square) * len(mean_square)
@@ -280,6 +335,11 @@ def _in_bfloat16(params, ema, gradient, rate, decay):
     return params, decay * ema + (1 - decay) * params
 
 
+def _rounded_step(params, ema, gradient, rate, decay):
+    params = params - _rounded(rate * gradient).astype(float)
+    return params, decay * ema + (1 - decay) * params
+
+
 def _both_bugs(params, ema, gradient, rate, decay):
     new = _in_bfloat16(params, ema, gradient, rate, decay)[0]
     return new, decay * ema + (1 - decay) * params
@@ -306,6 +366,9 @@ UPDATE = Exercise(
     mistakes={
         "both bugs are still there": _both_bugs,
         "eight bits are too few for weights: a small step is rounded away": _in_bfloat16,
+        "the weights are float32 now, but the step itself is still rounded to eight bits": (
+            _rounded_step
+        ),
         "the average must take in the weights after the step": _average_of_the_old,
         "the two factors of the average are exchanged": _exchanged,
         "the weights go against the gradient": (
@@ -326,6 +389,11 @@ def _variance(denoise, x, alpha, sigma):
     return np.broadcast_to(sigma**2 / alpha * gain, x.shape)
 
 
+def _levels_exchanged(denoise, x, alpha, sigma):
+    """In the call of the denoiser, not in the factor."""
+    return sigma**2 / alpha * _variance(denoise, x, sigma, alpha) * sigma / alpha**2
+
+
 def _gaussians(rng):
     denoise = GaussianDenoiser(float(rng.uniform(-2, 2)), float(rng.uniform(0.3, 2.0)))
     alpha, sigma = rng.uniform(0.2, 1.4, 2)
@@ -341,7 +409,9 @@ VARIANCE = Exercise(
         Part(
             "hardly any noise, hardly any doubt",
             1,
-            lambda rng: [(*_gaussians(rng)[:2], 1.0, float(rng.uniform(0.02, 0.1)))],
+            lambda rng: [
+                (*_gaussians(rng)[:2], float(rng.uniform(0.7, 0.9)), float(rng.uniform(0.02, 0.1)))
+            ],
         ),
     ),
     oracle=_variance,
@@ -354,6 +424,15 @@ VARIANCE = Exercise(
         ),
         "the factor is a variance, σ², over α; yours has σ": (
             lambda denoise, x, alpha, sigma: _variance(denoise, x, alpha, sigma) / sigma
+        ),
+        "in the factor before the derivative, σ and α have changed places": (
+            lambda denoise, x, alpha, sigma: (
+                _variance(denoise, x, alpha, sigma) * (alpha / sigma) ** 3
+            )
+        ),
+        "denoise takes α first, then σ": _levels_exchanged,
+        "the gradient of a mean is too small by the number of points; add up instead": (
+            lambda denoise, x, alpha, sigma: _variance(denoise, x, alpha, sigma) / len(x)
         ),
         "that is the standard deviation; the variance is asked for": (
             lambda denoise, x, alpha, sigma: np.sqrt(_variance(denoise, x, alpha, sigma))

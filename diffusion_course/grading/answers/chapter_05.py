@@ -67,7 +67,7 @@ KL = Exercise(
     title="The price of a wrong Gaussian",
     function="kl_bits",
     parts=(
-        Part("0 for an oracle that knows the data", 1, _equal_gaussians),
+        Part("two oracles and one wrong mean", 1, _equal_gaussians),
         Part("any Gaussians", 1, lambda rng: list(_gaussians(rng))),
     ),
     oracle=_bits,
@@ -137,9 +137,9 @@ BEST_VARIANCE = Exercise(
     parts=(
         Part("no doubt: one point", 1, _doubts(lambda rng, t, s: np.zeros((2, 3)))),
         Part(
-            "the doubt of standard normal data",
+            "the doubt of standard normal data, and half of it",
             1,
-            _doubts(lambda rng, t, s: np.full((2, 3), 1 - t)),
+            _doubts(lambda rng, t, s: np.repeat([[1.0], [0.5]], 3, axis=1) * (1 - t)),
         ),
         Part("any doubt", 1, _doubts(lambda rng, t, s: rng.uniform(0.05, 1.4, (3, 4)))),
     ),
@@ -153,6 +153,9 @@ BEST_VARIANCE = Exercise(
         "the doubt must be multiplied by c², since the step carries only a part of it": (
             lambda doubt, abar_t, abar_s: _best(0 * doubt, abar_t, abar_s) + doubt
         ),
+        "the doubt is a variance already: it must not be squared once more": (
+            lambda doubt, abar_t, abar_s: _best(doubt**2, abar_t, abar_s)
+        ),
         "a straight line from β̃ to β is right only where the doubt is measured in 1 − ᾱ_t": (
             _best_interpolated
         ),
@@ -163,10 +166,12 @@ BEST_VARIANCE = Exercise(
 # --- 05.3 -----------------------------------------------------------------------------------
 
 
-def _weight(abar_t, abar_s, kind):
+def _weight(abar_t, abar_s, kind, power=1.0, at_s=False):
+    """In bits; the other arguments are ways to get the conversion of the error wrong."""
     snr_t, snr_s = abar_t / (1 - abar_t), abar_s / (1 - abar_s)
-    unit = {"x0": 1.0, "eps": 1 / snr_t, "v": 1 - abar_t}[kind]
-    return (snr_s - snr_t) / 2 * unit / _LOG_2
+    abar = abar_s if at_s else abar_t
+    unit = {"x0": 1.0, "eps": (1 - abar) / abar, "v": 1 - abar}[kind]
+    return (snr_s - snr_t) / 2 * unit**power / _LOG_2
 
 
 def _weight_of_alphas(abar_t, abar_s, kind):
@@ -205,8 +210,18 @@ WEIGHT = Exercise(
         "the sign: nearer to the data the ratio of signal to noise is larger": (
             lambda *a: -_weight(*a)
         ),
+        "the levels of t and s are exchanged": (
+            lambda abar_t, abar_s, kind: _weight(abar_s, abar_t, kind)
+        ),
         "the ratio of signal to noise is one of variances: ᾱ/(1 − ᾱ), without a root": (
             _weight_of_alphas
+        ),
+        "the error is squared, so what turns it into one of x0 must be squared as well": (
+            partial(_weight, power=0.5)
+        ),
+        "what turns the error into one of x0 is upside down": partial(_weight, power=-1.0),
+        "the network is asked at t: its error turns into one of x0 with the levels of t, not s": (
+            partial(_weight, at_s=True)
         ),
     },
 )
@@ -215,28 +230,44 @@ WEIGHT = Exercise(
 # --- 05.4 -----------------------------------------------------------------------------------
 
 
-def _probability(x0, mean, std, levels, width=1.0, closed=False, shift=0.0):
+def _probability(x0, mean, std, levels, width=1.0, closed=False, shift=0.0, exact=False, more=0.0):
     """Log-probability of a bin; the other arguments are ways to get it wrong."""
     half = width / (levels - 1)
     upper = ndtr((x0 + half + shift / (levels - 1) - mean) / std)
     lower = ndtr((x0 - half + shift / (levels - 1) - mean) / std)
     if not closed:
-        margin = 1 / (levels - 1)
-        upper, lower = np.where(x0 > 1 - margin, 1, upper), np.where(x0 < -1 + margin, 0, lower)
-    return np.log(upper - lower)
+        end = 1 if exact else 1 - 1 / (levels - 1)
+        upper, lower = np.where(x0 >= end, 1, upper), np.where(x0 <= -end, 0, lower)
+    return np.log(upper - lower + more)
 
 
 def _density(x0, mean, std, levels):
     return -0.5 * ((x0 - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
 
 
-def _pixels(rng, chosen):
-    levels = int(rng.integers(9, 14))
-    index = rng.integers(1, levels - 1, (3, 4)) if chosen is None else np.array(chosen(levels))
-    x0 = -1 + 2 * index / (levels - 1)
+def _pixels(rng, x0, levels, off, edge=0.0):
+    """Means that lie `off` standard deviations above a grey level, or above the edge of its bin."""
     std = rng.uniform(0.15, 0.4, x0.shape)
-    mean = x0 + rng.uniform(-1.5, 1.5, x0.shape) * std
-    return [(*(a.astype(np.float32) for a in (x0, mean, std)), levels)]
+    mean = x0 + edge + rng.uniform(*off, x0.shape) * std
+    return *(a.astype(np.float32) for a in (x0, mean, std)), levels
+
+
+def _between_the_ends(rng):
+    """Some likely levels; and some of a probability near 1e-4, to which nothing may be added."""
+    levels = int(rng.integers(9, 14))
+    x0 = -1 + 2 * rng.integers(1, levels - 1, (3, 4)) / (levels - 1)
+    yield _pixels(rng, x0, levels, (-1.5, 1.5))
+    yield _pixels(rng, x0, levels, (3.6, 3.8), edge=1 / (levels - 1))
+
+
+def _ends(rng):
+    """The ends among other levels, exact in the first row and off by a rounding in the others."""
+    levels = int(rng.integers(9, 14))
+    end = levels - 1
+    index = np.array([[0, end, 3, 2], [end, 2, 0, 4], [1, 0, end, 3]])
+    x0 = (-1 + 2 * index / end).astype(np.float32)
+    x0[1:] = np.nextafter(x0[1:], np.float32(0))
+    yield _pixels(rng, x0, levels, (-1.5, 1.5))
 
 
 PROBABILITY = Exercise(
@@ -244,14 +275,8 @@ PROBABILITY = Exercise(
     title="The probability of a grey level",
     function="log_probability",
     parts=(
-        Part("levels between the ends", 2, lambda rng: _pixels(rng, None)),
-        Part(
-            "the lowest and the highest level",
-            1,
-            lambda rng: _pixels(
-                rng, lambda n: [[0, n - 1, 3, 2], [n - 1, 2, 0, 4], [1, 0, n - 1, 3]]
-            ),
-        ),
+        Part("levels between the ends", 2, lambda rng: list(_between_the_ends(rng))),
+        Part("the lowest and the highest level", 1, lambda rng: list(_ends(rng))),
     ),
     oracle=_probability,
     mistakes={
@@ -261,6 +286,12 @@ PROBABILITY = Exercise(
         ),
         "the lowest and the highest bin are open, so that the probabilities add up to 1": (
             partial(_probability, closed=True)
+        ),
+        "x0 may be off by a rounding: an end is missed if it must be exactly −1 or 1": (
+            partial(_probability, exact=True)
+        ),
+        "what is added to a probability makes an unlikely level too cheap": (
+            partial(_probability, more=1e-5)
         ),
         "the bin begins at x0 in yours; x0 lies in its middle": partial(_probability, shift=1.0),
         "the probability itself is not asked for, but its logarithm": (
@@ -330,7 +361,9 @@ LEARNED = Exercise(
 # --- 05.6 -----------------------------------------------------------------------------------
 
 
-def _chain(denoise, x0, noises, abar, peeks=False, forgets=False, prior=True, other=False):
+def _chain(
+    denoise, x0, noises, abar, peeks=False, forgets=False, prior=True, other=False, tilde=False
+):
     """The bound of a chain in nats; the other arguments are ways to get it wrong."""
     total = prior * abar[0] * x0**2 / (1 - abar[0]) / 2
     for noise, abar_t, abar_s in zip(noises, abar[:-1], abar[1:], strict=True):
@@ -345,7 +378,8 @@ def _chain(denoise, x0, noises, abar, peeks=False, forgets=False, prior=True, ot
         ratio = (1 - abar_s) / (1 - abar_t)
         ratio = 1 / ratio if other else ratio
         of_variance = 0 if forgets else ratio - 1 - np.log(ratio)
-        total = total + (of_variance + c**2 * error / beta) / 2
+        of_mean = c**2 * error / (beta * (1 - abar_s) / (1 - abar_t) if tilde else beta)
+        total = total + (of_variance + of_mean) / 2
     return total
 
 
@@ -366,13 +400,19 @@ CHAIN = Exercise(
     ),
     oracle=_chain,
     mistakes={
-        "one bug is left: the model's variance is not the posterior's, and that costs bits too": (
+        "a bug is left: the model's variance is not the posterior's, and that costs bits too": (
             partial(_chain, forgets=True)
         ),
-        "one bug is left: the denoiser is shown the cleaner end of the step": (
+        "a bug is left: the denoiser is shown the cleaner end of the step": (
             partial(_chain, peeks=True)
         ),
         "both bugs are still there": partial(_chain, forgets=True, peeks=True),
+        "the model's variance is β: with β̃ in its place you bound another model, not this one": (
+            partial(_chain, forgets=True, tilde=True)
+        ),
+        "the error of the mean is measured by the model's variance, and that is not β̃": (
+            partial(_chain, tilde=True)
+        ),
         "the prior has gone: x at the first level must be paid for too": (
             partial(_chain, prior=False)
         ),
@@ -386,43 +426,52 @@ CHAIN = Exercise(
 # --- 05.7 -----------------------------------------------------------------------------------
 
 
-def _gradient(output, mu_tilde, beta, beta_tilde, lam, leaks=False, learns=True, teaches=True):
-    """By hand; the last arguments say which paths a gradient takes that it should not, or not."""
+def _gradient(
+    output,
+    mu_tilde,
+    beta,
+    beta_tilde,
+    lam,
+    leaks=False,
+    learns=True,
+    teaches=True,
+    covers=True,
+    slope=0.5,
+    middle=0.5,
+    reverse=False,
+):
+    """By hand; `leaks` and so on are paths that a gradient should not take, or should.
+
+    The share of log β is slope·u + middle.
+    """
     mean, u = np.split(output, 2, axis=-1)
-    v = np.exp(_learned(u, beta, beta_tilde))
+    v = np.exp(_learned(2 * (slope * u + middle) - 1, beta, beta_tilde))
     off = mean - mu_tilde
     along_mean = teaches * 2 * off + leaks * lam * off / v
-    along_u = learns * lam * (1 - (beta_tilde + off**2) / v) / 2 * np.log(beta / beta_tilde) / 2
+    along_log_v = v / beta_tilde - 1 if reverse else 1 - (beta_tilde + covers * off**2) / v
+    along_u = learns * lam * along_log_v / 2 * slope * np.log(beta / beta_tilde)
     return np.concatenate([along_mean, along_u], axis=-1) / mean.size
 
 
-def _gradient_at_the_mean(output, mu_tilde, beta, beta_tilde, lam):
-    """As if the mean were right: the price of a wrong mean left out of the divergence."""
-    full = _gradient(output, mu_tilde, beta, beta_tilde, lam)
-    u = np.split(output, 2, axis=-1)[1]
-    right = np.concatenate([mu_tilde, u], axis=-1)
-    size = mu_tilde.shape[-1]
-    return np.concatenate(
-        [full[:, :size], _gradient(right, mu_tilde, beta, beta_tilde, lam)[:, size:]], axis=-1
-    )
-
-
-def _steps(rng):
-    for shape in ((3, 4), (3, 4)):
-        mu_tilde = _numbers(rng, *shape)
-        mean = mu_tilde + _numbers(rng, *shape, mean=0.3, std=0.4)
-        u = _numbers(rng, *shape, mean=0.2, std=0.6)
-        beta = float(rng.uniform(0.1, 0.4))
-        beta_tilde = float(beta * rng.uniform(0.3, 0.6))
-        # A large λ, so that no half of the gradient drowns in the other's rounding.
-        yield np.concatenate([mean, u], -1), mu_tilde, beta, beta_tilde, float(rng.uniform(0.5, 2))
+def _step(rng, wrong=1.0):
+    """`wrong` scales the error of the mean."""
+    mu_tilde = _numbers(rng, 3, 4)
+    mean = mu_tilde + np.float32(wrong) * _numbers(rng, 3, 4, mean=0.3, std=0.4)
+    u = _numbers(rng, 3, 4, mean=0.2, std=0.6)
+    beta = float(rng.uniform(0.1, 0.4))
+    beta_tilde = float(beta * rng.uniform(0.3, 0.6))
+    # A large λ, so that no half of the gradient drowns in the other's rounding.
+    return np.concatenate([mean, u], -1), mu_tilde, beta, beta_tilde, float(rng.uniform(0.5, 2))
 
 
 HYBRID = Exercise(
     id="05.7",
     title="What the hybrid loss teaches",
     function="hybrid_gradient",
-    parts=(Part("any outputs", 3, lambda rng: list(_steps(rng))),),
+    parts=(
+        Part("any outputs", 2, lambda rng: [_step(rng), _step(rng)]),
+        Part("outputs whose mean is right", 1, lambda rng: [_step(rng, wrong=0.0)]),
+    ),
     oracle=_gradient,
     mistakes={
         "the divergence pulls at the mean: a stop_gradient is missing": (
@@ -440,7 +489,19 @@ HYBRID = Exercise(
             )
         ),
         "the variance must cover the error of the mean as well: it belongs into the divergence": (
-            _gradient_at_the_mean
+            partial(_gradient, covers=False)
+        ),
+        "u = 0 is the middle between log β̃ and log β, as in exercise 05.5": (
+            partial(_gradient, slope=1.0, middle=0.0)
+        ),
+        "β and β̃ are exchanged: u = 1 is the larger one, β": partial(_gradient, slope=-0.5),
+        "the two Gaussians are exchanged: q, with the variance β̃, comes first": (
+            partial(_gradient, reverse=True)
+        ),
+        "the divergence is in nats; yours is in bits": (
+            lambda output, mu_tilde, beta, beta_tilde, lam: _gradient(
+                output, mu_tilde, beta, beta_tilde, lam / _LOG_2
+            )
         ),
         "both terms are averaged over all coordinates, and yours are added up": (
             lambda *a: _gradient(*a) * a[1].size

@@ -18,9 +18,9 @@ def _noise(rng, *shape):
     return rng.normal(size=shape).astype(np.float32)
 
 
-def _levels(rng):
-    """ᾱ_t and ᾱ_s of a long step, s < t."""
-    abar_s = rng.uniform(0.4, 0.85)
+def _levels(rng, low=0.4, high=0.85):
+    """ᾱ_t and ᾱ_s of a long step, s < t; ᾱ_s is between `low` and `high`."""
+    abar_s = rng.uniform(low, high)
     return float(abar_s * rng.uniform(0.3, 0.8)), float(abar_s)
 
 
@@ -77,6 +77,9 @@ FRESH = Exercise(
             )
         ),
         "η is missing": lambda abar, eta: _fresh(abar, 1.0),
+        "the root of a negative number is nan: are t and s exchanged? ᾱ grows along the table": (
+            lambda abar, eta: eta * np.sqrt(_variance(abar[1:], abar[:-1]))
+        ),
     },
 )
 
@@ -84,13 +87,25 @@ FRESH = Exercise(
 # --- 06.2 -----------------------------------------------------------------------------------
 
 
-def _step(x0_hat, x_t, noise, abar_t, abar_s, eta, reduced=True, added=1.0, signal=None):
+# The factor of the predicted noise in equation (3), and ways to get it wrong.
+_DIRECTIONS = {
+    "right": lambda sigma, g, eta: np.sqrt(sigma**2 - g**2),
+    "whole": lambda sigma, g, eta: sigma,
+    "difference": lambda sigma, g, eta: sigma - g,
+    "g not squared": lambda sigma, g, eta: np.sqrt(sigma**2 - g),
+    "share": lambda sigma, g, eta: sigma * (1 - eta),
+}
+
+
+def _step(
+    x0_hat, x_t, noise, abar_t, abar_s, eta, direction="right", added=1.0, signal=None, divided=1
+):
     """Equation (3); the other arguments are ways to get it wrong."""
-    eps = (x_t - np.sqrt(abar_t) * x0_hat) / np.sqrt(1 - abar_t)
-    variance = eta**2 * _variance(abar_t, abar_s)
-    direction = np.sqrt(1 - abar_s - (variance if reduced else 0))
+    eps = (x_t - np.sqrt(abar_t) * x0_hat) / np.sqrt(1 - abar_t) ** divided
+    g = eta * np.sqrt(_variance(abar_t, abar_s))
+    factor = _DIRECTIONS[direction](np.sqrt(1 - abar_s), g, eta)
     x0_share = np.sqrt(abar_s) if signal is None else signal(abar_t, abar_s)
-    return x0_share * x0_hat + direction * eps + added * np.sqrt(variance) * noise
+    return x0_share * x0_hat + factor * eps + added * g * noise
 
 
 def _step_by_a_variance(x0_hat, x_t, noise, abar_t, abar_s, eta):
@@ -98,17 +113,20 @@ def _step_by_a_variance(x0_hat, x_t, noise, abar_t, abar_s, eta):
     return _step(x0_hat, x_t, np.sqrt(variance) * noise, abar_t, abar_s, eta)
 
 
-def _step_with_small_noise(x0_hat, x_t, noise, abar_t, abar_s, eta):
-    """With what is left of x_t, undivided, in the place of the predicted noise."""
-    left = x_t - np.sqrt(abar_t) * x0_hat
-    variance = eta**2 * _variance(abar_t, abar_s)
-    fresh = np.sqrt(variance) * noise
-    return np.sqrt(abar_s) * x0_hat + np.sqrt(1 - abar_s - variance) * left + fresh
+def _noises_exchanged(x0_hat, x_t, noise, abar_t, abar_s, eta):
+    eps = (x_t - np.sqrt(abar_t) * x0_hat) / np.sqrt(1 - abar_t)
+    rebuilt = np.sqrt(abar_t) * x0_hat + np.sqrt(1 - abar_t) * noise
+    return _step(x0_hat, rebuilt, eps, abar_t, abar_s, eta)
 
 
-def _step_inputs(rng, eta, levels=None):
-    levels = _levels(rng) if levels is None else levels
+def _step_inputs(rng, eta, levels):
     return _images(rng, 2, 4), _images(rng, 2, 4), _noise(rng, 2, 4), *levels, eta
+
+
+def _steps_with_noise(rng):
+    """η² is below 1 − ᾱ_s, so that 1 − ᾱ_s − g, which is wrong, has a root."""
+    for _ in range(2):
+        yield _step_inputs(rng, float(rng.uniform(0.4, 0.7)), _levels(rng, 0.3, 0.5))
 
 
 STEP = Exercise(
@@ -116,12 +134,12 @@ STEP = Exercise(
     title="One step of DDIM",
     function="ddim_step",
     parts=(
-        Part("without fresh noise", 1, lambda rng: [_step_inputs(rng, 0.0) for _ in range(2)]),
         Part(
-            "any η",
+            "without fresh noise",
             1,
-            lambda rng: [_step_inputs(rng, float(rng.uniform(0.4, 0.9))) for _ in range(2)],
+            lambda rng: [_step_inputs(rng, 0.0, _levels(rng)) for _ in range(2)],
         ),
+        Part("any η", 1, lambda rng: list(_steps_with_noise(rng))),
         Part(
             "the last step returns the guess",
             1,
@@ -131,7 +149,13 @@ STEP = Exercise(
     oracle=_step,
     mistakes={
         "the direction term must shrink by what the fresh noise adds: c² + g² = σ_s²": (
-            partial(_step, reduced=False)
+            partial(_step, direction="whole")
+        ),
+        "variances add up, standard deviations do not: σ_s − g leaves too little": (
+            partial(_step, direction="difference")
+        ),
+        "the squares add up, c² + g² = σ_s²: g is not squared in yours": (
+            partial(_step, direction="g not squared")
         ),
         "the fresh noise is missing, and its place is kept free": partial(_step, added=0.0),
         "fresh noise is multiplied by its standard deviation, not by its variance": (
@@ -144,8 +168,12 @@ STEP = Exercise(
             partial(_step, signal=lambda abar_t, abar_s: abar_s)
         ),
         "what is left of x_t without the guess is noise of size σ_t: divide by it": (
-            _step_with_small_noise
+            partial(_step, divided=0)
         ),
+        "what is left of x_t without the guess is divided by σ_t; yours by its square": (
+            partial(_step, divided=2)
+        ),
+        "the predicted noise and the fresh noise are exchanged": _noises_exchanged,
     },
 )
 
@@ -153,15 +181,21 @@ STEP = Exercise(
 # --- 06.3 -----------------------------------------------------------------------------------
 
 
-def _invert(denoise, x_s, abar_t, abar_s, refinements, level="t", short=0, again=True, drift=False):
-    """DDIM's step upwards; the other arguments are ways to get it wrong."""
+def _invert(
+    denoise, x_s, abar_t, abar_s, refinements, told="t", split="t", short=0, again=True, drift=False
+):
+    """DDIM's step upwards; the other arguments are ways to get it wrong.
+
+    The denoiser is told the levels `told`; with the levels `split`, ε is computed from its answer.
+    """
     alpha_t, sigma_t = np.sqrt(abar_t), np.sqrt(1 - abar_t)
     alpha_s, sigma_s = np.sqrt(abar_s), np.sqrt(1 - abar_s)
-    told = (alpha_t, sigma_t) if level == "t" else (alpha_s, sigma_s)
+    levels = {"t": (alpha_t, sigma_t), "s": (alpha_s, sigma_s), "t²": (abar_t, 1 - abar_t)}
+    alpha, sigma = levels[split]
     guess = x_s
     for _ in range(refinements + 1 - short):
         at = guess if again else x_s
-        eps = (at - told[0] * denoise(at, *told)) / told[1]
+        eps = (at - alpha * denoise(at, *levels[told])) / sigma
         base = guess if drift else x_s
         guess = alpha_t * (base - sigma_s * eps) / alpha_s + sigma_t * eps
     return guess
@@ -182,11 +216,21 @@ INVERT = Exercise(
     oracle=_invert,
     mistakes={
         "the step's noise belongs to its upper end: evaluate at the levels of t": (
-            partial(_invert, level="s")
+            partial(_invert, told="s", split="s")
+        ),
+        "that is x_s again: no step was made, or x_t was rebuilt from D's guess and noise at t": (
+            lambda denoise, x_s, abar_t, abar_s, refinements: x_s
         ),
         "one evaluation too few: without refinements there is one, and each adds another": (
             partial(_invert, short=1)
         ),
+        "one evaluation too many: without refinements there is one, and each adds another": (
+            partial(_invert, short=-1)
+        ),
+        "the denoiser works at x_t, and must be told the levels of t, not those of s": (
+            partial(_invert, told="s")
+        ),
+        "the denoiser is told α and σ; yours is told their squares": partial(_invert, told="t²"),
         "a refinement evaluates where the last guess led, not at x_s again": (
             partial(_invert, again=False)
         ),
@@ -205,11 +249,11 @@ INVERT = Exercise(
 # --- 06.4 -----------------------------------------------------------------------------------
 
 
-def _slerp(a, b, share, whole=False, unit=False, divided=True):
+def _slerp(a, b, share, whole=False, unit=False, divided=True, angle=np.arccos):
     """Each example along its own arc; the other arguments are ways to get it wrong."""
     axes = tuple(range(0 if whole else 1, a.ndim))
     lengths = [np.sqrt(np.sum(x**2, axis=axes, keepdims=True)) for x in (a, b)]
-    theta = np.arccos(np.sum(a * b, axis=axes, keepdims=True) / (lengths[0] * lengths[1]))
+    theta = angle(np.sum(a * b, axis=axes, keepdims=True) / (lengths[0] * lengths[1]))
     if unit:
         a, b = a / lengths[0], b / lengths[1]
     mix = np.sin((1 - share) * theta) * a + np.sin(share * theta) * b
@@ -221,12 +265,22 @@ def _pairs(rng, *shape):
     return [(a, _images(rng, *shape, mean=-0.2, std=1.2), float(rng.uniform(0.15, 0.4)))]
 
 
+def _oblique_pair(rng):
+    """At about 50°: where the angle is near 90°, its cosine and its arc sine are both near 0."""
+    ((a, b, share),) = _pairs(rng, 1, 9)
+    across = b - a * np.sum(a * b) / np.sum(a**2)
+    across *= np.linalg.norm(a) / np.linalg.norm(across)
+    theta, length = np.radians(rng.uniform(46, 54)), rng.uniform(0.5, 0.8)
+    b = length * (np.cos(theta) * a + np.sin(theta) * across)
+    return [(a, b.astype(np.float32), share)]
+
+
 SLERP = Exercise(
     id="06.4",
     title="Between two noises",
     function="slerp",
     parts=(
-        Part("one pair", 1, lambda rng: _pairs(rng, 1, 9)),
+        Part("one pair", 1, _oblique_pair),
         Part("a batch, where each pair has its own angle", 2, lambda rng: _pairs(rng, 3, 2, 3, 1)),
     ),
     oracle=_slerp,
@@ -242,6 +296,10 @@ SLERP = Exercise(
         ),
         "only the angle needs unit vectors: a and b keep their lengths": partial(_slerp, unit=True),
         "the division by sin θ is missing": partial(_slerp, divided=False),
+        "what you call θ is still the cosine of the angle": partial(_slerp, angle=lambda c: c),
+        "the product of unit vectors is the cosine of their angle, not its sine": (
+            partial(_slerp, angle=np.arcsin)
+        ),
     },
 )
 
@@ -263,7 +321,8 @@ def _ends_only(steps, per_step, saved, errors):
 
 
 def _runs(rng, per_step, saved):
-    steps = np.cumsum(rng.integers(2, 9, 6)).astype(np.float32)
+    """More steps than there are extra evaluations, which one may subtract by mistake."""
+    steps = (max(0, -saved) + np.cumsum(rng.integers(2, 9, 6))).astype(np.float32)
     power = rng.uniform(0.8, 3.2)
     errors = rng.uniform(0.2, 3) * steps**-power * np.exp(rng.normal(0, 0.3, 6))
     return [(steps, per_step, saved, errors.astype(np.float32))]
@@ -287,6 +346,9 @@ ORDER = Exercise(
         "count evaluations, not steps": (
             lambda steps, per_step, saved, errors: _slope(np.log(steps), np.log(errors))
         ),
+        "what is saved makes a run cheaper; yours becomes dearer by it": (
+            lambda steps, per_step, saved, errors: _order(steps, per_step, -saved, errors)
+        ),
         "a power law is a line only where both axes are logarithmic": (
             lambda steps, per_step, saved, errors: _slope(per_step * steps - saved, errors)
         ),
@@ -301,18 +363,18 @@ ORDER = Exercise(
 # --- 06.6 -----------------------------------------------------------------------------------
 
 
-def _sample(denoise, x, noises, abar, eta, reduced=True, end=None, added=1.0):
+def _sample(denoise, x, noises, abar, eta, direction="right", end=None, added=1.0):
     """DDIM from a table without the data's level; the other arguments are ways to get it wrong."""
     levels = np.append(abar, abar[-1] if end == "stays" else 1.0)
     for noise, abar_t, abar_s in zip(noises, levels[:-1], levels[1:], strict=True):
         x0 = denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t))
-        x = _step(x0, x, noise, abar_t, abar_s, eta, reduced, added)
+        x = _step(x0, x, noise, abar_t, abar_s, eta, direction, added)
     return x
 
 
 def _walks(rng, steps):
-    abar = np.sort(rng.uniform(0.05, 0.9, steps))
-    eta = float(rng.uniform(0.5, 0.9))
+    abar = np.sort(rng.uniform(0.05, 0.6, steps))
+    eta = float(rng.uniform(0.35, 0.6))  # σ² − g, which is wrong, must not become negative
     return [(_gaussian(rng), _images(rng, 4), _noise(rng, steps, 4), abar, eta)]
 
 
@@ -326,11 +388,21 @@ BROKEN = Exercise(
     ),
     oracle=_sample,
     mistakes={
-        "both bugs are still there": partial(_sample, reduced=False, end="stays"),
-        "one bug is left: the fresh noise comes on top of noise that is complete already": (
-            partial(_sample, reduced=False)
+        # First, since with a single step there is no fresh noise and no other bug to be seen.
+        "a bug is left: the last step does not reach the data": partial(_sample, end="stays"),
+        "both bugs are still there": partial(_sample, direction="whole", end="stays"),
+        "a bug is left: the fresh noise comes on top of noise that is complete already": (
+            partial(_sample, direction="whole")
         ),
-        "one bug is left: the last step does not reach the data": partial(_sample, end="stays"),
+        "variances add up, standard deviations do not: σ_s − g leaves too little": (
+            partial(_sample, direction="difference")
+        ),
+        "how much old noise is left depends on g: σ_s·(1 − η) does not make up for it": (
+            partial(_sample, direction="share")
+        ),
+        "the squares of the two factors add up to σ_s²: g is not squared in yours": (
+            partial(_sample, direction="g not squared")
+        ),
         "the fresh noise is gone; the bug was elsewhere": partial(_sample, added=0.0),
     },
 )
@@ -339,18 +411,23 @@ BROKEN = Exercise(
 # --- 06.7 -----------------------------------------------------------------------------------
 
 
-def _multistep(denoise, x, alpha, sigma, share=lambda h, before: h / (2 * before), first=1):
-    """DPM-Solver++(2M); `share` of the last change of x0 is extrapolated, from step `first` on."""
+def _multistep(
+    denoise, x, alpha, sigma, share=lambda h, before: h / (2 * before), keeps="x0", stops=False
+):
+    """DPM-Solver++(2M); `share` of the last change of x0 is extrapolated.
+
+    Two ways to get it wrong: to keep what was extrapolated; and to stop with it in the last step.
+    """
     with np.errstate(divide="ignore"):  # infinite at the data, and not used there
         lam = np.log(alpha) - np.log(sigma)
     past = None
     for n in range(len(alpha) - 1):
         x0 = ahead = denoise(x, alpha[n], sigma[n])
-        if n >= first and sigma[n + 1] > 0:
+        if n > 0 and sigma[n + 1] > 0 and not (stops and n == len(alpha) - 2):
             ahead = x0 + share(lam[n + 1] - lam[n], lam[n] - lam[n - 1]) * (x0 - past)
         ratio = sigma[n + 1] / sigma[n]
         x = ratio * x + (alpha[n + 1] - alpha[n] * ratio) * ahead
-        past = x0
+        past = x0 if keeps == "x0" else ahead
     return x
 
 
@@ -388,6 +465,15 @@ MULTISTEP = Exercise(
         ),
         "one half is right only for steps of equal length in λ": (
             partial(_multistep, share=lambda h, before: 0.5)
+        ),
+        "what is remembered is the guess itself; yours remembers the extrapolated one": (
+            partial(_multistep, keeps="ahead")
+        ),
+        "a last step whose σ is not 0 extrapolates like every other": (
+            partial(_multistep, stops=True)
+        ),
+        "σ has a table of its own, and need not be √(1 − α²)": (
+            lambda denoise, x, alpha, sigma: _multistep(denoise, x, alpha, np.sqrt(1 - alpha**2))
         ),
     },
 )

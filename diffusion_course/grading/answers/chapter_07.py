@@ -20,8 +20,11 @@ def _array(rng, *shape, mean=0.6, std=1.7):
 _OFFSET = {"course": 0, "ho-salimans": 1, "imagen": 0}
 
 
-def _guided(conditional, unconditional, scale, convention, offset=_OFFSET):
-    return unconditional + (offset[convention] + scale) * (conditional - unconditional)
+def _guided(
+    conditional, unconditional, scale, convention, offset=_OFFSET, rest=lambda w: 1 - w
+):  # fmt: skip
+    w = offset[convention] + scale
+    return w * conditional + rest(w) * unconditional
 
 
 def _in_convention(convention):
@@ -48,10 +51,14 @@ CONVENTIONS = Exercise(
         "here a scale of 1 must give the conditional estimate itself; yours has gone beyond it": (
             partial(_guided, offset=dict.fromkeys(_OFFSET, 1))
         ),
+        "1 was taken off the scale: which scale gives the conditional estimate itself here?": (
+            partial(_guided, offset=dict.fromkeys(_OFFSET, -1))
+        ),
         "the factors must add up to 1: the push is missing its unconditional part": (
-            lambda conditional, unconditional, scale, convention: (
-                unconditional + (_OFFSET[convention] + scale) * conditional
-            )
+            partial(_guided, rest=lambda w: 1)
+        ),
+        "the unconditional estimate has the wrong sign: the factors must add up to 1": (
+            partial(_guided, rest=lambda w: w - 1)
         ),
     },
 )
@@ -61,18 +68,20 @@ CONVENTIONS = Exercise(
 
 
 def _class_gradient(
-    x, y, alpha, sigma, means, stds, weights, noisy=True, shrunk=True, shares=True,
-    normaliser=True, raw=1.0,
+    x, y, alpha, sigma, means, stds, weights, variance=lambda own, noise: own**2 + noise**2,
+    shrunk=True, share=np.log, half=0.5, power=None, raw=1.0, of_log=True,
 ):  # fmt: skip
     """grad log p(y|x_t) in closed form; the other arguments are ways to get it wrong."""
-    variance = (alpha * stds) ** 2 + (sigma**2 if noisy else 0)
+    variance = variance(alpha * stds, sigma)
     gap = x[:, None] - (alpha if shrunk else 1) * means
-    scores = -gap / variance[:, None]
-    logits = -x.shape[1] / 2 * np.log(variance) * normaliser - (gap**2).sum(-1) / (2 * variance)
-    logits = logits + (np.log(weights) if shares else 0)
+    scores = -2 * half * gap / variance[:, None]
+    power = x.shape[1] if power is None else power
+    logits = share(weights) - power / 2 * np.log(variance) - half * (gap**2).sum(-1) / variance
     r = np.exp(logits - logits.max(1, keepdims=True))
     r = r / r.sum(1, keepdims=True)
-    return scores[np.arange(len(x)), y] - raw * (r[:, :, None] * scores).sum(1)
+    mine = np.arange(len(x)), y
+    gradient = scores[mine] - raw * (r[:, :, None] * scores).sum(1)
+    return gradient if of_log else r[mine][:, None] * gradient
 
 
 def _mixture(rng, classes=3, stds=(0.3, 1.1)):
@@ -110,17 +119,33 @@ GRADIENT = Exercise(
         "that is the gradient of the class's own logit; a probability is normalised over classes": (
             partial(_class_gradient, raw=0.0)
         ),
+        "that is the gradient of p(y | x_t) itself; its logarithm is asked for": (
+            partial(_class_gradient, of_log=False)
+        ),
         "each point has a gradient of its own: yours is divided by the size of the batch": (
             lambda x, *rest: _class_gradient(x, *rest) / len(x)
         ),
-        "the sign is wrong: the push must lead towards the class": (
-            lambda *arguments: -_class_gradient(*arguments)
+        "noise widens the classes: its variance is missing": (
+            partial(_class_gradient, variance=lambda own, noise: own**2)
         ),
-        "noise widens the classes: its variance is missing": partial(_class_gradient, noisy=False),
+        "the variances of a class and of the noise add up, not their standard deviations": (
+            partial(_class_gradient, variance=lambda own, noise: (own + noise) ** 2)
+        ),
         "the class's centre in x_t is α times its mean": partial(_class_gradient, shrunk=False),
-        "Bayes' rule needs the shares of the classes": partial(_class_gradient, shares=False),
+        "the Gaussian's exponent is too large: a factor is missing there": (
+            partial(_class_gradient, half=1.0)
+        ),
+        "Bayes' rule needs the shares of the classes": (
+            partial(_class_gradient, share=lambda weights: 0)
+        ),
+        "everything in a logit is a logarithm, and so must the classes' shares be": (
+            partial(_class_gradient, share=lambda weights: weights)
+        ),
         "a wide class is thinner everywhere: the Gaussian's normalising factor is missing": (
-            partial(_class_gradient, normaliser=False)
+            partial(_class_gradient, power=0)
+        ),
+        "the normalising factor is that of one dimension; x has several": (
+            partial(_class_gradient, power=1)
         ),
     },
     # The difference of two scores in float32, which far out are large and nearly alike.
@@ -136,9 +161,12 @@ def _column(level):
     return np.reshape(level, (-1, 1, 1, 1))
 
 
-def _guide(x0, x_t, gradient, alpha, sigma, scale, factor=lambda a, s: s**2 / a, sign=1):
+def _guide(
+    x0, x_t, gradient, alpha, sigma, scale, factor=lambda a, s: s**2 / a, sign=1,
+    strength=lambda scale: scale,
+):  # fmt: skip
     alpha, sigma = _column(alpha), _column(sigma)
-    pushed = x0 + sign * scale * factor(alpha, sigma) * gradient
+    pushed = x0 + sign * strength(scale) * factor(alpha, sigma) * gradient
     return pushed, (x_t - alpha * pushed) / sigma
 
 
@@ -175,16 +203,23 @@ PUSH = Exercise(
         "ε is still that of the unguided estimate: the two no longer add up to x_t": (
             _without_new_noise
         ),
-        "a σ is missing: the score counts σ times in ε, and σ²/α times in x0": (
+        "a σ is missing: Tweedie's formula has a variance, not a standard deviation": (
             partial(_guide, factor=lambda a, s: s / a)
         ),
-        "σ is a standard deviation; the factor has a variance, divided by α": (
-            partial(_guide, factor=lambda a, s: s**2)
+        "the division by α is missing": partial(_guide, factor=lambda a, s: s**2),
+        "that is one division by α too many": partial(_guide, factor=lambda a, s: s**2 / a**2),
+        "σ alone is the gradient's factor in ε; in x0 it has another": (
+            partial(_guide, factor=lambda a, s: s)
         ),
         "the gradient alone is no change of x0: Tweedie's formula gives its factor": (
             partial(_guide, factor=lambda a, s: 1.0)
         ),
         "the sign is wrong: the estimate must move along the gradient": partial(_guide, sign=-1),
+        "the scale is never used": partial(_guide, strength=lambda scale: 1),
+        "1 was added to the scale, but 0 must leave x0 as it is": (
+            partial(_guide, strength=lambda scale: 1 + scale)
+        ),
+        "the two are in the wrong order: first x0, then ε": lambda *rest: _guide(*rest)[::-1],
         "α and σ are one number per image: they must multiply whole images": _guide_along_columns,
     },
 )
@@ -198,13 +233,16 @@ def _drop(labels, u, rate, null):
 
 
 def _labels(n, rate, null):
-    """Two batches: in one the first example is dropped, in the other it is kept."""
+    """Two batches: in one the first example is dropped, in the other it is kept.
+
+    The third number is the rate, to the last bit in every precision.
+    """
 
     def cases(rng):
-        share = float(rng.uniform(*rate))
+        share = int(64 * rng.uniform(*rate)) / 64
         for begin in ((share / 2, share + 0.1), (share + 0.1, share / 2)):
             u = rng.random(n).astype(np.float32)
-            u[:2] = begin
+            u[:3] = *begin, share
             yield rng.integers(null, size=n), u, share, null
 
     return lambda rng: list(cases(rng))
@@ -215,13 +253,19 @@ DROP = Exercise(
     title="Dropping labels",
     function="drop_labels",
     parts=(
-        Part("a tenth to a third of ten classes", 1, _labels(60, (0.1, 0.3), 10)),
+        Part("a tenth to a third of ten classes", 1, _labels(60, (0.12, 0.32), 10)),
         Part("most of four classes", 1, _labels(60, (0.6, 0.8), 4)),
     ),
     oracle=_drop,
     mistakes={
         "kept and dropped are exchanged: below the rate a label is dropped": (
             lambda labels, u, rate, null: np.where(u < rate, labels, null)
+        ),
+        "kept and dropped are exchanged: above the rate a label is kept": (
+            lambda labels, u, rate, null: np.where(u > rate, null, labels)
+        ),
+        "a number that equals the rate is not below it: its label is kept": (
+            lambda labels, u, rate, null: np.where(u <= rate, null, labels)
         ),
         "each example decides for itself; yours all follow the first": (
             lambda labels, u, rate, null: np.where(u[0] < rate, null, labels)
@@ -231,6 +275,9 @@ DROP = Exercise(
         ),
         "−1 is no class: the null class has a number of its own": (
             lambda labels, u, rate, null: np.where(u < rate, -1, labels)
+        ),
+        "the null class is the number `null`, which is not always 10": (
+            lambda labels, u, rate, null: np.where(u < rate, 10, labels)
         ),
         "no label was dropped": lambda labels, u, rate, null: labels,
     },
@@ -284,28 +331,34 @@ PACK = Exercise(
 # --- 07.6 -----------------------------------------------------------------------------------
 
 
-def _sample(conditional, unconditional, x, alphas, w, more=0, own_noise=True, exchanged=False):
+def _sample(
+    conditional, unconditional, x, alphas, w, more=0, exchanged=False, noise_of="guided",
+    last=True, moved=True,
+):  # fmt: skip
     """DDIM with guidance; the other arguments are ways to get it wrong."""
     if exchanged:
         conditional, unconditional = unconditional, conditional
-    for a, b in pairwise(alphas):
+    for a, b in pairwise(alphas if last else alphas[:-1]):
         s = np.sqrt(1 - a**2)
         c, u = conditional(x, a, s), unconditional(x, a, s)
         x0 = u + (w + more) * (c - u)
-        eps = (x - a * (x0 if own_noise else c)) / s
-        x = b * x0 + np.sqrt(1 - b**2) * eps
+        eps = (x - a * {"guided": x0, "conditional": c, "unconditional": u}[noise_of]) / s
+        x = b * x0 + (np.sqrt(1 - b**2) if moved else s) * eps
     return x
 
 
-def _runs(w):
-    def cases(rng):
-        alphas = np.append(np.sort(rng.uniform(0.1, 0.95, 6)), 1.0)
-        someone = GaussianDenoiser(float(rng.uniform(1, 2)), float(rng.uniform(0.4, 0.8)))
-        everybody = GaussianDenoiser(float(rng.uniform(-1, 0)), float(rng.uniform(1.3, 1.8)))
-        scale = float(rng.uniform(2, 4)) if w is None else w
-        return [(someone, everybody, _array(rng, 5, mean=0.2, std=1.0), alphas, scale)]
+def _runs(*scales):
+    """A run at each scale, which is a number or the ends of a range."""
 
-    return cases
+    def cases(rng):
+        for w in scales:
+            alphas = np.append(np.sort(rng.uniform(0.1, 0.95, 6)), 1.0)
+            someone = GaussianDenoiser(float(rng.uniform(1, 2)), float(rng.uniform(0.4, 0.8)))
+            everybody = GaussianDenoiser(float(rng.uniform(-1, 0)), float(rng.uniform(1.3, 1.8)))
+            scale = float(rng.uniform(*w)) if isinstance(w, tuple) else w
+            yield someone, everybody, _array(rng, 5, mean=0.2, std=1.0), alphas, scale
+
+    return lambda rng: list(cases(rng))
 
 
 SAMPLER = Exercise(
@@ -313,9 +366,10 @@ SAMPLER = Exercise(
     title="This guidance is broken",
     function="sample",
     parts=(
-        Part("w = 0 is the unconditional sampler", 1, _runs(0.0)),
+        # At w = 0 alone, exchanged denoisers and a scale that is 1 too large are the same.
+        Part("small w; at 0 it is the unconditional sampler", 1, _runs(0.0, (0.2, 0.4))),
         Part("w = 1 is the conditional sampler", 1, _runs(1.0)),
-        Part("w above 1", 2, _runs(None)),
+        Part("w above 1", 2, _runs((2, 4))),
     ),
     oracle=_sample,
     mistakes={
@@ -323,10 +377,17 @@ SAMPLER = Exercise(
             partial(_sample, more=1)
         ),
         "one bug is left: the noise is not that of the guided estimate": (
-            partial(_sample, own_noise=False)
+            partial(_sample, noise_of="conditional")
         ),
-        "both bugs are still there": partial(_sample, more=1, own_noise=False),
+        "both bugs are still there": partial(_sample, more=1, noise_of="conditional"),
+        "the noise is the unconditional estimate's; it must be that of the guided one": (
+            partial(_sample, noise_of="unconditional")
+        ),
         "the two denoisers are exchanged": partial(_sample, exchanged=True),
+        "the last step is missing: the samples must reach the data": partial(_sample, last=False),
+        "the noise keeps its old level: after the step it must have the new one": (
+            partial(_sample, moved=False)
+        ),
     },
 )
 
@@ -339,12 +400,17 @@ def _std(x, whole=False):
     return np.std(x, axis=axes, keepdims=True)
 
 
-def _rescaled(conditional, unconditional, w, share, whole=False, swapped=False, upside_down=False):
-    estimate = unconditional + w * (conditional - unconditional)
-    ratio = _std(conditional, whole) / _std(estimate, whole)
-    ratio = 1 / ratio if upside_down else ratio
-    share = 1 - share if swapped else share
-    return estimate * (share * ratio + 1 - share)
+def _rescaled(
+    conditional, unconditional, w, share, whole=False, power=1, part=lambda share: share,
+    centred=False, more=0,
+):  # fmt: skip
+    """Guidance with its deviation restored; the other arguments are ways to get it wrong."""
+    estimate = unconditional + (w + more) * (conditional - unconditional)
+    ratio = (_std(conditional, whole) / _std(estimate, whole)) ** power
+    factor = part(share) * ratio + 1 - part(share)
+    axes = tuple(range(1, estimate.ndim))
+    fixed = np.mean(estimate, axes, keepdims=True) if centred else 0
+    return fixed + factor * (estimate - fixed)
 
 
 def _to_the_unconditional(conditional, unconditional, w, share):
@@ -375,17 +441,23 @@ RESCALE = Exercise(
             partial(_rescaled, whole=True)
         ),
         "the two parts are exchanged: at share 1 the deviation is fully restored": (
-            partial(_rescaled, swapped=True)
+            partial(_rescaled, part=lambda share: 1 - share)
+        ),
+        "the share is never used: the deviation is restored in full": (
+            partial(_rescaled, part=lambda share: 1)
         ),
         "the ratio is upside down: it must shrink what guidance has widened": (
-            partial(_rescaled, upside_down=True)
+            partial(_rescaled, power=-1)
+        ),
+        "the ratio is that of standard deviations, not of variances": (partial(_rescaled, power=2)),
+        "the factor multiplies the whole example; yours leaves its mean as it was": (
+            partial(_rescaled, centred=True)
+        ),
+        "the scale is the course's: w = 1 is the conditional estimate itself": (
+            partial(_rescaled, more=1)
         ),
         "the deviation to restore is the conditional estimate's": _to_the_unconditional,
-        "that is guidance without the rescaling": (
-            lambda conditional, unconditional, w, share: _rescaled(
-                conditional, unconditional, w, 0.0
-            )
-        ),
+        "that is guidance without the rescaling": partial(_rescaled, part=lambda share: 0),
     },
 )
 
