@@ -58,8 +58,7 @@ plots.use_style()
 # ## 1 · One picture
 #
 # A network trained on MNIST draws ten digits, three times. Two rows cost a thousand evaluations per
-# digit, one row costs twenty. All rows use the very same weights. The first two start from the same
-# noise.
+# digit, one row costs twenty. All rows use the very same weights and start from the same noise.
 #
 # The loop below is `sampling.sample` on a uniform grid, with one difference: the number of steps is
 # an argument of the compiled program, so that 20 and 1000 steps share it.
@@ -125,7 +124,7 @@ assert rms(twenty - thousand) < 0.15 < 0.3 < rms(ddpm - thousand)
 #
 # By Pythagoras the marginal at $s$ is right for **every** $g$ from 0 to $\sigma_s$
 # (Song, Meng & Ermon 2021, eq. 7; their $\sigma_t$ is our $g$). These processes are not Markov chains
-# forwards: $x_t$ depends on $x_s$ and on $x_0$. Nobody minds, since we only go backwards.
+# forwards (**non-Markovian**): $x_t$ depends on $x_s$ and on $x_0$. Nobody minds, since we only go backwards.
 
 # %% [markdown]
 # The paper measures the fresh noise in units of DDPM's own. With $\tilde\beta$ the variance of the
@@ -316,11 +315,11 @@ np.testing.assert_allclose(*ends, atol=1e-4)  # opposite starts, the same fresh 
 
 # %% [markdown]
 # With $\eta = 0$ the paths are smooth, and a smooth path can be followed with few straight pieces.
-# So the same start gives the same digit, better drawn, whatever the number of steps: the paper calls
-# it **consistency** (section 5.2). The start is a code for the picture.
+# So the same start gives the same digit, better drawn, whatever the number of steps, and from 20 on one
+# hardly sees a change: the paper calls it **consistency** (section 5.2). The start is a code for the picture.
 #
-# With $\eta = 1$ a path is a random walk, many times as long, and every number of steps ends in
-# another digit. On this schedule the start doesn't even matter: at $t = 1$ no signal is left, and by
+# With $\eta = 1$ a path is a random walk, many times as long (pieces of it leave the frame), and every
+# number of steps ends in another drawing. On this schedule the start doesn't even matter: at $t = 1$ no signal is left, and by
 # (2) the first step replaces *all* noise by fresh noise: opposite starts end in the same point.
 
 # %% [markdown]
@@ -461,8 +460,8 @@ right.set_title("the last three steps in the coordinates of (5)")
 plt.show()
 
 # %% [markdown]
-# In the right panel each orange piece is straight and points where the exact path points at its
-# beginning. It misses the bend that follows. With more steps the miss shrinks like the length of a
+# In the right panel each orange piece is straight, and points where the exact path *through its beginning*
+# points there. It misses the bend that follows. With more steps the miss shrinks like the length of a
 # step: DDIM is a method of **order one**. Section 9 does better. First, two gifts of a
 # road without noise.
 
@@ -470,8 +469,9 @@ plt.show()
 # ## 7 · Inversion: from a picture to its noise
 #
 # A road can be walked both ways. Which noise would DDIM have turned into *this* digit? Solve (3) for
-# $x_t$. Its $\hat\varepsilon$ belongs to $x_t$, which is what we want to know; DDIM inversion takes the
-# guess at the point where we stand (Song et al. 2021, section 5.4). Or we go on guessing: insert the
+# $x_t$. Its $\hat\varepsilon$ belongs to $x_t$, which is what we want to know. DDIM inversion takes the
+# guess at the point where we stand, $x_s$, as if it were $x_t$: the network is told the time $t$ (Song et
+# al. 2021, section 5.4). Or we go on guessing: insert the
 # result, evaluate again, and so on. If this settles, it settles at the *exact* inverse of the step (a
 # fixed point; Pan et al. 2023).
 #
@@ -513,7 +513,7 @@ library, _ = jax.jit(
 np.testing.assert_allclose(top, library, atol=2e-3)  # 20 steps of float32 through a network
 top0, again0 = round_trip(small.model, x, y, 20, 0)
 rows = [x[:12], top[:12] / 2, again0[:12], again[:12]]
-names = ["real digits", "their noise", "again", "again, refined once"]
+names = ["real digits", "half their noise", "again", "again, refined once"]
 plots.image_grid(rows, names, "Up and down again with 20 steps")
 plt.show()
 
@@ -557,14 +557,15 @@ assert all(error[n, 5] < error[n, 0] / 2 for n in ladder)  # measured a half to 
 
 # %%
 own, found_std = draw(small.model, begin, labels, 20, key)[:40], []
-for r in refinements:
+for r in (*refinements, 20):
     found, down = round_trip(small.model, own, labels[:40], 20, r)
     off = rms(found - begin[:40])
     print(f"{r} refinements: round trip off by {rms(down - own):.4f}; noise found: "
           f"std {float(found.std()):.2f}, {off:.2f} from the true start")  # fmt: skip
     found_std.append(float(found.std()))
     assert rms(down - own) < 0.06 and off > 0.4  # 40 digits; measured at most .03, at least .7
-assert found_std[0] < found_std[1] < found_std[2] and found_std[0] < 0.8  # measured .62, .76, .98
+# Measured .62, .76, .98 and 1.33.
+assert found_std[0] < 0.8 and all(np.diff(found_std) > 0.05) and found_std[-1] > 1.15
 
 # %% [markdown]
 # Far. The trip closes, and yet the code is another one. Digits fill few of the 64 dimensions, and along
@@ -573,8 +574,8 @@ assert found_std[0] < found_std[1] < found_std[2] and found_std[0] < 0.8  # meas
 # that this network would never draw.
 #
 # So a closed round trip is no proof of a natural code. Look at the standard deviation of the noise
-# you find, which should be 1: here it is too small at first, and each refinement makes it larger, with
-# no regard for 1. Chapter 08 edits with inversion all the same; with strong guidance it needs other
+# you find, which should be 1: here it is too small at first, and refinement makes it larger, past 1 and on.
+# Chapter 08 edits with inversion all the same; with strong guidance it needs other
 # cures (Mokady et al. 2023).
 
 # %% [markdown]
@@ -649,8 +650,8 @@ assert found["line"][2] > found["one end"][2] - 0.02
 #   evaluations per step; order 2 (Karras et al. 2022, algorithm 1).
 # - **DPM-Solver**: use $\lambda = \log(\alpha/\sigma)$, half the log-SNR, as the clock. In it (5) has
 #   an exact solution but for one integral over $\hat\varepsilon$, which is replaced by a polynomial.
-#   Order 1 is DDIM again; orders 2 and 3 look at one or two points within the step (Lu et al. 2022a,
-#   eq. 3.7, algorithms 1 and 2).
+#   Order 1 is DDIM again; orders 2 and 3 look at one or two points within the step and then forget them,
+#   which makes it a *single-step* method (Lu et al. 2022a, eq. 3.7, algorithms 1 and 2).
 # - **Multistep**: don't look at new points, remember old ones. One evaluation per step. PNDM
 #   averages the last four $\hat\varepsilon$ (Liu et al. 2022, eq. 12), DPM-Solver++(2M) extrapolates
 #   the last two $\hat x_0$ (Lu et al. 2022b, algorithm 2).
@@ -827,15 +828,16 @@ for name, values in race.items():
 # 2M 0.6 times at 20 and 0.4 times at 40.
 assert race["Heun"][0] > 1.1 * race["DDIM"][0] and race["Heun"][1] > 1.1 * race["DDIM"][1]
 assert race["2M"][2] < 0.85 * race["DDIM"][2] and race["2M"][3] < 0.85 * race["DDIM"][3]
+assert race["2M"][2] < race["Heun"][2] and race["2M"][3] < race["Heun"][3] < race["DDIM"][3]
 assert all(value < 1.8 for value in slope.values())  # measured .8, 1.3 and 1.2
 
 # %% [markdown]
 # No. Order is a promise about *small* steps, and with a handful of evaluations no step is small: half
-# as many steps, twice as long, cost Heun more than its averaging gains. 2M is the best of the three at
-# 20 evaluations, but its slope is not 2 either. The first step (from no signal) and the last (to no
+# as many steps, twice as long, cost Heun more than its averaging gains; at 40 it has overtaken DDIM. 2M is
+# the best of the three from 20 evaluations on, but its slope is not 2 either. The first step (from no signal) and the last (to no
 # noise) are DDIM's, and a network is no exact denoiser.
 #
-# So: **2M or DDIM for 10 to 50 evaluations of a network**, higher orders where accuracy counts, such as
+# So: **2M for 10 to 50 evaluations of a network**, higher orders where accuracy counts, such as
 # likelihoods (chapter 10). Chapter 11 goes on with better grids and adaptive steps.
 
 # %% [markdown]
