@@ -907,11 +907,12 @@ assert table["dynamic threshold"]["beyond"] == 0
 assert table["dynamic threshold"]["Fréchet"] > 0.75 * plain["Fréchet"]
 
 # %% [markdown]
-# The interval: it leaves high noise alone, where variety is lost, and about halves the distance to the data. (One could
-# also skip the unconditional half of the batch outside it.) Rescaling helps a little. Dynamic
-# thresholding does what it says: the pixels are in range. Its spread is as large as at $w = 1$, and yet the
-# distance to the data does not fall: black has become grey, as the last row shows. A spread that grows without bringing the samples nearer to the data is not variety, but
-# another distortion. This is why one looks at more than one number.
+# The interval: it leaves high noise alone, where variety is lost, and about halves the distance to the data.
+# (`guidance.limited` is the interval as a scale that depends on time; with it the cures combine, in one
+# batched evaluation as well.) Rescaling helps a little. Dynamic thresholding does what it says: the pixels are
+# in range. Its spread is as large as at $w = 1$, and yet the distance to the data does not fall: black has
+# become grey, as the last row shows. A spread that grows without bringing the samples nearer to the data is
+# not variety, but another distortion. This is why one looks at more than one number.
 #
 # The cheapest cure is in the first row: a smaller $w$.
 

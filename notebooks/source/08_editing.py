@@ -532,7 +532,7 @@ plots.image_grid(list(rows.values()), labels, "What is hidden, and how it was fi
 plt.show()
 
 # %% [markdown]
-# **Draw your own.** Click fields: what is blue will be hidden. Then press the button. Row by row: a digit
+# **Draw your own.** Click fields: what is coloured will be hidden. Then press the button. Row by row: a digit
 # without what is hidden, and four pictures that agree with the rest. Hide so much that the four differ.
 # Then hide one field more than you think you can.
 
