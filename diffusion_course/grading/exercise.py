@@ -319,7 +319,7 @@ def _side(right: np.ndarray, got: np.ndarray, wrong: np.ndarray) -> str:
 def _constant_ratio(exercise: Exercise, right: np.ndarray, got: np.ndarray) -> float | None:
     """The factor by which all values are wrong, if it is one and the same."""
     largest = np.unravel_index(np.argmax(np.abs(right)), right.shape)
-    if right.size < 2 or not right[largest] or not got[largest]:
+    if right.size < 2 or not right[largest] or not got[largest] or np.isinf(right[largest]):
         return None
     ratio = float(got[largest] / right[largest])
     return ratio if _close(exercise, right, got / ratio).all() else None
