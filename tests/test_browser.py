@@ -49,6 +49,14 @@ WATCH = """() => {
 }"""
 
 
+def open_code(lab, name, code):
+    """A page with a notebook of one code cell."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, lab.folder / name)
+    return lab.open(name)
+
+
 def assert_every_cell_ran(cells):
     assert cells
     for cell in cells:
@@ -94,10 +102,7 @@ def delays_of_the_explorer(page, moves=8):
 
 
 def test_a_slider_moves_its_picture_in_a_tiny_notebook(lab):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(TINY.strip())])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(notebook, lab.folder / "tiny.ipynb")
-    page = lab.open("tiny.ipynb")
+    page = open_code(lab, "tiny.ipynb", TINY.strip())
     assert_every_cell_ran(lab.run_all(page))
     assert_arrow_keys_move_the_explorer(page, presses=2)
     assert page.locator(".course-readout").inner_text() == "level 5"
@@ -153,10 +158,7 @@ def assert_a_drawn_mask_is_filled_in(page):
 
 
 def test_a_mask_is_drawn_and_filled_in_a_tiny_notebook(lab):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(EDITOR.strip())])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(notebook, lab.folder / "editor.ipynb")
-    page = lab.open("editor.ipynb")
+    page = open_code(lab, "editor.ipynb", EDITOR.strip())
     assert_every_cell_ran(lab.run_all(page))
     page.locator(".course-readout").get_by_text("1 hidden").wait_for(timeout=20_000)
     assert_a_drawn_mask_is_filled_in(page)
@@ -166,10 +168,7 @@ def test_a_mask_is_drawn_and_filled_in_a_tiny_notebook(lab):
 
 
 def test_a_failing_cell_would_be_seen(lab):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(notebook, lab.folder / "bad.ipynb")
-    page = lab.open("bad.ipynb")
+    page = open_code(lab, "bad.ipynb", "1 / 0")
     (cell,) = lab.run_all(page)
     assert cell["errors"][0]["ename"] == "ZeroDivisionError"
     page.close()
