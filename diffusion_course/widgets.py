@@ -163,17 +163,22 @@ def live(
         part.add_class(f"course-{css}")
 
     def show(_=None):
-        try:
-            readout.value, frame.value = respond(values[position.value])
-        except Exception as error:
-            readout.value = f"{type(error).__name__}: {error}"
-            raise
+        _show_response(respond, values[position.value], readout, frame)
 
     show()
     position.observe(show, "value")
     box = ipywidgets.VBox([ipywidgets.HBox([position, readout]), frame], layout=_PLAIN)
     box.slider, box.readout, box.frame = position, readout, frame
     return box
+
+
+def _show_response(respond: Callable, value, readout, frame) -> None:
+    """Shows what respond(value) returns; an error is shown too, before it is raised again."""
+    try:
+        readout.value, frame.value = respond(value)
+    except Exception as error:
+        readout.value = f"{type(error).__name__}: {error}"
+        raise
 
 
 def mask_editor(respond: Callable, hidden, *, action: str = "fill in") -> ipywidgets.HBox:
@@ -204,11 +209,7 @@ def mask_editor(respond: Callable, hidden, *, action: str = "fill in") -> ipywid
 
     def show(_=None):
         drawn = np.array([[field.value for field in row] for row in fields])
-        try:
-            readout.value, frame.value = respond(drawn)
-        except Exception as error:
-            readout.value = f"{type(error).__name__}: {error}"
-            raise
+        _show_response(respond, drawn, readout, frame)
 
     show()
     button.on_click(show)

@@ -549,6 +549,16 @@ def test_marks_that_do_not_pair_up_are_refused(course, marks):
         assign.student_version(notebook)
 
 
+def test_a_stub_s_message_may_hold_quotes_and_backslashes(course):
+    notebook, message = master(), r'return "β\alpha", an array'
+    notebook.cells[1].source = f"def halve(x):\n    {BEGIN} {message}\n    x\n    {END}"
+    space = {}
+    exec(assign.student_version(notebook).cells[1].source, space)
+    with pytest.raises(NotImplementedError) as raised:
+        space["halve"](1)
+    assert str(raised.value) == message
+
+
 @pytest.mark.parametrize("cell", [0, 2, 4])
 def test_marks_in_a_cell_that_is_no_answer_are_refused(course, cell):
     notebook = master()

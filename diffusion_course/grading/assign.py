@@ -9,6 +9,7 @@ the metadata. What follows BEGIN SOLUTION on its line is the stub's message.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -95,7 +96,9 @@ def _without_solution(cell) -> str:
 def _stub(mark: re.Match, cell_type: str) -> str:
     if cell_type == "markdown":
         return PROMPT
-    return f'{mark["indent"]}raise NotImplementedError("{mark["message"].strip()}")'
+    # A JSON string is a Python string too, with every quote and backslash escaped.
+    message = json.dumps(mark["message"].strip(), ensure_ascii=False)
+    return f"{mark['indent']}raise NotImplementedError({message})"
 
 
 def write_exercises(course: Path) -> list[Path]:

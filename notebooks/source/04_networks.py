@@ -441,8 +441,7 @@ assert (factor < 3).all() and 0.4 < factor.mean() < 2  # no disaster
 assert speed["1000 t"].mean() > 1.5 * speed["t"].mean()
 
 # %% [markdown]
-# Not worse on the whole: at some times a little worse, at others better, and a longer training shuffles
-# which. The layers behind the embedding learn to amplify small differences; and the fast waves have a price
+# Not worse on the whole: at some times a little worse, at others better. The layers behind the embedding learn to amplify small differences; and the fast waves have a price
 # of their own: the output jitters as $t$ moves. Not every warning that one reads survives a measurement. (Deeper networks and shorter training may tell another story. Measure there.)
 #
 # The right panel is the **health check** to keep: move $t$ at a fixed $x$, and look at how fast the output
@@ -543,6 +542,12 @@ assert best[150] < best[steps] and last[best[steps]] < 0.96 * last[0.0]
 # The warmed-up average needs no choice: nearly the best of the grid at every length.
 assert all(quality[n]["warm-up"] < 1.05 * quality[n][best[n]] for n in kept)
 assert last[0.9999] > 2 * last[0.0]
+left = {n: 0.9999**n for n in (600, 10_000, 30_000)}
+print(
+    "of its start d = 0.9999 still holds",
+    ", ".join(f"{v:.0%} after {n:,}" for n, v in left.items()),
+)
+assert left[600] > 0.9 and 0.04 < left[30_000] < 0.06
 
 # %% [markdown]
 # A longer run wants a longer memory (thin lines: the average with warm-up, $d_n = \min(d,
