@@ -23,7 +23,8 @@ def lap(name):
     seconds[name], begin = now - begin, now
 
 import jax
-from diffusion_course import data, recipes, samplers, sampling, setup, train, weights
+from diffusion_course import data, samplers, sampling, setup, weights
+from diffusion_course.training import loop, recipes
 setup("cpu", quiet=True)
 lap("imports")
 digits = data.load("digits")
@@ -35,7 +36,7 @@ lap("model")
 batches = data.batches(digits, size=recipe.batch_size, seed=0)
 objective = recipes.diffusion_objective(recipe)
 key = jax.random.key(0)
-trained = train.fit(model, objective, batches, steps=100, stop=1, key=key, progress=False).ema
+trained = loop.fit(model, objective, batches, steps=100, stop=1, key=key, progress=False).ema
 lap("first step")
 generate = sampling.generator(p, "v", samplers.ddim(p), sampling.uniform(50), (8, 8, 1))
 generate(trained, key, 64, jax.numpy.arange(64) % 10).block_until_ready()

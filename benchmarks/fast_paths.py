@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import machine
 from flax import nnx
 
-from diffusion_course import host
 from diffusion_course.models import fast, layers
+from diffusion_course.notebook import memory
 
 BATCH = 64
 
@@ -27,20 +27,20 @@ STEP = """
 import sys, time
 import jax, jax.numpy as jnp
 from flax import nnx
-from diffusion_course import host, train
+from diffusion_course.notebook import memory
 from diffusion_course.models import fast
 from diffusion_course.models.unet import UNet
 if sys.argv[1] != "no memory":
-    host.keep_freed_memory()
+    memory.keep_freed_memory()
 if sys.argv[1] == "plain":
     fast.on_cpu = lambda: False
 size = int(sys.argv[2])
 model = UNet(1, (32, 64) if size == 8 else (32, 64, 64), num_classes=10, rngs=nnx.Rngs(0))
 def loss(model, x, labels, key):
     return jnp.mean((model(x, jnp.linspace(0, 1, len(x)), labels) - 1) ** 2)
-optimizer = train.adam(1e-3, 1000)
-step = train.make_step(model, loss, optimizer, 0.999)
-state = train.create_state(model, optimizer)
+optimizer = update.adam(1e-3, 1000)
+step = update.make_step(model, loss, optimizer, 0.999)
+state = update.create_state(model, optimizer)
 batch = jax.random.normal(jax.random.key(0), (64, size, size, 1)), jnp.arange(64) % 10
 best = float("inf")
 for n in range(12):
@@ -111,7 +111,7 @@ def whole_step(setting: str, size: int) -> float:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    host.keep_freed_memory()
+    memory.keep_freed_memory()
     rows = {}
     print("milliseconds".ljust(46) + "plain".rjust(9) + "fast".rjust(9) + "faster".rjust(9))
 

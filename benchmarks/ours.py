@@ -1,7 +1,7 @@
 """The worker of this library for `compare.py`: ``python benchmarks/ours.py SHAPE``.
 
-The training step is written out here and not `diffusion_course.train.make_step`, which always
-keeps an average of the weights and checks that everything is finite: the peer does neither.
+The training step is written out here and not `diffusion_course.training.update.make_step`, which
+always keeps an average of the weights and checks that all is finite: the peer does neither.
 Everything else is as there: parameters in one vector, one compiled step, donated buffers.
 """
 
@@ -33,7 +33,7 @@ class Ours:
 
         The network keeps a trained one's scale: kernels preserve variance, norms stay near 1.
         """
-        from diffusion_course.checkpoints import flat_params
+        from diffusion_course.weights.card import flat_params
 
         rng = np.random.default_rng(1)
 

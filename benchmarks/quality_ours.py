@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from worker import serve
 
-from diffusion_course import data, recipes, samplers, sampling, setup, weights
+from diffusion_course import data, samplers, sampling, setup, weights
+from diffusion_course.training import recipes
 
 
 class Ours:

@@ -5,7 +5,7 @@ Read the files in this order; each imports only from those before it: `process`,
 `distributed`, `train`, `checkpoints`, `metrics`, `plots`, `widgets`.
 """
 
-from diffusion_course.course import setup
+from diffusion_course.notebook.setup import setup
 
 __all__ = ["setup"]
 __version__ = "0.1.0"

@@ -2,6 +2,6 @@
 
 import sys
 
-from diffusion_course.cli import main
+from diffusion_course.app.cli import main
 
 sys.exit(main())

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.stats import norm
 
+from diffusion_course.checks import concrete
 from diffusion_course.denoiser import Denoiser, network_output
 from diffusion_course.losses import discrete_times
 from diffusion_course.parameterization import target, to_x0
-from diffusion_course.process import Process, add_noise, concrete, expand, posterior, transition
+from diffusion_course.process import Process, add_noise, expand, posterior, transition
 from diffusion_course.samplers import Sampler
 
 Reverse = Callable[[Array, Array, Array], tuple[Array, Array]]

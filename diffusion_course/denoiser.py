@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffusion_course.checks import concrete
 from diffusion_course.parameterization import row, to_x0
-from diffusion_course.process import Process, concrete, expand, levels
+from diffusion_course.process import Process, expand, levels
 
 Denoiser = Callable[[Array, Array], Array]
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffusion_course.checks import concrete
 from diffusion_course.denoiser import Denoiser
-from diffusion_course.process import Process, add_noise, concrete, levels
+from diffusion_course.process import Process, add_noise, levels
 from diffusion_course.samplers import Sampler
 from diffusion_course.sampling import sample
 

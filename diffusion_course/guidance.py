@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffusion_course.checks import concrete
 from diffusion_course.denoiser import Denoiser, denoiser
-from diffusion_course.process import Process, concrete, expand
+from diffusion_course.process import Process, expand
 
 
 def classifier_free(D_cond: Denoiser, D_uncond: Denoiser, w) -> Denoiser:

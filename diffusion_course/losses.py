@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffusion_course.checks import concrete
 from diffusion_course.denoiser import network_output
 from diffusion_course.parameterization import determinant, target
-from diffusion_course.process import Process, add_noise, concrete
+from diffusion_course.process import Process, add_noise
 
 # Training times stay inside (0, 1): at t = 0 there is nothing to predict, and at t = 1 some
 # weights are 0/0 in processes that keep no signal.

@@ -24,3 +24,8 @@ def _user_cache() -> Path:
     # The XDG specification says that a relative path is to be ignored.
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     return Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".cache"
+
+
+def source_tree() -> Path:
+    """The folder that the package lies in: the course's own after ``pip install -e .``."""
+    return Path(__file__).resolve().parent.parent

@@ -48,11 +48,6 @@ def _derivative(f: Callable, t) -> Array:
     return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]
 
 
-def concrete(*values) -> bool:
-    """Whether values can be looked at: under jit, vmap or grad, bad ones can't be reported."""
-    return not any(isinstance(value, jax.core.Tracer) for value in values)
-
-
 def _as_time(t) -> Array:
     return jnp.asarray(t, dtype=jnp.float32)
 

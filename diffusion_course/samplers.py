@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffusion_course.checks import concrete
 from diffusion_course.denoiser import Denoiser
-from diffusion_course.process import Process, concrete, expand, levels, posterior, transition
+from diffusion_course.process import Process, expand, levels, posterior, transition
 
 
 class Sampler(NamedTuple):

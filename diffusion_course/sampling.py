@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffusion_course.checks import concrete
 from diffusion_course.denoiser import Denoiser, denoiser
 from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.parameterization import determinant
-from diffusion_course.process import Process, concrete
+from diffusion_course.process import Process
 from diffusion_course.samplers import Sampler
 
 # --------------------------------------------------------------------------------------------

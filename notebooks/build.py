@@ -22,7 +22,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 
-from diffusion_course import runner
+from diffusion_course.app import runner
 from diffusion_course.grading import assign
 
 FORMATS = "ipynb,source//py:percent"

@@ -25,7 +25,7 @@ ANSWERS = {
 TINY = """
 import matplotlib.pyplot as plt
 
-from diffusion_course import widgets
+from diffusion_course.notebook import widgets
 
 
 def bar(level):
@@ -113,7 +113,7 @@ def test_a_slider_moves_its_picture_in_a_tiny_notebook(lab):
 EDITOR = """
 import matplotlib.pyplot as plt
 
-from diffusion_course import plots, widgets
+from diffusion_course.notebook import plots, widgets
 
 
 def show(hidden):

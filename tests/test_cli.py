@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from diffusion_course import cli, doctor, runner
+from diffusion_course.app import cli, doctor, runner
 
 COURSE = Path(__file__).resolve().parent.parent
 COMMANDS = ["lab", "doctor", "run", "train"]
@@ -135,9 +135,9 @@ def test_the_course_is_found_from_the_package_and_from_a_folder_inside(tiny, mon
     inside = tiny / "notebooks" / "deeper"
     inside.mkdir()
     monkeypatch.chdir(inside)
-    monkeypatch.setattr(runner, "__file__", str(tiny.parent / "elsewhere" / "p" / "runner.py"))
+    monkeypatch.setattr(runner.paths, "source_tree", lambda: tiny.parent / "elsewhere")
     assert runner.course_folder() == tiny.resolve()
-    monkeypatch.setattr(runner, "__file__", str(tiny / "diffusion_course" / "runner.py"))
+    monkeypatch.setattr(runner.paths, "source_tree", lambda: tiny)
     monkeypatch.chdir(tiny.parent)
     assert runner.course_folder() == tiny.resolve()
 
@@ -242,10 +242,10 @@ def recipes(monkeypatch, tmp_path):
     import diffusion_course
 
     asked = []
-    module = types.ModuleType("diffusion_course.recipes")
+    module = types.ModuleType("diffusion_course.training.recipes")
     module.names = lambda: ("digits_v", "mnist_v")
     module.train = lambda name, **options: asked.append((name, options)) or f"{name}.safetensors"
-    monkeypatch.setitem(sys.modules, "diffusion_course.recipes", module)
+    monkeypatch.setitem(sys.modules, "diffusion_course.training.recipes", module)
     monkeypatch.setattr(diffusion_course, "recipes", module, raising=False)
     return asked
 
@@ -271,12 +271,12 @@ def test_an_unknown_recipe_lists_the_recipes(recipes, capsys):
 
 
 def test_a_run_that_cannot_be_resumed_is_one_line(recipes, capsys, monkeypatch):
-    from diffusion_course.checkpoints import ResumeError
+    from diffusion_course.training.resume import ResumeError
 
     def train(name, **options):
         raise ResumeError("there is nothing to resume")
 
-    monkeypatch.setattr(sys.modules["diffusion_course.recipes"], "train", train)
+    monkeypatch.setattr(sys.modules["diffusion_course.training.recipes"], "train", train)
     code, _, err = command(capsys, "train", "mnist_v", "--resume")
     assert code == 2 and err.endswith(": there is nothing to resume\n")
 
@@ -287,7 +287,7 @@ def test_data_that_cannot_be_had_are_one_line_with_the_remedy(recipes, capsys, m
     def train(name, **options):
         raise DataUnavailableError("mnist is not here.\nSet DIFFUSION_COURSE_DATA")
 
-    monkeypatch.setattr(sys.modules["diffusion_course.recipes"], "train", train)
+    monkeypatch.setattr(sys.modules["diffusion_course.training.recipes"], "train", train)
     code, _, err = command(capsys, "train", "mnist_v")
     assert code == 2
     assert err.endswith(": mnist is not here. Set DIFFUSION_COURSE_DATA\n")

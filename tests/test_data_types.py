@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_course import data
+from diffusion_course.checks import integer
 from diffusion_course.data import Card, Dataset
-from diffusion_course.data.checks import integer
 
 CARD = Card("test", "nowhere", "none", "random numbers")
 

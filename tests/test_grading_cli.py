@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_course import cli
+from diffusion_course.app import cli
 from diffusion_course.grading import answers
 
 COURSE = Path(__file__).resolve().parent.parent

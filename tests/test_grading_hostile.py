@@ -389,7 +389,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
 
 
 def test_without_a_sandbox_the_command_refuses_and_says_how(tmp_path, monkeypatch, capsys):
-    from diffusion_course import cli
+    from diffusion_course.app import cli
 
     small_folder(tmp_path / "subs", 1)
     monkeypatch.setenv("PATH", str(tmp_path))

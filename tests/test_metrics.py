@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_course import metrics
+from diffusion_course.evaluation import metrics
 
 RNG = np.random.default_rng(5)
 

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from diffusion_course import plots
+from diffusion_course.notebook import plots
 
 
 @pytest.fixture(autouse=True)

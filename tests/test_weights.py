@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_course import checkpoints, data, metrics, recipes, samplers, sampling, weights
+from diffusion_course import data, samplers, sampling, weights
+from diffusion_course.evaluation import metrics
+from diffusion_course.evaluation.quality import compare, judge_all, measure, reference
 from diffusion_course.models.classifier import judge
-from diffusion_course.quality import compare, judge_all, measure, reference
-from diffusion_course.weights import features
+from diffusion_course.training import recipes, resume
+from diffusion_course.weights import card, features
 
 DIGITS = {split: data.load("digits", split=split) for split in ("train", "test")}
 
@@ -20,7 +22,7 @@ DIGITS = {split: data.load("digits", split=split) for split in ("train", "test")
 def test_released_weights_load_and_match_their_card_and_recipe(name):
     released = weights.load(name)
     assert released.card.name == name
-    assert all(np.isfinite(a).all() for a in checkpoints.flat_params(released.model).values())
+    assert all(np.isfinite(a).all() for a in card.flat_params(released.model).values())
     recipe = recipes.RECIPES[name]
     assert released.card.model == recipe.model
     assert released.card.process == recipe.process and released.card.kind == recipe.kind
@@ -167,7 +169,7 @@ def test_an_interrupted_recipe_goes_on_where_it_was(tmp_path, small_recipe, monk
         context.setattr(recipes, "measure_recipe", interrupt)
         with pytest.raises(Interrupted):
             recipes.train("toy2d", out=tmp_path / "parts", steps=8)
-    with pytest.raises(checkpoints.ResumeError, match="holds the state of an interrupted run"):
+    with pytest.raises(resume.ResumeError, match="holds the state of an interrupted run"):
         recipes.train("toy2d", out=tmp_path / "parts", steps=8)
     parts = recipes.train("toy2d", out=tmp_path / "parts", steps=8, resume=True)
     assert whole.read_bytes() == parts.read_bytes()
@@ -178,7 +180,7 @@ def test_a_recipe_is_reproducible():
         recipes.RECIPES["digits"], model={"class": "UNet", "channels": [8, 32], "num_classes": 10}
     )
     runs = [recipes.run(recipe, DIGITS["train"], steps=3, progress=False) for _ in range(2)]
-    a, b = (checkpoints.flat_params(r.ema) for r in runs)
+    a, b = (card.flat_params(r.ema) for r in runs)
     assert all(np.array_equal(a[k], b[k]) for k in a)
 
 
@@ -202,9 +204,9 @@ def test_labels_are_dropped_in_training_and_the_null_class_is_trained():
         recipes.RECIPES["digits"], label_dropout=1.0,
         model={"class": "UNet", "channels": [8, 32], "num_classes": 10},
     )  # fmt: skip
-    before = checkpoints.flat_params(weights.build(recipe.model))["embed.label.embedding"]
+    before = card.flat_params(weights.build(recipe.model))["embed.label.embedding"]
     result = recipes.run(recipe, DIGITS["train"], steps=3, progress=False)
-    moved = np.abs(checkpoints.flat_params(result.model)["embed.label.embedding"] - before).max(1)
+    moved = np.abs(card.flat_params(result.model)["embed.label.embedding"] - before).max(1)
     assert moved[10] > 0 and (moved[:10] == 0).all()
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from diffusion_course import widgets
+from diffusion_course.notebook import widgets
 
 
 def answer(value):

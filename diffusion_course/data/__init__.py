@@ -7,9 +7,9 @@
 import inspect
 from functools import partial
 
+from diffusion_course.checks import one_of
 from diffusion_course.data import digits, hub, shapes, toy2d
 from diffusion_course.data.batches import batches
-from diffusion_course.data.checks import one_of
 from diffusion_course.data.local import local_folder
 from diffusion_course.data.network import hub_reachable
 from diffusion_course.data.types import Card, Dataset, DataUnavailableError

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from diffusion_course.data.checks import integer
+from diffusion_course.checks import integer
 from diffusion_course.data.types import Dataset
 
 Batch = tuple[np.ndarray, np.ndarray]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_course.data.checks import one_of
+from diffusion_course.checks import one_of
 from diffusion_course.data.types import Card, Dataset
 
 SPLITS = ("train", "test", "all")

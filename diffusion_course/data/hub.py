@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_course.checks import one_of
 from diffusion_course.data import cache, local
-from diffusion_course.data.checks import one_of
 from diffusion_course.data.decode import Decoded, decode
 from diffusion_course.data.network import endpoint, hub_reachable
 from diffusion_course.data.types import Card, Dataset, DataUnavailableError

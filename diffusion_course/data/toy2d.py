@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_course.data.checks import integer, one_of
+from diffusion_course.checks import integer, one_of
 from diffusion_course.data.types import Card, Dataset
 
 SPLITS = ("train", "test")

@@ -28,8 +28,9 @@ def main() -> None:
     import jax.numpy  # noqa: F401
     import matplotlib.pyplot  # noqa: F401 (students' cells import it)
 
-    from diffusion_course import course, process  # noqa: F401
+    from diffusion_course import process  # noqa: F401
     from diffusion_course.grading import calling, check, wire  # noqa: F401
+    from diffusion_course.notebook import setup  # noqa: F401
 
     warnings.filterwarnings("ignore", message=r"os\.fork")  # safe: JAX has no threads yet
     out = int(sys.argv[1])

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffusion_course import process
-from diffusion_course.checkpoints import Card, load_card, load_weights
 from diffusion_course.models.classifier import Classifier
 from diffusion_course.models.dit import DiT
 from diffusion_course.models.mlp import MLP
 from diffusion_course.models.unet import UNet
+from diffusion_course.weights.card import Card, load_card, load_weights
 
 FOLDER = Path(__file__).parent
 _MODELS = {"UNet": UNet, "DiT": DiT, "MLP": MLP, "Classifier": Classifier}

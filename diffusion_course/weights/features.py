@@ -5,9 +5,9 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from diffusion_course.checkpoints import Card, read_verified, sha256
-from diffusion_course.metrics import Moments
+from diffusion_course.evaluation.metrics import Moments
 from diffusion_course.weights import FOLDER
+from diffusion_course.weights.card import Card, read_verified, sha256
 
 _ENDING = ".features.safetensors"
 

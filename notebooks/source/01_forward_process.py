@@ -48,7 +48,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from diffusion_course import data, plots, process, widgets
+from diffusion_course import data, process
+from diffusion_course.notebook import plots, widgets
 
 plots.use_style()
 

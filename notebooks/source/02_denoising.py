@@ -51,8 +51,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from diffusion_course import data, denoiser, parameterization, plots, process
-from diffusion_course import samplers, sampling, widgets
+from diffusion_course import data, denoiser, parameterization, process
+from diffusion_course.notebook import plots
+from diffusion_course import samplers, sampling
+from diffusion_course.notebook import widgets
 from diffusion_course.data import toy2d
 
 plots.use_style()

@@ -34,6 +34,7 @@ if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Cola
     print("installing diffusion-course")
     # %pip install --quiet --no-deps diffusion-course
 from diffusion_course import setup
+from diffusion_course.training import loop, update
 
 course = setup()
 
@@ -48,12 +49,16 @@ import numpy as np
 import optax
 from flax import nnx
 
-from diffusion_course import data, denoiser, losses, metrics, parameterization, plots, process
-from diffusion_course import recipes, samplers, sampling, train, weights, widgets
+from diffusion_course import data, denoiser, losses, parameterization, process
+from diffusion_course.evaluation import metrics
+from diffusion_course.notebook import plots
+from diffusion_course import samplers, sampling, weights
+from diffusion_course.notebook import widgets
+from diffusion_course.training import recipes
 from diffusion_course.data import toy2d
 from diffusion_course.models.classifier import judge
 from diffusion_course.models.mlp import MLP
-from diffusion_course.quality import measure
+from diffusion_course.evaluation.quality import measure
 
 plots.use_style()
 
@@ -153,7 +158,7 @@ print(f"ours {ours:.6f}, library {library:.6f}")
 np.testing.assert_allclose(ours, library, rtol=1e-5)
 
 # %% [markdown]
-# `train.fit` wraps such a step in what every real run needs: donated buffers, an average of the weights,
+# `loop.fit` wraps such a step in what every real run needs: donated buffers, an average of the weights,
 # a progress bar, a stop with an error if the loss becomes NaN, and, unless we pass an optimiser of our
 # own, clipping, warm-up and a falling learning rate. For the points we pass plain Adam at a constant
 # rate, as in the paper; the digits of section 6 use the default.
@@ -165,7 +170,7 @@ def objective(model, x, labels, key):
 
 
 def fit_cloud(loss):
-    return train.fit(
+    return loop.fit(
         MLP(rngs=nnx.Rngs(0)), loss, data.batches(cloud, size=512, seed=0),
         steps=1500, key=jax.random.key(0), optimizer=optax.adam(3e-3),
     )  # fmt: skip
@@ -387,7 +392,7 @@ assert (averaged < 0.5 * raw).all()  # the same run, the same noise: only the we
 # %% [markdown]
 # **A trap.** The average starts at the random initial weights. With $d = 0.9999$ from the first step,
 # how much of them is left after 2,000 steps? The answer is $d^{2000}$. The remedy is to let the decay
-# grow, $d_n = \min(d, (1+n)/(10+n))$, which is what `train.ema_decay` does.
+# grow, $d_n = \min(d, (1+n)/(10+n))$, which is what `update.ema_decay` does.
 
 # %%
 plain = 0.9999**2000
@@ -396,7 +401,7 @@ print(
     f"share of the random weights after 2,000 steps: plain {plain:.0%}, with warm-up {warmed:.0e}"
 )
 assert plain > 0.8 and warmed < 1e-6
-assert np.isclose(train.ema_decay(500, 0.9999), 501 / 510)
+assert np.isclose(update.ema_decay(500, 0.9999), 501 / 510)
 
 # %% [markdown]
 # ## 6 · Real digits
@@ -440,7 +445,7 @@ def look(step, model):
 
 
 trained = recipes.run(
-    recipe, digits, dtype=profile.dtype, callbacks=[train.Callback(recipe.steps // 8, look)]
+    recipe, digits, dtype=profile.dtype, callbacks=[loop.Callback(recipe.steps // 8, look)]
 )
 shown = list(snapshots)[1::2]
 plots.image_grid(

@@ -32,6 +32,7 @@ if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Cola
     print("installing diffusion-course")
     # %pip install --quiet --no-deps diffusion-course
 from diffusion_course import setup
+from diffusion_course.training import loop, update
 
 course = setup()
 
@@ -45,8 +46,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from diffusion_course import data, denoiser, losses, metrics, parameterization, plots, process
-from diffusion_course import recipes, samplers, sampling, train, weights, widgets
+from diffusion_course import data, denoiser, losses, parameterization, process
+from diffusion_course.evaluation import metrics
+from diffusion_course.notebook import plots
+from diffusion_course import samplers, sampling, weights
+from diffusion_course.notebook import widgets
+from diffusion_course.training import recipes
 from diffusion_course.data import toy2d
 from diffusion_course.models.classifier import judge
 from diffusion_course.models.layers import ResidualBlock
@@ -81,9 +86,9 @@ def collect(state):
     """After every step: moves each average towards the weights, and keeps some of them."""
     n, now = int(state.step), np.array(state.params)
     for d in decays:
-        averages[d] = train.ema_update(averages.get(d, now), now, d)
-    d = float(train.ema_decay(n, 0.9999))
-    averages["warm-up"] = train.ema_update(averages.get("warm-up", now), now, d)
+        averages[d] = update.ema_update(averages.get(d, now), now, d)
+    d = float(update.ema_decay(n, 0.9999))
+    averages["warm-up"] = update.ema_update(averages.get("warm-up", now), now, d)
     if n in (150, 300, steps):
         kept[n] = dict(averages)
 
@@ -106,10 +111,10 @@ def new_unet():
 
 def fit(forward, **options):
     batches, key = data.batches(digits, size=64, seed=0), jax.random.key(0)
-    return train.fit(new_unet(), objective(forward), batches, key=key, **options)
+    return loop.fit(new_unet(), objective(forward), batches, key=key, **options)
 
 
-run = fit(UNet.__call__, steps=steps, optimizer=optax.adam(1e-2), save=train.Save(1, collect))
+run = fit(UNet.__call__, steps=steps, optimizer=optax.adam(1e-2), save=loop.Save(1, collect))
 
 
 # %%
@@ -123,7 +128,7 @@ def draw(net, x_start, labels):
 x_start = jax.random.normal(jax.random.key(1), (100, 8, 8, 1))
 labels = jnp.arange(100) % 10
 drawn = {
-    (n, d): np.asarray(draw(train.merge(new_unet(), vector), x_start, labels))
+    (n, d): np.asarray(draw(update.merge(new_unet(), vector), x_start, labels))
     for n, vectors in kept.items()
     for d, vector in vectors.items()
 }
@@ -322,7 +327,7 @@ error = {}
 for name, keep in variants.items():
     tiled = lambda n, keep=keep: np.tile(np.float32(keep), (n, 1))
     batches = ((x, (y, tiled(64))) for x, y in data.batches(digits, size=64, seed=0))
-    trained = train.fit(new_unet(), loss_in_parts, batches, steps=250, key=jax.random.key(0)).ema
+    trained = loop.fit(new_unet(), loss_in_parts, batches, steps=250, key=jax.random.key(0)).ema
     error[name] = metrics.loss_by_time(
         error_of_v, trained, unseen.x, (unseen.labels, tiled(360)), grid_t, jax.random.key(9), 4
     )
@@ -402,7 +407,7 @@ def fit_points(net, forward):
         return losses.diffusion_loss(partial(forward, net), p, "v", x, None, key)
 
     batches, key = data.batches(cloud, size=256, seed=0), jax.random.key(0)
-    return train.fit(net, loss, batches, steps=1000, key=key).ema
+    return loop.fit(net, loss, batches, steps=1000, key=key).ema
 
 
 def to_oracle(net, forward):
@@ -515,7 +520,7 @@ def error_of_library(net, x0, eps, t, labels):
 quality = {
     n: {
         d: metrics.loss_by_time(
-            error_of_library, train.merge(new_unet(), vector), unseen.x, unseen.labels,
+            error_of_library, update.merge(new_unet(), vector), unseen.x, unseen.labels,
             np.array([0.2, 0.5, 0.8]), jax.random.key(9), repeats=1,
         ).mean()
         for d, vector in vectors.items()

@@ -38,6 +38,7 @@ if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Cola
     print("installing diffusion-course")
     # %pip install --quiet --no-deps diffusion-course
 from diffusion_course import setup
+from diffusion_course.training import loop
 
 course = setup()
 
@@ -48,8 +49,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
 
-from diffusion_course import bound, data, denoiser, losses, plots, process
-from diffusion_course import sampling, train, weights, widgets
+from diffusion_course import bound, data, denoiser, losses, process
+from diffusion_course.notebook import plots
+from diffusion_course import sampling, weights
+from diffusion_course.notebook import widgets
 from diffusion_course.data import toy2d
 from diffusion_course.models.mlp import MLP
 
@@ -449,7 +452,7 @@ np.testing.assert_allclose(large[:2], without[:2], rtol=1e-5)
 assert (without[2:] == 0).all() and np.allclose(large[2:], 1000 * small[2:], rtol=1e-3)
 
 # %%
-fitted = train.fit(
+fitted = loop.fit(
     two_headed,
     lambda model, x, _, key: bound.hybrid_loss(model, q, "v", x, None, key, T=32, levels=None),
     data.batches(cloud, size=512, seed=0), steps=3000, key=jax.random.key(0),

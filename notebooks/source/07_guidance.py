@@ -33,6 +33,7 @@ if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Cola
     print("installing diffusion-course")
     # %pip install --quiet --no-deps diffusion-course
 from diffusion_course import setup
+from diffusion_course.training import loop
 
 course = setup()
 
@@ -46,8 +47,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from diffusion_course import data, denoiser, guidance, losses, metrics, parameterization, plots
-from diffusion_course import process, samplers, sampling, train, weights, widgets
+from diffusion_course import data, denoiser, guidance, losses, parameterization
+from diffusion_course.evaluation import metrics
+from diffusion_course.notebook import plots
+from diffusion_course import process, samplers, sampling, weights
+from diffusion_course.notebook import widgets
 from diffusion_course.data import toy2d
 from diffusion_course.models.classifier import judge
 from diffusion_course.models.layers import Linear, TimeEmbedding
@@ -245,7 +249,7 @@ cloud = data.load("toy2d", kind="mixture", n=20_000)
 
 
 def fit(model, loss):
-    return train.fit(
+    return loop.fit(
         model, loss, data.batches(cloud, size=512, seed=0), steps=1500,
         key=jax.random.key(0), optimizer=optax.adam(3e-3),
     ).ema  # fmt: skip

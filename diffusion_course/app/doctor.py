@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from diffusion_course import paths
+
 OLDEST_PYTHON = (3, 11)
 DISTRIBUTION = "diffusion-course"
 REINSTALL = 'pip install -e ".[lab]" in the course\'s folder (or make lab)'
@@ -109,7 +111,7 @@ def declared() -> list[str]:
     try:
         return metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        project = _source_tree() / "pyproject.toml"
+        project = paths.source_tree() / "pyproject.toml"
         if not project.exists():
             return []
         declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
@@ -119,7 +121,7 @@ def declared() -> list[str]:
 def tested() -> dict[str, str]:
     """name -> version from constraints.txt, where the course's folder is at hand."""
     try:
-        text = (_source_tree() / "constraints.txt").read_text(encoding="utf-8")
+        text = (paths.source_tree() / "constraints.txt").read_text(encoding="utf-8")
     except OSError:
         return {}
     return {name.lower(): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.M)}
@@ -160,12 +162,12 @@ def memory() -> Check:
 
 def compile_cache() -> Check:
     """Can compiled programs be kept? The course runs without; each start then compiles again."""
-    from diffusion_course import course
+    from diffusion_course.notebook import setup
 
-    folder = course.compile_cache_folder()
+    folder = setup.compile_cache_folder()
     if folder is None:
         return Check("compile cache", "note", "off (DIFFUSION_COURSE_COMPILE_CACHE)")
-    if not course.is_writable(folder):
+    if not setup.is_writable(folder):
         remedy = "set DIFFUSION_COURSE_CACHE to a folder that can be written"
         return Check("compile cache", "note", f"{folder} cannot be written", remedy)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
@@ -212,7 +214,3 @@ def hub(timeout: float = 5.0) -> Check:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
-
-
-def _source_tree() -> Path:
-    return Path(__file__).resolve().parent.parent

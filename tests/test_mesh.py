@@ -8,13 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from diffusion_course import distributed
+from diffusion_course.training.mesh import data_mesh, shard_batch
 
 SCRIPT = """
 import json, sys
 import jax, numpy as np
 from flax import nnx
-from diffusion_course import distributed, losses, process, train
+from diffusion_course import losses, process
+from diffusion_course.training.mesh import data_mesh, replicate, shard_batch
 from diffusion_course.models.mlp import MLP
 from diffusion_course.models.unet import UNet
 
@@ -28,10 +29,10 @@ graph, params = nnx.split(model)
 params = jax.tree.map(lambda p: p + 0.02, params)  # no zero-initialised layer hides a gradient
 
 def gradients(devices):
-    mesh = distributed.data_mesh(devices)
-    x, labels = distributed.shard_batch(mesh, batch)
+    mesh = data_mesh(devices)
+    x, labels = shard_batch(mesh, batch)
     grad = jax.jit(jax.grad(lambda p: loss(nnx.merge(graph, p), x, labels, jax.random.key(3))))
-    return jax.tree.leaves(grad(distributed.replicate(mesh, params))), x
+    return jax.tree.leaves(grad(replicate(mesh, params))), x
 
 many, sharded = gradients(jax.devices())
 one, _ = gradients(jax.devices()[:1])
@@ -47,8 +48,8 @@ def batches():
 
 key = jax.device_put(jax.random.key(1), jax.devices()[0])  # committed to one device
 results = {
-    n: train.fit(small, loss, batches(), steps=5, key=key, progress=False,
-                 mesh=distributed.data_mesh(jax.devices()[:n]))
+    n: loop.fit(small, loss, batches(), steps=5, key=key, progress=False,
+                 mesh=data_mesh(jax.devices()[:n]))
     for n in (1, 8)
 }
 run = {n: result.history.loss for n, result in results.items()}
@@ -87,14 +88,14 @@ def test_sharded_training_follows_the_run_on_one_device(report):
 
 
 def test_a_batch_that_does_not_divide_is_an_error():
-    mesh = distributed.data_mesh()
+    mesh = data_mesh()
 
     class Three:
         size = 3
 
     with pytest.raises(ValueError, match="multiple of the 3 devices, got 16"):
-        distributed.shard_batch(Three, np.zeros((16, 2)))
-    assert distributed.shard_batch(mesh, np.zeros((16, 2))).shape == (16, 2)
+        shard_batch(Three, np.zeros((16, 2)))
+    assert shard_batch(mesh, np.zeros((16, 2))).shape == (16, 2)
 
 
 def test_trained_models_can_be_used_with_arrays_on_one_device(report):

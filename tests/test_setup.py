@@ -10,7 +10,8 @@ import jax
 import pytest
 
 import diffusion_course
-from diffusion_course import course, data
+from diffusion_course import data
+from diffusion_course.notebook import setup
 
 SOURCE = Path(diffusion_course.__file__).parent.parent
 
@@ -21,7 +22,7 @@ def own_cache(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("DIFFUSION_COURSE_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache"
-    course._use_compile_cache(None if before is None else Path(before))
+    setup._use_compile_cache(None if before is None else Path(before))
 
 
 def python(code, **environment):
@@ -39,7 +40,7 @@ def python(code, **environment):
 
 def test_the_profile_follows_the_device():
     expected = "cpu" if jax.default_backend() == "cpu" else "accelerator"
-    assert course.setup(quiet=True).profile.name == expected
+    assert setup.setup(quiet=True).profile.name == expected
 
 
 @pytest.mark.parametrize(
@@ -47,38 +48,38 @@ def test_the_profile_follows_the_device():
 )
 def test_every_backend_has_a_profile(backend, name, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert course.setup(quiet=True).profile.name == name
+    assert setup.setup(quiet=True).profile.name == name
 
 
 @pytest.mark.parametrize("name", ["cpu", "accelerator"])
 def test_argument_and_environment_name_the_profile(name, monkeypatch):
-    assert course.setup(name, quiet=True).profile.name == name
+    assert setup.setup(name, quiet=True).profile.name == name
     monkeypatch.setenv("DIFFUSION_COURSE_PROFILE", name)
-    assert course.setup(quiet=True).profile.name == name
+    assert setup.setup(quiet=True).profile.name == name
 
 
 def test_the_argument_wins_over_the_environment(monkeypatch):
     monkeypatch.setenv("DIFFUSION_COURSE_PROFILE", "accelerator")
-    assert course.setup("cpu", quiet=True).profile.name == "cpu"
+    assert setup.setup("cpu", quiet=True).profile.name == "cpu"
 
 
 def test_an_unknown_profile_is_named_with_the_choices(monkeypatch):
     with pytest.raises(ValueError, match="must be one of cpu, accelerator, got 'gpu'"):
-        course.setup("gpu")
+        setup.setup("gpu")
     monkeypatch.setenv("DIFFUSION_COURSE_PROFILE", "tpu")
     with pytest.raises(ValueError, match="'tpu'"):
-        course.setup()
+        setup.setup()
 
 
 def test_profiles_name_data_sets_and_types_that_exist():
-    for profile in course.PROFILES.values():
+    for profile in setup.PROFILES.values():
         assert profile.dataset in data.names()
         assert min(profile.batch_size, profile.train_steps, profile.samples) > 0
         assert profile.dtype in ("float32", "bfloat16")
 
 
 def test_profile_and_course_cannot_be_changed():
-    found = course.setup(quiet=True)
+    found = setup.setup(quiet=True)
     with pytest.raises(FrozenInstanceError):
         found.profile.batch_size = 1
     with pytest.raises(FrozenInstanceError):
@@ -86,18 +87,18 @@ def test_profile_and_course_cannot_be_changed():
 
 
 def test_a_second_setup_says_the_same(capsys):
-    first = course.setup()
+    first = setup.setup()
     said = capsys.readouterr().out
-    assert course.setup() == first
+    assert setup.setup() == first
     assert capsys.readouterr().out == said
 
 
 def test_the_report_names_what_a_reader_needs_and_no_folder_of_the_machine(capsys, own_cache):
-    course.setup("cpu")
+    setup.setup("cpu")
     said = capsys.readouterr().out
     assert f"jax {jax.__version__}" in said
     assert "digits, bundled" in said
-    assert f"batches of {course.PROFILES['cpu'].batch_size}" in said
+    assert f"batches of {setup.PROFILES['cpu'].batch_size}" in said
     assert str(own_cache) not in said
     assert "compile cache  on" in said
 
@@ -105,37 +106,37 @@ def test_the_report_names_what_a_reader_needs_and_no_folder_of_the_machine(capsy
 def test_a_cache_folder_at_home_is_shown_from_home(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    course.setup("cpu")
+    setup.setup("cpu")
     assert "on (~/cache/jax)" in capsys.readouterr().out
 
 
 def test_data_that_cannot_be_had_is_reported_with_the_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DIFFUSION_COURSE_DATA", str(tmp_path))  # an empty folder
-    course.setup("accelerator")
+    setup.setup("accelerator")
     assert "mnist, not found. Name a folder with a copy in DIFFUSION_COURSE_DATA" in (
         capsys.readouterr().out
     )
 
 
 def test_quiet_prints_nothing(capsys):
-    course.setup(quiet=True)
+    setup.setup(quiet=True)
     assert capsys.readouterr().out == ""
 
 
 def test_the_cache_is_switched_on_and_off(own_cache, monkeypatch):
-    course.setup(quiet=True)
+    setup.setup(quiet=True)
     assert jax.config.jax_compilation_cache_dir == str(own_cache / "jax")
-    course.setup(cache=False, quiet=True)
+    setup.setup(cache=False, quiet=True)
     assert jax.config.jax_compilation_cache_dir is None
     monkeypatch.setenv("DIFFUSION_COURSE_COMPILE_CACHE", "0")
-    course.setup(quiet=True)
+    setup.setup(quiet=True)
     assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_a_cache_that_cannot_be_written_is_off_and_no_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("DIFFUSION_COURSE_CACHE", str(tmp_path / "file"))
-    course.setup()
+    setup.setup()
     assert "compile cache  off" in capsys.readouterr().out
 
 
@@ -159,5 +160,7 @@ def test_a_program_is_compiled_once_for_two_starts(own_cache):
 
 def test_importing_the_package_does_not_import_jax():
     # jax takes a second; the command line's --help and a doctor without jax need it not.
-    code = "import sys, diffusion_course.cli; print('jax' in sys.modules, 'numpy' in sys.modules)"
+    code = (
+        "import sys, diffusion_course.app.cli; print('jax' in sys.modules, 'numpy' in sys.modules)"
+    )
     assert python(code).split() == ["False", "False"]

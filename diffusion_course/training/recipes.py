@@ -13,21 +13,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from diffusion_course import (
-    checkpoints,
-    data,
-    denoiser,
-    losses,
-    metrics,
-    quality,
-    samplers,
-    sampling,
-    weights,
-)
-from diffusion_course import train as training
+from diffusion_course import data, denoiser, losses, samplers, sampling, weights
 from diffusion_course.data import Dataset, toy2d
+from diffusion_course.evaluation import metrics, quality
 from diffusion_course.process import add_noise
-from diffusion_course.weights import features
+from diffusion_course.training import loop, update
+from diffusion_course.training.resume import RunFolder
+from diffusion_course.weights import card, features
 
 _KEEP_EVERY = 1000  # steps
 
@@ -156,7 +148,7 @@ def names() -> tuple[str, ...]:
     return tuple(RECIPES)
 
 
-def diffusion_objective(recipe: Recipe) -> training.Loss:
+def diffusion_objective(recipe: Recipe) -> update.Loss:
     """The loss of a class-conditional diffusion model, with label dropout."""
     p, null = weights.build_process(recipe.process), recipe.model["num_classes"]
 
@@ -168,7 +160,7 @@ def diffusion_objective(recipe: Recipe) -> training.Loss:
     return loss
 
 
-def classifier_objective(recipe: Recipe) -> training.Loss:
+def classifier_objective(recipe: Recipe) -> update.Loss:
     """Cross-entropy with label smoothing .05, on images shifted by up to a pixel and noised.
 
     Shifts and a little noise keep the judge from depending on single pixels.
@@ -189,7 +181,7 @@ def classifier_objective(recipe: Recipe) -> training.Loss:
     return loss
 
 
-def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) -> training.Result:
+def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) -> loop.Result:
     """Trains a recipe's model on a data set.
 
     Args:
@@ -206,11 +198,11 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
     settings = {"ema": recipe.ema, "steps": recipe.steps, "optimizer": _optimizer(recipe)}
     model = weights.build(recipe.model, recipe.seed, dtype)
     key = jax.random.key(recipe.seed)
-    return training.fit(model, objective, batches, key=key, **(settings | options))
+    return loop.fit(model, objective, batches, key=key, **(settings | options))
 
 
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    return training.adam(recipe.learning_rate, recipe.steps)
+    return update.adam(recipe.learning_rate, recipe.steps)
 
 
 def judge_for(dataset: str) -> nnx.Module:
@@ -297,12 +289,12 @@ def train(
         raise ValueError(f"name must be one of {', '.join(RECIPES)}, got {name!r}")
     recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
     out = Path(out)
-    folder = checkpoints.RunFolder(out / f"{name}.state", asdict(recipe), resume)
+    folder = RunFolder(out / f"{name}.state", asdict(recipe), resume)
     train_set, test_set = (
         data.load(recipe.dataset, split=split, **recipe.options) for split in ("train", "test")
     )
     ema = _train_and_keep(recipe, train_set, folder)
-    card = checkpoints.Card(
+    described = card.Card(
         name=name,
         model=recipe.model,
         process=recipe.process,
@@ -319,19 +311,19 @@ def train(
         },
         metrics=measure_recipe(recipe, ema, train_set, test_set),
     )
-    path = checkpoints.save_weights(out, ema, card)
+    path = card.save_weights(out, ema, described)
     if not recipe.kind:
         moments = metrics.moments(quality.judge_all(ema, train_set.x)[1])
-        features.save(out, recipe.dataset, moments, checkpoints.load_card(path))
+        features.save(out, recipe.dataset, moments, card.load_card(path))
     folder.remove()
     return path
 
 
-def _train_and_keep(recipe: Recipe, dataset: Dataset, folder: checkpoints.RunFolder) -> nnx.Module:
+def _train_and_keep(recipe: Recipe, dataset: Dataset, folder: RunFolder) -> nnx.Module:
     """Runs what is left of a recipe, keeping the state; returns the model of averaged weights."""
     model = weights.build(recipe.model, recipe.seed)
-    state = folder.restore(training.create_state(model, _optimizer(recipe)))
+    state = folder.restore(update.create_state(model, _optimizer(recipe)))
     if state is not None and int(state.step) == recipe.steps:
-        return training.merge(model, state.ema)
-    save = training.Save(_KEEP_EVERY, folder.save)
+        return update.merge(model, state.ema)
+    save = loop.Save(_KEEP_EVERY, folder.save)
     return run(recipe, dataset, save=save, state=state).ema

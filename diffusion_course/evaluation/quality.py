@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from diffusion_course import metrics, samplers, sampling
+from diffusion_course import samplers, sampling
 from diffusion_course.data import Dataset
+from diffusion_course.evaluation import metrics
 from diffusion_course.models.classifier import judge
 from diffusion_course.process import Process
 

@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from diffusion_course import host, paths
+from diffusion_course import paths
+from diffusion_course.notebook import memory
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def setup(
         compile them again. DIFFUSION_COURSE_COMPILE_CACHE=0 switches it off everywhere.
       quiet: print nothing.
       wait: on a CPU, have compiled calls finish before they return, in memory that is kept
-        (`diffusion_course.host`): training is up to a quarter faster. It takes effect if this
-        comes before JAX's first computation. An accelerator always returns at once.
+        (`diffusion_course.notebook.memory`): training is up to a quarter faster. It takes effect
+        if this comes before JAX's first computation. An accelerator always returns at once.
 
     Raises:
       ValueError: there is no such profile.
@@ -78,7 +79,7 @@ def setup(
     import jax
 
     if wait:
-        host.keep_freed_memory()
+        memory.keep_freed_memory()
     folder = compile_cache_folder() if cache else None
     if folder is not None and not is_writable(folder):
         folder = None

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion_course import paths
+
 FIRST_PAGE = "00_start_here.ipynb"
 
 
@@ -43,7 +45,7 @@ def course_folder(start: str | os.PathLike | None = None) -> Path:
         candidates = [Path(start)]
     else:
         here = Path.cwd()
-        candidates = [Path(__file__).resolve().parent.parent, here, *here.parents]
+        candidates = [paths.source_tree(), here, *here.parents]
     for folder in candidates:
         if any((folder / "notebooks").glob("[0-9]*.ipynb")):
             return folder.resolve()

@@ -3,14 +3,14 @@ import sys
 
 import pytest
 
-from diffusion_course import host
+from diffusion_course.notebook import memory
 
 FAULTS = """
 import resource, sys
 import jax, jax.numpy as jnp
 if sys.argv[1] == "keep":
-    from diffusion_course import host
-    assert host.keep_freed_memory()
+    from diffusion_course.notebook import memory
+    assert memory.keep_freed_memory()
 x = jnp.ones((1000, 1000))
 step = jax.jit(lambda x: jnp.sort(jnp.stack([jnp.sort(x * i, axis=0) for i in range(20)])).sum())
 for n in range(6):
@@ -57,4 +57,4 @@ def test_setup_has_calls_wait_unless_told_otherwise(how, ready):
 
 def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert host.keep_freed_memory() is False
+    assert memory.keep_freed_memory() is False

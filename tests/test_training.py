@@ -7,8 +7,9 @@ import optax
 import pytest
 from flax import nnx
 
-from diffusion_course import losses, process, train
+from diffusion_course import losses, process
 from diffusion_course.models.mlp import MLP
+from diffusion_course.training import loop, update
 
 
 def squared(model, x, labels, key):
@@ -43,11 +44,11 @@ def leaves(model_or_tree):
 
 def fit(model=None, loss=squared, data=None, steps=30, **options):
     options = {"key": jax.random.key(5), "progress": False} | options
-    return train.fit(model or small(), loss, data or batches(), steps=steps, **options)
+    return loop.fit(model or small(), loss, data or batches(), steps=steps, **options)
 
 
 def test_the_loss_falls_and_the_history_has_one_entry_per_step():
-    history = fit(steps=300, optimizer=train.adam(1e-2, 300)).history
+    history = fit(steps=300, optimizer=update.adam(1e-2, 300)).history
     assert len(history.loss) == 300
     # An untrained network outputs 0, so the loss starts at 4·E[x²] = 4·(1.7² + .3²) ≈ 12.
     assert 8 < history.loss[0] < 16
@@ -66,7 +67,7 @@ def test_the_model_that_was_passed_in_is_not_changed():
 
 def test_every_parameter_changes_in_two_steps():
     # Two: the zero-initialised last layer passes no gradient back in the first.
-    before, after = leaves(small()), leaves(fit(steps=2, optimizer=train.adam(3e-3, 2)).model)
+    before, after = leaves(small()), leaves(fit(steps=2, optimizer=update.adam(3e-3, 2)).model)
     for old, new in zip(before, after, strict=True):
         assert not np.array_equal(old, new)
 
@@ -82,18 +83,18 @@ def test_using_the_averaged_model_leaves_the_trained_one_alone():
 
 def test_a_merged_model_holds_the_parameters_of_the_vector_in_their_order_and_places():
     model = small(seed=3)
-    state = train.create_state(model, optax.sgd(1.0))
+    state = update.create_state(model, optax.sgd(1.0))
     assert state.params.shape == (sum(leaf.size for leaf in leaves(model)),)
-    merged = train.merge(small(seed=4), state.params)
+    merged = update.merge(small(seed=4), state.params)
     for got, want in zip(leaves(merged), leaves(model), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
 def test_a_merged_model_does_not_share_the_memory_of_the_state():
     # The next step writes over the state's memory; aligned parts would be shared silently.
-    step = train.make_step(small(), squared, train.adam(0.1, 100), 0.9)
-    state = train.create_state(small(), train.adam(0.1, 100))
-    merged = train.merge(small(), state.params)
+    step = update.make_step(small(), squared, update.adam(0.1, 100), 0.9)
+    state = update.create_state(small(), update.adam(0.1, 100))
+    merged = update.merge(small(), state.params)
     source = batches()
     for _ in range(3):
         state, _ = step(state, next(source), jax.random.key(0))
@@ -122,7 +123,7 @@ def test_adam_on_the_vector_equals_adam_on_every_parameter():
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.warmup_cosine_decay_schedule(3e-3, 3e-3, 0, 20)),
     )
-    ours = fit(steps=20, optimizer=train.adam(3e-3, 20, warmup=0)).model
+    ours = fit(steps=20, optimizer=update.adam(3e-3, 20, warmup=0)).model
     theirs = fit(steps=20, optimizer=plain).model
     for got, want in zip(leaves(ours), leaves(theirs), strict=True):
         # The norm is summed in another order, and Adam divides by small numbers.
@@ -140,7 +141,7 @@ def test_the_average_of_a_constant_is_that_constant():
     tree = {"a": jnp.array([1.7, -3.1]), "b": jnp.array(0.3)}
     average = tree
     for step in range(50):
-        average = train.ema_update(average, tree, train.ema_decay(jnp.asarray(step), 0.99))
+        average = update.ema_update(average, tree, update.ema_decay(jnp.asarray(step), 0.99))
     # The update adds a multiple of (p − e) = 0, so there is no rounding at all.
     for name in tree:
         np.testing.assert_array_equal(average[name], tree[name])
@@ -152,13 +153,13 @@ def test_the_average_equals_the_weighted_sum_of_all_parameters():
     for step, value in enumerate(values[1:]):
         d = min(0.9, (1 + step) / (10 + step))
         expected = d * expected + (1 - d) * value
-        average = train.ema_update(average, jnp.float32(value), train.ema_decay(step, 0.9))
+        average = update.ema_update(average, jnp.float32(value), update.ema_decay(step, 0.9))
     assert float(average) == pytest.approx(expected, rel=1e-5)  # 40 roundings of float32
 
 
 @pytest.mark.parametrize("steps", [100, 2000])
 def test_the_initial_weights_have_left_the_average_by_the_end(steps):
-    kept = np.prod([float(train.ema_decay(n, 0.9999)) for n in range(steps)])
+    kept = np.prod([float(update.ema_decay(n, 0.9999)) for n in range(steps)])
     assert kept < 0.01
     assert 0.9999**2000 > 0.8  # what remains without warm-up
 
@@ -202,16 +203,16 @@ def test_clipping_bounds_the_update_of_plain_gradient_descent():
 
 @pytest.mark.parametrize("bad", [0, 7, 25, 29])
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(bad):
-    with pytest.raises(train.TrainingDiverged, match=f"step {bad + 1}: its loss is nan") as caught:
-        fit(data=batches(bad=bad), optimizer=train.adam(3e-3, 30))
+    with pytest.raises(loop.TrainingDiverged, match=f"step {bad + 1}: its loss is nan") as caught:
+        fit(data=batches(bad=bad), optimizer=update.adam(3e-3, 30))
     result = caught.value.result
     assert caught.value.step == bad + 1
     assert int(result.state.step) == bad == len(result.history.loss)
     assert all(np.isfinite(leaf).all() for leaf in leaves(result.state))
-    clean = fit(state=result.state, data=batches(start=bad), optimizer=train.adam(3e-3, 30))
+    clean = fit(state=result.state, data=batches(start=bad), optimizer=update.adam(3e-3, 30))
     assert int(clean.state.step) == 30  # the kept state can be trained on
     if bad:
-        good = fit(steps=bad, optimizer=train.adam(3e-3, 30))
+        good = fit(steps=bad, optimizer=update.adam(3e-3, 30))
         for a, b in zip(leaves(good.model), leaves(result.model), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -220,12 +221,12 @@ def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_is_finite(
     def loss(model, x, labels, key):
         return jnp.sqrt(jnp.abs(model(x, labels / 10)).sum())  # the square root's slope at 0
 
-    with pytest.raises(train.TrainingDiverged, match="step 1"):
+    with pytest.raises(loop.TrainingDiverged, match="step 1"):
         fit(loss=loss)
 
 
 def test_an_update_that_is_not_finite_stops_training_though_its_gradient_is():
-    with pytest.raises(train.TrainingDiverged, match="step 1") as caught:
+    with pytest.raises(loop.TrainingDiverged, match="step 1") as caught:
         fit(optimizer=optax.sgd(3e38))
     assert all(np.isfinite(leaf).all() for leaf in leaves(caught.value.result.state))
 
@@ -251,7 +252,7 @@ def test_a_model_with_other_state_than_parameters_is_named():
 
 def test_states_are_saved_at_their_steps_and_at_the_end():
     seen = []
-    result = fit(steps=25, save=train.Save(10, lambda s: seen.append(jax.tree.map(np.array, s))))
+    result = fit(steps=25, save=loop.Save(10, lambda s: seen.append(jax.tree.map(np.array, s))))
     assert [int(s.step) for s in seen] == [10, 20, 25]
     for a, b in zip(leaves(seen[-1]), leaves(result.state), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -263,7 +264,7 @@ def test_callbacks_get_the_averaged_model_at_their_steps_and_at_the_end():
     def look(step, model):
         seen.append((step, float(model(jnp.ones((1, 2)), jnp.ones(1)).sum()), model))
 
-    result = fit(steps=25, callbacks=[train.Callback(10, look)])
+    result = fit(steps=25, callbacks=[loop.Callback(10, look)])
     assert [step for step, _, _ in seen] == [10, 20, 25]
     for a, b in zip(leaves(seen[-1][2]), leaves(result.ema), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -294,7 +295,7 @@ def test_the_history_plots_what_it_recorded():
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"stop": 31}, "stop must be at most steps = 30, got 31"),
         ({"check_every": 0}, "check_every must be at least 1, got 0"),
-        ({"callbacks": [train.Callback(0, print)]}, "every must be at least 1, got 0"),
+        ({"callbacks": [loop.Callback(0, print)]}, "every must be at least 1, got 0"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"data": list(zip([np.zeros((4, 2), np.float32)] * 3, [np.zeros(4, np.int32)] * 3,
                            strict=True))}, "batches must yield 30, ended after 3"),
@@ -321,16 +322,16 @@ def test_a_state_past_the_end_is_an_error():
 )
 def test_bad_settings_of_adam_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        train.adam(*arguments)
+        update.adam(*arguments)
 
 
 def test_the_learning_rate_climbs_from_its_first_stair_and_falls_to_zero():
     params = {"x": jnp.zeros(1)}
-    optimizer = train.adam(0.1, steps=50, warmup=5, clip=1e9)
+    optimizer = update.adam(0.1, steps=50, warmup=5, clip=1e9)
     state, sizes = optimizer.init(params), []
     for _ in range(50):
-        update, state = optimizer.update({"x": jnp.ones(1)}, state, params)
-        sizes.append(-float(update["x"][0]))  # for a constant gradient Adam's step is its rate
+        change, state = optimizer.update({"x": jnp.ones(1)}, state, params)
+        sizes.append(-float(change["x"][0]))  # for a constant gradient Adam's step is its rate
     assert sizes[0] == pytest.approx(0.02, rel=1e-3)
     assert max(sizes) == pytest.approx(0.1, rel=1e-3) and np.argmax(sizes) == 5
     assert sizes[-1] < 0.001

@@ -15,7 +15,7 @@ import numpy as np
 from IPython.display import HTML
 from matplotlib.animation import FuncAnimation
 
-from diffusion_course.plots import to_png
+from diffusion_course.notebook.plots import to_png
 
 # Pictures keep their size; stretched to the width of the page they would blur.
 _PLAIN = {"align_items": "flex-start"}

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_course import __version__, runner
+from diffusion_course import __version__
+from diffusion_course.app import runner
 
 
 class _Parser(argparse.ArgumentParser):
@@ -185,7 +186,7 @@ def lab_command(course: Path, first: str, port: int, browser: bool) -> list[str]
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Print the table of checks; 1 if the course would not run."""
-    from diffusion_course import doctor
+    from diffusion_course.app import doctor
 
     checks = doctor.examine()
     print(doctor.table(checks))
@@ -226,8 +227,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train by a recipe of `diffusion_course.recipes`."""
-    from diffusion_course import recipes
+    """Train by a recipe of `diffusion_course.training.recipes`."""
+    from diffusion_course.training import recipes
 
     names = list(recipes.names())
     if arguments.name not in names:
@@ -241,9 +242,9 @@ def train(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(
             f"--out {out} cannot be made ({error.strerror}); name a folder that can be written"
         ) from None
-    from diffusion_course.checkpoints import ResumeError
-    from diffusion_course.course import setup
     from diffusion_course.data import DataUnavailableError
+    from diffusion_course.notebook.setup import setup
+    from diffusion_course.training.resume import ResumeError
 
     setup(quiet=True)  # the compile cache
 

@@ -1,0 +1,169 @@
+"""One update of the parameters, compiled: the state of a run, its optimiser and its average.
+
+The step takes and returns the whole state, whose buffers are donated; the model is split into
+its structure and its parameters once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+# loss(model, x, labels, key) -> scalar; x [B, …], labels [B].
+Loss = Callable[[Any, Array, Array, Array], Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a run needs to go on, as one tree of arrays.
+
+    The parameters lie in one vector: as a hundred arrays, each would have to be updated, averaged
+    and checked by loops of its own, which are most of what a small model's step has to compile.
+
+    Attributes:
+      params: the model's parameters, [P].
+      ema: their exponential moving average, [P].
+      opt_state: the optimiser's state.
+      step: number of steps taken, int32.
+      failed: whether a loss or a gradient was not finite; the state then no longer changes.
+    """
+
+    params: Array
+    ema: Array
+    opt_state: Any
+    step: Array
+    failed: Array
+
+
+def ema_decay(step: Array, decay: float) -> Array:
+    """Decay of the moving average with warm-up: ``min(decay, (1 + step)/(10 + step))``.
+
+    Without it an average with decay .9999 still holds 98 % of its initial, random weights after
+    200 steps, and 82 % after 2,000.
+
+    Source: the `num_updates` rule of TensorFlow's ExponentialMovingAverage.
+    """
+    return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def ema_update(ema, params, decay: Array):
+    """``decay·ema + (1 − decay)·params`` for every array of the two trees."""
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+
+
+def adam(
+    learning_rate: float, steps: int, warmup: int | None = None, clip: float = 1.0
+) -> optax.GradientTransformation:
+    """Adam behind clipping by global norm, with linear warm-up and cosine decay to 0.
+
+    Args:
+      learning_rate: at its peak.
+      steps: length of the whole run.
+      warmup: steps until the peak; by default a tenth of the run, at most 200.
+      clip: largest global norm of the gradient.
+
+    Raises: ValueError for a value that is not positive, or a warm-up as long as the run.
+    """
+    warmup = min(200, steps // 10) if warmup is None else warmup
+    for name, value in {"learning_rate": learning_rate, "steps": steps, "clip": clip}.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if not 0 <= warmup < steps:
+        raise ValueError(f"warmup must be in 0 … steps − 1 = {steps - 1}, got {warmup}")
+    # From the first of `warmup` equal stairs, not from 0: a first step at rate 0 would be wasted.
+    first = learning_rate / max(warmup, 1)
+    schedule = optax.warmup_cosine_decay_schedule(first, learning_rate, warmup, steps)
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule)))
+
+
+def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; its arrays are copies, so the model stays as it is."""
+    params = split(model)[1]
+    vector = _flatten(params)
+    return TrainState(
+        params=vector,
+        ema=jnp.copy(vector),
+        opt_state=jax.tree.map(jnp.copy, optimizer.init(params)),
+        step=jnp.zeros((), jnp.int32),
+        failed=jnp.zeros((), bool),
+    )
+
+
+def make_step(
+    model: nnx.Module, loss: Loss, optimizer: optax.GradientTransformation, decay: float
+) -> Callable[[TrainState, tuple, Array], tuple[TrainState, Array]]:
+    """Compiles ``step(state, (x, labels), key) -> state, loss``; the old state is used up.
+
+    Step n draws with ``fold_in(key, n)``, so a run that was interrupted draws the same numbers.
+
+    Raises: ValueError unless decay is in [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema must be in [0, 1), got {decay}")
+    graph, like = split(model)
+    _, unflatten = ravel_pytree(like)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batch: tuple, key: Array):
+        x, labels = batch
+        key = jax.random.fold_in(key, state.step)
+
+        def objective(params):
+            return loss(nnx.merge(graph, params), x, labels, key)
+
+        params = unflatten(state.params)
+        value, gradient = jax.value_and_grad(objective)(params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        params = state.params + _flatten(updates)
+        ema = ema_update(state.ema, params, ema_decay(state.step, decay))
+        new = TrainState(params, ema, opt_state, state.step + 1, state.failed)
+        # The average holds every updated parameter, and these every gradient: one check for all.
+        good = _all_finite(value, ema) & ~state.failed
+        kept = jax.tree.map(partial(jnp.where, good), new, state)
+        return kept._replace(failed=~good), value
+
+    return step
+
+
+def _all_finite(*trees) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]))
+
+
+def merge(model: nnx.Module, vector: Array) -> nnx.Module:
+    """A model of its own with the structure of `model` and a copy of these parameters, [P].
+
+    They are in the order of `TrainState.params`.
+    """
+    graph, like = split(model)
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    # Cut on the host: on the device every cut would be compiled. And copied, since the next step
+    # uses up the memory that the parts still lie in.
+    parts = np.split(np.asarray(vector), ends[:-1])
+    arrays = [
+        jnp.array(part.reshape(leaf.shape), leaf.dtype, copy=True)
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return nnx.merge(graph, jax.tree.unflatten(structure, arrays))
+
+
+@jax.jit
+def _flatten(params) -> Array:
+    return ravel_pytree(params)[0]
+
+
+def split(model: nnx.Module):
+    """Structure and parameters. Raises: ValueError if the model holds any other state."""
+    _, _, rest = nnx.split(model, nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        raise ValueError(
+            "model must hold parameters only (no Dropout streams, no BatchNorm statistics), "
+            f"got {type(model).__name__} with other state"
+        )
+    return nnx.split(model)
