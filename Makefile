@@ -1,6 +1,7 @@
 # The course needs Python 3.11 or newer and make; everything else goes into .venv.
 #   make lab     JupyterLab on the course's first page
 #   make test    linter, unit tests, every notebook
+#   make quick   linter and the tests that take little: under two minutes
 # Another interpreter:  make lab PYTHON=python3.12
 
 PYTHON ?= python3
@@ -16,18 +17,30 @@ LAB  := $(VENV)/.installed-lab
 DEV  := $(VENV)/.installed-dev
 NEEDS := pyproject.toml constraints.txt
 
-# Folders that hold notebooks: notebooks, solutions, exercises (whose stubs must run too).
-NOTEBOOKS := $(sort $(patsubst %/,%,$(dir $(wildcard notebooks/*.ipynb solutions/*.ipynb exercises/*.ipynb))))
+# Colab's versions have a virtual environment of their own.
+COLAB        := .venv-colab
+COLAB_PYTHON ?= $(PYTHON)
+# Which chapters' notebooks  make colab  runs: all, a quarter of them (0 to 3), or the quarter that
+# the commit chooses.
+QUARTER      ?= all
 
-.PHONY: help lab test lint unit check-notebooks notebooks clean
+# Runs a command and prints its wall time:  $(PHASE) NAME COMMAND
+PHASE  := .ci/phase
+# Each phase's line, for the end of  make test.
+TIMES  := $(VENV)/.times
+NBVAL  := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n $(JOBS) --dist loadscope
+
+.PHONY: help lab test quick lint unit check-notebooks colab notebooks clean
 .NOTPARALLEL:
 
 help:
 	@echo "make lab        install what is needed into .venv and open the course in JupyterLab"
 	@echo "make test       lint, unit, check-notebooks: all that must pass"
+	@echo "make quick      lint, and the unit tests that take little: for every change"
 	@echo "make lint       ruff check and ruff format --check"
 	@echo "make unit       unit tests                      make unit PYTEST='-k ddim'"
 	@echo "make check-notebooks   run every committed notebook from top to bottom"
+	@echo "make colab      what depends on versions, with those of Google Colab   QUARTER=0 .. 3"
 	@echo "make notebooks  write and execute every *.ipynb from its source/*.py, and exercises/"
 	@echo "make clean      remove .venv and everything else that can be made again"
 	@echo "Another Python: make lab PYTHON=python3.12"
@@ -35,23 +48,35 @@ help:
 lab: $(LAB)
 	@$(PY) -m diffusion_course lab
 
-test: lint unit check-notebooks
+test: $(DEV)
+	@rm -f $(TIMES)
+	@PHASES=$(TIMES) $(MAKE) --no-print-directory lint unit check-notebooks; status=$$?; \
+	  echo; cat $(TIMES); [ -z "$$PHASES" ] || sed 's/^/  /' $(TIMES) >>"$$PHASES"; exit $$status
+
+quick: $(DEV)
+	@$(PHASE) "lint and quick tests" $(MAKE) --no-print-directory lint unit PYTEST="--quick -q $(PYTEST)"
 
 lint: $(DEV)
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
+	@$(PHASE) lint sh -c "$(PY) -m ruff check . && $(PY) -m ruff format --check ."
 
-# A file's tests share a worker, so that the browser tests share one JupyterLab.
+# A file's tests share a worker: the browser tests share one JupyterLab. tests/conftest.py puts the
+# longest files first.
 unit: $(DEV)
-	$(PY) -m pytest tests -n $(JOBS) --dist loadfile $(PYTEST)
+	@$(PHASE) "unit tests" $(PY) -m pytest tests -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check-notebooks: $(DEV)
-ifeq ($(NOTEBOOKS),)
-	@echo "no notebooks yet"
-else
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	  -n $(JOBS) --dist loadscope $(NOTEBOOKS)
-endif
+	@$(PHASE) notebooks $(PY) -m $(NBVAL) $$($(PY) .ci/quarter.py all)
+
+colab: $(COLAB)/.installed
+	@$(PHASE) "tests as on Colab" $(COLAB)/bin/python -m pytest tests --versions -n $(JOBS) \
+	  --dist loadfile --no-loadscope-reorder
+	@$(PHASE) "notebooks as on Colab" $(COLAB)/bin/python -m $(NBVAL) $$($(COLAB)/bin/python .ci/quarter.py $(QUARTER))
+
+$(COLAB)/.installed: pyproject.toml .ci/colab-constraints.txt
+	"$(COLAB_PYTHON)" -m venv --clear $(COLAB)
+	@$(PHASE) "install for Colab" $(COLAB)/bin/python -m pip install -q --disable-pip-version-check \
+	  -c .ci/colab-constraints.txt -e ".[dev]"
+	@touch $@
 
 notebooks: $(DEV)
 	$(PY) notebooks/build.py
@@ -64,7 +89,7 @@ $(LAB): $(VENV)/.created $(NEEDS)
 
 # The development install holds all that the lab needs, so it counts for both.
 $(DEV): $(VENV)/.created $(NEEDS)
-	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(PHASE) install $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(LAB) $@
 
 $(VENV)/.created:
@@ -81,6 +106,6 @@ $(VENV)/.created:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-colab build dist *.egg-info .pytest_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(COLAB) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis \
 	  .jupyter-state runs notebooks/.ipynb_checkpoints
 	find diffusion_course tests notebooks benchmarks solutions -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,63 @@
-"""What every test gets."""
+"""What every test gets, and which tests a run takes.
+
+pytest tests                 all of them
+pytest tests --quick         without the files that take long (make quick)
+pytest tests --versions      those that other versions of the libraries could break (.ci/run)
+"""
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 from browser import lab  # noqa: F401 (a fixture, for test_browser.py)
+
+from diffusion_course import paths
+
+TESTS = Path(__file__).resolve().parent
+PROFILE = TESTS.parent / "benchmarks" / "results" / "suite_profile.json"
+LONG = 8  # seconds of a file, in the committed profile
+
+# Compiled programs are kept on disk, for the next run and for the other worker. JAX reads this
+# when it is imported, and so do the processes that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(paths.cache_dir() / "tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out the files that take long")
+    parser.addoption(
+        "--versions", action="store_true", help="only what other versions of JAX could break"
+    )
+
+
+def _seconds() -> dict[str, float]:
+    """Measured time of each file of tests; empty before the first profile."""
+    if not PROFILE.exists():
+        return {}
+    rows = json.loads(PROFILE.read_text(encoding="utf-8"))["files"]
+    return {Path(name).name: row["seconds"] for name, row in rows.items()}
+
+
+def pytest_ignore_collect(collection_path, config):
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    if config.getoption("--quick") and _seconds().get(collection_path.name, 0) > LONG:
+        return True
+    if config.getoption("--versions"):
+        from versions import depends_on_versions
+
+        return not depends_on_versions(collection_path) or None
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    # The longest files first, so that the workers end together; an unknown file may be long.
+    seconds = _seconds()
+    items.sort(key=lambda item: -seconds.get(item.path.name, float("inf")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -11,3 +67,12 @@ def _no_settings_from_outside():
         for name in ("DIFFUSION_COURSE_PROFILE", "DIFFUSION_COURSE_COMPILE_CACHE"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_let_go():
+    """A worker holds the programs of one file of tests, not of all: they are gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
