@@ -170,19 +170,26 @@ def _wait_for(url: str, server, log: Path):
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory):
-    """A `Lab` over a copy of the course's notebooks; tests may put more into its folder."""
+@contextlib.contextmanager
+def course_in_browser(root: Path):
+    """A `Lab` over a copy of the course's notebooks, in `root`; more may be put into its folder."""
     chromium = find_chromium()
     from playwright.sync_api import sync_playwright
 
-    root = tmp_path_factory.mktemp("lab")
-    served = root / "course"
+    served, state = root / "course", root / "state"
+    state.mkdir()
     source = Path(__file__).resolve().parent.parent / "notebooks"
     shutil.copytree(source, served / "notebooks", ignore=shutil.ignore_patterns(".*", "__*"))
-    with serve(served, root / "state") as address, sync_playwright() as playwright:
+    with serve(served, state) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         try:
             yield Lab(address, browser, served)
         finally:
             browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """`course_in_browser` for all tests of a run."""
+    with course_in_browser(tmp_path_factory.mktemp("lab")) as found:
+        yield found
