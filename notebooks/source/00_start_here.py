@@ -193,33 +193,35 @@ assert gap < 0.02
 #
 # Each chapter has one moment of insight. Those with a link are here; the others are on their way.
 #
+# <!-- Made from notebooks/chapters.toml by notebooks/chapters.py: do not edit here. -->
+#
 # **Foundations**
 #
 # | | chapter | the moment of insight |
 # |---|---|---|
 # | 00 | [Start here](00_start_here.ipynb) | a live counter of recompilations |
 # | 01 | [The forward process](01_forward_process.ipynb) | one slider over image, histogram and log-SNR |
-# | 02 | [Denoising is the posterior mean](02_denoising.ipynb) | arrows that split between modes as $t$ falls |
-# | 03 | [DDPM](03_ddpm.ipynb) | exact and learned samples, side by side |
-# | 04 | [Networks that denoise](04_networks.ipynb) | what each part of the U-Net buys |
+# | 02 | [Denoising is the posterior mean](02_denoising.ipynb) | arrows that split between modes as *t* falls |
+# | 03 | [DDPM](03_ddpm.ipynb) | exact and learned samples side by side |
+# | 04 | [Networks that denoise](04_networks.ipynb) | what each part of a U-Net buys |
 # | 05 | [The bound](05_bound.ipynb) | bits per dimension, time by time |
-# | 06 | [DDIM and fast solvers](06_ddim.ipynb) | error against evaluations |
+# | 06 | [DDIM and fast solvers](06_ddim.ipynb) | error against the number of evaluations |
 
 # %% [markdown]
 # **Steering, theory and measuring**
 #
 # | | chapter | the moment of insight |
 # |---|---|---|
-# | 07 | [Guidance](07_guidance.ipynb) | one slider bends the field and trades away diversity |
-# | 08 | [Editing](08_editing.ipynb) | the strength slider |
-# | 09 | Score matching and SDEs | VE, VP and sub-VP side by side |
-# | 10 | Probability flow and likelihood | same marginals, different paths |
-# | 11 | Higher-order and adaptive solvers | the race to a given error |
+# | 07 | [Guidance](07_guidance.ipynb) | the *w* slider bends the field and trades diversity |
+# | 08 | [Editing](08_editing.ipynb) | the strength slider of SDEdit; a mask to draw |
+# | 09 | Score matching and SDEs | a dial from ODE to SDE: other paths, the same marginals |
+# | 10 | Probability flow and likelihood | the density that a sampler carries along |
+# | 11 | Solvers, third order and adaptive | the race to a given error |
 # | 12 | The EDM design space | gradients with and without preconditioning |
-# | 13 | Evaluation and its blind spots | the bias of FID against sample count |
+# | 13 | Evaluation and its blind spots | two sets with one Fréchet distance, one of them ugly |
 
 # %% [markdown]
-# **Scale and product**
+# **Larger models, fewer steps**
 #
 # | | chapter | the moment of insight |
 # |---|---|---|
@@ -227,11 +229,24 @@ assert gap < 0.02
 # | 15 | Text, ControlNet, LoRA | attention maps of words |
 # | 16 | Diffusion transformers | gates that open during training |
 # | 17 | Flow matching and rectified flow | straightness before and after reflow |
-# | 18 | Few-step generation | the wall at 1, 2 and 4 evaluations |
-# | 19 | Scaling out | throughput against devices |
-# | 20 | Beyond still images | a cascade, video, 3-D by distillation |
-# | 21 | From notebook to product | quality against bytes and milliseconds |
-# | 22 | Capstone | the leaderboard |
+# | 18 | Few steps: the flow map | the wall at 1, 2 and 4 evaluations |
+# | 19 | Steering without retraining | one posterior, five ways to it |
+
+# %% [markdown]
+# **Beyond images, and into use**
+#
+# | | chapter | the moment of insight |
+# |---|---|---|
+# | 20 | Discrete diffusion | a sentence that fills in any order |
+# | 21 | Which generative model? | four kinds of model, one data set, one budget |
+# | 22 | Scaling out | throughput, memory and traffic against devices |
+# | 23 | Cascades and video | a clip whose frames agree |
+# | 24 | 3-D, sound, molecules | an object that appears from 2-D scores |
+# | 25 | From notebook to product | quality against bytes and milliseconds |
+# | 26 | Capstone | the leaderboard at 1, 2, 4 and 8 evaluations |
+# | clinic | The broken-sampler clinic | fourteen patients, a diagnosis for each |
+#
+# <!-- Here ends what is made from notebooks/chapters.toml. -->
 
 # %% [markdown]
 # ## 3 · How to work through a chapter
