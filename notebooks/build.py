@@ -43,6 +43,7 @@ def read_source(path: Path):
         }
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.cells = assign.complete(notebook.cells)
     for cell, name in zip(notebook.cells, cell_ids(notebook.cells), strict=True):
         cell["id"] = name
         assign.expand(cell)
