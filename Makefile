@@ -19,7 +19,7 @@ NEEDS := pyproject.toml constraints.txt
 # Folders that hold notebooks: notebooks, solutions, exercises (whose stubs must run too).
 NOTEBOOKS := $(sort $(patsubst %/,%,$(dir $(wildcard notebooks/*.ipynb solutions/*.ipynb exercises/*.ipynb))))
 
-.PHONY: help lab test lint unit check-notebooks notebooks clean
+.PHONY: help lab test lint unit check-notebooks notebooks chapter clean
 .NOTPARALLEL:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make unit       unit tests                      make unit PYTEST='-k ddim'"
 	@echo "make check-notebooks   run every committed notebook from top to bottom"
 	@echo "make notebooks  write and execute every *.ipynb from its source/*.py, and exercises/"
+	@echo "make chapter    lay out a new chapter           make chapter N=09 NAME=score_sdes TITLE='Score matching and SDEs'"
 	@echo "make clean      remove .venv and everything else that can be made again"
 	@echo "Another Python: make lab PYTHON=python3.12"
 
@@ -57,6 +58,13 @@ notebooks: $(DEV)
 	$(PY) notebooks/build.py
 	$(PY) notebooks/build.py --folder solutions
 	$(PY) -m diffusion_course assign
+
+# The shell gets N, NAME and TITLE as they are, whatever characters they hold.
+chapter: export CHAPTER_N := $(value N)
+chapter: export CHAPTER_NAME := $(value NAME)
+chapter: export CHAPTER_TITLE := $(value TITLE)
+chapter: $(DEV)
+	@$(PY) notebooks/new_chapter.py "$$CHAPTER_N" "$$CHAPTER_NAME" "$$CHAPTER_TITLE"
 
 $(LAB): $(VENV)/.created $(NEEDS)
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab]"

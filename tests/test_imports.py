@@ -13,7 +13,7 @@ PACKAGE = Path(diffusion_course.__file__).parent
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """The places in the first column of the first table: "models/" and "paths.py" by their stems."""
+    """The places in the table's first column: "models" for `models/`, "paths" for `paths.py`."""
     table = re.search(r"^\| place \|.*\n\|---\|---\|\n((?:\|.*\n)+)", text, re.MULTILINE).group(1)
     firsts = [line.split("|")[1] for line in table.splitlines()]
     return [[re.sub(r"(\.py|/)$", "", name) for name in re.findall(r"`(.+?)`", f)] for f in firsts]
