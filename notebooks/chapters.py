@@ -144,7 +144,8 @@ def readme_table(table: Table) -> str:
     """What stands in README.md: every chapter, with the times of those that exist."""
     rows = ["| | chapter | the moment of insight | to run |", "|---|---|---|--:|"]
     for chapter in table.chapters:
-        time = f"{chapter.warm:g} s / {chapter.cold:g} s |" if chapter.warm else "|"
+        # With spaces that do not break, so that a narrow column keeps a time on one line.
+        time = f"{chapter.warm:g}\u00a0/\u00a0{chapter.cold:g}\u00a0s |" if chapter.warm else "|"
         rows.append(f"{_row(chapter, 'notebooks/')} {time}")
     rows += [
         "",
