@@ -30,7 +30,7 @@ PHASE  := .ci/phase
 TIMES  := $(VENV)/.times
 NBVAL  := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n $(JOBS) --dist loadscope
 
-.PHONY: help lab test quick lint unit check-notebooks colab notebooks clean
+.PHONY: help lab test quick lint unit check-notebooks colab notebooks chapter clean
 .NOTPARALLEL:
 
 help:
@@ -42,6 +42,7 @@ help:
 	@echo "make check-notebooks   run every committed notebook from top to bottom"
 	@echo "make colab      what depends on versions, with those of Google Colab   QUARTER=0 .. 3"
 	@echo "make notebooks  write and execute every *.ipynb from its source/*.py, and exercises/"
+	@echo "make chapter    lay out a new chapter           make chapter N=09 NAME=score_sdes TITLE='Score matching and SDEs'"
 	@echo "make clean      remove .venv and everything else that can be made again"
 	@echo "Another Python: make lab PYTHON=python3.12"
 
@@ -79,9 +80,17 @@ $(COLAB)/.installed: pyproject.toml .ci/colab-constraints.txt
 	@touch $@
 
 notebooks: $(DEV)
+	$(PY) notebooks/chapters.py
 	$(PY) notebooks/build.py
 	$(PY) notebooks/build.py --folder solutions
 	$(PY) -m diffusion_course assign
+
+# The shell gets N, NAME and TITLE as they are, whatever characters they hold.
+chapter: export CHAPTER_N := $(value N)
+chapter: export CHAPTER_NAME := $(value NAME)
+chapter: export CHAPTER_TITLE := $(value TITLE)
+chapter: $(DEV)
+	@$(PY) notebooks/new_chapter.py "$$CHAPTER_N" "$$CHAPTER_NAME" "$$CHAPTER_TITLE"
 
 $(LAB): $(VENV)/.created $(NEEDS)
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab]"

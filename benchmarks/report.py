@@ -22,7 +22,7 @@ def options(description: str, file: str, quick: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=description)
     p.add_argument("--quick", action="store_true", help=quick)
     p.add_argument("--json", type=Path, default=RESULTS / file)
-    p.add_argument("--markdown", action="store_true", help="print the tables for README")
+    p.add_argument("--markdown", action="store_true", help="print tables for docs/benchmarks.md")
     p.add_argument(
         "--show", action="store_true", help="print the tables of --json, measure nothing"
     )

@@ -43,10 +43,19 @@ def read_source(path: Path):
         }
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.cells = assign.complete(notebook.cells)
     for cell, name in zip(notebook.cells, cell_ids(notebook.cells), strict=True):
         cell["id"] = name
         assign.expand(cell)
+        fold(cell)
     return notebook
+
+
+def fold(cell) -> None:
+    """Hides the code of a cell tagged "claims", in place: JupyterLab's mark and Colab's."""
+    if "claims" in cell.metadata.get("tags", []):
+        cell.metadata["jupyter"] = nbformat.from_dict({"source_hidden": True})
+        cell.metadata["cellView"] = "form"  # Colab then shows the line "# @title …" alone
 
 
 def cell_ids(cells) -> list[str]:

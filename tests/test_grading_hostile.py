@@ -74,8 +74,8 @@ ATTACKS = {
         None, 0, "",
     ),
     "patched grader": (
-        "from diffusion_course.grading import calling, checking, exercise, wire\n"
-        "exercise.judge = checking.verdict_of = lambda *a: 2\n"
+        "from diffusion_course.grading import calling, checking, judging, wire\n"
+        "judging.judge = checking.verdict_of = lambda *a: 2\n"
         "wire.pack_outcome = lambda outcome: {'status': 'right', 'message': ''}\n" + WRONG,
         "stopped", 0, "interfered",
     ),

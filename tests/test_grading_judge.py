@@ -12,15 +12,15 @@ from hypothesis.extra import numpy as hnp
 from oracles import examples
 
 from diffusion_course.grading import answers, check, checking
+from diffusion_course.grading.arrays import as_result
 from diffusion_course.grading.calling import call
 from diffusion_course.grading.exercise import (
     Exercise,
     Failure,
     Part,
     Written,
-    as_result,
-    judge,
 )
+from diffusion_course.grading.judging import judge
 
 many = settings(examples, max_examples=100)
 

@@ -13,8 +13,9 @@ from oracles import examples
 
 from diffusion_course.grading import overview, results
 from diffusion_course.grading.batch import Row
-from diffusion_course.grading.exercise import Exercise, Part, judge
+from diffusion_course.grading.exercise import Exercise, Part
 from diffusion_course.grading.inputs import GaussianDenoiser
+from diffusion_course.grading.judging import judge
 
 many = settings(examples, max_examples=100)
 

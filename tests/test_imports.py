@@ -1,6 +1,7 @@
 """The package is read from top to bottom: no file imports from further down, none in a circle."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -10,21 +11,17 @@ import diffusion_course
 
 PACKAGE = Path(diffusion_course.__file__).parent
 
+
+def rows_of(text: str) -> list[list[str]]:
+    """The places in the table's first column: "models" for `models/`, "paths" for `paths.py`."""
+    table = re.search(r"^\| place \|.*\n\|---\|---\|\n((?:\|.*\n)+)", text, re.MULTILINE).group(1)
+    firsts = [line.split("|")[1] for line in table.splitlines()]
+    return [[re.sub(r"(\.py|/)$", "", name) for name in re.findall(r"`(.+?)`", f)] for f in firsts]
+
+
 # A file imports only from the rows above its own, or from further left in its own row.
-ROWS = (
-    ("paths", "checks"),
-    ("process", "parameterization", "denoiser"),
-    ("models",),
-    ("data",),
-    ("losses", "guidance", "samplers", "sampling", "bound", "editing"),
-    ("evaluation",),
-    ("weights",),
-    ("training",),
-    ("notebook",),
-    ("grading",),
-    ("app",),
-    ("__main__",),
-)
+LIBRARY = PACKAGE.parent / "docs" / "library.md"
+ROWS = rows_of(LIBRARY.read_text(encoding="utf-8"))
 ORDER = [place for row in ROWS for place in row]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
@@ -77,6 +74,11 @@ def test_no_files_import_each_other_in_a_circle():
     # by then; what counts is which file needs which.
     graph = {name_of(path): imports(path) - {name_of(path)} for path in FILES}
     TopologicalSorter(graph).prepare()  # raises CycleError and names the circle
+
+
+def test_the_table_of_places_is_read_in_its_order():
+    text = "| place | x |\n|---|---|\n| `a.py`, `b/` | `c.py` |\n| `d.py` | y |\n\n| `e.py` | z |\n"
+    assert rows_of(text) == [["a", "b"], ["d"]]
 
 
 def test_what_breaks_the_order_is_noticed(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What every committed notebook keeps to, and the script that writes them."""
 
+import ast
 import importlib.util
 import re
 import sys
@@ -39,6 +40,11 @@ def each(paths):
 
 def read(path):
     return nbformat.read(path, as_version=4)
+
+
+def source_cells(path):
+    """The cells of a chapter's source, without running anything."""
+    return build.read_source(path.parent / "source" / f"{path.stem}.py").cells
 
 
 def code_cells(path):
@@ -126,14 +132,14 @@ def test_the_text_names_no_folder_of_a_machine(path):
 @each(COMMITTED)
 def test_cells_are_short(path):
     cells = read(path).cells
-    code = {
-        cell.source.split("\n")[0]: sum(bool(line.strip()) for line in cell.source.split("\n"))
+    code = [
+        (sum(bool(line.strip()) for line in cell.source.split("\n")), cell.source)
         for cell in cells
         if cell.cell_type == "code"
-    }
-    text = {c.source.split("\n")[0]: words(c.source) for c in cells if c.cell_type == "markdown"}
-    assert not {first: n for first, n in code.items() if n > MAX_CODE_LINES}
-    assert not {first: n for first, n in text.items() if n > MAX_WORDS}
+    ]
+    text = [(words(c.source), c.source) for c in cells if c.cell_type == "markdown"]
+    assert not [(n, source) for n, source in code if n > MAX_CODE_LINES]
+    assert not [(n, source) for n, source in text if n > MAX_WORDS]
 
 
 def test_the_first_code_cell_is_the_same_everywhere():
@@ -161,6 +167,113 @@ def test_a_chapter_closes_with_a_recap(path):
     assert headings, "no heading with the word recap"
     assert headings[-1] >= len(cells) * 2 // 3
     assert all(cell.cell_type == "markdown" for cell in cells[headings[-1] :])
+
+
+# Cells that can be run again, and claims that stand apart.
+
+
+def parsed(source):
+    """The syntax tree of a code cell; a magic is no Python and becomes `pass`."""
+    return ast.parse(re.sub(r"(?m)^(\s*)%.*$", r"\1pass", source))
+
+
+def assertions(source):
+    """Lines with an assert statement or a call of assert_allclose and its like."""
+    for node in ast.walk(parsed(source)):
+        name = getattr(getattr(node, "func", None), "attr", "")
+        if isinstance(node, ast.Assert) or name.startswith("assert_"):
+            yield node.lineno
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+@each(CHAPTERS)
+def test_assertions_stand_in_claims_cells_or_in_comparisons(path):
+    # The claims are folded. A comparison teaches: the algorithm written out equals the library.
+    cells = [cell for cell in source_cells(path) if cell.cell_type == "code"]
+    for cell in cells:
+        apart = bool(tags(cell) & {"claims", "comparison"})
+        assert apart == bool(list(assertions(cell.source))), cell.source
+
+
+@each(CHAPTERS)
+def test_claims_cells_are_folded_and_draw_nothing(path):
+    for cell in code_cells(path):
+        if "claims" in tags(cell):
+            assert cell.metadata["jupyter"] == {"source_hidden": True}, cell.source
+            assert cell.metadata["cellView"] == "form", cell.source
+            assert re.match(r"# @title \S", cell.source), cell.source
+        if tags(cell) & {"claims", "comparison"}:
+            assert not [o for o in cell.outputs if "image/png" in o.get("data", {})], cell.source
+
+
+HANDLES = {"fig", "ax", "axes", "i", "n", "_"}
+
+
+def bindings(source):
+    """The names that a cell binds: those of its own statements, and those only of its loops."""
+    own, looped = set(), set()
+
+    def visit(node, names):
+        if isinstance(
+            node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+        ):
+            return  # scopes of their own
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            return
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        inner = looped if isinstance(node, ast.For | ast.While) else names
+        for child in ast.iter_child_nodes(node):
+            visit(child, inner)
+
+    visit(parsed(source), own)
+    return own - HANDLES, looped - own - HANDLES
+
+
+def sections(cells):
+    """The code of each section (from one heading of second order to the next), joined."""
+    title, code = "start", {"start": ""}
+    for cell in cells:
+        if cell.cell_type == "code":
+            code[title] += cell.source + "\n"
+        elif found := re.findall(r"(?m)^## (.+)$", cell.source):
+            title = found[-1]
+            code[title] = ""
+    return code
+
+
+def bound_again(cells):
+    """Name -> the sections that bind it, for data that a later section would overwrite."""
+    found = {}
+    names = {title: bindings(code) for title, code in sections(cells).items()}
+    data = set().union(*(own for own, _ in names.values()))
+    for title, (own, looped) in names.items():
+        for name in (own | looped) & data:  # names of loops alone may recur
+            found.setdefault(name, []).append(title)
+    return {name: titles for name, titles in sorted(found.items()) if len(titles) > 1}
+
+
+@each(CHAPTERS)
+def test_no_data_name_is_bound_in_two_sections(path):
+    # So that a section's cells can be run again after a later one's.
+    assert bound_again(source_cells(path)) == {}
+
+
+def test_a_name_bound_in_two_sections_is_found_and_loops_may_share_theirs():
+    code = [
+        "a = 1\nfor k in range(3):\n    b = k\n",
+        "c, d = 1, 2\nfor k in range(3):\n    b = [a for a in (1,)]\n",
+        "def c():\n    d = 3\nfor i in range(2):\n    fig = d = 4\n",
+    ]
+    cells = []
+    for title, source in zip("ABC", code, strict=True):
+        cells += [nbformat.v4.new_markdown_cell(f"## {title}\ntext")]
+        cells += [nbformat.v4.new_code_cell(source)]
+    assert bound_again(cells) == {"c": ["B", "C"], "d": ["B", "C"]}
 
 
 # The script that writes them.

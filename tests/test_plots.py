@@ -65,3 +65,47 @@ def test_limits_that_were_set_before_stay_and_infinite_values_are_no_error():
 def test_a_line_without_a_finite_point_has_no_name():
     ax = plots.curves([0.0, 1.0], {"nothing": [np.nan, np.nan]}, xlabel="x", ylabel="y")
     assert not ax.texts
+
+
+def test_panels_share_limits_that_hold_every_point_and_are_square():
+    rng = np.random.default_rng(0)
+    clouds = {"a": rng.normal(3, 1, (50, 2)), "b": rng.normal(-1, 0.1, (7, 2))}
+    fig = plots.panels(clouds, "two clouds", behind=np.array([[9.0, 0.0], [np.nan, 1e9]]))
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["a", "b"]
+    limits = {(*ax.get_xlim(), *ax.get_ylim()) for ax in fig.axes}
+    ((left, right, low, high),) = limits
+    assert right - left == pytest.approx(high - low)
+    every = np.concatenate([*clouds.values(), [[9.0, 0.0]]])
+    assert (every > (left, low)).all() and (every < (right, high)).all()
+
+
+def test_panels_in_rows_carry_labels_colors_and_the_cloud_behind():
+    x, data = np.ones((3, 2)), np.zeros((2, 2))
+    rows = {"exact": {"t = 1": x, "t = 0": x}, "learned": {"t = 1": x, "t = 0": x}}
+    color = {"exact": plots.TRUTH}
+    fig = plots.panels(rows, behind={"t = 0": data}, color=color, limits=((-2, 2), (-1, 3)))
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["t = 1", "t = 0", "", ""]
+    assert fig.axes[0].get_ylabel().startswith("exact")
+    assert [len(ax.collections) for ax in fig.axes] == [1, 2, 1, 2]
+    under, over = fig.axes[3].collections
+    np.testing.assert_array_equal(under.get_offsets(), data)
+    assert matplotlib.colors.to_hex(over.get_facecolor()) == plots.PREDICTION
+    assert matplotlib.colors.to_hex(fig.axes[1].collections[1].get_facecolor()) == plots.TRUTH
+    assert fig.axes[2].get_xlim() == (-2, 2) and fig.axes[2].get_ylim() == (-1, 3)
+
+
+@pytest.mark.parametrize(
+    ("clouds", "options", "message"),
+    [
+        ({}, {}, "at least one"),
+        ({"a": np.ones((4, 3))}, {}, r"'a' must have shape \[N, 2\], got \(4, 3\)"),
+        ({"a": np.ones(4)}, {}, "shape"),
+        ({"r": {"a": np.ones((1, 2))}, "s": {"b": np.ones((1, 2))}}, {}, "same titles"),
+        ({"a": np.ones((1, 2))}, {"behind": {"b": np.ones((1, 2))}}, "behind must name"),
+        ({"a": np.ones((1, 2))}, {"color": {"b": "red"}}, "color must name"),
+        ({"a": np.ones((1, 2))}, {"limits": (1, 1)}, "limits must be"),
+    ],
+)
+def test_panels_refuse_what_they_cannot_draw(clouds, options, message):
+    with pytest.raises(ValueError, match=message):
+        plots.panels(clouds, **options)

@@ -274,16 +274,22 @@ def test_released_mnist_digits_are_recognised():
     assert metrics.frechet(found, moments) < 0.2 * metrics.frechet(noise, moments)
 
 
-def test_the_readme_quotes_the_cards():
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_quotes_the_cards():
+    course = Path(__file__).parent.parent
+    tables = (course / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     metrics_of = {name: weights.load(name).card.metrics for name in weights.names()}
-    assert f"{metrics_of['digits_classifier']['test_accuracy']:.1%} of 360 unseen" in readme
+    assert f"{metrics_of['digits_classifier']['test_accuracy']:.1%} of 360 unseen" in tables
     for w in ("w=1", "w=2"):
         q = metrics_of["digits"][w]
         figures = (q["accuracy"], q["worst_class"], q["frechet"], q["nearest"])
-        assert "{:.1%} | {:.0%} | {:.2f} | {:.2f}".format(*figures) in readme
-    assert f"{metrics_of['mnist_classifier']['test_accuracy']:.1%} of 10,000 unseen" in readme
+        assert "{:.1%} | {:.0%} | {:.2f} | {:.2f}".format(*figures) in tables
+    assert f"{metrics_of['mnist_classifier']['test_accuracy']:.1%} of 10,000 unseen" in tables
     for q in metrics_of["mnist"].values():
         figures = (q["w"], q["accuracy"], q["worst_class"], q["frechet"], q["nearest"])
         row = "| {:g} | {:.1%} | {:.0%} | {:.2f} | {:.2f} |".format(*figures)
-        assert row in readme or q["w"] == 0  # w = 0 knows no label
+        assert row in tables or q["w"] == 0  # w = 0 knows no label
+    readme = (course / "README.md").read_text(encoding="utf-8")
+    q = metrics_of["mnist"]["w=2"]
+    assert f"Of {q['samples']:,} MNIST digits" in readme
+    assert f"(*w* = {q['w']:g}, {q['steps']} steps)" in readme
+    assert f"reads {q['accuracy']:.1%} as" in " ".join(readme.split())

@@ -2,8 +2,10 @@
 
 A master is an ordinary notebook with nbgrader's metadata and ``### BEGIN SOLUTION`` marks. In its
 percent-format source a cell says what it is in its header: ``role="setup"`` for what every answer
-needs, and ``exercise="01.2" role="answer"``, ``"check"`` or ``"written"``; `expand` turns that into
-the metadata. What follows BEGIN SOLUTION on its line is the stub's message.
+needs, and ``exercise="01.2" role="answer"`` or ``"written"``. `complete` adds what the exercise's
+specification knows: the title and the points of its head, which the source writes as ``## 01.2``
+and ``*implement · 15 minutes*``, the cell that checks an answer, and the metadata. What follows
+BEGIN SOLUTION on its line is the stub's message.
 """
 
 from __future__ import annotations
@@ -25,6 +27,36 @@ PROMPT = "*Write your answer here.*"
 def grade_id(role: str, exercise: str) -> str:
     """nbgrader's name of a cell: letters, digits and hyphens only."""
     return f"{role}-{exercise.replace('.', '-')}"
+
+
+def complete(cells) -> list:
+    """The cells of a source with what the exercises' specifications know, without metadata yet.
+
+    Raises: ValueError for an unknown exercise, or a head without its kind and minutes.
+    """
+    completed = []
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = _HEAD.sub(_full_head, cell.source)
+        completed.append(cell)
+        if cell.metadata.get("role") == "answer":
+            cell.metadata.pop("lines_to_next_cell", None)  # jupytext's: the next is another now
+            exercise = answers.find(cell.metadata["exercise"])
+            named = {"exercise": exercise.id, "role": "check"}
+            check = f'check("{exercise.id}", {exercise.function})'
+            completed.append(nbformat.v4.new_code_cell(check, metadata=named))
+    return completed
+
+
+_HEAD = re.compile(r"^## (?P<id>\d\d\.\d+)$(?:\n^\*(?P<kind>[^·*\n]+ · \d+ minutes)\*$)?", re.M)
+
+
+def _full_head(found: re.Match) -> str:
+    exercise = answers.find(found["id"])
+    if found["kind"] is None:
+        raise ValueError(f"below ## {exercise.id} must stand *its kind · N minutes*")
+    points = "1 point" if exercise.points == 1 else f"{exercise.points} points"
+    return f"## {exercise.id} · {exercise.title}\n*{found['kind']} · {points}*"
 
 
 def expand(cell) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 from diffusion_course import __version__
 from diffusion_course.grading import answers, sandbox
 from diffusion_course.grading.assign import PROMPT
-from diffusion_course.grading.exercise import Exercise, Written, judge
+from diffusion_course.grading.exercise import Exercise, Written
+from diffusion_course.grading.judging import judge
 from diffusion_course.grading.submissions import (
     Refused,
     Submission,

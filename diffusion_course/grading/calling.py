@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_course.grading import exercise
-from diffusion_course.grading.exercise import Arguments, Failure, Result, as_result
+from diffusion_course.grading import arrays
+from diffusion_course.grading.arrays import as_result
+from diffusion_course.grading.exercise import Arguments, Failure, Result
 
 _LONGEST_MESSAGE = 300
 
@@ -35,7 +36,7 @@ def failure(error: BaseException) -> Failure:
     if isinstance(error, TypeError) and error.__traceback__ is not None:
         frames = traceback.extract_tb(error.__traceback__)
         # A wrong signature, or as_result's.
-        if frames and frames[-1].filename in (__file__, exercise.__file__):
+        if frames and frames[-1].filename in (__file__, arrays.__file__):
             return Failure("error", _short(str(error)))
     try:
         text = str(error)

@@ -7,7 +7,8 @@ from typing import Any
 
 from diffusion_course.grading import answers
 from diffusion_course.grading.calling import call
-from diffusion_course.grading.exercise import Exercise, Failure, Verdict, Written, judge
+from diffusion_course.grading.exercise import Exercise, Failure, Verdict, Written
+from diffusion_course.grading.judging import judge
 
 # Inputs are drawn anew from this for every check, so that a wrong answer stays wrong. Batch
 # grading draws from a secret seed.

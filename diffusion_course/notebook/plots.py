@@ -189,6 +189,104 @@ def points(ax: Axes, x, color: str = DATA, size: float = 4, alpha: float = 0.4, 
     return ax
 
 
+def panels(
+    clouds: Mapping,
+    title: str = "",
+    *,
+    behind=None,
+    color: str | Mapping[str, str] = PREDICTION,
+    limits: Sequence | None = None,
+    size: float = 4,
+    alpha: float = 0.4,
+    scale: float = 2.6,
+) -> Figure:
+    """Clouds of points side by side on the same equal axes, each under its title.
+
+    The axes are `fig.axes`, row by row: draw arrows or further points there.
+
+    Args:
+      clouds: title -> points [N, 2], for one row; for several, the row's label -> such a mapping,
+        with the same titles in each.
+      title: of the figure.
+      behind: points [M, 2] that lie in `DATA`'s colour under every panel, or title -> points.
+      color: of the points; or title or row's label -> its color, `PREDICTION` for all others.
+      limits: (low, high) of both axes, or ((low, high), (low, high)) of x and y; without it, a
+        square that holds every point.
+      size: of a point.
+      alpha: opacity of a point.
+      scale: inches per panel.
+
+    Raises:
+      ValueError: no panel, points that are not [N, 2], rows with different titles, or a title in
+        behind or color that no panel has.
+    """
+    nested = all(isinstance(row, Mapping) for row in clouds.values())
+    rows = clouds if nested else {"": clouds}
+    rows = {
+        label: {name: _cloud(name, x) for name, x in row.items()} for label, row in rows.items()
+    }
+    names = list(next(iter(rows.values()), ()))
+    if not names or any(list(row) != names for row in rows.values()):
+        given = {label: list(row) for label, row in rows.items()}
+        raise ValueError(
+            f"clouds must have the same titles, at least one, in each row, got {given}"
+        )
+    under = {} if behind is None else behind
+    under = under if isinstance(under, Mapping) else dict.fromkeys(names, under)
+    under = {name: _cloud(name, x) for name, x in under.items()}
+    colors = color if isinstance(color, Mapping) else dict.fromkeys(names, color)
+    for argument, keys, known in (("behind", under, names), ("color", colors, [*names, *rows])):
+        if unknown := [key for key in keys if key not in known]:
+            raise ValueError(f"{argument} must name some of {known}, got {unknown}")
+
+    drawn = [x for row in rows.values() for x in row.values()] + list(under.values())
+    (left, right), (low, high) = _square(drawn) if limits is None else _pair_of_limits(limits)
+    shape = (len(rows), len(names))
+    height = scale * (high - low) / (right - left)
+    figsize = (scale * shape[1] + 0.5, height * shape[0] + 0.5 + 0.3 * bool(title))
+    fig, axes = plt.subplots(*shape, figsize=figsize, sharex=True, sharey=True, squeeze=False)
+    for line, (label, row) in zip(axes, rows.items(), strict=True):
+        for ax, (name, x) in zip(line, row.items(), strict=True):
+            if name in under:
+                points(ax, under[name], DATA, size, alpha=0.5)
+            points(ax, x, colors.get(name, colors.get(label, PREDICTION)), size, alpha)
+            ax.set(xlim=(left, right), ylim=(low, high))
+            ax.locator_params(nbins=5)
+        line[0].set_ylabel(f"{label}\n\n$x_2$" if label else "$x_2$")
+    for ax, name in zip(axes[0], names, strict=True):
+        ax.set_title(name)
+    for ax in axes[-1]:
+        ax.set_xlabel("$x_1$")
+    fig.suptitle(title, x=0.02, ha="left", size="medium")
+    return fig
+
+
+def _cloud(name: str, x) -> np.ndarray:
+    x = np.asarray(x)
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise ValueError(f"the points of {name!r} must have shape [N, 2], got {x.shape}")
+    return x
+
+
+def _square(clouds: Sequence[np.ndarray]):
+    """Limits of x and y, equally far apart, that hold every finite point with a margin."""
+    every = np.concatenate(clouds)
+    every = every[np.isfinite(every).all(1)]
+    if not len(every):
+        return (-1.0, 1.0), (-1.0, 1.0)
+    lowest, highest = every.min(0), every.max(0)
+    half = 0.54 * max((highest - lowest).max(), 1e-3)
+    return [(float(c - half), float(c + half)) for c in (lowest + highest) / 2]
+
+
+def _pair_of_limits(limits):
+    if np.ndim(limits) == 1:
+        limits = (limits, limits)
+    if np.shape(limits) != (2, 2) or any(low >= high for low, high in limits):
+        raise ValueError(f"limits must be (low, high) or two such pairs, got {limits}")
+    return limits
+
+
 def plane(low: float = -2.0, high: float = 2.0, n: int = 21) -> np.ndarray:
     """A regular grid of points in the plane, [n², 2] float32: the start of `arrows`."""
     u = np.linspace(low, high, n, dtype=np.float32)

@@ -33,8 +33,8 @@ import numpy as np
 from diffusion_course.grading import check
 
 # %% [markdown]
-# ## 01.1 · One step of noise
-# *warm-up · 5 minutes · 2 points*
+# ## 01.1
+# *warm-up · 5 minutes*
 #
 # One step of equation (1): shrink `x` and add the noise `eps`, for a `beta` in (0, 1).
 #
@@ -53,12 +53,9 @@ def noise_step(x, beta, eps):
     ### END SOLUTION
 
 
-# %% exercise="01.1" role="check"
-check("01.1", noise_step)
-
 # %% [markdown]
-# ## 01.2 · The table of ᾱ
-# *implement · 5 minutes · 2 points*
+# ## 01.2
+# *implement · 5 minutes*
 #
 # The share of the signal's variance that is left after step $n$, as in equation (2), for every
 # $n$ from 0 to $T$:
@@ -84,12 +81,9 @@ def alpha_bar(betas):
     ### END SOLUTION
 
 
-# %% exercise="01.2" role="check"
-check("01.2", alpha_bar)
-
 # %% [markdown]
-# ## 01.3 · Any step at once
-# *implement · 10 minutes · 3 points*
+# ## 01.3
+# *implement · 10 minutes*
 #
 # Training takes every picture of a batch to a step of its own, by equation (2):
 #
@@ -117,12 +111,9 @@ def jump(x0, eps, n, table):
     ### END SOLUTION
 
 
-# %% exercise="01.3" role="check"
-check("01.3", jump)
-
 # %% [markdown]
-# ## 01.4 · The cosine schedule
-# *implement · 10 minutes · 2 points*
+# ## 01.4
+# *implement · 10 minutes*
 #
 # Nichol & Dhariwal 2021 (eq. 17) choose the curve and compute the betas from it:
 #
@@ -151,12 +142,9 @@ def cosine_betas(T, s, max_beta):
     ### END SOLUTION
 
 
-# %% exercise="01.4" role="check"
-check("01.4", cosine_betas)
-
 # %% [markdown]
-# ## 01.5 · How noisy is the end?
-# *derive and check · 15 minutes · 3 points*
+# ## 01.5
+# *derive and check · 15 minutes*
 #
 # By equation (4) the log-SNR after the last step is
 #
@@ -187,12 +175,9 @@ def terminal_log_snr(betas):
     ### END SOLUTION
 
 
-# %% exercise="01.5" role="check"
-check("01.5", terminal_log_snr)
-
 # %% [markdown]
-# ## 01.6 · A chain with two bugs
-# *debug this · 15 minutes · 3 points*
+# ## 01.6
+# *debug this · 15 minutes*
 #
 # This function should run the chain of equation (1) with the noises that it is given and return
 # the whole path $x_0, \dots, x_T$. It has two bugs.
@@ -248,12 +233,9 @@ def noising_chain(x0, betas, eps):
     ### END SOLUTION
 
 
-# %% exercise="01.6" role="check"
-check("01.6", noising_chain)
-
 # %% [markdown]
-# ## 01.7 · A schedule from its log-SNR
-# *stretch · 20 minutes · 3 points*
+# ## 01.7
+# *stretch · 20 minutes*
 #
 # A schedule is best read as log-SNR. So design it there: given the $\lambda_1 > \dots > \lambda_T$
 # that you want after each step, find the betas. For a variance-preserving chain, equation (4) gives
@@ -284,12 +266,9 @@ def betas_from_log_snr(log_snr):
     ### END SOLUTION
 
 
-# %% exercise="01.7" role="check"
-check("01.7", betas_from_log_snr)
-
 # %% [markdown]
-# ## 01.8 · Right at both ends
-# *written · 15 minutes · 2 points*
+# ## 01.8
+# *written · 15 minutes*
 #
 # A colleague's jump is `alpha_bar * x0 + sqrt(1 - alpha_bar) * eps`. She looked at pictures at $n = 0$
 # and at $n = T$, and all was well. Answer in a few sentences each:

@@ -38,8 +38,8 @@ import numpy as np
 from diffusion_course.grading import check
 
 # %% [markdown]
-# ## 02.1 · Tweedie's formula
-# *warm-up · 5 minutes · 1 point*
+# ## 02.1
+# *warm-up · 5 minutes*
 #
 # Someone hands you noisy data `x` and the score $\nabla\log p_t$ at each of them. Equation (2) turns
 # the score into the best guess $\mathbb E[x_0 \mid x_t]$.
@@ -60,12 +60,9 @@ def tweedie(x, score, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="02.1" role="check"
-check("02.1", tweedie)
-
 # %% [markdown]
-# ## 02.2 · The best guess for Gaussian data
-# *implement · 10 minutes · 2 points*
+# ## 02.2
+# *implement · 10 minutes*
 #
 # The data are numbers from $\mathcal N(\mu, s^2)$, where `mean` is $\mu$ and `std` is $s$. Write
 # $\mathbb E[x_0 \mid x_t]$, which is equation (3) with a single component.
@@ -90,12 +87,9 @@ def gaussian_posterior_mean(x, mean, std, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="02.2" role="check"
-check("02.2", gaussian_posterior_mean)
-
 # %% [markdown]
-# ## 02.3 · Two points
-# *derive and check · 15 minutes · 3 points*
+# ## 02.3
+# *derive and check · 15 minutes*
 #
 # The simplest data that a guess can be torn between: $x_0$ is $+a$ or $-a$, each with probability ½.
 # Start from equation (9) with two points and simplify on paper. Everything that both weights have in
@@ -120,12 +114,9 @@ def two_points(x, a, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="02.3" role="check"
-check("02.3", two_points)
-
 # %% [markdown]
-# ## 02.4 · The perfect denoiser of a data set
-# *implement · 15 minutes · 3 points*
+# ## 02.4
+# *implement · 15 minutes*
 #
 # A data set is a finite list of points $x_i$, each as likely as the others. Write its exact
 # denoiser, equation (9), for a whole batch at once. It must also survive a tiny $\sigma$. There every
@@ -152,12 +143,9 @@ def finite_posterior_mean(x, data, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="02.4" role="check"
-check("02.4", finite_posterior_mean)
-
 # %% [markdown]
-# ## 02.5 · Any target gives back the data
-# *implement · 10 minutes · 3 points*
+# ## 02.5
+# *implement · 10 minutes*
 #
 # A network was trained on the target $y = a\,x_0 + b\,\varepsilon$. Solve the system (4) for $x_0$,
 # given its output `y`, its input `x` and the numbers $a, b, \alpha, \sigma$. The `check` tries
@@ -182,12 +170,9 @@ def solve_x0(y, x, a, b, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="02.5" role="check"
-check("02.5", solve_x0)
-
 # %% [markdown]
-# ## 02.6 · This sampler is broken
-# *debug this · 20 minutes · 3 points*
+# ## 02.6
+# *debug this · 20 minutes*
 #
 # Here is DDIM, the sampler of section 7, or so it was meant. It goes down a table of levels from
 # much noise to none. In each step, from level $t$ to the next level $s$, it
@@ -248,12 +233,9 @@ def sampler(denoise, x, alphas, sigmas):
     ### END SOLUTION
 
 
-# %% exercise="02.6" role="check"
-check("02.6", sampler)
-
 # %% [markdown]
-# ## 02.7 · Doubt is the slope of the guess
-# *stretch · 25 minutes · 3 points*
+# ## 02.7
+# *stretch · 25 minutes*
 #
 # How sure can a denoiser be? Its doubt about $x_t$ is the squared error that even the best guess
 # must expect, $\mathbb E\big[\|x_0 - D(x_t)\|^2 \mid x_t\big]$, the inner part of the second term of
@@ -290,12 +272,9 @@ def doubt(x, data, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="02.7" role="check"
-check("02.7", doubt)
-
 # %% [markdown]
-# ## 02.8 · The perfect model
-# *written · 15 minutes · 2 points*
+# ## 02.8
+# *written · 15 minutes*
 #
 # A colleague says: "Our training loss is still far above that of your exercise 02.4. With a larger
 # network and more steps it will get there, and then our model will be perfect."

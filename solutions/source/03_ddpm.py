@@ -38,8 +38,8 @@ import numpy as np
 from diffusion_course.grading import check
 
 # %% [markdown]
-# ## 03.1 · Bayes' rule for one step back
-# *derive and check · 15 minutes · 3 points*
+# ## 03.1
+# *derive and check · 15 minutes*
 #
 # Equation (2) is the posterior $q(x_{n-1}\,|\,x_n, x_0)$ of neighbouring steps. Derive it for **any** two
 # levels $s < t$. From $s$ to $t$ the process is a single noising step too: which share of the
@@ -66,12 +66,9 @@ def posterior(x0, x_t, abar_t, abar_s):
     ### END SOLUTION
 
 
-# %% exercise="03.1" role="check"
-check("03.1", posterior)
-
 # %% [markdown]
-# ## 03.2 · The loss of a network that predicts v
-# *implement · 10 minutes · 2 points*
+# ## 03.2
+# *implement · 10 minutes*
 #
 # The loss (1) is for a network that guesses $\varepsilon$. Section 6 trains one that guesses
 # $v = \alpha\,\varepsilon - \sigma\,x_0$ instead. Write its loss for a batch of images, each with a level
@@ -95,12 +92,9 @@ def training_loss(output, x0, eps, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="03.2" role="check"
-check("03.2", training_loss)
-
 # %% [markdown]
-# ## 03.3 · One ancestral step
-# *implement · 10 minutes · 3 points*
+# ## 03.3
+# *implement · 10 minutes*
 #
 # From $x_t$ to $x_s$: draw from the posterior of 03.1, with the network's guess `x0_hat` in the place
 # of $x_0$. The standard normal `noise` is given, so that your step can be compared.
@@ -124,12 +118,9 @@ def ancestral_step(x0_hat, x_t, noise, abar_t, abar_s):
     ### END SOLUTION
 
 
-# %% exercise="03.3" role="check"
-check("03.3", ancestral_step)
-
 # %% [markdown]
-# ## 03.4 · The average of the weights
-# *implement · 10 minutes · 2 points*
+# ## 03.4
+# *implement · 10 minutes*
 #
 # Equation (4), with the warm-up of section 5. The average begins as `start`, the network's random
 # weights. After step $n = 0, 1, 2, \dots$ the network has the weights `params[n]`, and the average
@@ -155,12 +146,9 @@ def ema(start, params, decay):
     ### END SOLUTION
 
 
-# %% exercise="03.4" role="check"
-check("03.4", ema)
-
 # %% [markdown]
-# ## 03.5 · Min-SNR weights for every kind
-# *derive and check · 15 minutes · 3 points*
+# ## 03.5
+# *derive and check · 15 minutes*
 #
 # Min-SNR weights an error of $x_0$ by $\min(\mathrm{SNR}, \gamma)$, with
 # $\mathrm{SNR} = \alpha^2/\sigma^2 = e^\lambda$. A network that predicts $\varepsilon$ or $v$ errs in
@@ -187,12 +175,9 @@ def min_snr_weight(log_snr, gamma, kind):
     ### END SOLUTION
 
 
-# %% exercise="03.5" role="check"
-check("03.5", min_snr_weight)
-
 # %% [markdown]
-# ## 03.6 · This sampler is broken
-# *debug this · 20 minutes · 4 points*
+# ## 03.6
+# *debug this · 20 minutes*
 #
 # Ancestral sampling over a table of levels, from nearly pure noise to the data. `denoise(x, alpha,
 # sigma)` is the exact denoiser of Gaussian data, so the samples should have the mean of the data, and a
@@ -251,12 +236,9 @@ def sample(denoise, x, noises, abar):
     ### END SOLUTION
 
 
-# %% exercise="03.6" role="check"
-check("03.6", sample)
-
 # %% [markdown]
-# ## 03.7 · What a wrong guess costs
-# *stretch · 15 minutes · 3 points*
+# ## 03.7
+# *stretch · 15 minutes*
 #
 # A step from $t$ to $s$ with the guess $\hat x_0$ draws from another Gaussian than the posterior with
 # the true $x_0$, though of the same variance. How far apart are the two? Compute the
@@ -281,12 +263,9 @@ def kl_term(x0, x0_hat, abar_t, abar_s):
     ### END SOLUTION
 
 
-# %% exercise="03.7" role="check"
-check("03.7", kl_term)
-
 # %% [markdown]
-# ## 03.8 · A loss that falls
-# *written · 15 minutes · 2 points*
+# ## 03.8
+# *written · 15 minutes*
 #
 # A friend has trained a network on images for a day. The loss fell quickly and is flat now. The
 # samples are grey noise with a hint of shapes. It turns out that the time never reached the network.

@@ -36,8 +36,8 @@ import numpy as np
 from diffusion_course.grading import check
 
 # %% [markdown]
-# ## 04.1 · Group norm with FiLM
-# *implement · 15 minutes · 3 points*
+# ## 04.1
+# *implement · 15 minutes*
 #
 # Equation (1), with its norm. Cut the channels into `groups` of neighbours. In each image, bring all
 # numbers of a group (its channels, at all pixels) to mean 0 and variance 1; add $10^{-5}$ to the
@@ -65,12 +65,9 @@ def film(h, scale, shift, groups):
     ### END SOLUTION
 
 
-# %% exercise="04.1" role="check"
-check("04.1", film)
-
 # %% [markdown]
-# ## 04.2 · The time as waves
-# *implement · 10 minutes · 3 points*
+# ## 04.2
+# *implement · 10 minutes*
 #
 # The embedding of section 4. With $m = \text{dim}/2$ frequencies $\omega_i = 10000^{-i/m}$, $i = 0 \dots m-1$,
 # the time $t \in [0, 1]$ becomes $\cos(1000\,t\,\omega_i)$ for all $i$, followed by
@@ -94,12 +91,9 @@ def time_embedding(t, dim):
     ### END SOLUTION
 
 
-# %% exercise="04.2" role="check"
-check("04.2", time_embedding)
-
 # %% [markdown]
-# ## 04.3 · Attention
-# *implement · 10 minutes · 2 points*
+# ## 04.3
+# *implement · 10 minutes*
 #
 # Each of the $N$ tokens of an image compares its query with the keys of all tokens, and takes the
 # average of their values with the weights $\operatorname{softmax}(q \cdot k/\sqrt d)$.
@@ -121,12 +115,9 @@ def attention(q, k, v):
     ### END SOLUTION
 
 
-# %% exercise="04.3" role="check"
-check("04.3", attention)
-
 # %% [markdown]
-# ## 04.4 · A large batch in parts
-# *derive and check · 15 minutes · 3 points*
+# ## 04.4
+# *derive and check · 15 minutes*
 #
 # A batch does not fit into memory, so you take it in parts. The loss of a part is the mean over its
 # images, and `gradients[k]` is the gradient of that. The parts need not be of one size: part $k$ holds
@@ -150,12 +141,9 @@ def accumulate(gradients, sizes, limit):
     ### END SOLUTION
 
 
-# %% exercise="04.4" role="check"
-check("04.4", accumulate)
-
 # %% [markdown]
-# ## 04.5 · Losses of unevenly drawn times
-# *derive and check · 15 minutes · 3 points*
+# ## 04.5
+# *derive and check · 15 minutes*
 #
 # Time is cut into $K$ equal parts, and the loss in part $k$ has the mean square `mean_square[k]`. You
 # draw parts with a probability proportional to the *root* of that. Each of the drawn `losses` must be
@@ -180,12 +168,9 @@ def reweight(losses, part, mean_square):
     ### END SOLUTION
 
 
-# %% exercise="04.5" role="check"
-check("04.5", reweight)
-
 # %% [markdown]
-# ## 04.6 · This training step is broken
-# *debug this · 15 minutes · 3 points*
+# ## 04.6
+# *debug this · 15 minutes*
 #
 # One step of gradient descent with an average of the weights, in bfloat16 to save memory. Below it
 # runs for a thousand steps on $\tfrac12(\theta - 3)^2$, from $\theta = 2$. A thousand steps at a rate
@@ -230,12 +215,9 @@ def update(params, ema, gradient, rate, decay):
     ### END SOLUTION
 
 
-# %% exercise="04.6" role="check"
-check("04.6", update)
-
 # %% [markdown]
-# ## 04.7 · What the derivative of a denoiser knows
-# *stretch · 15 minutes · 3 points*
+# ## 04.7
+# *stretch · 15 minutes*
 #
 # Section 2 looked at the derivative of $D$ to see how far a network looks. It also says how *sure* the
 # network is: for the exact denoiser, in one dimension,
@@ -262,12 +244,9 @@ def posterior_variance(denoise, x, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="04.7" role="check"
-check("04.7", posterior_variance)
-
 # %% [markdown]
-# ## 04.8 · What an ablation does not say
-# *written · 15 minutes · 2 points*
+# ## 04.8
+# *written · 15 minutes*
 #
 # A paper removes the attention from its U-Net, trains for a tenth of the usual time on 16×16 images, and
 # finds the same loss. It concludes that diffusion models do not need attention.

@@ -38,8 +38,8 @@ from jax.scipy.stats import norm
 from diffusion_course.grading import check
 
 # %% [markdown]
-# ## 05.1 · The price of a wrong Gaussian
-# *warm-up · 10 minutes · 2 points*
+# ## 05.1
+# *warm-up · 10 minutes*
 #
 # Equation (4), in the unit of the chapter: the divergence of the Gaussian $q$ from the Gaussian $p$ for
 # each image of a batch, in **bits per dimension**. Variances are given by their logarithms, as a network
@@ -63,12 +63,9 @@ def kl_bits(mean_q, log_var_q, mean_p, log_var_p):
     ### END SOLUTION
 
 
-# %% exercise="05.1" role="check"
-check("05.1", kl_bits)
-
 # %% [markdown]
-# ## 05.2 · Between two variances
-# *derive and check · 15 minutes · 3 points*
+# ## 05.2
+# *derive and check · 15 minutes*
 #
 # Equation (6) with the levels written out: the best variance of a step from $t$ to $s$, if the doubt
 # $\operatorname{Var}(x_0 \mid x_t)$ of each pixel is known. The process preserves variance,
@@ -94,12 +91,9 @@ def best_variance(doubt, abar_t, abar_s):
     ### END SOLUTION
 
 
-# %% exercise="05.2" role="check"
-check("05.2", best_variance)
-
 # %% [markdown]
-# ## 05.3 · From the simple loss to the bound
-# *derive and check · 15 minutes · 3 points*
+# ## 05.3
+# *derive and check · 15 minutes*
 #
 # A transition with the variance $\tilde\beta$ costs a weight times the squared error of the network
 # (equation 10). Write the weight that turns the **mean** squared error of the output into **bits per
@@ -124,12 +118,9 @@ def bound_weight(abar_t, abar_s, kind):
     ### END SOLUTION
 
 
-# %% exercise="05.3" role="check"
-check("05.3", bound_weight)
-
 # %% [markdown]
-# ## 05.4 · The probability of a grey level
-# *implement · 15 minutes · 3 points*
+# ## 05.4
+# *implement · 15 minutes*
 #
 # Equation (9). Pixels take `levels` equally spaced values from −1 to 1. What is the logarithm of the
 # probability, in nats, that a Gaussian falls into the bin of `x0`? Bins end half-way between neighbouring
@@ -156,12 +147,9 @@ def log_probability(x0, mean, std, levels):
     ### END SOLUTION
 
 
-# %% exercise="05.4" role="check"
-check("05.4", log_probability)
-
 # %% [markdown]
-# ## 05.5 · A variance to learn
-# *implement · 5 minutes · 2 points*
+# ## 05.5
+# *implement · 5 minutes*
 #
 # Equation (7): a network's output `u` says where the variance lies between $\tilde\beta$ and $\beta$.
 # An untrained network, $u = 0$, starts in the middle, and nothing keeps $u$ between −1 and 1.
@@ -183,12 +171,9 @@ def learned_log_variance(u, beta, beta_tilde):
     ### END SOLUTION
 
 
-# %% exercise="05.5" role="check"
-check("05.5", learned_log_variance)
-
 # %% [markdown]
-# ## 05.6 · This bound is broken
-# *debug this · 20 minutes · 4 points*
+# ## 05.6
+# *debug this · 20 minutes*
 #
 # The bound of a chain of levels, from noise to the data, for single numbers. The model's variance is that
 # of the transition, $\beta = 1-\bar\alpha_t/\bar\alpha_s$, and `denoise(x, alpha, sigma)` is the exact
@@ -255,12 +240,9 @@ def chain_bound(denoise, x0, noises, abar):
     ### END SOLUTION
 
 
-# %% exercise="05.6" role="check"
-check("05.6", chain_bound)
-
 # %% [markdown]
-# ## 05.7 · What the hybrid loss teaches
-# *stretch · 20 minutes · 3 points*
+# ## 05.7
+# *stretch · 20 minutes*
 #
 # Equation (8) for one step. The first half of `output` is the mean $m$ of $p(x_s|x_t)$, the second half
 # is $u$ of equation (7). The loss is
@@ -297,12 +279,9 @@ def hybrid_gradient(output, mu_tilde, beta, beta_tilde, lam):
     ### END SOLUTION
 
 
-# %% exercise="05.7" role="check"
-check("05.7", hybrid_gradient)
-
 # %% [markdown]
-# ## 05.8 · Two numbers
-# *written · 15 minutes · 2 points*
+# ## 05.8
+# *written · 15 minutes*
 #
 # Two teams report on the same 8-bit photographs. Team A: "3.1 bits/dim, and the samples look blurry."
 # Team B: "−2.4 bits/dim, with better samples: our model is 5.5 bits better."

@@ -39,8 +39,8 @@ import numpy as np
 from diffusion_course.grading import check
 
 # %% [markdown]
-# ## 06.1 · How much fresh noise
-# *warm-up · 10 minutes · 2 points*
+# ## 06.1
+# *warm-up · 10 minutes*
 #
 # Equation (2): the standard deviation $g$ of the fresh noise in every step of a grid. The grid is
 # strided, so that neighbours in `abar` may be hundreds of training steps apart. At $\eta = 1$ it must
@@ -64,12 +64,9 @@ def fresh_noise(abar, eta):
     ### END SOLUTION
 
 
-# %% exercise="06.1" role="check"
-check("06.1", fresh_noise)
-
 # %% [markdown]
-# ## 06.2 · One step of DDIM
-# *implement · 15 minutes · 3 points*
+# ## 06.2
+# *implement · 15 minutes*
 #
 # Equation (3). The standard normal `noise` is given, so that your step can be compared.
 #
@@ -92,12 +89,9 @@ def ddim_step(x0_hat, x_t, noise, abar_t, abar_s, eta):
     ### END SOLUTION
 
 
-# %% exercise="06.2" role="check"
-check("06.2", ddim_step)
-
 # %% [markdown]
-# ## 06.3 · A step up
-# *derive and check · 20 minutes · 3 points*
+# ## 06.3
+# *derive and check · 20 minutes*
 #
 # Invert a step of DDIM with $\eta = 0$: from $x_s$ to the $x_t$ from which it came. Solve equation (3) for
 # $x_t$ at a *given* $\hat\varepsilon$. That noise belongs to $x_t$ at time $t$, so evaluate
@@ -129,12 +123,9 @@ def invert_step(denoise, x_s, abar_t, abar_s, refinements):
     ### END SOLUTION
 
 
-# %% exercise="06.3" role="check"
-check("06.3", invert_step)
-
 # %% [markdown]
-# ## 06.4 · Between two noises
-# *implement · 10 minutes · 3 points*
+# ## 06.4
+# *implement · 10 minutes*
 #
 # Equation (7), for batches: example `i` of the result lies on the arc from `a[i]` to `b[i]`. Examples
 # may be vectors or images.
@@ -160,12 +151,9 @@ def slerp(a, b, share):
     ### END SOLUTION
 
 
-# %% exercise="06.4" role="check"
-check("06.4", slerp)
-
 # %% [markdown]
-# ## 06.5 · Order, at honest cost
-# *implement · 10 minutes · 2 points*
+# ## 06.5
+# *implement · 10 minutes*
 #
 # A solver was run with several numbers of steps and its errors were measured. It takes `per_step`
 # evaluations in each step and saves `saved` in a whole run: Heun has 2 and 1, DPM-Solver-3 has 3 and 2,
@@ -190,12 +178,9 @@ def fitted_order(steps, per_step, saved, errors):
     ### END SOLUTION
 
 
-# %% exercise="06.5" role="check"
-check("06.5", fitted_order)
-
 # %% [markdown]
-# ## 06.6 · This sampler is broken
-# *debug this · 20 minutes · 4 points*
+# ## 06.6
+# *debug this · 20 minutes*
 #
 # DDIM with $\eta$ over a table of levels. As in many libraries, the table holds the levels of the *chain*,
 # so that its last entry is $\bar\alpha_1 < 1$, and the sampler must know by itself where the last step
@@ -257,12 +242,9 @@ def sample(denoise, x, noises, abar, eta):
     ### END SOLUTION
 
 
-# %% exercise="06.6" role="check"
-check("06.6", sample)
-
 # %% [markdown]
-# ## 06.7 · A solver with a memory
-# *stretch · 20 minutes · 3 points*
+# ## 06.7
+# *stretch · 20 minutes*
 #
 # DPM-Solver++(2M), equation (8), over tables of $\alpha$ and $\sigma$ from noise to data, of any process:
 # $\alpha^2 + \sigma^2$ need not be 1. With $\lambda = \log(\alpha/\sigma)$, a step has the length
@@ -295,12 +277,9 @@ def sample_2m(denoise, x, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="06.7" role="check"
-check("06.7", sample_2m)
-
 # %% [markdown]
-# ## 06.8 · How many steps?
-# *written · 15 minutes · 2 points*
+# ## 06.8
+# *written · 15 minutes*
 #
 # A colleague compares samplers for an image model: DDIM with 20 steps, Heun with 20 steps, and DDPM
 # with 1000. The classifier recognises 99 % of all three. "So quality is equal", the report says, "and Heun

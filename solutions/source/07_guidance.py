@@ -37,8 +37,8 @@ import numpy as np
 from diffusion_course.grading import check
 
 # %% [markdown]
-# ## 07.1 · One rule, three conventions
-# *warm-up · 10 minutes · 3 points*
+# ## 07.1
+# *warm-up · 10 minutes*
 #
 # The same guidance, as three papers would call it. `scale` is the number in the paper's own
 # convention:
@@ -64,12 +64,9 @@ def guided(conditional, unconditional, scale, convention):
     ### END SOLUTION
 
 
-# %% exercise="07.1" role="check"
-check("07.1", guided)
-
 # %% [markdown]
-# ## 07.2 · The exact classifier of noisy points
-# *derive and check · 20 minutes · 3 points*
+# ## 07.2
+# *derive and check · 20 minutes*
 #
 # Data come from classes, each a Gaussian cloud: class $k$ has the mean `means[k]`, the standard deviation
 # `stds[k]` in every direction, and the share `weights[k]`. At the levels $\alpha$ and $\sigma$, what is the gradient of
@@ -101,12 +98,9 @@ def class_gradient(x, y, alpha, sigma, means, stds, weights):
     ### END SOLUTION
 
 
-# %% exercise="07.2" role="check"
-check("07.2", class_gradient)
-
 # %% [markdown]
-# ## 07.3 · The push, in both currencies
-# *implement · 10 minutes · 3 points*
+# ## 07.3
+# *implement · 10 minutes*
 #
 # Apply classifier guidance of strength `scale` to a batch of images whose estimates `x0` are given, together
 # with `gradient`, that of $\log p(y \mid x_t)$. Each image has a noise level of its own. A sampler wants
@@ -129,12 +123,9 @@ def guide(x0, x_t, gradient, alpha, sigma, scale):
     ### END SOLUTION
 
 
-# %% exercise="07.3" role="check"
-check("07.3", guide)
-
 # %% [markdown]
-# ## 07.4 · Dropping labels
-# *implement · 10 minutes · 2 points*
+# ## 07.4
+# *implement · 10 minutes*
 #
 # The line in training that makes guidance possible. `u` holds one random number in $[0, 1)$ per
 # example. An example whose number is below `rate` gets the label `null`; the others keep theirs. So at
@@ -155,12 +146,9 @@ def drop_labels(labels, u, rate, null):
     ### END SOLUTION
 
 
-# %% exercise="07.4" role="check"
-check("07.4", drop_labels)
-
 # %% [markdown]
-# ## 07.5 · One evaluation instead of two
-# *implement · 10 minutes · 2 points*
+# ## 07.5
+# *implement · 10 minutes*
 #
 # Prepare the single call of the network that gives both estimates. Its first half is the
 # conditional one, its second half the unconditional one, and example $i$ of one belongs to example $i$
@@ -183,12 +171,9 @@ def pack(x, t, labels, null):
     ### END SOLUTION
 
 
-# %% exercise="07.5" role="check"
-check("07.5", pack)
-
 # %% [markdown]
-# ## 07.6 · This guidance is broken
-# *debug this · 20 minutes · 4 points*
+# ## 07.6
+# *debug this · 20 minutes*
 #
 # DDIM with guidance, between two exact denoisers: that of a class, and that of everybody. `alphas` falls
 # from noise to data, so it rises to 1, and $\sigma = \sqrt{1 - \alpha^2}$. At $w = 1$ the samples should be the
@@ -247,12 +232,9 @@ def sample(conditional, unconditional, x, alphas, w):
     ### END SOLUTION
 
 
-# %% exercise="07.6" role="check"
-check("07.6", sample)
-
 # %% [markdown]
-# ## 07.7 · Too much contrast
-# *stretch · 15 minutes · 3 points*
+# ## 07.7
+# *stretch · 15 minutes*
 #
 # Strong guidance makes the values of an estimate too wide. The cure of Lin et al.: compute the guided estimate
 # with the course's $w$, and multiply each example, its mean included, by
@@ -282,12 +264,9 @@ def rescaled(conditional, unconditional, w, share):
     ### END SOLUTION
 
 
-# %% exercise="07.7" role="check"
-check("07.7", rescaled)
-
 # %% [markdown]
-# ## 07.8 · A better model?
-# *written · 15 minutes · 2 points*
+# ## 07.8
+# *written · 15 minutes*
 #
 # A colleague reports: "Our new model reaches 99.9 % class accuracy, the old one only 96 %. Samples look crisp." You
 # find that the new one was sampled at $w = 6$ and the old one at $w = 1$. The training code of the new

@@ -39,8 +39,8 @@ import numpy as np
 from diffusion_course.grading import check
 
 # %% [markdown]
-# ## 08.1 · Where SDEdit starts
-# *warm-up · 5 minutes · 2 points*
+# ## 08.1
+# *warm-up · 5 minutes*
 #
 # Equation (1), for a chain of $T$ steps. `abar` is its table of $T + 1$ levels; entry 0 belongs to the
 # data and is 1. A `strength` in $[0, 1]$ means the step $n$ nearest to `strength` times $T$. Noise the
@@ -62,12 +62,9 @@ def sdedit_start(guide, noise, strength, abar):
     ### END SOLUTION
 
 
-# %% exercise="08.1" role="check"
-check("08.1", sdedit_start)
-
 # %% [markdown]
-# ## 08.2 · One inpainting step
-# *implement · 10 minutes · 3 points*
+# ## 08.2
+# *implement · 10 minutes*
 #
 # A step of deterministic DDIM ($\eta = 0$) from $x_t$ to $x_s$ with the denoiser of equation (2). The
 # network's guess `x0_hat` is given, and so are the `known` pixels. Both halves of the step, the guess and
@@ -91,12 +88,9 @@ def inpainting_step(x0_hat, x_t, known, mask, abar_t, abar_s):
     ### END SOLUTION
 
 
-# %% exercise="08.2" role="check"
-check("08.2", inpainting_step)
-
 # %% [markdown]
-# ## 08.3 · The jump back
-# *derive and check · 15 minutes · 3 points*
+# ## 08.3
+# *derive and check · 15 minutes*
 #
 # RePaint goes back from $x_s$ to $x_t$, with *more* noise: it draws from $q(x_t \mid x_s)$. Derive this
 # kernel for **any** two levels. It must be such that a state with signal $\sqrt{\bar\alpha_s}$ and noise
@@ -120,12 +114,9 @@ def jump_back(x_s, noise, abar_t, abar_s):
     ### END SOLUTION
 
 
-# %% exercise="08.3" role="check"
-check("08.3", jump_back)
-
 # %% [markdown]
-# ## 08.4 · A region of a given colour
-# *implement · 15 minutes · 3 points*
+# ## 08.4
+# *implement · 15 minutes*
 #
 # Equation (4) holds the mean of every block. Here is one for recolouring: correct a guess `x0_hat` so
 # that the mean colour *of a region* is the one that was asked for, each image its own. Add one and the
@@ -150,12 +141,9 @@ def hold_colour(x0_hat, region, colour):
     ### END SOLUTION
 
 
-# %% exercise="08.4" role="check"
-check("08.4", hold_colour)
-
 # %% [markdown]
-# ## 08.5 · This editor is broken
-# *debug this · 20 minutes · 5 points*
+# ## 08.5
+# *debug this · 20 minutes*
 #
 # SDEdit with a mask, in the style of Meng et al. 2022: the guide is noised and drawn anew
 # with DDIM, and after every step the known part is pasted in, noised to the level of the state.
@@ -220,12 +208,9 @@ def edit(denoise, guide, mask, noises, abar):
     ### END SOLUTION
 
 
-# %% exercise="08.5" role="check"
-check("08.5", edit)
-
 # %% [markdown]
-# ## 08.6 · A soft edge
-# *stretch · 20 minutes · 3 points*
+# ## 08.6
+# *stretch · 20 minutes*
 #
 # A hard mask can leave a seam. So let the mask `m` go from 1 to 0 over a few pixels, and blend: the clean
 # pictures as $m\,x_\text{known} + (1 - m)\,\hat x_0$, and the two noises with the same shares. But blended
@@ -252,12 +237,9 @@ def feathered(known, x0_hat, eps_known, eps_free, m, alpha, sigma):
     ### END SOLUTION
 
 
-# %% exercise="08.6" role="check"
-check("08.6", feathered)
-
 # %% [markdown]
-# ## 08.7 · The restored licence plate
-# *written · 15 minutes · 2 points*
+# ## 08.7
+# *written · 15 minutes*
 #
 # A camera saw a car from far away; its licence plate is a smear of 7×7 pixels. A colleague enlarges it
 # with a diffusion model and equation (4). The result is sharp, and shrinks to the smear *exactly*. "So

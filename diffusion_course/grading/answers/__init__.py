@@ -11,12 +11,14 @@ from diffusion_course.grading.exercise import Exercise, Written
 
 @cache
 def chapters() -> dict[str, tuple[Exercise | Written, ...]]:
-    """Chapter number -> its exercises, in order: what the files chapter_NN.py hold."""
-    names = sorted(module.name for module in iter_modules(__path__))
-    return {
-        name.removeprefix("chapter_"): import_module(f"{__name__}.{name}").EXERCISES
-        for name in names
-    }
+    """Chapter number -> the exercises that its file chapter_NN.py defines, in order."""
+    names = sorted(m.name for m in iter_modules(__path__) if m.name.startswith("chapter_"))
+    return {name.removeprefix("chapter_"): _defined_in(name) for name in names}
+
+
+def _defined_in(name: str) -> tuple[Exercise | Written, ...]:
+    values = vars(import_module(f"{__name__}.{name}")).values()
+    return tuple(value for value in values if isinstance(value, Exercise | Written))
 
 
 def find(name: str) -> Exercise | Written:

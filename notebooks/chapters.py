@@ -1,0 +1,229 @@
+"""The table of chapters: reads chapters.toml, and writes what is made from it.
+
+    python notebooks/chapters.py            write README's table and the map of the first page
+    python notebooks/chapters.py --check    write nothing; exit code 1 if one of them is out of date
+
+Other scripts and tests ask it for the chapters: `read`, `with_widget`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tomllib
+from dataclasses import dataclass, fields
+from itertools import groupby
+from pathlib import Path
+
+COURSE = Path(__file__).resolve().parent.parent
+TABLE = "notebooks/chapters.toml"
+FIRST_PAGE = "notebooks/source/00_start_here.py"
+CLINIC = "clinic"
+WIDGETS = ("explorer", "animation", "live", "mask_editor")
+
+BEGIN = "<!-- Made from notebooks/chapters.toml by notebooks/chapters.py: do not edit here. -->"
+END = "<!-- Here ends what is made from notebooks/chapters.toml. -->"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A row of the table.
+
+    Attributes:
+      number: "00", "01", …, or "clinic".
+      title: of the chapter.
+      insight: its moment of insight.
+      part: the title of the part that it belongs to.
+      file: name of its notebook without the ending; empty until there is one.
+      warm: seconds to run with a filled compile cache; None until measured.
+      cold: seconds to run with an empty one.
+      widgets: what a reader can move, by the names of `WIDGETS`.
+    """
+
+    number: str
+    title: str
+    insight: str
+    part: str
+    file: str = ""
+    warm: float | None = None
+    cold: float | None = None
+    widgets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """The whole table: its chapters in order, and when and where they were measured."""
+
+    chapters: tuple[Chapter, ...]
+    measured: str
+
+
+def read(course: Path = COURSE) -> Table:
+    """The table of the course in this folder.
+
+    Raises: ValueError, in one line, for a table that cannot be used.
+    """
+    try:
+        raw = tomllib.loads((course / TABLE).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{TABLE} is not valid TOML: {error}") from None
+    _only(raw, ("measured", "part"), TABLE)
+    chapters = []
+    for part in raw.get("part", []):
+        _only(part, ("title", "chapter"), f"{TABLE}: part {part.get('title', '?')!r}")
+        rows = part.get("chapter", [])
+        chapters += [_chapter(row, _text(part, "title", f"{TABLE}: part")) for row in rows]
+    _check_order(chapters)
+    return Table(tuple(chapters), _text(raw, "measured", TABLE))
+
+
+def _chapter(row: dict, part: str) -> Chapter:
+    where = f"{TABLE}: chapter {row.get('number', '?')}"
+    _only(row, [field.name for field in fields(Chapter) if field.name != "part"], where)
+    number, title, insight = (_text(row, key, where) for key in ("number", "title", "insight"))
+    if not re.fullmatch(rf"[0-9][0-9]|{CLINIC}", number):
+        raise ValueError(f'{where}: number must be two digits or "{CLINIC}", got {number!r}')
+    file = _text(row, "file", where) if "file" in row else ""
+    begin = r"[0-9][0-9]" if number == CLINIC else number
+    if file and not re.fullmatch(rf"{begin}(_[a-z0-9]+)+", file):
+        wanted = "NN_name, with NN the number, in small letters and digits"
+        raise ValueError(f"{where}: file must be {wanted}, got {file!r}")
+    widgets = row.get("widgets", [])
+    if not isinstance(widgets, list) or not set(map(str, widgets)) <= set(WIDGETS):
+        raise ValueError(f"{where}: widgets must be a list of {', '.join(WIDGETS)}, got {widgets}")
+    for key in ("warm", "cold"):
+        seconds = row.get(key, 1)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+            raise ValueError(f"{where}: {key} must be a number of seconds above 0, got {seconds!r}")
+    if ("warm" in row) != ("cold" in row):
+        raise ValueError(f"{where}: give both of warm and cold, or neither")
+    if not file and row.keys() & {"warm", "cold", "widgets"}:
+        raise ValueError(f"{where}: warm, cold and widgets need a file")
+    return Chapter(
+        number, title, insight, part, file, row.get("warm"), row.get("cold"), tuple(widgets)
+    )
+
+
+def _only(found: dict, known, where: str) -> None:
+    unknown = [key for key in found if key not in known]
+    if unknown:
+        raise ValueError(f"{where}: keys must be of {', '.join(known)}; got {unknown[0]!r}")
+
+
+def _text(found: dict, key: str, where: str) -> str:
+    """A text that fits into a cell of a Markdown table."""
+    text = found.get(key)
+    if not isinstance(text, str) or not text.strip() or set(text) & set("|\n"):
+        raise ValueError(f"{where}: {key} must be a text of one line without |, got {text!r}")
+    return text
+
+
+def _check_order(chapters: list[Chapter]) -> None:
+    numbers = [chapter.number for chapter in chapters]
+    counted = [number for number in numbers if number != CLINIC]
+    wanted = [f"{n:02d}" for n in range(len(counted))]
+    if numbers not in (wanted, [*wanted, CLINIC]):
+        raise ValueError(
+            f"{TABLE}: chapters must be numbered 00, 01, … without a gap, and the clinic must "
+            f"come last; got {', '.join(numbers)}"
+        )
+
+
+def with_widget(widget: str, course: Path = COURSE) -> list[str]:
+    """The files of the chapters that have this widget, in order, such as "01_forward_process".
+
+    Raises: ValueError for an unknown widget.
+    """
+    if widget not in WIDGETS:
+        raise ValueError(f"widget must be one of {', '.join(WIDGETS)}, got {widget!r}")
+    return [chapter.file for chapter in read(course).chapters if widget in chapter.widgets]
+
+
+def readme_table(table: Table) -> str:
+    """What stands in README.md: every chapter, with the times of those that exist."""
+    rows = ["| | chapter | the moment of insight | to run |", "|---|---|---|--:|"]
+    for chapter in table.chapters:
+        # With spaces that do not break, so that a narrow column keeps a time on one line.
+        time = f"{chapter.warm:g}\u00a0/\u00a0{chapter.cold:g}\u00a0s |" if chapter.warm else "|"
+        rows.append(f"{_row(chapter, 'notebooks/')} {time}")
+    rows += [
+        "",
+        "Chapters without a link are still to come. *To run*: from a fresh kernel with a filled / "
+        f"an empty compile cache ({table.measured}).",
+    ]
+    return "\n".join(rows)
+
+
+def first_page_map(table: Table) -> str:
+    """What stands in the first page's source: a text cell for each part of the course."""
+    cells = []
+    for part, chapters in groupby(table.chapters, key=lambda chapter: chapter.part):
+        rows = [f"**{part}**", "", "| | chapter | the moment of insight |", "|---|---|---|"]
+        cells.append(rows + [_row(chapter, "") for chapter in chapters])
+    return "\n\n# %% [markdown]\n".join(
+        "\n".join(f"# {line}".rstrip() for line in cell) for cell in cells
+    )
+
+
+def _row(chapter: Chapter, folder: str) -> str:
+    name = f"[{chapter.title}]({folder}{chapter.file}.ipynb)" if chapter.file else chapter.title
+    return f"| {chapter.number} | {name} | {chapter.insight} |"
+
+
+def updated(course: Path = COURSE) -> dict[Path, str]:
+    """The files that are made from the table in part, each with the text that it should have.
+
+    Raises: ValueError if the table cannot be used, or a file has lost its marks.
+    """
+    table = read(course)
+    return {
+        course / "README.md": _between(course / "README.md", f"\n{readme_table(table)}\n", ""),
+        course / FIRST_PAGE: _between(course / FIRST_PAGE, f"#\n{first_page_map(table)}\n#", "# "),
+    }
+
+
+def _between(path: Path, made: str, comment: str) -> str:
+    """The file's text with `made` between the two marks."""
+    text = path.read_text(encoding="utf-8")
+    begin, end = f"{comment}{BEGIN}", f"\n{comment}{END}\n"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{path.name} must hold two lines once, in this order: {BEGIN} {END}")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{made}{end}{rest.split(end)[1]}"
+
+
+def write(course: Path = COURSE) -> list[Path]:
+    """Writes what is made from the table; returns the files that changed."""
+    changed = []
+    for path, text in updated(course).items():
+        if path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
+    parser.add_argument("--course", type=Path, default=COURSE, help="the course's folder")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.check:
+            texts = updated(arguments.course).items()
+            stale = [path for path, text in texts if path.read_text(encoding="utf-8") != text]
+        else:
+            stale = write(arguments.course)
+    except (ValueError, OSError) as error:
+        print(f"chapters.py: {error}", file=sys.stderr)
+        return 2
+    for path in stale:
+        name = path.relative_to(arguments.course)
+        print(f"{name} is out of date" if arguments.check else f"wrote {name}")
+    if not arguments.check and arguments.course / FIRST_PAGE in stale:
+        print("its notebook follows with: python notebooks/build.py --text 00")
+    return 1 if arguments.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Wrong answers that no classic mistake describes, as patches to the masters' solutions.
+
+Each shows something that a function of the right arguments can't: a wrong shape, type or number of
+results, an overflow, or a mistake that must be told by how the numbers differ.
+"""
+
+from typing import NamedTuple
+
+
+class Slip(NamedTuple):
+    """Replaces `old` by `new` in the exercise's answer cell; `says` is part of the message."""
+
+    exercise: str
+    old: str
+    new: str
+    says: str
+
+
+TABLE = "np.concatenate([[1.0], np.cumprod(1 - betas)])"
+SOFTMAX = "jax.nn.softmax(-squared / (2 * sigma**2), axis=1)"
+UNSHIFTED = "jnp.exp(-squared / (2 * sigma**2))\n    r = r / r.sum(axis=1, keepdims=True)"
+TWO_EXPONENTIALS = "(jnp.exp(u) - jnp.exp(-u)) / (jnp.exp(u) + jnp.exp(-u))"
+POSTERIOR = "on_x0 * x0 + on_x_t * x_t, added"
+LOSS = "jnp.mean((output - v) ** 2)"
+DDIM = "abar_s**0.5 * x0_hat + direction * eps + variance**0.5 * noise"
+CLASSES = "jax.nn.softmax(logits, axis=-1)"
+DROPPED = "jnp.where(u < rate, null, labels)"
+SDEDIT = "np.sqrt(level) * guide + np.sqrt(1 - level) * noise"
+PASTE = "alpha_s * guide + sigma_s * noises[i], free)"
+
+SLIPS = [
+    Slip("01.1", "jnp.sqrt(beta) * eps", "beta**2 * eps", "every value differs"),
+    Slip("01.2", TABLE, f"{TABLE}[::-1]", "the order along the first axis is reversed"),
+    Slip("01.4", "np.arange(T + 1) / T", "np.linspace(0, 1, T)", "expected shape"),
+    Slip("01.6", "jnp.stack(path)", "path[-1]", "expected shape"),
+    Slip("02.1", "/ alpha", "/ alpha**2", "one and the same factor"),
+    Slip("02.2", "mean + gain", "mean - gain", "every value"),
+    Slip("02.3", "jnp.tanh(u)", TWO_EXPONENTIALS, "expected finite numbers"),
+    Slip("02.4", SOFTMAX, UNSHIFTED, "expected finite numbers"),
+    Slip("02.5", "/ det", "* det", "one and the same factor"),
+    Slip("03.1", POSTERIOR, POSTERIOR.removesuffix(", added") + " if True else added", "one array"),
+    Slip("03.2", LOSS, LOSS.replace("2)", "2, axis=0)"), "expected shape"),
+    Slip("03.3", "on_guess * x0_hat", "x0_hat", "every value differs"),
+    Slip("03.4", "return average", "return params.mean(0)", "differ"),
+    Slip("04.1", "scale[:, None, None]", "scale[:, :, None, None]", "shape"),
+    Slip("04.7", "sigma**2 / alpha", "sigma**2 / alpha**2", "one and the same factor"),
+    Slip("05.2", "abar_s**0.5 * beta", "abar_s * beta", "differ"),
+    Slip("05.4", "x0 > 1 - half", "x0 > 99", "differ"),
+    Slip("06.2", DDIM, f"({DDIM})[0]", "expected shape"),
+    Slip("06.3", "/ alpha_s", "/ alpha_t", "every value"),
+    Slip("06.4", " / (lengths[0] * lengths[1])", "", "expected finite numbers"),
+    Slip("06.7", "if sigma[s] > 0:", "if True:", "expected finite numbers"),
+    Slip("07.2", "gap / variance", "-gap / variance", "the sign"),
+    Slip(
+        "07.2",
+        CLASSES,
+        "jnp.exp(logits) / jnp.exp(logits).sum(1, keepdims=True)",
+        "expected finite numbers",
+    ),
+    Slip("07.4", DROPPED, f"{DROPPED} * 1.0", "whole numbers"),
+    Slip("07.5", "jnp.concatenate([t, t])", "t", "expected shape"),
+    Slip("08.1", f"return {SDEDIT}", f"_ = {SDEDIT}", "returned None"),
+    Slip("08.5", PASTE, PASTE.replace("free", "x"), "differ"),
+]
