@@ -126,3 +126,87 @@ def labels(argument: str, given, shape: tuple[int, ...], most: int) -> None:
     values = np.asarray(given)
     if values.size and not (values.min() >= 0 and values.max() <= most):
         raise ValueError(f"{argument} must be in 0 … {most}, got {values.min()} … {values.max()}")
+
+
+def number(argument: str, given):
+    """`given` as one float32 number, a Python float if it is concrete; ValueError if not.
+
+    A Python float takes the precision of what it meets. A NumPy number would make float64 of a
+    float32 state where JAX is allowed 64 bits.
+    """
+    traced = not concrete(given)
+    try:
+        if np.shape(given) == ():
+            return jax.numpy.asarray(given, np.float32) if traced else float(given)
+    except (TypeError, ValueError):
+        pass
+    shape = f"an array of shape {list(np.shape(given))}" if hasattr(given, "shape") else repr(given)
+    raise ValueError(f"{argument} must be one number, got {shape}")
+
+
+def float32(argument: str, given) -> jax.Array:
+    """`given` as a float32 array; ValueError for whole numbers and for half precision."""
+    given = given if hasattr(given, "dtype") else np.asarray(given)
+    floating(argument, given)
+    if given.dtype.itemsize < 4:
+        raise ValueError(
+            f"{argument} must be float32, got {given.dtype}: networks may compute in half "
+            "precision, states and pictures stay in float32"
+        )
+    return jax.numpy.asarray(given, np.float32)
+
+
+def binary(argument: str, given):
+    """`given` as an array of booleans; ValueError unless its values are True and False, or 1 and 0.
+
+    Of a traced array that is not boolean only the exact 1 counts as True.
+    """
+    if not concrete(given):
+        return given if given.dtype == bool else given == 1
+    values = np.asarray(given)
+    if values.dtype == bool:
+        return values
+    allowed = (values == 0) | (values == 1)
+    if not allowed.all():
+        got = _first(values, allowed)
+        raise ValueError(f"{argument} must be boolean, or hold 0 and 1 alone, got {got}")
+    return values == 1
+
+
+def falling_times(argument: str, given) -> jax.Array:
+    """`given` as float32 times [n + 1], n >= 1; ValueError unless they fall strictly in [1, 0].
+
+    Times that differ in float64 alone are the same time in float32, and are refused.
+    """
+    known = concrete(given)
+    times = np.asarray(given) if known else jax.numpy.asarray(given)
+    if times.ndim != 1 or times.size < 2:
+        raise ValueError(
+            f"{argument} must have shape [n + 1] with n >= 1, got shape {list(times.shape)}"
+        )
+    if not known:
+        floating(argument, times)
+        return times.astype(np.float32)
+    times = times.astype(np.float32)
+    rule = f"{argument} must fall strictly within [1, 0]"
+    inside = (times >= 0) & (times <= 1)  # False for NaN
+    if not inside.all():
+        hint = "step n of a chain of T steps is the time n/T"
+        raise ValueError(f"{rule}, got {_first(times, inside)}; {hint}")
+    falls = np.diff(times) < 0
+    if not falls.all():
+        i = int(np.argmin(falls))
+        raise ValueError(f"{rule}, got {times[i]} and then {times[i + 1]} at index {i + 1}")
+    return jax.numpy.asarray(times)
+
+
+def random_key(argument: str, given) -> None:
+    """ValueError unless this is one random key, as `jax.random.key` and `split` make them."""
+    dtype, shape = getattr(given, "dtype", None), np.shape(given)
+    if dtype is not None:
+        if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+            return
+        if dtype == np.uint32 and len(shape) == 1:  # of jax.random.PRNGKey, the older kind
+            return
+    got = repr(given) if dtype is None else f"{dtype} of shape {list(shape)}"
+    raise ValueError(f"{argument} must be one random key such as jax.random.key(0), got {got}")
