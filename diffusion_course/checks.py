@@ -144,18 +144,6 @@ def number(argument: str, given):
     raise ValueError(f"{argument} must be one number, got {shape}")
 
 
-def float32(argument: str, given) -> jax.Array:
-    """`given` as a float32 array; ValueError for whole numbers and for half precision."""
-    given = given if hasattr(given, "dtype") else np.asarray(given)
-    floating(argument, given)
-    if given.dtype.itemsize < 4:
-        raise ValueError(
-            f"{argument} must be float32, got {given.dtype}: networks may compute in half "
-            "precision, states and pictures stay in float32"
-        )
-    return jax.numpy.asarray(given, np.float32)
-
-
 def binary(argument: str, given):
     """`given` as an array of booleans; ValueError unless its values are True and False, or 1 and 0.
 
@@ -173,10 +161,11 @@ def binary(argument: str, given):
     return values == 1
 
 
-def falling_times(argument: str, given) -> jax.Array:
+def falling_times(argument: str, given):
     """`given` as float32 times [n + 1], n >= 1; ValueError unless they fall strictly in [1, 0].
 
-    Times that differ in float64 alone are the same time in float32, and are refused.
+    Concrete times become a NumPy array, which is known inside a compiled function too. Times that
+    differ in float64 alone are the same time in float32, and are refused.
     """
     known = concrete(given)
     times = np.asarray(given) if known else jax.numpy.asarray(given)
@@ -197,7 +186,7 @@ def falling_times(argument: str, given) -> jax.Array:
     if not falls.all():
         i = int(np.argmin(falls))
         raise ValueError(f"{rule}, got {times[i]} and then {times[i + 1]} at index {i + 1}")
-    return jax.numpy.asarray(times)
+    return times
 
 
 def random_key(argument: str, given) -> None:
