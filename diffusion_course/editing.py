@@ -143,10 +143,6 @@ def slerp(a: Array, b: Array, share) -> Array:
     up to sqrt(2), which no noise is. Examples that are parallel, opposite or 0 have no arc between
     them, and are interpolated linearly.
 
-    >>> a, b = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
-    >>> editing.slerp(a, b, 0.5).round(3).tolist()  # a line would pass through (0.5, 0.5)
-    [[0.707..., 0.707...]]
-
     Args:
       a: where share is 0, float32 [B, …].
       b: where share is 1, of the same shape.
@@ -154,6 +150,10 @@ def slerp(a: Array, b: Array, share) -> Array:
 
     Returns: [B, …]. Raises: ValueError if a and b differ in shape or share has another.
     Source: Shoemake 1985; for latent noise Song, Meng & Ermon 2021, appendix D.5.
+
+    >>> a, b = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
+    >>> print(slerp(a, b, 0.5).round(3))  # the line's middle is (0.5, 0.5)
+    [[0.707 0.707]]
     """
     a, b = checks.state("a", a), checks.state("b", b)
     checks.same_shape("b", b, "a", a)

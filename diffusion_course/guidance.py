@@ -20,11 +20,6 @@ def classifier_free(D_cond: Denoiser, D_uncond: Denoiser, w) -> Denoiser:
     Papers that write ``(1 + w')·eps_c − w'·eps_u`` mean w = 1 + w'. Since eps, v and the score
     are affine in x0 with the same coefficients, guiding x0 is guiding each of them.
 
-    >>> D_cond, D_uncond = lambda x, t: x + 1, lambda x, t: x
-    >>> guided = guidance.classifier_free(D_cond, D_uncond, 3.0)
-    >>> guided(jnp.zeros((2, 1)), 0.5).tolist()
-    [[3.0], [3.0]]
-
     Args:
       D_cond: the conditional denoiser.
       D_uncond: the unconditional denoiser.
@@ -34,6 +29,11 @@ def classifier_free(D_cond: Denoiser, D_uncond: Denoiser, w) -> Denoiser:
 
     Returns: D(x, t). Raises: ValueError, from D, if w or an estimate does not have such a shape.
     Source: Ho & Salimans 2022, eq. 6 (arXiv:2207.12598).
+
+    >>> D_cond, D_uncond = lambda x, t: x + 1, lambda x, t: x
+    >>> guided = classifier_free(D_cond, D_uncond, 3.0)
+    >>> guided(jnp.zeros((2, 1)), 0.5).tolist()
+    [[3.0], [3.0]]
     """
     _check_scale("w", w)
 
@@ -115,10 +115,6 @@ def limited(w, low: float, high: float) -> Callable[[Array], Array]:
 
     Guidance does harm where noise is high and nothing where it is low; between them it helps.
 
-    >>> w = guidance.limited(3.0, 0.2, 0.6)
-    >>> [float(w(t)) for t in (0.1, 0.5, 0.9)]
-    [1.0, 3.0, 1.0]
-
     Args:
       w: the scale, a number, one per example [B], or an array that broadcasts to x.
       low: where it begins, a time.
@@ -127,6 +123,10 @@ def limited(w, low: float, high: float) -> Callable[[Array], Array]:
     Returns: a function of time, for the w of this module's other functions.
     Raises: ValueError unless 0 <= low < high <= 1.
     Source: Kynkäänniemi et al. 2024, section 3 (arXiv:2404.07724), in t instead of sigma.
+
+    >>> w = limited(3.0, 0.2, 0.6)
+    >>> [float(w(t)) for t in (0.1, 0.5, 0.9)]
+    [1.0, 3.0, 1.0]
     """
     _check_scale("w", w)
     if checks.concrete(low, high) and not 0 <= low < high <= 1:
@@ -246,10 +246,6 @@ def inpaint(D: Denoiser, known: Array, mask: Array) -> Denoiser:
     Every sampler then moves these pixels along q(x_s | x_t, x0 = known), at the right noise level
     all the way, and ends in them exactly. The denoiser fills in the other pixels.
 
-    >>> known, mask = jnp.full((1, 3), 0.5), np.array([True, False, True])
-    >>> guidance.inpaint(lambda x, t: 0 * x, known, mask)(jnp.ones((1, 3)), 0.4).tolist()
-    [[0.5, 0.0, 0.5]]
-
     Args:
       D: the denoiser.
       known: the picture [B, …], float32; only where the mask is True does it count.
@@ -258,6 +254,10 @@ def inpaint(D: Denoiser, known: Array, mask: Array) -> Denoiser:
     Returns: D(x, t). Raises: ValueError if the mask holds other values, if it does not broadcast
     to known or, from D, known does not broadcast to x.
     Source: Lugmayr et al. 2022, eq. 8 (arXiv:2201.09865), with the sampler's own noise.
+
+    >>> known, mask = jnp.full((1, 3), 0.5), np.array([True, False, True])
+    >>> inpaint(lambda x, t: 0 * x, known, mask)(jnp.ones((1, 3)), 0.4).tolist()
+    [[0.5, 0.0, 0.5]]
     """
     known = checks.state("known", known)
     mask = checks.binary("mask", mask)

@@ -67,13 +67,6 @@ def ddpm(p: Process, variance: str = "posterior", temperature: float = 1.0) -> S
 
     One evaluation per step, on any grid. The step to s = 0 adds no noise and returns D(x, t).
 
-    >>> p = process.vp_cosine()
-    >>> step = samplers.ddpm(p).step
-    >>> x, D = jnp.ones((2, 3)), lambda x, t: 0.5 * x
-    >>> x_s, _ = step(D, x, 0.2, 0.0, jax.random.key(0), ())
-    >>> x_s.tolist()
-    [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
-
     Args:
       p: signal and noise levels.
       variance: "posterior" is the variance of q(x_s | x_t, x0), exact when the data is one point;
@@ -82,6 +75,13 @@ def ddpm(p: Process, variance: str = "posterior", temperature: float = 1.0) -> S
 
     Raises: ValueError if variance is neither of the two, or temperature is negative.
     Source: Ho, Jain & Abbeel 2020, algorithm 2 and section 3.2 (arXiv:2006.11239).
+
+    >>> from diffusion_course import process
+    >>> step = ddpm(process.vp_cosine()).step
+    >>> x, D = jnp.ones((2, 3)), lambda x, t: 0.5 * x
+    >>> x_s, _ = step(D, x, 0.2, 0.0, jax.random.key(0), ())
+    >>> x_s.tolist()
+    [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
     """
     checks.one_of("variance", variance, ("posterior", "transition"))
     temperature = _check_temperature(temperature)
@@ -104,13 +104,6 @@ def ddim(p: Process, eta: float = 0.0, temperature: float = 1.0) -> Sampler:
     One evaluation per step. ``eta = 0`` is deterministic; ``eta = 1`` has the variance of the
     DDPM posterior q(x_s | x_t, x0) for *any* s < t, so a strided grid needs no special case.
 
-    >>> p = process.rectified_flow()  # alpha = 1 − t, sigma = t
-    >>> step = samplers.ddim(p).step
-    >>> x, D = jnp.full((1, 1), 4.0), lambda x, t: 0 * x  # x0 = 0: the state shrinks with t
-    >>> x_s, _ = step(D, x, 0.8, 0.4, jax.random.key(0), ())
-    >>> x_s.tolist()
-    [[2.0]]
-
     Args:
       p: signal and noise levels alpha(t), sigma(t).
       eta: the noise's standard deviation as a share of the posterior's, in [0, 1].
@@ -118,6 +111,13 @@ def ddim(p: Process, eta: float = 0.0, temperature: float = 1.0) -> Sampler:
 
     Raises: ValueError if eta is outside [0, 1] or temperature is negative.
     Source: Song, Meng & Ermon 2021, eq. 12 and 16 (arXiv:2010.02502).
+
+    >>> from diffusion_course import process
+    >>> step = ddim(process.rectified_flow()).step  # alpha = 1 − t, sigma = t
+    >>> x, D = jnp.full((1, 1), 4.0), lambda x, t: 0 * x  # x0 = 0: the state shrinks with t
+    >>> x_s, _ = step(D, x, 0.8, 0.4, jax.random.key(0), ())
+    >>> x_s.tolist()
+    [[2.0]]
     """
     eta = checks.number("eta", eta)
     checks.within("eta", eta, 0, 1)

@@ -19,17 +19,6 @@ from diffusion_course.samplers import Sampler
 def sample(sampler: Sampler, D: Denoiser, x_start: Array, times, key: Array) -> tuple[Array, Array]:
     """Runs a sampler along a grid of times, as one compiled loop.
 
-    >>> p = process.vp_cosine()
-    >>> gm = denoiser.gaussian_mixture(p, [[0.5]], [0.1], [1.0])  # the data: N(0.5, 0.1²)
-    >>> start, steps = jax.random.split(jax.random.key(0))
-    >>> noise = sampling.start_noise(p, start, (1000, 1))
-    >>> sampler, times = samplers.ddim(p), sampling.uniform(20)
-    >>> x0, path = sampling.sample(sampler, gm.denoise, noise, times, steps)
-    >>> x0.shape, path.shape
-    ((1000, 1), (20, 1000, 1))
-    >>> print(f"{x0.mean():.1f}")
-    0.5
-
     Args:
       sampler: from `diffusion_course.samplers`.
       D: the denoiser.
@@ -39,6 +28,18 @@ def sample(sampler: Sampler, D: Denoiser, x_start: Array, times, key: Array) -> 
 
     Returns: the last state [B, …], and the state after every step [n, B, …].
     Raises: ValueError if times do not fall strictly within [1, 0], or x_start is not float32.
+
+    >>> from diffusion_course import denoiser, process, samplers
+    >>> p = process.vp_cosine()
+    >>> gm = denoiser.gaussian_mixture(p, [[0.5]], [0.1], [1.0])  # the data: N(0.5, 0.1²)
+    >>> start, steps = jax.random.split(jax.random.key(0))
+    >>> noise = start_noise(p, start, (1000, 1))
+    >>> sampler, times = samplers.ddim(p), uniform(20)
+    >>> x0, path = sample(sampler, gm.denoise, noise, times, steps)
+    >>> x0.shape, path.shape
+    ((1000, 1), (20, 1000, 1))
+    >>> print(f"{x0.mean():.1f}")
+    0.5
     """
     _check_sampler(sampler)
     x_start = checks.state("x_start", x_start)
@@ -168,13 +169,13 @@ def uniform(n: int) -> np.ndarray:
     With n = T these are exactly the steps of a chain of T betas. A "leading" grid, which starts
     at step 980 of 1000, does not exist here.
 
-    >>> sampling.uniform(4).tolist()
-    [1.0, 0.75, 0.5, 0.25, 0.0]
-
     Args:
       n: number of steps, at least 1.
 
     Returns: float32 [n + 1]. Raises: ValueError if n is below 1.
+
+    >>> uniform(4).tolist()
+    [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     n = checks.integer("n", n, 1)
     return _grid(n, np.arange(n, -1, -1) / n)
@@ -183,14 +184,14 @@ def uniform(n: int) -> np.ndarray:
 def quadratic(n: int) -> np.ndarray:
     """n + 1 times proportional to squares, dense near the data.
 
-    >>> sampling.quadratic(4).tolist()
-    [1.0, 0.5625, 0.25, 0.0625, 0.0]
-
     Args:
       n: number of steps, at least 1.
 
     Returns: float32 [n + 1]. Raises: ValueError if n is below 1.
     Source: Song, Meng & Ermon 2021, appendix D.2 (arXiv:2010.02502).
+
+    >>> quadratic(4).tolist()
+    [1.0, 0.5625, 0.25, 0.0625, 0.0]
     """
     n = checks.integer("n", n, 1)
     return _grid(n, (np.arange(n, -1, -1) / n) ** 2)
@@ -205,10 +206,6 @@ def karras(
     i = 0 … n − 1. The first time is always 1, so sigma_max is the ratio at t = 1 unless it is
     given, which a process that keeps no signal at t = 1 needs.
 
-    >>> p = process.edm(sigma_max=80.0)
-    >>> p.sigma(sampling.karras(p, 4, sigma_min=0.1)).round(2).tolist()[1:]
-    [15.0..., 1.6..., 0.1..., 0.0]
-
     Args:
       p: the process.
       n: number of steps, at least 1.
@@ -219,6 +216,11 @@ def karras(
     Returns: float32 [n + 1].
     Raises: ValueError if n is below 1, rho <= 0, or not 0 < sigma_min < sigma_max.
     Source: Karras et al. 2022, eq. 5 (arXiv:2206.00364).
+
+    >>> from diffusion_course import process
+    >>> p = process.edm(sigma_max=80.0)
+    >>> print(*(f"{sigma:.2f}" for sigma in p.sigma(karras(p, 4, sigma_min=0.1))))
+    80.00 16.05 1.99 0.10 0.00
     """
     n = checks.integer("n", n, 1)
     checks.above("rho", rho, 0)
