@@ -48,7 +48,8 @@ def one_of_all(index) -> process.Process:
         return lambda t: jax.lax.switch(index, functions, jnp.asarray(t, jnp.float32))
 
     alpha, sigma = (choose([getattr(p, f) for p in ALL.values()]) for f in ("alpha", "sigma"))
-    return process.Process(alpha, sigma, 1.0)
+    log_alpha = choose([p.log_alpha or (lambda t, p=p: jnp.log(p.alpha(t))) for p in ALL.values()])
+    return process.Process(alpha, sigma, log_alpha=log_alpha)
 
 
 @cache
