@@ -41,14 +41,15 @@ ALL = {name: o.process for name, o in PROCESSES.items()} | EXTREME | STRAIGHT
 seen: list[float] = []  # the times at which the denoiser was evaluated in the last run
 
 
-def one_of_all(index) -> process.Process:
-    """The process with this number among ALL; the number may be traced."""
+def one_of_all(index, names=tuple(ALL)) -> process.Process:
+    """The process with this number among those of these names; the number may be traced."""
+    among = [ALL[name] for name in names]
 
     def choose(functions):
         return lambda t: jax.lax.switch(index, functions, jnp.asarray(t, jnp.float32))
 
-    alpha, sigma = (choose([getattr(p, f) for p in ALL.values()]) for f in ("alpha", "sigma"))
-    log_alpha = choose([p.log_alpha or (lambda t, p=p: jnp.log(p.alpha(t))) for p in ALL.values()])
+    alpha, sigma = (choose([getattr(p, f) for p in among]) for f in ("alpha", "sigma"))
+    log_alpha = choose([p.log_alpha or (lambda t, p=p: jnp.log(p.alpha(t))) for p in among])
     return process.Process(alpha, sigma, log_alpha=log_alpha)
 
 

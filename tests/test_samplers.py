@@ -117,7 +117,7 @@ def test_with_one_point_as_data_every_state_has_the_forward_marginal(of, name):
     o, point = PROCESSES[of], 1.7
     data, times = ([point], [0.0], [1.0]), sampling.uniform(9)
     start = float(o.alpha(1.0)) * point + float(o.sigma(1.0)) * rng.normal(size=N)
-    for n in range(1, 9):
+    for n in (1, 4, 8):
         s = float(times[n])
         state = run(name, of, data, start, times[: n + 1], seed=3)
         within_standard_errors(state, o.alpha(s) * point, o.sigma(s), errors=4.5)
@@ -204,25 +204,23 @@ def test_few_steps_of_ddpm_do_to_a_gaussian_what_algebra_says(of, steps, varianc
     o, times = PROCESSES[of], sampling.uniform(steps)
     x = [
         run(f"ddpm {variance}", of, GAUSSIAN, marginal(o, GAUSSIAN, 1.0), times, seed)
-        for seed in range(10)
+        for seed in range(5)
     ]
     mean, std = expected_ddpm(o, GAUSSIAN, times.astype(np.float64), variance)
     within_standard_errors(np.concatenate(x), mean, std)
 
 
-@pytest.mark.parametrize("data", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
-def test_a_thousand_steps_of_ddpm_draw_the_data(data):
-    o = PROCESSES["linear chain"]
+def test_a_thousand_steps_of_ddpm_draw_the_data():
+    o, data = PROCESSES["linear chain"], MIXTURE
     start, times = marginal(o, data, 1.0), sampling.uniform(1000)
     x = run("ddpm posterior", "linear chain", data, start, times, seed=9)
     mean, variance = Mixture1D(o, *data).moments()
-    # 1000 steps leave a bias of 0.0039 in the std of the Gaussian, one standard error.
     within_standard_errors(x, mean, np.sqrt(variance))
-    if len(data[0]) > 1:  # the modes lie six and more standard deviations from these borders
-        borders = [-0.45, 1.02]
-        truth = Mixture1D(o, *data).cdf(np.array(borders), 0.0)
-        for border, share in zip(borders, truth, strict=True):
-            assert abs((x < border).mean() - share) < 4 * np.sqrt(share * (1 - share) / N)
+    # The modes lie six and more standard deviations from these borders.
+    borders = [-0.45, 1.02]
+    truth = Mixture1D(o, *data).cdf(np.array(borders), 0.0)
+    for border, share in zip(borders, truth, strict=True):
+        assert abs((x < border).mean() - share) < 4 * np.sqrt(share * (1 - share) / N)
 
 
 def test_the_bias_of_a_thousand_steps_is_as_small_as_claimed():
@@ -236,7 +234,7 @@ def test_the_bias_of_a_thousand_steps_is_as_small_as_claimed():
 def test_the_transition_variance_is_exact_for_standard_normal_data(of, steps):
     o, times = PROCESSES[of], sampling.uniform(steps)
     # After the first two steps, the last but one, and some between.
-    for n in sorted({1, 2, steps // 3, steps // 2, steps - 1}):
+    for n in sorted({1, 2, steps // 3, steps - 1}):
         states = [
             run("ddpm transition", of, NORMAL, marginal(o, NORMAL, 1.0), times[: n + 1], seed)
             for seed in range(3)
