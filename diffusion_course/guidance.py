@@ -65,7 +65,7 @@ def classifier_free_batched(
     # A plain function has no null label that would bound the others.
     most = getattr(model, "null_label", None)
     most = np.iinfo(np.int32).max if most is None else most
-    shape = np.shape(labels)[:1]
+    shape = np.shape(labels)[:1] or (1,)
     checks.labels("labels", labels, shape, most)
     checks.labels("null", null, shape, most)
     both = denoiser(model, p, kind, jnp.concatenate([jnp.asarray(labels), jnp.asarray(null)]))
