@@ -10,10 +10,10 @@ rng = np.random.default_rng(24)
 
 o = PROCESSES["vp_linear"]
 p = o.process
-conditional = denoiser.gaussian_mixture(p, [[0.9, -0.4]], [0.3], [1.0]).denoise
-unconditional = denoiser.gaussian_mixture(
-    p, [[0.9, -0.4], [-1.1, 0.5]], [0.3, 0.6], [1.0, 2.0]
-).denoise
+mixture = denoiser.gaussian_mixture(p, [[0.9, -0.4], [-1.1, 0.5]], [0.3, 0.6], [1.0, 2.0])
+# Compiled once for a shape, where otherwise every operation would be.
+conditional = jax.jit(denoiser.gaussian_mixture(p, [[0.9, -0.4]], [0.3], [1.0]).denoise)
+unconditional = jax.jit(mixture.denoise)
 x = jnp.asarray(rng.normal(0.2, 1.1, (6, 2)), jnp.float32)
 t = jnp.asarray([0.1, 0.3, 0.45, 0.6, 0.8, 0.95])
 
@@ -61,7 +61,7 @@ def test_the_scale_may_be_traced_mapped_and_one_per_example():
     each = guided(jnp.asarray([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])[:, None])
     for i in range(6):
         np.testing.assert_allclose(each[i], guided(float(i))[i], rtol=1e-5, atol=1e-6)
-    slope = jax.jacfwd(guided)(2.0)
+    slope = jax.jit(jax.jacfwd(guided))(2.0)
     np.testing.assert_allclose(slope, conditional(x, t) - unconditional(x, t), atol=1e-6)
 
 
@@ -175,38 +175,46 @@ def test_a_share_outside_the_unit_interval_is_refused(share):
 
 # ---------------------------------------------------------------------------------- classifier
 
-mixture = denoiser.gaussian_mixture(p, [[0.9, -0.4], [-1.1, 0.5]], [0.3, 0.6], [1.0, 2.0])
-
 
 def log_probability(x, t):
     """Of the first component, exactly: log p(y = 0 | x_t)."""
     return mixture.log_responsibilities(x, t)[:, 0]
 
 
+by_bayes = jax.jit(guidance.classifier(mixture.denoise, p, log_probability))
+
+
 def test_the_exact_classifier_s_guidance_is_the_conditional_denoiser():
     for points in (0.3 * x, x, 10 * x):  # far out the probability is 0 in float32, not its log
-        got = guidance.classifier(mixture.denoise, p, log_probability)(points, t)
+        got = by_bayes(points, t)
         # Scores of order |x|/variance cancel in float32.
         size = np.abs(points).max()
         np.testing.assert_allclose(got, conditional(points, t), rtol=2e-3, atol=1e-3 * size)
 
 
 def test_no_scale_is_no_guidance_and_twice_the_scale_twice_the_shift():
-    plain, once, twice = (
-        guidance.classifier(mixture.denoise, p, log_probability, scale)(x, t)
-        for scale in (0.0, 1.0, 2.0)
+    guided = jax.jit(
+        lambda scale: guidance.classifier(unconditional, p, log_probability, scale)(x, t)
     )
-    np.testing.assert_array_equal(plain, mixture.denoise(x, t))
+    plain, once, twice = (guided(scale) for scale in (0.0, 1.0, 2.0))
+    np.testing.assert_allclose(plain, unconditional(x, t), rtol=1e-6)
     np.testing.assert_allclose(twice - plain, 2 * (once - plain), rtol=1e-4, atol=1e-4)
 
 
 def test_an_example_s_guidance_does_not_depend_on_its_batch():
-    D = guidance.classifier(mixture.denoise, p, log_probability)
-    np.testing.assert_allclose(D(x, t)[2:3], D(x[2:3], t[2:3]), rtol=1e-5, atol=1e-5)
+    others = x.at[0].set(-3.0).at[5].set(2.0)
+    np.testing.assert_allclose(by_bayes(x, t)[1:5], by_bayes(others, t)[1:5], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(by_bayes(x, t)[2:3], by_bayes(x[2:3], t[2:3]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_state_without_signal_is_not_guided():
     flow = PROCESSES["rectified_flow"].process
     gm = denoiser.gaussian_mixture(flow, [[0.9, -0.4], [-1.1, 0.5]], [0.3, 0.6], [1.0, 2.0])
-    D = guidance.classifier(gm.denoise, flow, lambda x, t: gm.log_responsibilities(x, t)[:, 0])
-    np.testing.assert_allclose(D(x, 1.0), gm.denoise(x, 1.0), rtol=1e-6)
+
+    @jax.jit
+    def both(x):
+        log_prob = lambda x, t: gm.log_responsibilities(x, t)[:, 0]  # noqa: E731
+        D = guidance.classifier(gm.denoise, flow, log_prob)
+        return D(x, 1.0), gm.denoise(x, 1.0)
+
+    np.testing.assert_allclose(*both(x), rtol=1e-6)
