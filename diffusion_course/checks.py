@@ -50,30 +50,48 @@ def within(argument: str, given, low: float, high: float, *, ends: str = "[]") -
     """
     if not concrete(given):
         return
-    values = np.asarray(given)
+    values = _numbers(argument, given)
     above = values >= low if ends[0] == "[" else values > low
     below = values <= high if ends[1] == "]" else values < high
     allowed = above & below  # False for NaN
     if not allowed.all():
         rule = f"in {ends[0]}{low:g}, {high:g}{ends[1]}"
-        raise ValueError(f"{argument} must be {rule}, got {_first(values, allowed)}")
+        raise ValueError(f"{argument} must be {rule}, got {_first(given, allowed)}")
 
 
 def above(argument: str, given, low: float) -> None:
     """ValueError unless a number, or every one of an array's, is finite and above `low`."""
     if not concrete(given):
         return
-    values = np.asarray(given)
+    values = _numbers(argument, given)
     allowed = np.isfinite(values) & (values > low)
     if not allowed.all():
         rule = "positive" if low == 0 else f"above {low:g}"
-        raise ValueError(f"{argument} must be {rule} and finite, got {_first(values, allowed)}")
+        raise ValueError(f"{argument} must be {rule} and finite, got {_first(given, allowed)}")
 
 
-def _first(values: np.ndarray, allowed: np.ndarray) -> str:
+def _numbers(argument: str, given) -> np.ndarray:
+    """The real numbers that `given` holds; ValueError for a string, None or anything else."""
+    try:
+        values = np.asarray(given)
+    except (TypeError, ValueError):
+        values = np.array(None)
+    # bfloat16 is a floating-point number to JAX and of no known kind to NumPy.
+    if values.dtype.kind not in "biuf" and not _is_floating(values.dtype):
+        raise ValueError(f"{argument} must be a real number, got {given!r}")
+    # Half precision is compared as float32, where a number such as 1e-30 is not 0.
+    return values.astype(np.result_type(values, np.float32))
+
+
+def _is_floating(dtype) -> bool:
+    return jax.numpy.issubdtype(dtype, jax.numpy.floating)
+
+
+def _first(given, allowed: np.ndarray) -> str:
     """The first value that is not allowed, and where it stands."""
+    values = np.asarray(given)
     if values.ndim == 0:
-        return f"{values.item()}"
+        return f"{values[()]}"
     index = tuple(int(i) for i in np.argwhere(~allowed)[0])
     return f"{values[index]} at index {list(index)} of shape {list(values.shape)}"
 
@@ -101,21 +119,55 @@ def broadcasts(argument: str, given, other: str, like) -> None:
 
 
 def floating(argument: str, given) -> None:
-    """ValueError unless the array is of a floating-point type.
+    """ValueError unless the array can be a state: float32, or float64 that becomes float32.
 
-    Pixels 0 … 255 of a picture file are whole numbers: scaled to [−1, 1], they are not.
+    One rule for the whole library: states and data are float32. NumPy's default, float64, is cast
+    without loss that anyone could see. Half precision is refused, since x_t − alpha·x0 loses all
+    its digits there; networks may compute in it inside. Pixels 0 … 255 of a picture file are whole
+    numbers: scaled to [−1, 1], they are not.
     """
-    dtype = jax.numpy.result_type(given)
-    if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+    dtype = _dtype(given)
+    if dtype in ("float32", "float64"):
+        return
+    if _is_floating(dtype):
+        rule = "float32 or float64 (a network may compute in half precision inside)"
+    else:
+        rule = "floating-point numbers"
+    pixels = "; pixels 0 … 255 become x = pixels / 127.5 - 1"
+    remedy = pixels if jax.numpy.issubdtype(dtype, jax.numpy.integer) else ""
+    raise ValueError(f"{argument} must be {rule}, got dtype {dtype}{remedy}")
+
+
+def state(argument: str, given) -> jax.Array:
+    """The array as float32, if `floating` allows it; ValueError if not."""
+    floating(argument, given)
+    return jax.numpy.asarray(given, jax.numpy.float32)
+
+
+def _dtype(given):
+    """The dtype of an array, number or list, without moving it to a device."""
+    return given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
+
+
+def time(argument: str, given) -> None:
+    """ValueError unless times lie in [0, 1] once they are float32, and are not NaN."""
+    if not concrete(given) or (isinstance(given, float) and 0 <= given <= 1):
+        return
+    values = _numbers(argument, given)
+    # 1 + 2e-16, where a sum of steps may end, is 1 in float32.
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32)
+    allowed = (rounded >= 0) & (rounded <= 1)  # False for NaN
+    if not allowed.all():
         raise ValueError(
-            f"{argument} must be floating-point numbers, got dtype {dtype}; "
-            "pixels 0 … 255 become x = pixels / 127.5 - 1"
+            f"{argument} must be in [0, 1], got {_first(given, allowed)}; "
+            "step n of a chain of T steps is the time n/T"
         )
 
 
 def labels(argument: str, given, shape: tuple[int, ...], most: int) -> None:
     """ValueError unless these are whole numbers of this shape in 0 … most."""
-    dtype = jax.numpy.result_type(given)
+    dtype = _dtype(given)
     if np.shape(given) != shape or not jax.numpy.issubdtype(dtype, jax.numpy.integer):
         raise ValueError(
             f"{argument} must be whole numbers of shape {list(shape)}, "
