@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffusion_course.checks import integer
+
 # Winograd's F(4×4, 3×3): with these matrices, 4 outputs of a correlation of 6 inputs d with 3
 # taps g are ``OUTPUT @ ((KERNEL @ g) * (INPUT @ d))``: 6 products instead of 12, and 36 instead
 # of 144 in two dimensions. They interpolate at the points 0, ±1, ±2 and infinity.
@@ -48,7 +50,16 @@ def conv3x3(x: Array, kernel: Array, stride: int = 1) -> Array:
       stride: of both directions.
 
     Returns: [B, ⌈H/stride⌉, ⌈W/stride⌉, O], in x's dtype.
+    Raises: ValueError for a kernel of any other shape or dtype, or a stride below 1.
     """
+    integer("stride", stride, 1)
+    if x.ndim != 4 or kernel.shape[:-1] != (3, 3, x.shape[-1]):
+        raise ValueError(
+            "x and kernel must have shapes [B, H, W, C] and [3, 3, C, O], "
+            f"got {list(x.shape)} and {list(kernel.shape)}"
+        )
+    if kernel.dtype != x.dtype:
+        raise ValueError(f"kernel must have x's dtype {x.dtype}, got {kernel.dtype}")
     quick = quick_way(x, kernel, stride)
     return plain_conv(x, kernel, stride) if quick is None else _by_platform(x, kernel, quick)
 
