@@ -159,9 +159,9 @@ class Conditioning(nnx.Module):
         Raises: ValueError for times or labels of another shape, dtype or range, or for labels if
           there are no label classes.
         """
-        count = np.shape(t)[0]
-        emb, cond = self.time(t), doors.labels(cond, count, self.num_classes)
-        return emb if cond is None else emb + self.label(cond)
+        t = doors.times(t)
+        cond = doors.labels(cond, len(t), self.num_classes)
+        return self.time(t) if cond is None else self.time(t) + self.label(cond)
 
 
 class GroupNorm(nnx.Module):
