@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import drawn, quick_compiler
 from oracles import examples
 
 from diffusion_course.models import layers
@@ -12,12 +13,49 @@ from diffusion_course.models import layers
 rng = np.random.default_rng(27)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    with quick_compiler():
+        yield
+
+
 def array(*shape, mean=0.3, std=1.4):
-    return jnp.asarray(rng.normal(mean, std, shape), jnp.float32)
+    return rng.normal(mean, std, shape).astype(np.float32)
 
 
 def rngs():
     return nnx.Rngs(0)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def attention(q, k, v):
+    """Softmax attention over the last two axes, in NumPy."""
+    return softmax(q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1])) @ v
+
+
+def normalised(x, groups, epsilon=1e-5):
+    """Group norm without scale and shift, in NumPy float64: x [B, H, W, C]."""
+    parts = x.reshape(*x.shape[:3], groups, -1).astype(np.float64)
+    mean = parts.mean((1, 2, 4), keepdims=True)
+    variance = ((parts - mean) ** 2).mean((1, 2, 4), keepdims=True)
+    return ((parts - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
+
+
+def filled(make):
+    """A layer whose parameters are all random numbers, and those numbers by their name."""
+    layer = drawn(make, seed=3)
+    return layer, nnx.to_pure_dict(nnx.state(layer, nnx.Param))
+
+
+call = jax.jit(lambda layer, *inputs: layer(*inputs))
 
 
 # -------------------------------------------------------------------------------------- embedding
@@ -50,11 +88,21 @@ def test_an_odd_or_empty_embedding_is_refused(dim):
 
 
 def test_the_time_embedding_is_two_dense_layers_on_the_sinusoids():
-    layer, t = layers.TimeEmbedding(8, rngs=rngs()), jnp.asarray([0.1, 0.9])
-    h = layers.sinusoidal_embedding(t, 8) @ layer.first.kernel[...] + layer.first.bias[...]
-    h = h / (1 + jnp.exp(-h))
-    want = h @ layer.second.kernel[...] + layer.second.bias[...]
-    np.testing.assert_allclose(layer(t), want, atol=1e-5)
+    layer, p = filled(lambda: layers.TimeEmbedding(8, rngs=rngs()))
+    t = jnp.asarray([0.1, 0.9])
+    h = silu(layers.sinusoidal_embedding(t, 8) @ p["first"]["kernel"] + p["first"]["bias"])
+    want = h @ p["second"]["kernel"] + p["second"]["bias"]
+    np.testing.assert_allclose(call(layer, t), want, atol=1e-5)
+
+
+def test_the_sinusoids_are_float32_whatever_the_network_computes_in():
+    layer = jax.eval_shape(lambda: layers.TimeEmbedding(8, dtype=jnp.bfloat16, rngs=rngs()))
+    jaxpr = jax.make_jaxpr(lambda layer, t: layer(t))(layer, jnp.ones(2))
+    waves = [e for e in jaxpr.eqns if e.primitive.name in ("sin", "cos")]
+    assert len(waves) == 2 and {e.outvars[0].aval.dtype for e in waves} == {jnp.dtype("float32")}
+    for half in (jnp.bfloat16, jnp.float16):
+        with pytest.raises(ValueError, match=r"t must be float32, got dtype b?float16"):
+            layers.sinusoidal_embedding(jnp.ones(2, half), 8)
 
 
 # ------------------------------------------------------------------------------------- group norm
@@ -64,38 +112,50 @@ def test_the_time_embedding_is_two_dense_layers_on_the_sinusoids():
 def test_group_norm_equals_the_ready_made_one_in_value_and_gradient(channels, groups):
     ours = layers.GroupNorm(channels, groups, rngs=rngs())
     theirs = nnx.GroupNorm(channels, groups, epsilon=1e-5, rngs=rngs())
-    for layer in (ours, theirs):
-        layer.scale[...] = jnp.linspace(-1.0, 2.0, channels)
-        layer.bias[...] = jnp.linspace(0.5, -0.7, channels)
-    x, weights = array(3, 4, 5, channels), array(3, 4, 5, channels)
-    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    params = {"scale": np.linspace(-1.0, 2.0, channels, dtype=np.float32),
+              "bias": np.linspace(0.5, -0.7, channels, dtype=np.float32)}  # fmt: skip
+    x, y = array(3, 4, 5, channels), array(3, 4, 5, channels)
 
-    def gradients(layer):
-        graph, params = nnx.split(layer)
-        f = lambda params, x: (nnx.merge(graph, params)(x) * weights).sum()  # noqa: E731
-        to_params, to_x = jax.jit(jax.grad(f, (0, 1)))(params, x)
-        return to_params["scale"][...], to_params["bias"][...], to_x
+    @jax.jit
+    def values_and_gradients(params, x, y):
+        def of(layer):
+            graph, state = nnx.split(layer)
+            leaves = jax.tree.structure(state).unflatten([params["bias"], params["scale"]])
+            value, back = jax.vjp(lambda p, x: nnx.merge(graph, p)(x), leaves, x)
+            return value, *back(y)
 
-    for got, want in zip(gradients(ours), gradients(theirs), strict=True):
+        return of(ours), of(theirs)
+
+    got, want = values_and_gradients(params, x, y)
+    for mine, plain in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         # Sums of 60 and more products.
-        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(mine, plain, rtol=1e-3, atol=1e-4)
+    value = normalised(x, groups) * params["scale"] + params["bias"]
+    np.testing.assert_allclose(got[0], value, rtol=1e-4, atol=1e-4)
 
 
 def test_group_norm_scales_and_shifts_each_image_and_channel():
-    layer, x = layers.GroupNorm(16, rngs=rngs()), array(3, 4, 6, 16)
-    layer.scale[...], layer.bias[...] = array(16), array(16)
-    scale, shift, y = array(3, 16), array(3, 16), array(3, 4, 6, 16)
+    layer, p = filled(lambda: layers.GroupNorm(16, rngs=rngs()))
+    x, scale, shift, y = array(3, 4, 6, 16), array(3, 16), array(3, 16), array(3, 4, 6, 16)
 
-    def plain(x, scale, shift):
-        return layer(x) * (1 + scale[:, None, None]) + shift[:, None, None]
+    @jax.jit
+    def both(layer, *inputs):
+        def plain(x, scale, shift):
+            return layer(x) * (1 + scale[:, None, None]) + shift[:, None, None]
 
-    for got, want in zip(
-        [layer(x, scale, shift), *jax.vjp(layer, x, scale, shift)[1](y)],
-        [plain(x, scale, shift), *jax.vjp(plain, x, scale, shift)[1](y)],
-        strict=True,
-    ):
+        results = []
+        for function in (layer, plain):
+            value, back = jax.vjp(function, *inputs)
+            results.append((value, *back(y)))
+        return results
+
+    got, want = both(layer, x, scale, shift)
+    for mine, plain in zip(got, want, strict=True):
         # Sums of up to 24 products of size 4, rounded in another order.
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-4)
+    value = normalised(x, 8) * p["scale"] + p["bias"]
+    value = value * (1 + scale[:, None, None]) + shift[:, None, None]
+    np.testing.assert_allclose(got[0], value, rtol=1e-4, atol=1e-4)
 
 
 def test_group_norm_multiplies_in_full_precision_on_every_device():
@@ -109,36 +169,34 @@ def test_group_norm_multiplies_in_full_precision_on_every_device():
     assert len(products) == 3 and set(products) == {(highest, highest)}
 
 
-def test_group_norm_survives_a_large_mean():
+def test_group_norm_survives_a_large_mean_and_treats_each_image_alone():
     layer = layers.GroupNorm(16, rngs=rngs())
-    x = array(2, 6, 6, 16, mean=0.0, std=1.0)
+    x = array(3, 6, 6, 16, mean=0.0, std=1.0)
+    norm = jax.jit(layer)
+    plain = norm(x)
     # 1000 + x is rounded to 6e-5; mean² − mean of squares would be wrong by 0.06.
-    np.testing.assert_allclose(layer(x + 1000), layer(x), atol=2e-3)
-
-
-def test_group_norm_treats_each_image_alone():
-    layer, x = layers.GroupNorm(16, rngs=rngs()), array(3, 4, 4, 16)
+    np.testing.assert_allclose(norm(x + 1000), plain, atol=2e-3)
     for i in range(3):
-        np.testing.assert_allclose(layer(x)[i], layer(x[i : i + 1])[0], atol=1e-5)
-
-
-def test_groups_that_do_not_divide_the_channels_are_refused():
-    with pytest.raises(ValueError, match="groups must divide channels = 12, got 8"):
-        layers.GroupNorm(12, rngs=rngs())
+        others = np.where(np.arange(3)[:, None, None, None] == i, x, 7 * x - 3)
+        np.testing.assert_allclose(norm(others)[i], plain[i], atol=1e-5)
 
 
 # -------------------------------------------------------------------------------- moving of pixels
 
 
 def test_upsampling_repeats_every_pixel_in_value_and_gradient():
-    x, weights = array(2, 3, 5, 4), array(2, 6, 10, 4)
-    repeat = lambda x: jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # noqa: E731
-    np.testing.assert_array_equal(layers.upsample(x), repeat(x))
-    gradients = [
-        jax.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (layers.upsample, repeat)
-    ]
+    x, y = array(2, 3, 5, 4), array(2, 6, 10, 4)
+
+    @jax.jit
+    def value_and_gradient(x, y):
+        value, back = jax.vjp(layers.upsample, x)
+        return value, back(y)[0]
+
+    value, gradient = value_and_gradient(x, y)
+    np.testing.assert_array_equal(value, x.repeat(2, axis=1).repeat(2, axis=2))
     # Sums of four numbers in any order.
-    np.testing.assert_allclose(*gradients, atol=1e-5)
+    want = y.reshape(2, 3, 2, 5, 2, 4).sum((2, 4))
+    np.testing.assert_allclose(gradient, want, atol=1e-5)
 
 
 @examples
@@ -173,93 +231,126 @@ def test_blocks_that_do_not_fit_are_refused(shape):
 
 def test_a_residual_block_starts_as_the_identity_or_its_projection():
     x, emb = array(2, 4, 6, 16), array(2, 12)
-    np.testing.assert_array_equal(layers.ResidualBlock(16, 16, 12, rngs=rngs())(x, emb), x)
-    wider = layers.ResidualBlock(16, 24, 12, rngs=rngs())
-    want = jnp.einsum("bhwc,cd->bhwd", x, wider.skip.kernel[...]) + wider.skip.bias[...]
-    np.testing.assert_allclose(wider(x, emb), want, atol=1e-5)
+
+    @jax.jit
+    def outputs(x, emb):
+        wider = layers.ResidualBlock(16, 24, 12, rngs=rngs())
+        kernel, bias = wider.skip.kernel[...], wider.skip.bias[...]
+        return layers.ResidualBlock(16, 16, 12, rngs=rngs())(x, emb), wider(x, emb), kernel, bias
+
+    same, wider, kernel, bias = outputs(x, emb)
+    np.testing.assert_array_equal(same, x)
+    assert kernel.any()
+    np.testing.assert_allclose(wider, x @ kernel + bias, atol=1e-5)
 
 
 def test_a_residual_block_scales_and_shifts_by_the_embedding():
-    block = layers.ResidualBlock(16, 16, 12, rngs=rngs())
-    block.conv2.kernel[...] = array(3, 3, 16, 16)
+    block, p = filled(lambda: layers.ResidualBlock(16, 24, 12, rngs=rngs()))
     x, emb = array(2, 4, 6, 16), array(2, 12)
 
-    def silu(x):
-        return x / (1 + jnp.exp(-x))
+    def norm(x, p):
+        return normalised(x, 8) * p["scale"] + p["bias"]
 
-    h = block.norm2(block.conv1(silu(block.norm1(x))))
-    film = silu(emb) @ block.film.kernel[...] + block.film.bias[...]
-    h = h * (1 + film[:, None, None, :16]) + film[:, None, None, 16:]
-    np.testing.assert_allclose(block(x, emb), x + block.conv2(silu(h)), rtol=1e-4, atol=1e-4)
+    def conv(x, p):
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        taps = [(i, j) for i in range(3) for j in range(3)]
+        return p["bias"] + sum(padded[:, i : i + 4, j : j + 6] @ p["kernel"][i, j] for i, j in taps)
 
-
-def test_attention_starts_as_the_identity():
-    x = array(2, 3, 5, 64)
-    np.testing.assert_array_equal(layers.Attention(64, rngs=rngs())(x), x)
+    h = norm(conv(silu(norm(x, p["norm1"])), p["conv1"]), p["norm2"])
+    film = silu(emb) @ p["film"]["kernel"] + p["film"]["bias"]
+    h = h * (1 + film[:, None, None, :24]) + film[:, None, None, 24:]
+    want = conv(silu(h), p["conv2"]) + x @ p["skip"]["kernel"] + p["skip"]["bias"]
+    np.testing.assert_allclose(call(block, x, emb), want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("channels", "head_size"), [(64, 16), (32, 32)])
 def test_attention_is_scaled_dot_product_attention(channels, head_size):
-    layer = layers.Attention(channels, head_size, rngs=rngs())
-    layer.out.kernel[...] = array(channels, channels)
+    layer, p = filled(lambda: layers.Attention(channels, head_size, rngs=rngs()))
     x = array(2, 3, 5, channels)
-    tokens = layer.norm(x).reshape(2, 15, channels)
-    parts = jnp.split(tokens @ layer.qkv.kernel[...], 3, axis=-1)
-    q, k, v = (part.reshape(2, 15, channels // head_size, head_size) for part in parts)
-    mixed = jax.nn.dot_product_attention(q, k, v).reshape(2, 15, channels)
-    want = x + (mixed @ layer.out.kernel[...] + layer.out.bias[...]).reshape(x.shape)
-    np.testing.assert_allclose(layer(x), want, rtol=1e-4, atol=1e-4)
+    tokens = (normalised(x, 8) * p["norm"]["scale"] + p["norm"]["bias"]).reshape(2, 15, channels)
+    qkv = (tokens @ p["qkv"]["kernel"]).reshape(2, 15, 3, -1, head_size)
+    q, k, v = np.moveaxis(qkv, (2, 3), (0, 2))
+    mixed = np.moveaxis(attention(q, k, v), 1, 2).reshape(2, 15, channels)
+    want = x + (mixed @ p["out"]["kernel"] + p["out"]["bias"]).reshape(x.shape)
+    np.testing.assert_allclose(call(layer, x), want, rtol=1e-4, atol=1e-4)
 
 
-def test_attention_has_the_gradient_of_the_softmax_of_its_logits():
-    qkv, weights = array(2, 7, 3 * 24), array(2, 7, 24)
-
-    def plain(qkv):
-        q, k, v = (part.reshape(2, 7, 3, 8) for part in jnp.split(qkv, 3, axis=-1))
-        return jax.nn.dot_product_attention(q, k, v).reshape(2, 7, 24)
-
-    for got, want in zip(
-        [layers.attend(qkv, 3), *jax.vjp(lambda x: layers.attend(x, 3), qkv)[1](weights)],
-        [plain(qkv), *jax.vjp(plain, qkv)[1](weights)],
-        strict=True,
-    ):
-        # Sums of seven products whose factors are below 10.
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-
-
-def test_attention_survives_large_logits():
-    # Queries times keys reach 4e4, whose exponential is infinite.
-    qkv = array(2, 5, 3 * 16, std=100.0)
-    out, back = jax.vjp(lambda x: layers.attend(x, 2), qkv)
-    assert jnp.isfinite(out).all() and jnp.isfinite(back(jnp.ones_like(out))[0]).all()
-    # Each output is a mean of values, so it lies between them.
-    values = qkv[..., 32:]
-    assert (out <= values.max(1, keepdims=True) + 1e-3).all()
-    assert (out >= values.min(1, keepdims=True) - 1e-3).all()
-
-
-def test_attention_sees_all_pixels_and_no_order():
-    layer = layers.Attention(32, rngs=rngs())
-    layer.out.kernel[...] = array(32, 32)
+def test_attention_starts_as_the_identity_and_sees_all_pixels_and_no_order():
     x = array(1, 4, 4, 32)
     order = rng.permutation(16)
 
+    @jax.jit
+    def outputs(x, kernel):
+        layer = layers.Attention(32, rngs=rngs())
+        start = layer(x)
+        layer.out.kernel[...] = kernel
+        influence = jax.grad(lambda x: layer(x)[0, 0, 0].sum())(x)
+        return start, layer(x), influence
+
     def shuffled(x):
-        return x.reshape(1, 16, 32)[:, order].reshape(x.shape)
+        return np.asarray(x).reshape(1, 16, 32)[:, order].reshape(x.shape)
 
-    np.testing.assert_allclose(layer(shuffled(x)), shuffled(layer(x)), rtol=1e-4, atol=1e-4)
-    influence = jax.grad(lambda x: layer(x)[0, 0, 0].sum())(x)
+    kernel = array(32, 32)
+    start, y, influence = outputs(x, kernel)
+    np.testing.assert_array_equal(start, x)
     assert (np.abs(influence).max(-1) > 0).all()
+    y_shuffled = outputs(shuffled(x), kernel)[1]
+    np.testing.assert_allclose(y_shuffled, shuffled(y), rtol=1e-4, atol=1e-4)
 
 
-def test_heads_that_do_not_divide_the_channels_are_refused():
-    with pytest.raises(ValueError, match="head_size must divide channels = 48, got 32"):
-        layers.Attention(48, rngs=rngs())
+def test_attention_has_the_gradient_of_the_softmax_of_its_logits_even_for_large_ones():
+    # With std 100 queries times keys reach 4e4, whose exponential is infinite.
+    qkv, y = array(2, 7, 3 * 24), array(2, 7, 24)
+
+    @jax.jit
+    def both(qkv, y):
+        def plain(qkv):
+            q, k, v = (part.reshape(2, 7, 3, 8) for part in jnp.split(qkv, 3, axis=-1))
+            return jax.nn.dot_product_attention(q, k, v).reshape(2, 7, 24)
+
+        results = []
+        for function in (lambda qkv: layers.attend(qkv, 3), plain):
+            value, back = jax.vjp(function, qkv)
+            results.append((value, back(y)[0]))
+        return results
+
+    for got, want in zip(*both(qkv, y), strict=True):
+        # Sums of seven products whose factors are below 10.
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    large = array(2, 7, 3 * 24, std=100.0)
+    (value, gradient), _ = both(large, y)
+    assert np.isfinite(value).all() and np.isfinite(gradient).all()
+    # Each output is a mean of values, so it lies between them.
+    values = large[..., 48:]
+    assert (value <= values.max(1, keepdims=True) + 1e-3).all()
+    assert (value >= values.min(1, keepdims=True) - 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.Attention(48, rngs=rngs()), "head_size must divide channels = 48, got 32"),
+        (lambda: layers.count_heads(8, 0), "head_size must be a whole number at least 1, got 0"),
+        (lambda: layers.GroupNorm(12, rngs=rngs()), "groups must divide channels = 12, got 8"),
+        (lambda: layers.GroupNorm(8, 0, rngs=rngs()), "groups must be .* at least 1, got 0"),
+        (lambda: layers.Linear(2, 3, dtype=jnp.float16, rngs=rngs()), "dtype must .*got float16"),
+        (lambda: layers.Conv3x3(2, 3, dtype=int, rngs=rngs()), "dtype must .*got int"),
+        (lambda: layers.Conditioning(8, 0, rngs=rngs()), "num_classes must be .* 1, got 0"),
+        (lambda: layers.attend(jnp.zeros((1, 2, 8)), 3), r"qkv must have 3·heads·n = 9·n.*got 8"),
+        (lambda: layers.attend(jnp.zeros((1, 2, 9)), 0), "heads must be .* at least 1, got 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(make)
 
 
 def test_layers_that_start_at_zero_are_zero():
-    assert (layers.Conv3x3(3, 5, zero=True, rngs=rngs())(array(1, 4, 4, 3)) == 0).all()
-    assert (layers.Linear(3, 5, zero=True, rngs=rngs())(array(7, 3)) == 0).all()
+    for layer in (
+        layers.Conv3x3(3, 5, zero=True, rngs=rngs()),
+        layers.Linear(3, 5, zero=True, rngs=rngs()),
+    ):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(nnx.state(layer)))
 
 
 @pytest.mark.parametrize(

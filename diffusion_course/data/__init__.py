@@ -12,13 +12,14 @@ from diffusion_course.data import digits, hub, shapes, toy2d
 from diffusion_course.data.batches import batches
 from diffusion_course.data.local import local_folder
 from diffusion_course.data.network import hub_reachable
-from diffusion_course.data.types import Card, Dataset, DataUnavailableError
+from diffusion_course.data.types import Card, Dataset, DataUnavailableError, check_batch
 
 __all__ = [
     "Card",
     "DataUnavailableError",
     "Dataset",
     "batches",
+    "check_batch",
     "hub_reachable",
     "load",
     "local_folder",
@@ -47,6 +48,11 @@ def load(name: str, split: str = "train", **options) -> Dataset:
     Raises:
       ValueError: a name, a split or an option is not one of those.
       DataUnavailableError: a data set of the hub is neither on this computer nor reachable.
+
+    >>> load("digits", "test")
+    Dataset('digits', x=float32 [360, 8, 8, 1], 10 classes)
+    >>> load("toy2d", kind="two_moons", n=500).label_names
+    ('upper moon', 'lower moon')
     """
     one_of("name", name, names())
     allowed = [p for p in inspect.signature(_LOADERS[name]).parameters if p != "split"]

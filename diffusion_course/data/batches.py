@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from diffusion_course.checks import integer
-from diffusion_course.data.types import Dataset
+from diffusion_course.data.types import Dataset, check_pairs
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -19,7 +19,8 @@ def batches(data: Dataset | Batch, size: int, seed: int, start: int = 0) -> Iter
     as its k-th batch (counted from 0), so a training run goes on exactly where it stopped.
 
     Args:
-      data: a Dataset, or a pair of arrays (x [N, ...], labels [N]).
+      data: a Dataset, or a pair of arrays (x [N, ...], labels [N]); images are floating-point
+        numbers.
       size: examples in a batch, in [1, N].
       seed: whole number, at least 0.
       start: number of the first batch, at least 0.
@@ -29,6 +30,11 @@ def batches(data: Dataset | Batch, size: int, seed: int, start: int = 0) -> Iter
 
     Raises:
       ValueError: an argument breaks these rules. Raised at the call, not at the first batch.
+
+    >>> x, labels = np.arange(5.0), np.arange(5) % 2
+    >>> first, second = (next(batches((x, labels), size=3, seed=0, start=k)) for k in (0, 1))
+    >>> first[0].shape, first[1].shape
+    ((3,), (3,))
     """
     x, labels = _arrays(data)
     size = integer("size", size, minimum=1, maximum=len(x))
@@ -56,9 +62,5 @@ def _arrays(data) -> Batch:
             f"data must be a Dataset or a pair of arrays (x, labels), got {type(data).__name__}"
         )
     x, labels = np.asarray(data[0]), np.asarray(data[1])
-    if x.ndim == 0 or labels.ndim == 0 or len(x) != len(labels) or len(x) == 0:
-        raise ValueError(
-            "data must hold as many labels as examples, and at least one, "
-            f"got x {list(x.shape)} and labels {list(labels.shape)}"
-        )
+    check_pairs(x, labels)
     return x, labels

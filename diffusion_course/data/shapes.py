@@ -112,7 +112,18 @@ def load(split: str = "train", *, n: int = 10_000, size: int = 32, seed: int = 0
 
 
 def caption(shape: str, colour: str, size: str, position: str) -> str:
-    """A sentence such as "a large red circle at the top left"."""
+    """A sentence of the four attributes.
+
+    Raises:
+      ValueError: a word is none of those that `load` uses.
+
+    >>> caption("circle", "red", "large", "top left")
+    'a large red circle at the top left'
+    """
+    one_of("shape", shape, SHAPES)
+    one_of("colour", colour, COLOURS)
+    one_of("size", size, SIZES)
+    one_of("position", position, POSITIONS)
     return f"a {size} {colour} {shape} {POSITIONS[position][0]}"
 
 

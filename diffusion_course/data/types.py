@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from diffusion_course import checks
+
 
 class DataUnavailableError(RuntimeError):
     """A data set is neither on this computer nor reachable; the message says what to do."""
@@ -40,6 +42,11 @@ class Dataset:
 
     Raises:
       ValueError: an argument breaks one of these rules.
+
+    >>> x, card = np.zeros((3, 8, 8, 1), np.float32), Card("mine", "drawn by me", "free", "Grey.")
+    >>> dataset = Dataset(x, np.array([0, 1, 0], np.int32), ("cat", "dog"), card)
+    >>> dataset, len(dataset.subset(dataset.labels == 0))
+    (Dataset('mine', x=float32 [3, 8, 8, 1], 2 classes), 2)
     """
 
     x: np.ndarray
@@ -66,6 +73,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes; a model for this data is built with ``num_classes`` of this."""
         return len(self.label_names)
 
     def subset(self, indices) -> "Dataset":
@@ -86,14 +94,69 @@ class Dataset:
         )
 
 
+def check_batch(x, labels, num_classes: int | None = None) -> None:
+    """Whether a batch can be trained on, before a step is compiled for it.
+
+    A label that is one too large would train the class that stands for "no label", and a larger
+    one gives NaN; whole numbers as images give a loss of thousands. Compiled code sees none of
+    this. Under ``jit`` values are unknown, and only shapes and dtypes are checked.
+
+    Args:
+      x: examples [B, ...], images [B, H, W, C] of a floating-point type.
+      labels: [B].
+      num_classes: of the model; its labels are whole numbers in [0, num_classes). None for a
+        model without labels, where anything with B rows will do.
+
+    Raises:
+      ValueError: the batch breaks one of these rules.
+
+    >>> check_batch(np.zeros((2, 8, 8, 1), np.float32), np.array([0, 9]), num_classes=10)
+    >>> check_batch(np.zeros((2, 8, 8, 1), np.float32), np.array([1, 10]), num_classes=10)
+    Traceback (most recent call last):
+    ...
+    ValueError: labels must be in 0 … 9, got 1 … 10
+    """
+    check_pairs(x, labels)
+    if num_classes is not None:
+        checks.labels(
+            "labels", labels, (len(x),), checks.integer("num_classes", num_classes, 1) - 1
+        )
+
+
+def check_pairs(x, labels) -> None:
+    """ValueError unless there is a label for each example, and images are floating-point numbers.
+
+    Args:
+      x: examples [N, ...], N >= 1.
+      labels: [N], or rows of other things that belong to the examples, [N, ...].
+    """
+    counts = [np.shape(array)[:1] for array in (x, labels)]
+    if counts[0] != counts[1] or counts[0] in ((), (0,)):
+        raise ValueError(
+            "data must hold as many labels as examples, and at least one, "
+            f"got x {list(np.shape(x))} and labels {list(np.shape(labels))}"
+        )
+    # Whole numbers in other shapes may be tokens, which are what they should be.
+    if np.ndim(x) == 4:
+        checks.floating("x", x)
+
+
 def _check_examples(x) -> None:
+    if isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.integer):
+        raise ValueError(
+            f"x must be a float32 array, got {_kind(x)}; "
+            "pixels 0 … 255 become x = np.float32(pixels / 127.5 - 1)"
+        )
     if not isinstance(x, np.ndarray) or x.dtype != np.float32:
         raise ValueError(f"x must be a float32 array, got {_kind(x)}")
     if x.size == 0 or not (x.ndim == 4 or (x.ndim == 2 and x.shape[1] == 2)):
         raise ValueError(f"x must be images [N, H, W, C] or points [N, 2], got {_kind(x)}")
     low, high = x.min(), x.max()  # NaN if any value is
     if x.ndim == 4 and not (low >= -1 and high <= 1):
-        raise ValueError(f"x must lie in [-1, 1] where it holds images, got [{low}, {high}]")
+        pixels = "; pixels 0 … 255 become x = pixels / 127.5 - 1" if low >= 0 and high > 1 else ""
+        raise ValueError(
+            f"x must lie in [-1, 1] where it holds images, got [{low}, {high}]{pixels}"
+        )
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"x must be finite, got values in [{low}, {high}]")
 

@@ -8,6 +8,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from diffusion_course.checks import integer
+from diffusion_course.models import doors
 from diffusion_course.models.layers import (
     Conditioning,
     Linear,
@@ -50,7 +52,7 @@ class DiT(nnx.Module):
     The output layer starts at zero: the untrained network is 0.
 
     Args:
-      image_size: H = W of the images, a multiple of patch.
+      image_size: (H, W) of the images, multiples of patch; one number for square images.
       image_channels: C of the images.
       patch: side of a patch.
       width: of a token; a multiple of head_size and of 4.
@@ -63,11 +65,16 @@ class DiT(nnx.Module):
 
     Raises: ValueError for sizes that do not fit.
     Source: Peebles & Xie 2023 (arXiv:2212.09748).
+
+    >>> model = DiT((8, 12), 3, patch=4, width=32, depth=1, num_classes=10, rngs=nnx.Rngs(0))
+    >>> x = jax.ShapeDtypeStruct((4, 8, 12, 3), jnp.float32)  # six patches each
+    >>> jax.eval_shape(model, x, jnp.full(4, 0.5), jnp.arange(4)).shape
+    (4, 8, 12, 3)
     """
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | tuple[int, int],
         image_channels: int = 1,
         *,
         patch: int = 2,
@@ -78,15 +85,15 @@ class DiT(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if patch < 1 or image_size % patch:
+        size = doors.sides(image_size)
+        integer("image_channels", image_channels, 1)
+        if any(side % integer("patch", patch, 1) for side in size):
             raise ValueError(f"patch must divide image_size = {image_size}, got {patch}")
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
-        if width % 4:
-            raise ValueError(f"width must be a multiple of 4, got {width}")
+        doors.divisible("width", width, 4)
+        integer("depth", depth, 1)
         options = {"dtype": dtype, "rngs": rngs}
         heads, pixels = count_heads(width, head_size), patch**2 * image_channels
-        self.image_shape, self.patch = (image_size, image_size, image_channels), patch
+        self.image_shape, self.patch = (*size, image_channels), patch
         self.null_label = num_classes
         self.patchify = Linear(pixels, width, **options)
         self.embed = Conditioning(width, num_classes, **options)
@@ -101,14 +108,19 @@ class DiT(nnx.Module):
         self.final = Linear(width, pixels, zero=True, **options)
 
     def __call__(self, x: Array, t: Array, cond: Array | None = None) -> Array:
-        """Predicts for x [B, H, W, C] at times t [B]; cond: labels [B], None for no label.
+        """Predicts for images x at times t.
 
-        Raises: ValueError for images of another shape, or labels without label classes.
+        Args:
+          x: float32 [B, H, W, C], of the image size and channels that the model was built for.
+          t: times in [0, 1], float32 [B].
+          cond: labels [B] in 0 … num_classes; None for no label.
+
+        Returns: float32 [B, H, W, C].
+        Raises: ValueError for an argument of another shape, dtype or range, or for labels without
+          label classes.
         """
-        if x.shape[1:] != self.image_shape:
-            height, width, channels = self.image_shape
-            raise ValueError(f"x must have shape [B, {height}, {width}, {channels}], got {x.shape}")
-        emb = self.embed(t, cond)
+        x = doors.state(x, ("B", *self.image_shape))
+        emb = self.embed(doors.times(t, len(x)), cond)
         patches = space_to_depth(x, self.patch)
         batch, rows, cols, _ = patches.shape
         tokens = self.patchify(patches.reshape(batch, rows * cols, -1))
@@ -145,8 +157,12 @@ def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
 def position_embedding(rows: int, cols: int, dim: int) -> np.ndarray:
     """Fixed sinusoids of each patch's row (first half) and column: float32 [rows·cols, dim].
 
+    Raises: ValueError for an empty grid, or a dim that is not a multiple of 4.
     Source: Peebles & Xie 2023, section 3.2 (arXiv:2212.09748), as in Vaswani et al. 2017.
     """
+    integer("rows", rows, 1)
+    integer("cols", cols, 1)
+    doors.divisible("dim", dim, 4)
     frequencies = 10_000.0 ** (-np.arange(dim // 4) / (dim // 4))
 
     def sinusoids(count: int) -> np.ndarray:

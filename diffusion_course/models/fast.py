@@ -2,14 +2,22 @@
 
 Every function here equals a plain operation in value and in all derivatives: they are made of
 ordinary operations, so that forward mode, second derivatives and `jax.vmap` work too.
-``benchmarks/fast_paths.py`` shows what each one buys. The choice is made while tracing, by JAX's
-default backend.
+``benchmarks/fast_paths.py`` shows what each one buys.
+
+Which way runs is decided where a program is lowered, when its platform is known: a function that
+is traced on a computer with a GPU, or exported for a TPU, is traced with both ways and compiled
+with one.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from diffusion_course.checks import integer
 
 # Winograd's F(4×4, 3×3): with these matrices, 4 outputs of a correlation of 6 inputs d with 3
 # taps g are ``OUTPUT @ ((KERNEL @ g) * (INPUT @ d))``: 6 products instead of 12, and 36 instead
@@ -31,32 +39,58 @@ _OUTPUT = np.array(
 _TILE, _WINDOW = _OUTPUT.shape  # 4 outputs from 6 inputs
 
 
-def on_cpu() -> bool:
-    """Are the fast paths taken?"""
-    return jax.default_backend() == "cpu"
-
-
 def conv3x3(x: Array, kernel: Array, stride: int = 1) -> Array:
     """3×3 convolution with zeros around the image ("SAME"), by the fastest way for the shape.
+
+    A CPU takes the way that `quick_way` names; every other platform takes `plain_conv`.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [3, 3, C, O], in x's dtype.
+      stride: of both directions.
+
+    Returns: [B, ⌈H/stride⌉, ⌈W/stride⌉, O], in x's dtype.
+    Raises: ValueError for a kernel of any other shape or dtype, or a stride below 1.
+    """
+    integer("stride", stride, 1)
+    if x.ndim != 4 or kernel.shape[:-1] != (3, 3, x.shape[-1]):
+        raise ValueError(
+            "x and kernel must have shapes [B, H, W, C] and [3, 3, C, O], "
+            f"got {list(x.shape)} and {list(kernel.shape)}"
+        )
+    if kernel.dtype != x.dtype:
+        raise ValueError(f"kernel must have x's dtype {x.dtype}, got {kernel.dtype}")
+    quick = quick_way(x, kernel, stride)
+    return plain_conv(x, kernel, stride) if quick is None else _by_platform(x, kernel, quick)
+
+
+def quick_way(x: Array, kernel: Array, stride: int = 1) -> Callable[[Array, Array], Array] | None:
+    """The function that a CPU computes this convolution with: `thin_conv`, `winograd` or None.
+
+    Only shapes and the dtype count. None stands for `plain_conv`.
 
     Args:
       x: [B, H, W, C].
       kernel: [3, 3, C, O].
       stride: of both directions.
-
-    Returns: [B, H/stride, W/stride, O], in x's dtype.
     """
     *_, height, width, c_in = x.shape
     c_out = kernel.shape[-1]
-    if on_cpu() and stride == 1:
-        if 8 * c_out <= c_in:
-            return thin_conv(x, kernel)
-        # Below 16 channels or one tile the transforms cost more than the products they save, and
-        # bfloat16 has too few digits for them.
-        large = min(c_in, c_out) >= 16 and min(height, width) >= _TILE
-        if large and x.dtype == jnp.float32:
-            return winograd(x, kernel)
-    return plain_conv(x, kernel, stride)
+    if stride != 1:
+        return None
+    if 8 * c_out <= c_in:
+        return thin_conv
+    # Below 16 channels or one tile the transforms cost more than the products they save, and
+    # bfloat16 has too few digits for them.
+    large = min(c_in, c_out) >= 16 and min(height, width) >= _TILE
+    return winograd if large and x.dtype == jnp.float32 else None
+
+
+# A function of its own under jit, so that a call outside jit is lowered for the device that holds
+# its arrays, and so that each shape is traced once, however many layers have it.
+@partial(jax.jit, static_argnames="quick")
+def _by_platform(x: Array, kernel: Array, quick: Callable[[Array, Array], Array]) -> Array:
+    return jax.lax.platform_dependent(x, kernel, cpu=quick, default=plain_conv)
 
 
 def plain_conv(x: Array, kernel: Array, stride: int = 1) -> Array:

@@ -17,7 +17,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from diffusion_course.models import fast
+from diffusion_course.checks import integer
+from diffusion_course.models import doors, fast
 
 # Sinusoids are made for step numbers up to a thousand; times in [0, 1] are stretched to match.
 _TIME_SCALE = 1000.0
@@ -31,15 +32,20 @@ def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Ar
     """Sines and cosines of t at dim/2 geometrically spaced frequencies.
 
     Args:
-      t: times in [0, 1], [B].
+      t: times in [0, 1], [B], float32.
       dim: an even number.
       max_period: periods run from 2π to 2π·max_period, in thousandths of t.
 
-    Returns: [B, dim]. Raises: ValueError for an odd or non-positive dim.
+    Returns: float32 [B, dim], the cosines first.
+    Raises: ValueError for an odd or non-positive dim, or times of any other shape or dtype.
     Source: Vaswani et al. 2017, section 3.5 (arXiv:1706.03762), for time as in DDPM.
+
+    >>> sinusoidal_embedding(jnp.array([0.0, 0.5]), 4).round(3).tolist()[0]
+    [1.0, 1.0, 0.0, 0.0]
     """
-    if dim < 2 or dim % 2:
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2 or dim % 2:
         raise ValueError(f"dim must be a positive even number, got {dim}")
+    t = doors.times(t)
     frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2) / (dim // 2))
     angles = _TIME_SCALE * t[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -55,6 +61,7 @@ class Linear(nnx.Linear):
         self, c_in: int, c_out: int, *, zero: bool = False, use_bias: bool = True,
         dtype=jnp.float32, rngs: nnx.Rngs,
     ):  # fmt: skip
+        doors.computation(dtype)
         super().__init__(
             c_in, c_out, use_bias=use_bias, kernel_init=_start(zero), dtype=dtype, rngs=rngs
         )
@@ -70,6 +77,7 @@ class Conv3x3(nnx.Conv):
         self, c_in: int, c_out: int, stride: int = 1, *, zero: bool = False,
         dtype=jnp.float32, rngs: nnx.Rngs,
     ):  # fmt: skip
+        doors.computation(dtype)
         super().__init__(
             c_in, c_out, (3, 3), strides=stride, kernel_init=_start(zero), dtype=dtype, rngs=rngs
         )
@@ -122,9 +130,13 @@ class Conditioning(nnx.Module):
       num_classes: number of labels, or None. A class more stands for "no label".
       dtype: of the computation.
       rngs: random number streams of the initialisation.
+
+    Raises: ValueError for fewer than one class.
     """
 
     def __init__(self, dim: int, num_classes: int | None, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        if num_classes is not None:
+            integer("num_classes", num_classes, 1)
         self.num_classes = num_classes
         self.time = TimeEmbedding(dim, dtype=dtype, rngs=rngs)
         # Rows of standard normal numbers, as large as what the time contributes: with nnx.Embed's
@@ -144,14 +156,12 @@ class Conditioning(nnx.Module):
     def __call__(self, t: Array, cond: Array | None) -> Array:
         """Times [B] and labels [B] (None for no label) -> [B, dim].
 
-        Raises: ValueError for labels if there are no label classes.
+        Raises: ValueError for times or labels of another shape, dtype or range, or for labels if
+          there are no label classes.
         """
-        emb = self.time(t)
-        if self.label is None:
-            if cond is not None:
-                raise ValueError("cond must be None: this model has no labels (num_classes=None)")
-            return emb
-        return emb + self.label(jnp.full(t.shape, self.num_classes) if cond is None else cond)
+        t = doors.times(t)
+        cond = doors.labels(cond, len(t), self.num_classes)
+        return self.time(t) if cond is None else self.time(t) + self.label(cond)
 
 
 class GroupNorm(nnx.Module):
@@ -159,11 +169,18 @@ class GroupNorm(nnx.Module):
 
     Statistics are computed in float32 whatever the dtype of the image.
 
+    Args:
+      channels: C.
+      groups: their number, which divides C.
+      rngs: random number streams; nothing is drawn from them.
+      epsilon: added to the variance.
+
+    Raises: ValueError for groups that do not divide the channels.
     Source: Wu & He 2018 (arXiv:1803.08494).
     """
 
     def __init__(self, channels: int, groups: int = 8, *, rngs: nnx.Rngs, epsilon: float = 1e-5):
-        if channels % groups:
+        if integer("channels", channels, 1) % integer("groups", groups, 1):
             raise ValueError(f"groups must divide channels = {channels}, got {groups}")
         self.groups, self.epsilon = groups, epsilon
         self.scale = nnx.Param(jnp.ones(channels))
@@ -240,7 +257,7 @@ class Attention(nnx.Module):
 
 def count_heads(channels: int, head_size: int) -> int:
     """Heads of this size in a layer of this width. Raises: ValueError if they do not fit."""
-    if channels % head_size:
+    if channels % integer("head_size", head_size, 1):
         raise ValueError(f"head_size must divide channels = {channels}, got {head_size}")
     return channels // head_size
 
@@ -249,9 +266,14 @@ def attend(qkv: Array, heads: int) -> Array:
     """Softmax attention of every token to every token: [B, N, 3·C] -> [B, N, C].
 
     The last axis holds queries, keys and values, each split among the heads. The softmax is
-    taken in float32. Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
+    taken in float32.
+
+    Raises: ValueError for a width that three times the heads do not divide.
+    Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
     """
     batch, tokens, width = qkv.shape
+    if width % (3 * integer("heads", heads, 1)):
+        raise ValueError(f"qkv must have 3·heads·n = {3 * heads}·n channels, got {width}")
     q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, heads, -1), (2, 3), (0, 2))
     float32 = {"preferred_element_type": jnp.float32}
     logits = jnp.einsum("bhqd,bhkd->bhqk", q / np.sqrt(q.shape[-1]), k, **float32)
@@ -267,7 +289,11 @@ def space_to_depth(x: Array, block: int) -> Array:
     """Moves block×block pixels into channels: [B, H, W, C] -> [B, H/b, W/b, b²·C].
 
     Raises: ValueError if block does not divide height and width.
+
+    >>> space_to_depth(jnp.arange(8).reshape(1, 2, 4, 1), 2).tolist()
+    [[[[0, 1, 4, 5], [2, 3, 6, 7]]]]
     """
+    integer("block", block, 1)
     batch, height, width, channels = x.shape
     if height % block or width % block:
         raise ValueError(f"block must divide the image size {height}×{width}, got {block}")
@@ -281,6 +307,7 @@ def depth_to_space(x: Array, block: int) -> Array:
 
     Raises: ValueError if block² does not divide the channels.
     """
+    integer("block", block, 1)
     batch, height, width, channels = x.shape
     if channels % block**2:
         raise ValueError(f"block² must divide the {channels} channels, got block = {block}")

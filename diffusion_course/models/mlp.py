@@ -4,11 +4,15 @@ import jax
 from flax import nnx
 from jax import Array
 
+from diffusion_course.checks import integer
+from diffusion_course.models import doors
 from diffusion_course.models.layers import Conditioning, Linear
 
 
 class MLP(nnx.Module):
     """``model(x, t, cond)`` for points [B, D]: residual dense layers that see the time.
+
+    The output layer starts at zero: the untrained network is 0.
 
     Args:
       dim: D.
@@ -18,7 +22,11 @@ class MLP(nnx.Module):
       num_classes: number of labels, or None; with labels, ``null_label = num_classes``.
       rngs: random number streams of the initialisation.
 
-    Raises: ValueError if depth is below 1.
+    Raises: ValueError for a size that is not a positive whole number, or an odd width.
+
+    >>> model = MLP(2, width=8, depth=1, num_classes=3, rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((4, 2)), jnp.full(4, 0.5), jnp.array([0, 1, 2, model.null_label])).shape
+    (4, 2)
     """
 
     def __init__(
@@ -31,17 +39,29 @@ class MLP(nnx.Module):
         num_classes: int | None = None,
         rngs: nnx.Rngs,
     ):
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
-        self.null_label = num_classes
+        integer("dim", dim, 1)
+        doors.divisible("width", width, 2)
+        integer("depth", depth, 1)
+        self.dim, self.null_label = dim, num_classes
         self.embed = Conditioning(width, num_classes, rngs=rngs)
         self.first = Linear(dim, width, rngs=rngs)
         self.hidden = nnx.data([Linear(width, width, rngs=rngs) for _ in range(depth)])
         self.last = Linear(width, 2 * dim if learned_variance else dim, zero=True, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, cond: Array | None = None) -> Array:
-        """Predicts for points x [B, D] at times t [B]; cond: labels [B] or None."""
-        emb = self.embed(t, cond)
+        """Predicts for points x at times t.
+
+        Args:
+          x: float32 [B, D].
+          t: times in [0, 1], float32 [B].
+          cond: labels [B] in 0 … num_classes; None for no label.
+
+        Returns: float32 [B, D], or [B, 2D] with a learned variance.
+        Raises: ValueError for an argument of another shape, dtype or range, or for labels without
+          label classes.
+        """
+        x = doors.state(x, ("B", self.dim))
+        emb = self.embed(doors.times(t, len(x)), cond)
         h = self.first(x)
         for layer in self.hidden:
             h = h + layer(jax.nn.silu(h + emb))

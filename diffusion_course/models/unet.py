@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from diffusion_course.checks import integer
+from diffusion_course.models import doors
 from diffusion_course.models.layers import (
     Attention,
     Conditioning,
@@ -36,9 +38,16 @@ class UNet(nnx.Module):
         float32.
       rngs: random number streams of the initialisation.
 
-    Raises: ValueError for no levels, or widths that do not fit.
+    Raises: ValueError for no levels, or sizes that do not fit.
     Source: Ho, Jain & Abbeel 2020, appendix B (arXiv:2006.11239), reduced; zero-initialised
     output and FiLM: Dhariwal & Nichol 2021 (arXiv:2105.05233).
+
+    >>> model = UNet(1, (16, 32), num_classes=10, rngs=nnx.Rngs(0))
+    >>> model.null_label
+    10
+    >>> x = jax.ShapeDtypeStruct((4, 8, 12, 1), jnp.float32)  # H and W: any multiples of 2
+    >>> jax.eval_shape(model, x, jnp.full(4, 0.5), jnp.arange(4)).shape
+    (4, 8, 12, 1)
     """
 
     def __init__(
@@ -53,12 +62,10 @@ class UNet(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if not channels:
-            raise ValueError("channels must name at least one level, got ()")
-        if blocks < 1:
-            raise ValueError(f"blocks must be at least 1, got {blocks}")
-        self.stem, self.levels, self.blocks = stem, len(channels), blocks
-        self.null_label = num_classes
+        _check_widths(channels)
+        self.image_channels = integer("image_channels", image_channels, 1)
+        self.blocks, self.stem = integer("blocks", blocks, 1), integer("stem", stem, 1)
+        self.levels, self.null_label = len(channels), num_classes
         dim = 4 * channels[0]
         options = {"dtype": dtype, "rngs": rngs}
         self.embed = Conditioning(dim, num_classes, **options)
@@ -90,13 +97,19 @@ class UNet(nnx.Module):
         self.conv_out = Conv3x3(width, out, zero=True, **options)
 
     def __call__(self, x: Array, t: Array, cond: Array | None = None) -> Array:
-        """Predicts for x [B, H, W, C] at times t [B]; cond: labels [B], None for no label.
+        """Predicts for images x at times t.
 
-        Raises: ValueError for labels without label classes, or an image size that the levels
-        (and the stem) cannot halve.
+        Args:
+          x: float32 [B, H, W, C]; H and W are multiples of stem·2^(levels − 1).
+          t: times in [0, 1], float32 [B].
+          cond: labels [B] in 0 … num_classes; None for no label.
+
+        Returns: float32 [B, H, W, C], or [B, H, W, 2C] with a learned variance.
+        Raises: ValueError for an argument of another shape, dtype or range, or for labels without
+          label classes.
         """
-        self._check_size(x)
-        emb = self.embed(t, cond)
+        x = self._checked(x)
+        emb = self.embed(doors.times(t, len(x)), cond)
         h = self.conv_in(space_to_depth(x, self.stem))
         skips, blocks = [h], iter(self.down)
         for level in range(self.levels):
@@ -116,10 +129,22 @@ class UNet(nnx.Module):
         h = self.conv_out(jax.nn.silu(self.norm_out(h)))
         return depth_to_space(h, self.stem).astype(x.dtype)
 
-    def _check_size(self, x: Array) -> None:
+    def _checked(self, x: Array) -> Array:
+        x = doors.state(x, ("B", "H", "W", self.image_channels))
         multiple = self.stem * 2 ** (self.levels - 1)
-        if x.ndim != 4 or x.shape[1] % multiple or x.shape[2] % multiple:
+        if any(side % multiple or side == 0 for side in x.shape[1:3]):
             raise ValueError(
-                f"x must have shape [B, H, W, C] with H and W multiples of {multiple}, "
-                f"got shape {x.shape}"
+                f"x must have shape [B, H, W, {self.image_channels}] with H and W multiples of "
+                f"{multiple}, got {list(x.shape)}"
             )
+        return x
+
+
+def _check_widths(channels: tuple[int, ...]) -> None:
+    if not isinstance(channels, tuple | list) or not channels:
+        raise ValueError(f"channels must name the width of at least one level, got {channels!r}")
+    for width in channels:
+        if integer("channels", width, 1) % 8:
+            raise ValueError(f"channels must be multiples of 8, got {width} in {channels}")
+    if channels[-1] % 32:
+        raise ValueError(f"channels must end in a multiple of 32, got {channels}")
