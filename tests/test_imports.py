@@ -12,7 +12,7 @@ PACKAGE = Path(diffusion_course.__file__).parent
 
 # A file imports only from the rows above its own, or from further left in its own row.
 ROWS = (
-    ("paths", "checks"),
+    ("paths", "checks", "files"),
     ("process", "parameterization", "denoiser"),
     ("models",),
     ("data",),
