@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_course import __version__
+from diffusion_course import __version__, files
 from diffusion_course.app import runner
 
 
@@ -221,7 +221,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 1
         finally:
             if out is not None:
-                nbformat.write(notebook, out)
+                files.write(out, nbformat.writes(notebook) + "\n")
     print(runner.summary(times))
     return 0
 
@@ -346,8 +346,12 @@ def report(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(str(error)) from None
     print(overview.text(view))
     picture, page = path.with_suffix(".png"), path.with_suffix(".html")
-    overview.figure(view).savefig(picture, dpi=100)
-    page.write_text(overview.page(view), encoding="utf-8")
+    try:
+        figure = overview.figure(view)
+        files.write(picture, lambda file: figure.savefig(file, dpi=100, format="png"))
+        files.write(page, overview.page(view).encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise runner.Mistake(f"{picture} and {page} cannot be written: {error.strerror}") from None
     print(f"wrote {picture} and {page}")
     return 0
 
