@@ -69,7 +69,7 @@ def test_the_module_can_be_run():
         cwd=COURSE,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=1800,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("diffusion-course ")
@@ -391,7 +391,7 @@ def test_the_doctor_starts_in_a_python_with_nothing_installed():
         env={**os.environ, "PYTHONPATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=1800,
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -468,7 +468,7 @@ def make(folder, *arguments):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
     )
 
 

@@ -81,8 +81,8 @@ class ClassifierRecipe:
     model: dict
     steps: int
     batch_size: int = 64
-    # Below the diffusion models' rate: a classifier is learnt within a few epochs, and the last
-    # per cent, for which a judge is there, comes from small steps.
+    # Between 1e-3 and 3e-3 it makes no difference: after 500 steps on the digits all of them are
+    # right on 98.6 to 99.2 % of the unseen ones.
     learning_rate: float = 2e-3
     ema: float = 0.999
     seed: int = 0
@@ -125,7 +125,8 @@ RECIPES: dict[str, Recipe] = {
         # 400 steps give 93 % recognised samples (the same benchmark). 6,000 take 2.3 minutes and
         # give 99 %, so that what a chapter sees is its own subject and not a lack of training.
         steps=6000,
-        # Twice the default: one level of 4 × 4 blocks is a shallow network, and bears it.
+        # The highest that costs nothing: after 300 steps 3e-3 and 6e-3 both give 93 to 94 %
+        # recognised samples, 1.2e-2 gives 92 %.
         learning_rate=6e-3,
     ),
     "digits_classifier": ClassifierRecipe(
@@ -188,6 +189,8 @@ RECIPES: dict[str, Recipe] = {
         # would hide such distances, small.
         steps=12_000,
         batch_size=512,
+        # What the released weights were made with; in a run of 1,000 steps 6e-3 comes nearer to the
+        # exact denoiser (6.0e-4 against 8.7e-4).
         learning_rate=2e-3,
         options={"kind": "mixture", "n": 100_000},
         scales=(0.0, 1.0),

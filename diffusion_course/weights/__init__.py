@@ -112,8 +112,9 @@ def _split(description: dict, key: str, known) -> tuple[str, dict]:
 
 def _call(function, arguments: dict, name: str):
     """Calls a function with arguments from a file, whose mistakes are not the program's."""
+    known = inspect.signature(function.__init__ if isinstance(function, type) else function)
     try:
-        inspect.signature(function).bind(**arguments)
+        known.bind(*([None] if isinstance(function, type) else []), **arguments)
     except TypeError as error:
         raise ValueError(f"{name} does not take these arguments: {error}") from None
     return function(**arguments)
