@@ -146,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except runner.Mistake as mistake:
         print(f"diffusion-course {arguments.command}: {mistake}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that is not ours: its text says which
+        print(f"diffusion-course {arguments.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -255,6 +258,8 @@ def train(arguments: argparse.Namespace) -> int:
         print(f"wrote {path}")
     except (DataUnavailableError, ResumeError) as error:  # their messages say what to do
         raise runner.Mistake(" ".join(str(error).split())) from None
+    except OSError as error:
+        raise OSError(f"{error}; the state so far is kept, go on with --resume") from None
     return 0
 
 
@@ -346,12 +351,9 @@ def report(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(str(error)) from None
     print(overview.text(view))
     picture, page = path.with_suffix(".png"), path.with_suffix(".html")
-    try:
-        figure = overview.figure(view)
-        files.write(picture, lambda file: figure.savefig(file, dpi=100, format="png"))
-        files.write(page, overview.page(view).encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise runner.Mistake(f"{picture} and {page} cannot be written: {error.strerror}") from None
+    figure = overview.figure(view)
+    files.write(picture, lambda file: figure.savefig(file, dpi=100, format="png"))
+    files.write(page, overview.page(view).encode("utf-8", "backslashreplace"))
     print(f"wrote {picture} and {page}")
     return 0
 

@@ -50,7 +50,7 @@ def ema_decay(step: Array, decay: float) -> Array:
     200 steps, and 82 % after 2,000.
 
     >>> float(ema_decay(0, 0.999)), float(ema_decay(90, 0.999))
-    (0.1..., 0.91)
+    (0.1..., 0.91...)
 
     Args:
       step: number of the step, from 0.
