@@ -69,6 +69,14 @@ def as_json(document: Any) -> bytes:
     """A document as JSON that a person can read, in UTF-8, with a line break at its end.
 
     Half of a surrogate pair, which Python's text may hold and UTF-8 may not, stays as its escape.
+
+    >>> as_json({"σ": 1})
+    b'{\\n "\\xcf\\x83": 1\\n}\\n'
+
+    Args:
+      document: anything that `json.dumps` takes.
+
+    Returns: the content of a file.
     """
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")

@@ -608,6 +608,22 @@ def test_exercises_are_written_byte_by_byte_the_same_twice(folder):
     nbformat.validate(nbformat.read(path, as_version=4))
 
 
+def test_a_crash_leaves_the_exercise_of_before(folder, monkeypatch):
+    (path,) = assign.write_exercises(folder)
+    first = path.read_bytes()
+    changed = master()
+    changed.cells[0].source += "\n# changed"
+    nbformat.write(changed, folder / "solutions" / "01_forward.ipynb")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        assign.write_exercises(folder)
+    assert list((folder / "exercises").iterdir()) == [path] and path.read_bytes() == first
+
+
 def test_an_exercise_whose_master_is_gone_is_removed_and_nothing_else(folder):
     (folder / "exercises").mkdir()
     for name in ("02_gone.ipynb", "README.md", "notes.ipynb"):

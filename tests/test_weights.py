@@ -277,6 +277,8 @@ def test_a_judge_is_trained_where_none_is_released(monkeypatch):
     (recipe, examples) = asked[0]
     wanted = {"class": "Classifier", "image_size": 8, "image_channels": 1, "num_classes": 10}
     assert recipe.model == wanted and recipe.dataset == "digits" and len(examples) == 1437
+    with pytest.raises(ValueError, match="dataset must be one of images, got 'toy2d'"):
+        recipes.judge_for("toy2d")
 
 
 @pytest.fixture(scope="module")

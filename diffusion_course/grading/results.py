@@ -30,9 +30,15 @@ td { border-top: 1px solid #ccc; vertical-align: top }
 
 
 def write(out: Path, rows: Sequence[Row]) -> tuple[Path, Path, Path]:
-    """Writes OUT, its .json twin and a folder of feedback pages; returns the three paths.
+    """Writes OUT, its .json twin and a folder of feedback pages.
 
     Files are replaced as a whole, so that a reader never meets half of one.
+
+    Args:
+      out: path of the CSV file.
+      rows: of all students.
+
+    Returns: the three paths.
     """
     twin, pages = out.with_suffix(".json"), feedback_folder(out)
     twin_rows = files.as_json([asdict(row) for row in rows])
@@ -71,6 +77,10 @@ def read_csv(path: Path) -> list[Row]:
     A spreadsheet may have saved it since: with semicolons or tabs between the columns, a comma in
     its numbers, a byte order mark, in UTF-16, or without the zero that an exercise begins with.
 
+    Args:
+      path: of the file.
+
+    Returns: its rows.
     Raises: OSError; ValueError if it is something else; the text names the line.
     """
     text = _text(path)

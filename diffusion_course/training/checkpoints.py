@@ -53,6 +53,9 @@ class Checkpoints:
     def save(self, state) -> None:
         """Saves a train state under its step number, and waits until it is on the disk.
 
+        Args:
+          state: a `TrainState`, or another tree of arrays with a `step`.
+
         Raises: ValueError if this step or a later one is saved already: two runs need two folders.
         """
         step, newest = int(state.step), self.latest_step()

@@ -44,5 +44,12 @@ def shard_batch(mesh: Mesh, batch):
 
 
 def replicate(mesh: Mesh, tree):
-    """Puts a copy of every array of a tree on each device of the mesh."""
+    """Puts a copy of every array of a tree on each device of the mesh.
+
+    Args:
+      mesh: from `data_mesh`.
+      tree: of arrays.
+
+    Returns: the tree, on the mesh.
+    """
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -209,7 +209,14 @@ def names() -> tuple[str, ...]:
 
 
 def diffusion_objective(recipe: DiffusionRecipe) -> update.Loss:
-    """The loss of a class-conditional diffusion model, with label dropout."""
+    """The loss of a class-conditional diffusion model, with label dropout.
+
+    Args:
+      recipe: its process, kind and label_dropout are used.
+
+    Returns: ``loss(model, x, labels, key) -> scalar``, for `loop.fit`.
+    Source: Ho & Salimans 2022, algorithm 1 (arXiv:2207.12598).
+    """
     p, null = weights.build_process(recipe.process), recipe.model["num_classes"]
 
     def loss(model, x, labels, key):
@@ -221,7 +228,13 @@ def diffusion_objective(recipe: DiffusionRecipe) -> update.Loss:
 
 
 def classifier_objective(recipe: ClassifierRecipe) -> update.Loss:
-    """Cross-entropy with label smoothing, on images that are shifted and noised a little."""
+    """Cross-entropy with label smoothing, on images that are shifted and noised a little.
+
+    Args:
+      recipe: its shift, noise and smoothing are used.
+
+    Returns: ``loss(model, x, labels, key) -> scalar``, for `loop.fit`; x in [-1, 1].
+    """
     classes, most = recipe.model["num_classes"], recipe.shift
 
     def moved(image, shift):

@@ -85,12 +85,15 @@ def judge_for(dataset: str) -> nnx.Module:
       dataset: a name for `data.load`. Where no classifier is released for it, "digits_classifier"'s
         recipe is run on it, with a progress bar.
 
-    Raises: ValueError for an unknown name.
+    Returns: the classifier.
+    Raises: ValueError for an unknown name, or a data set that holds no images.
     """
     name = f"{dataset}_classifier"
     if name in weights.names():
         return weights.load(name).model
     examples = data.load(dataset)
+    if examples.x.ndim != 4:
+        raise ValueError(f"dataset must be one of images, got {dataset!r}")
     _, size, _, channels = examples.x.shape
     shape = {"image_size": size, "image_channels": channels, "num_classes": examples.num_classes}
     recipe = RECIPES["digits_classifier"]

@@ -89,7 +89,11 @@ class RunFolder:
             raise ResumeError(f"{error}; remove {self.folder} to start again") from error
 
     def save(self, state) -> None:
-        """Keeps a state beside the one before."""
+        """Keeps a state beside the one before.
+
+        Args:
+          state: a `TrainState`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         # The note goes first: states without one would be nobody's.
         files.write(self._note, files.as_json({"run": self._run, "minutes": self.minutes}))

@@ -62,7 +62,15 @@ def ema_decay(step: Array, decay: float) -> Array:
 
 
 def ema_update(ema, params, decay: Array):
-    """``decay·ema + (1 − decay)·params`` for every array of the two trees."""
+    """``decay·ema + (1 − decay)·params`` for every array of the two trees.
+
+    Args:
+      ema: the average so far.
+      params: what is added to it.
+      decay: share of the average that stays, in [0, 1].
+
+    Returns: the new average.
+    """
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
 
 
@@ -179,7 +187,13 @@ def merge(model: nnx.Module, vector: Array) -> nnx.Module:
 
 
 def check_parameters(argument: str, vector: Array, model: nnx.Module) -> None:
-    """ValueError unless a vector has as many entries as the model has parameters."""
+    """ValueError unless a vector has as many entries as the model has parameters.
+
+    Args:
+      argument: name for the message.
+      vector: [P].
+      model: whose parameters are counted.
+    """
     count = sum(leaf.size for leaf in jax.tree.leaves(split(model)[1]))
     if np.shape(vector) != (count,):
         raise ValueError(
@@ -194,7 +208,14 @@ def _flatten(params) -> Array:
 
 
 def split(model: nnx.Module):
-    """Structure and parameters. Raises: ValueError if the model holds any other state."""
+    """Structure and parameters.
+
+    Args:
+      model: an NNX module.
+
+    Returns: its graph definition and its state.
+    Raises: ValueError if the model holds any other state than parameters.
+    """
     _, _, rest = nnx.split(model, nnx.Param, ...)
     if jax.tree.leaves(rest):
         raise ValueError(

@@ -37,6 +37,11 @@ def names(folder: str | Path = FOLDER) -> tuple[str, ...]:
 
     >>> "digits" in names()
     True
+
+    Args:
+      folder: where .safetensors files lie.
+
+    Returns: their names without the ending, sorted.
     """
     stems = (path.stem for path in Path(folder).glob("*.safetensors"))
     # A second dot names another kind of file, such as mnist.features.safetensors.

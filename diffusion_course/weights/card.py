@@ -44,7 +44,13 @@ class Card:
 
 
 def flat_params(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The parameters by their path in the model, such as "down.0.conv1.kernel"."""
+    """The parameters by their path in the model, such as "down.0.conv1.kernel".
+
+    Args:
+      model: any NNX module.
+
+    Returns: path -> array.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     return {".".join(str(k.key) for k in path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -74,6 +80,10 @@ def save_weights(folder: str | Path, model: nnx.Module, card: Card) -> Path:
 def as_safetensors(arrays: dict[str, np.ndarray]) -> bytes:
     """The content of a .safetensors file with these arrays.
 
+    Args:
+      arrays: name -> array, in any order of memory.
+
+    Returns: the bytes of the file.
     Raises: ValueError for an array of a type that safetensors does not hold.
     """
     for name, array in arrays.items():
@@ -112,7 +122,13 @@ def load_card(path: str | Path) -> Card:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises: FileNotFoundError; ValueError if it holds none."""
+    """The JSON object in a file.
+
+    Args:
+      path: of the file.
+
+    Raises: FileNotFoundError; ValueError if it holds none.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
