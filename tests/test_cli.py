@@ -69,7 +69,7 @@ def test_the_module_can_be_run():
         cwd=COURSE,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=1800,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("diffusion-course ")
@@ -163,6 +163,41 @@ def test_run_writes_the_executed_notebook_where_it_is_told(tiny, tmp_path, capsy
     assert printed.text == f"21 {(tiny / 'notebooks').resolve()}\n"
 
 
+def test_an_executed_notebook_is_written_whole_or_not_at_all(tiny, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "executed.ipynb"
+    out.write_text("of before")
+    monkeypatch.setattr(runner, "execute", lambda *_, **__: [])  # no kernel is needed here
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    before = sorted(tmp_path.iterdir())
+    code, _, err = command(capsys, "run", "01", "--course", str(tiny), "--out", str(out))
+    assert (code, err.splitlines()[-1]) == (
+        1, "diffusion-course run: [Errno 28] No space left on device",
+    )  # fmt: skip
+    assert out.read_text() == "of before" and sorted(tmp_path.iterdir()) == before
+
+
+REPORT = "student;exercise;points;out_of;status;message;file\nJürgen;01.1;2,5;3;right;;f\n"
+
+
+def test_report_reads_what_a_spreadsheet_saved_and_replaces_its_own_files(tmp_path, capsys):
+    grades = tmp_path / "grades.csv"
+    for encoding in ("utf-8-sig", "utf-16"):
+        grades.write_bytes(REPORT.encode(encoding))
+        code, out, err = command(capsys, "report", str(grades))
+        assert (code, err) == (0, "") and "2.5 of 3" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "grades.csv", "grades.html", "grades.png",
+    ]  # fmt: skip
+    assert (tmp_path / "grades.png").read_bytes().startswith(b"\x89PNG")
+    grades.write_bytes(b"\x00\x01binary")
+    code, out, err = command(capsys, "report", str(grades))
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "grades.csv must" in err
+
+
 def test_run_refuses_a_place_it_cannot_write_before_it_runs(tiny, tmp_path, capsys):
     for out in (tmp_path, tmp_path / "none" / "x.ipynb"):
         code, _, err = command(capsys, "run", "02", "--course", str(tiny), "--out", str(out))
@@ -239,14 +274,14 @@ def recipes(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSION_COURSE_COMPILE_CACHE", "0")
     import types
 
-    import diffusion_course
+    import diffusion_course.training
 
     asked = []
     module = types.ModuleType("diffusion_course.training.recipes")
     module.names = lambda: ("digits_v", "mnist_v")
     module.train = lambda name, **options: asked.append((name, options)) or f"{name}.safetensors"
     monkeypatch.setitem(sys.modules, "diffusion_course.training.recipes", module)
-    monkeypatch.setattr(diffusion_course, "recipes", module, raising=False)
+    monkeypatch.setattr(diffusion_course.training, "recipes", module, raising=False)
     return asked
 
 
@@ -279,6 +314,16 @@ def test_a_run_that_cannot_be_resumed_is_one_line(recipes, capsys, monkeypatch):
     monkeypatch.setattr(sys.modules["diffusion_course.training.recipes"], "train", train)
     code, _, err = command(capsys, "train", "mnist_v", "--resume")
     assert code == 2 and err.endswith(": there is nothing to resume\n")
+
+
+def test_a_full_disk_is_one_line_and_the_state_is_kept(recipes, capsys, monkeypatch):
+    def train(name, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["diffusion_course.training.recipes"], "train", train)
+    code, _, err = command(capsys, "train", "mnist_v")
+    assert code == 1 and err.count("\n") == 1
+    assert "No space left on device" in err and "--resume" in err
 
 
 def test_data_that_cannot_be_had_are_one_line_with_the_remedy(recipes, capsys, monkeypatch):
@@ -391,7 +436,7 @@ def test_the_doctor_starts_in_a_python_with_nothing_installed():
         env={**os.environ, "PYTHONPATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=1800,
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -468,7 +513,7 @@ def make(folder, *arguments):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
     )
 
 

@@ -2,12 +2,14 @@
 
 import csv
 import html.parser
+import io
 import json
+import os
 import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import examples
 
@@ -78,12 +80,59 @@ plain = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max
 points = st.integers(0, 9) | st.sampled_from([0.5, 2.25])
 
 
+exercises = st.from_regex(r"[0-9]{2}\.[1-9]", fullmatch=True)
+any_rows = st.lists(
+    st.builds(Row, plain, exercises, points, points, plain, plain, plain), max_size=4
+)
+
+
 @many
-@given(st.lists(st.builds(Row, plain, plain, points, points, plain, plain, plain), max_size=4))
+@given(any_rows)
 def test_any_printable_text_comes_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "grades.csv"
     path.write_text(results.to_csv(rows), encoding="utf-8")
     assert results.read_csv(path) == rows
+
+
+def saved_by_a_spreadsheet(rows, separator, encoding, comma):
+    """The table as a spreadsheet of some country writes it."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=separator, lineterminator="\r\n")
+    writer.writerow(results.COLUMNS)
+    for r in rows:
+        numbers = ["" if v is None else f"{v:g}" for v in (r.points, r.out_of)]
+        numbers = [v.replace(".", ",") if comma else v for v in numbers]
+        writer.writerow([r.student, r.exercise, *numbers, r.status, r.message, r.file])
+    return text.getvalue().encode(encoding)
+
+
+SAVED = [
+    (separator, encoding, comma)
+    for separator in ",;\t"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16")
+    for comma in (False, True)
+    if not (separator == "," and comma)
+]
+
+
+@examples
+@given(any_rows, st.sampled_from(SAVED))
+@example(ROWS, (";", "utf-8-sig", True))
+@example([row(points=2.5, out_of=3, message='a;b, "c"')], ("\t", "utf-16", True))
+def test_a_table_that_any_spreadsheet_has_saved_is_read(tmp_path_factory, rows, saved):
+    path = tmp_path_factory.mktemp("csv") / "grades.csv"
+    path.write_bytes(saved_by_a_spreadsheet(rows, *saved))
+    assert results.read_csv(path) == rows
+
+
+def test_an_exercise_that_became_a_number_gets_its_zero_back_and_a_date_is_named(tmp_path):
+    path = tmp_path / "grades.csv"
+    for found in ("1.2", "1,2", " 01.2"):
+        path.write_text(HEADER.replace(",", ";") + f"anna;{found};1;2;right;;f\n;;;;;;\n")
+        assert [r.exercise for r in results.read_csv(path)] == ["01.2"]
+    path.write_text(HEADER.replace(",", ";") + "anna;01. Feb;1;2;right;;f\n")
+    with pytest.raises(ValueError, match=r"line 2: exercise must look like 01.2, got '01. Feb'"):
+        results.read_csv(path)
 
 
 def test_points_that_were_added_by_hand_are_read(tmp_path):
@@ -95,12 +144,6 @@ def test_points_that_were_added_by_hand_are_read(tmp_path):
     assert (by_hand.points, by_hand.out_of, by_hand.status) == (2.5, 4, "manual")
 
 
-def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path):
-    path = tmp_path / "grades.csv"
-    path.write_bytes(results.to_csv(ROWS).replace("\n", "\r\n").encode("utf-8-sig"))
-    assert results.read_csv(path) == ROWS
-
-
 HEADER = ",".join(results.COLUMNS) + "\n"
 
 
@@ -110,7 +153,9 @@ HEADER = ",".join(results.COLUMNS) + "\n"
         ("", "must have the columns student, exercise, points, out_of"),
         ("name,grade\nanna,1\n", "must have the columns"),
         (HEADER.replace("points,out_of", "out_of,points"), "must have the columns"),
-        (HEADER.replace(",", ";"), "must have the columns"),
+        (HEADER.replace(",", "|"), "must have the columns"),
+        (HEADER + "anna,01.1,nan,2,right,,f\n", "line 2: not a row of grades: 'nan' is no number"),
+        (HEADER + 'anna,01.1,"2,5",3,right,,f\n', "line 2: not a row"),
         (HEADER + "anna,01.1,1,2,right,,f\nanna,01.2,many,2,right,,f\n", "line 3: not a row"),
         (HEADER + "anna,01.1,1,2,right,,f,more\n", "line 2: not a row"),
         (HEADER + "anna,01.1\n", "line 2: not a row"),
@@ -161,6 +206,32 @@ def test_files_of_an_earlier_run_are_replaced(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     written(tmp_path, ROWS)
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_crash_leaves_the_grades_of_the_earlier_run(tmp_path, monkeypatch):
+    def content():
+        return {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    written(tmp_path, [row()])
+    before, replace, calls = content(), os.replace, []
+
+    def failing(source, target):
+        calls.append(target)
+        if len(calls) == 2:  # the table has its name already, its twin has not
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError):
+        written(tmp_path, ROWS)
+    assert content() == before
+
+
+def test_half_a_character_from_a_submission_ends_nobodys_run(tmp_path):
+    rows = [row("\ud800", message="\udfff")]
+    out, twin, pages = written(tmp_path, rows)
+    assert [Row(**entry) for entry in json.loads(twin.read_text(encoding="utf-8"))] == rows
+    assert results.read_csv(out)[0].points == 2 and len(list(pages.iterdir())) == 1
 
 
 def test_an_empty_class_is_a_header_and_an_empty_list(tmp_path):

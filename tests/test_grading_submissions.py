@@ -185,6 +185,31 @@ def test_of_two_notebooks_of_a_chapter_one_is_graded_and_the_other_named(hand_in
     assert "anna/03_ddpm.ipynb is this student's notebook of chapter 03" in refused.message
 
 
+@pytest.mark.parametrize(
+    ("start", "student"),
+    [
+        ("Anna Lee_12345_assignsubmission_file_/", "Anna Lee"),
+        ("Anna Lee_12345_assignsubmission_file_", "Anna Lee"),
+        ("leeanna_12345_67890_", "leeanna"),
+        ("Homework_alee_attempt_2026-01-01-10-00-00_", "alee"),
+    ],
+)
+def test_downloads_of_learning_platforms_are_one_student_each(hand_in, start, student):
+    hand_in(start + "01_forward.ipynb", FIRST)
+    hand_in(start + "03_empty.ipynb", content(new_code_cell("x = 1")))  # known by its name only
+    found, refused = hand_in(start + "notes.txt", "x")
+    assert [(s.student, s.chapter) for s in found] == [(student, "01"), (student, "03")]
+    assert [r.student for r in refused] == [student]
+
+
+def test_of_several_attempts_the_last_is_graded(hand_in):
+    for day, text in (("02", THIRD + " "), ("01", THIRD), ("03", THIRD + "  ")):
+        hand_in(f"HW_anna_attempt_2026-01-{day}-10-00-00_03.ipynb", text)
+    found, refused = hand_in("")
+    assert [s.path for s in found] == ["HW_anna_attempt_2026-01-03-10-00-00_03.ipynb"]
+    assert {r.status for r in refused} == {"duplicate"} and len(refused) == 2
+
+
 def test_an_empty_folder_holds_nothing(hand_in):
     assert hand_in("") == ([], [])
 
@@ -581,6 +606,22 @@ def test_exercises_are_written_byte_by_byte_the_same_twice(folder):
     assert path == folder / "exercises" / "01_forward.ipynb" and first.endswith(b"}\n")
     assert assign.write_exercises(folder) == [path] and path.read_bytes() == first
     nbformat.validate(nbformat.read(path, as_version=4))
+
+
+def test_a_crash_leaves_the_exercise_of_before(folder, monkeypatch):
+    (path,) = assign.write_exercises(folder)
+    first = path.read_bytes()
+    changed = master()
+    changed.cells[0].source += "\n# changed"
+    nbformat.write(changed, folder / "solutions" / "01_forward.ipynb")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        assign.write_exercises(folder)
+    assert list((folder / "exercises").iterdir()) == [path] and path.read_bytes() == first
 
 
 def test_an_exercise_whose_master_is_gone_is_removed_and_nothing_else(folder):

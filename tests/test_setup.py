@@ -32,7 +32,7 @@ def python(code, **environment):
         env=os.environ | {"PYTHONPATH": str(SOURCE)} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,5 +1,8 @@
 """Training: the step, the loop, the average of the weights, and what happens when it fails."""
 
+import doctest
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,24 @@ from flax import nnx
 from diffusion_course import losses, process
 from diffusion_course.models.mlp import MLP
 from diffusion_course.training import loop, update
+
+adam = cache(update.adam)  # one optimiser, and with it one compiled step, for equal settings
+PROGRAMS = {}
+
+
+@pytest.fixture(autouse=True)
+def each_step_is_compiled_once(monkeypatch):
+    """Runs with the same model, loss and optimiser share their compiled step."""
+    make = update.make_step
+
+    def shared(model, loss, optimizer, decay):
+        key = nnx.split(model)[0], loss, optimizer, decay
+        if key not in PROGRAMS:
+            PROGRAMS[key] = make(model, loss, optimizer, decay)
+        return PROGRAMS[key]
+
+    monkeypatch.setattr(loop, "make_step", shared)
+    monkeypatch.setattr(loop, "adam", adam)
 
 
 def squared(model, x, labels, key):
@@ -48,7 +69,7 @@ def fit(model=None, loss=squared, data=None, steps=30, **options):
 
 
 def test_the_loss_falls_and_the_history_has_one_entry_per_step():
-    history = fit(steps=300, optimizer=update.adam(1e-2, 300)).history
+    history = fit(steps=300, optimizer=adam(1e-2, 300)).history
     assert len(history.loss) == 300
     # An untrained network outputs 0, so the loss starts at 4·E[x²] = 4·(1.7² + .3²) ≈ 12.
     assert 8 < history.loss[0] < 16
@@ -67,7 +88,7 @@ def test_the_model_that_was_passed_in_is_not_changed():
 
 def test_every_parameter_changes_in_two_steps():
     # Two: the zero-initialised last layer passes no gradient back in the first.
-    before, after = leaves(small()), leaves(fit(steps=2, optimizer=update.adam(3e-3, 2)).model)
+    before, after = leaves(small()), leaves(fit(steps=2, optimizer=adam(3e-3, 2)).model)
     for old, new in zip(before, after, strict=True):
         assert not np.array_equal(old, new)
 
@@ -123,7 +144,7 @@ def test_adam_on_the_vector_equals_adam_on_every_parameter():
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.warmup_cosine_decay_schedule(3e-3, 3e-3, 0, 20)),
     )
-    ours = fit(steps=20, optimizer=update.adam(3e-3, 20, warmup=0)).model
+    ours = fit(steps=20, optimizer=adam(3e-3, 20, warmup=0)).model
     theirs = fit(steps=20, optimizer=plain).model
     for got, want in zip(leaves(ours), leaves(theirs), strict=True):
         # The norm is summed in another order, and Adam divides by small numbers.
@@ -203,16 +224,20 @@ def test_clipping_bounds_the_update_of_plain_gradient_descent():
 
 @pytest.mark.parametrize("bad", [0, 7, 25, 29])
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(bad):
-    with pytest.raises(loop.TrainingDiverged, match=f"step {bad + 1}: its loss is nan") as caught:
-        fit(data=batches(bad=bad), optimizer=update.adam(3e-3, 30))
+    cause = r"The cause is that step's batch: x is nan at index \[3, 1\] of shape \[32, 2\]"
+    with pytest.raises(
+        loop.TrainingDiverged, match=f"step {bad + 1}: its loss is nan.*{cause}"
+    ) as caught:
+        fit(data=batches(bad=bad), optimizer=adam(3e-3, 30))
+    assert "learning rate" not in str(caught.value)  # which has nothing to do with it
     result = caught.value.result
     assert caught.value.step == bad + 1
     assert int(result.state.step) == bad == len(result.history.loss)
     assert all(np.isfinite(leaf).all() for leaf in leaves(result.state))
-    clean = fit(state=result.state, data=batches(start=bad), optimizer=update.adam(3e-3, 30))
+    clean = fit(state=result.state, data=batches(start=bad), optimizer=adam(3e-3, 30))
     assert int(clean.state.step) == 30  # the kept state can be trained on
     if bad:
-        good = fit(steps=bad, optimizer=update.adam(3e-3, 30))
+        good = fit(steps=bad, optimizer=adam(3e-3, 30))
         for a, b in zip(leaves(good.model), leaves(result.model), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -226,7 +251,7 @@ def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_is_finite(
 
 
 def test_an_update_that_is_not_finite_stops_training_though_its_gradient_is():
-    with pytest.raises(loop.TrainingDiverged, match="step 1") as caught:
+    with pytest.raises(loop.TrainingDiverged, match=r"step 1.*Try a lower learning rate") as caught:
         fit(optimizer=optax.sgd(3e38))
     assert all(np.isfinite(leaf).all() for leaf in leaves(caught.value.result.state))
 
@@ -279,7 +304,7 @@ def test_the_step_compiles_once():
         return squared(model, x, labels, key)
 
     fit(loss=loss)
-    assert len(traces) == 1
+    assert len(traces) == 1  # `loss` is new here, so no other test has compiled it
 
 
 def test_the_history_plots_what_it_recorded():
@@ -292,10 +317,12 @@ def test_the_history_plots_what_it_recorded():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"stop": 31}, "stop must be at most steps = 30, got 31"),
-        ({"check_every": 0}, "check_every must be at least 1, got 0"),
-        ({"callbacks": [loop.Callback(0, print)]}, "every must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number at least 1, got 0"),
+        ({"steps": 7.5}, "steps must be a whole number at least 1, got 7.5"),
+        ({"stop": 31}, r"stop must be a whole number in \[1, 30\], got 31"),
+        ({"check_every": 0}, "check_every must be a whole number at least 1, got 0"),
+        ({"callbacks": [loop.Callback(0, print)]}, "every must be a whole number at least 1"),
+        ({"save": loop.Save(0, print)}, "every must be a whole number at least 1, got 0"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"data": list(zip([np.zeros((4, 2), np.float32)] * 3, [np.zeros(4, np.int32)] * 3,
                            strict=True))}, "batches must yield 30, ended after 3"),
@@ -304,6 +331,57 @@ def test_the_history_plots_what_it_recorded():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         fit(**options)
+
+
+X, LABELS = np.ones((4, 2), np.float32), np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (X, "batches must yield pairs"),
+        ((X,), "batches must yield pairs .x, labels., got 1 entries"),
+        ({"x": X}, "batches must yield pairs .x, labels., got dict"),
+        (
+            (np.zeros((4, 2), np.uint8), LABELS),
+            "x of the first batch must be floating-point .*uint8",
+        ),
+        ((np.float32(3), LABELS), r"x of the first batch must have shape \[B, …\], got \[\]"),
+        ((X[:0], LABELS[:0]), r"x of the first batch must have shape \[B, …\], got \[0, 2\]"),
+        ((X, LABELS + 1), "labels of the first batch must be in 0 … 3, got 1 … 4"),
+        ((X, LABELS - 1), "labels of the first batch must be in 0 … 3, got -1 … 2"),
+        ((X, LABELS + 0.7), "labels of the first batch must be whole numbers of shape .*got float"),
+        ((X, LABELS[:, None]), r"whole numbers of shape \[4\], got \w+ of shape \[4, 1\]"),
+        ((X, LABELS[:3]), r"whole numbers of shape \[4\], got \w+ of shape \[3\]"),
+        ((X, None), "labels of the first batch must be whole numbers"),
+    ],
+)
+def test_a_batch_that_nothing_can_be_learnt_from_is_told_before_a_step(batch, message):
+    model = MLP(2, width=16, depth=1, num_classes=4, rngs=nnx.Rngs(0))
+
+    def loss(*_):
+        raise AssertionError("a step was traced")
+
+    with pytest.raises(ValueError, match=message):
+        fit(model, loss, iter([batch] * 3), steps=3)
+
+
+def test_pixels_that_nobody_scaled_are_told_when_training_diverges():
+    x = np.full((4, 2), 255.0, np.float32)
+    with pytest.raises(
+        loop.TrainingDiverged, match=r"reaches .x. = 255; images belong in \[-1, 1\]"
+    ):
+        fit(data=iter([(x, LABELS)] * 3), steps=3, optimizer=optax.sgd(3e38))
+
+
+def test_a_vector_of_another_model_is_not_merged():
+    with pytest.raises(ValueError, match=r"vector must hold the model's \d+ parameters .*\[5\]"):
+        update.merge(small(), jnp.zeros(5))
+
+
+def test_the_running_average_has_a_range():
+    with pytest.raises(ValueError, match=r"smooth must be in \[0, 1\), got 1"):
+        loop.History(loss=[1.0]).plot(smooth=1.0)
 
 
 def test_a_state_past_the_end_is_an_error():
@@ -315,9 +393,11 @@ def test_a_state_past_the_end_is_an_error():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-1.0, 10), "learning_rate must be positive, got -1.0"),
-        ((0.1, 10, None, 0.0), "clip must be positive, got 0.0"),
-        ((0.1, 30, 30), "warmup must be in 0 … steps − 1 = 29, got 30"),
+        ((-1.0, 10), "learning_rate must be positive and finite, got -1.0"),
+        ((np.inf, 10), "learning_rate must be positive and finite, got inf"),
+        ((0.1, 10, None, 0.0), "clip must be positive and finite, got 0.0"),
+        ((0.1, 0), "steps must be a whole number at least 1, got 0"),
+        ((0.1, 30, 30), r"warmup must be a whole number in \[0, 29\], got 30"),
     ],
 )
 def test_bad_settings_of_adam_are_named(arguments, message):
@@ -335,3 +415,8 @@ def test_the_learning_rate_climbs_from_its_first_stair_and_falls_to_zero():
     assert sizes[0] == pytest.approx(0.02, rel=1e-3)
     assert max(sizes) == pytest.approx(0.1, rel=1e-3) and np.argmax(sizes) == 5
     assert sizes[-1] < 0.001
+
+
+def test_the_examples_in_docstrings_are_true():
+    failures, count = doctest.testmod(update, optionflags=doctest.ELLIPSIS)
+    assert count and not failures

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_course import __version__
+from diffusion_course import __version__, files
 from diffusion_course.app import runner
 
 
@@ -146,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except runner.Mistake as mistake:
         print(f"diffusion-course {arguments.command}: {mistake}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that is not ours: its text says which
+        print(f"diffusion-course {arguments.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -221,7 +224,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 1
         finally:
             if out is not None:
-                nbformat.write(notebook, out)
+                files.write(out, nbformat.writes(notebook) + "\n")
     print(runner.summary(times))
     return 0
 
@@ -255,6 +258,8 @@ def train(arguments: argparse.Namespace) -> int:
         print(f"wrote {path}")
     except (DataUnavailableError, ResumeError) as error:  # their messages say what to do
         raise runner.Mistake(" ".join(str(error).split())) from None
+    except OSError as error:
+        raise OSError(f"{error}; the state so far is kept, go on with --resume") from None
     return 0
 
 
@@ -346,8 +351,9 @@ def report(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(str(error)) from None
     print(overview.text(view))
     picture, page = path.with_suffix(".png"), path.with_suffix(".html")
-    overview.figure(view).savefig(picture, dpi=100)
-    page.write_text(overview.page(view), encoding="utf-8")
+    figure = overview.figure(view)
+    files.write(picture, lambda file: figure.savefig(file, dpi=100, format="png"))
+    files.write(page, overview.page(view).encode("utf-8", "backslashreplace"))
     print(f"wrote {picture} and {page}")
     return 0
 

@@ -1,14 +1,13 @@
 """Decoded data sets on disk: reading an array takes a fraction of a second, decoding many."""
 
 import hashlib
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from diffusion_course import checks, files
 from diffusion_course.data.decode import Decoded
 from diffusion_course.paths import cache_dir
 
@@ -39,29 +38,27 @@ def read(path: Path) -> Decoded | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Decoded(file["images"], file["labels"], tuple(map(str, file["label_names"])))
+            names = tuple(map(str, file["label_names"]))
+            found = Decoded(file["images"], file["labels"], names)
+        _check(found)
+        return found
     except Exception as error:  # a damaged archive fails in a dozen ways, with one remedy
         warnings.warn(f"{path} is damaged ({error}); decoding again", stacklevel=2)
         return None
+
+
+def _check(found: Decoded) -> None:
+    """ValueError for arrays that are no decoded images; a label 3.7 must not become 3."""
+    images, labels, names = found
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 [N, H, W, C], got {images.dtype} {images.shape}")
+    checks.labels("labels", labels, images.shape[:1], len(names) - 1)
 
 
 def write(path: Path, decoded: Decoded) -> None:
     """Keep the arrays for next time; a disk that is full or read-only costs a warning only."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, decoded)
+        files.write(path, lambda file: np.savez(file, **decoded._asdict()))
     except OSError as error:
         warnings.warn(f"{path} could not be written ({error}); going on without", stacklevel=2)
-
-
-def _write_whole(path: Path, decoded: Decoded) -> None:
-    """Write beside the file, then rename: no reader ever sees half a file."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            np.savez(file, **decoded._asdict())
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            file.close()
-            os.unlink(file.name)
-            raise

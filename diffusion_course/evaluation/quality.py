@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from diffusion_course import samplers, sampling
+from diffusion_course import checks, samplers, sampling
 from diffusion_course.data import Dataset
 from diffusion_course.evaluation import metrics
 from diffusion_course.models.classifier import judge
@@ -65,7 +65,22 @@ class Reference(NamedTuple):
 
 
 def reference(classifier: nnx.Module, train: Dataset, test: Dataset, samples: int) -> Reference:
-    """Measures real images, for as many samples as will be compared with them (or fewer)."""
+    """Measures real images, for as many samples as will be compared with them (or fewer).
+
+    Args:
+      classifier: the judge.
+      train: what the model was trained on.
+      test: unseen images of the same kind.
+      samples: how many will be compared, at least 2.
+
+    Raises: ValueError for fewer samples, or sets of images of another shape.
+    """
+    checks.integer("samples", samples, minimum=2)
+    if train.x.shape[1:] != test.x.shape[1:]:
+        raise ValueError(
+            f"train and test must hold examples of one shape, got {list(train.x.shape[1:])} and "
+            f"{list(test.x.shape[1:])}"
+        )
     # The Fréchet distance depends on the count, so samples and unseen images are equally many.
     n = min(samples, len(test))
     near = metrics.nearest(_spread(test.x, min(_CHUNK, len(test))), train.x)[1]
@@ -102,7 +117,13 @@ def measure(
       seed: of the samples; the same noise is used at every scale.
 
     Returns: w -> `Quality`.
+    Raises: ValueError for a value outside its range.
     """
+    scales = [float(w) for w in scales]
+    checks.within("scales", scales, -1e6, 1e6)
+    checks.integer("samples", samples, minimum=2)
+    checks.integer("steps", steps, minimum=1)
+    checks.integer("seed", seed, minimum=0)
     generate = sampling.generator(
         p, kind, samplers.ddim(p), sampling.uniform(steps), train.x.shape[1:]
     )
@@ -124,7 +145,27 @@ def compare(
     x: np.ndarray, labels: np.ndarray, classifier: nnx.Module, real: Reference, train: Dataset,
     *, w: float, steps: int,
 ) -> Quality:  # fmt: skip
-    """Measures samples x [N, …] that were asked to be of these labels [N]; notes w and steps."""
+    """Measures samples that were asked to be of these labels.
+
+    Args:
+      x: samples [N, …] of the shape of the training images.
+      labels: whole numbers [N], each a class of `train`.
+      classifier: the judge.
+      real: from `reference`, for the same judge.
+      train: what the model was trained on.
+      w: guidance scale, which is noted in the result.
+      steps: of the sampler, which are noted in the result.
+
+    Raises: ValueError for samples or labels of another kind, shape or range.
+    """
+    x, labels = np.asarray(x), np.asarray(labels)
+    checks.floating("x", x)
+    if x.shape[1:] != train.x.shape[1:] or len(x) < 2:
+        raise ValueError(
+            f"x must hold at least 2 samples of shape {list(train.x.shape[1:])}, "
+            f"got shape {list(x.shape)}"
+        )
+    checks.labels("labels", labels, x.shape[:1], train.num_classes - 1)
     predicted, features = judge_all(classifier, x)
     near = metrics.nearest(x, train.x)[1]
     by_class = metrics.per_class_accuracy(predicted, labels, train.num_classes)
@@ -144,6 +185,18 @@ def compare(
 
 
 def judge_all(classifier: nnx.Module, x: np.ndarray, chunk: int = 5000):
-    """Classes [N] and features [N, F] of any number of images, a chunk at a time for memory."""
+    """Classes [N] and features [N, F] of any number of images, a chunk at a time for memory.
+
+    Args:
+      classifier: the judge.
+      x: images [N, H, W, C], at least one, of floating-point numbers.
+      chunk: how many are judged in one call.
+
+    Raises: ValueError for no images, images of whole numbers, or a chunk below 1.
+    """
+    checks.integer("chunk", chunk, minimum=1)
+    checks.floating("x", x)
+    if np.ndim(x) != 4 or not len(x):
+        raise ValueError(f"x must hold images [N, H, W, C], got shape {list(np.shape(x))}")
     parts = [judge(classifier, x[i : i + chunk]) for i in range(0, len(x), chunk)]
     return tuple(np.concatenate([np.asarray(part[k]) for part in parts]) for k in (0, 1))

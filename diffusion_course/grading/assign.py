@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 
+from diffusion_course import files
 from diffusion_course.grading import answers
 
 ROLES = ("answer", "check", "written")
@@ -145,7 +146,7 @@ def write_exercises(course: Path) -> list[Path]:
         notebook = student_version(nbformat.read(master, as_version=4))
         nbformat.validate(notebook)
         path = folder / master.name
-        path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        files.write(path, nbformat.writes(notebook) + "\n")
         written.append(path)
     for path in folder.glob("[0-9]*.ipynb"):
         if path not in written:

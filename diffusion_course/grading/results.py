@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import html
 import io
-import json
-import os
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from diffusion_course import files
 from diffusion_course.grading.batch import Row
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -29,13 +30,19 @@ td { border-top: 1px solid #ccc; vertical-align: top }
 
 
 def write(out: Path, rows: Sequence[Row]) -> tuple[Path, Path, Path]:
-    """Writes OUT, its .json twin and a folder of feedback pages; returns the three paths.
+    """Writes OUT, its .json twin and a folder of feedback pages.
 
     Files are replaced as a whole, so that a reader never meets half of one.
+
+    Args:
+      out: path of the CSV file.
+      rows: of all students.
+
+    Returns: the three paths.
     """
     twin, pages = out.with_suffix(".json"), feedback_folder(out)
-    _replace(out, to_csv(rows))
-    _replace(twin, json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=1) + "\n")
+    twin_rows = files.as_json([asdict(row) for row in rows])
+    files.write_together({out: _utf8(to_csv(rows)), twin: twin_rows})
     pages.mkdir(exist_ok=True)
     students = defaultdict(list)
     for row in rows:
@@ -45,7 +52,7 @@ def write(out: Path, rows: Sequence[Row]) -> tuple[Path, Path, Path]:
         if path not in wanted:
             path.unlink()  # of an earlier run
     for path, mine in wanted.items():
-        _replace(path, page(mine[0].student, mine))
+        files.write(path, _utf8(page(mine[0].student, mine)))
     return out, twin, pages
 
 
@@ -67,27 +74,77 @@ def to_csv(rows: Sequence[Row]) -> str:
 def read_csv(path: Path) -> list[Row]:
     """The rows of a CSV file that `write` made, with points that were added by hand.
 
-    Raises: ValueError if it is something else; the text names the line.
+    A spreadsheet may have saved it since: with semicolons or tabs between the columns, a comma in
+    its numbers, a byte order mark, in UTF-16, or without the zero that an exercise begins with.
+
+    Args:
+      path: of the file.
+
+    Returns: its rows.
+    Raises: OSError; ValueError if it is something else; the text names the line.
     """
-    # A spreadsheet may have put a byte order mark before the first column.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            lines = list(csv.reader(file))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path.name} must be a CSV file in UTF-8: {error}") from None
+    text = _text(path)
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except csv.Error as error:
+        raise ValueError(f"{path.name} must be a CSV file: {error}") from None
     if not lines or tuple(lines[0]) != COLUMNS:
         raise ValueError(f"{path.name} must have the columns {', '.join(COLUMNS)}")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
+        if not any(line):
+            continue  # spreadsheets leave empty rows behind
         try:
-            row = Row(*line)
-            points, out_of = (float(v) if v else None for v in (row.points, row.out_of))
-        except (TypeError, ValueError):
-            raise ValueError(f"{path.name}, line {number}: not a row of grades") from None
-        if row.exercise and out_of is None:
-            raise ValueError(f"{path.name}, line {number}: not a row of grades")
-        rows.append(Row(row.student, row.exercise, points, out_of, *line[4:]))
+            rows.append(_row(line, comma=separator != ","))
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {number}: {error}") from None
     return rows
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path.name} must be a CSV file in UTF-8 or UTF-16: {error}; in the spreadsheet, "
+            "choose CSV UTF-8"
+        ) from None
+
+
+def _row(line: list[str], comma: bool) -> Row:
+    if len(line) != len(COLUMNS):
+        raise ValueError(f"not a row of grades: {len(line)} columns")
+    row = Row(*line)
+    points, out_of = (_number(v, comma) for v in (row.points, row.out_of))
+    if row.exercise and out_of is None:
+        raise ValueError("not a row of grades: out_of is empty")
+    exercise = row.exercise.strip()
+    if re.fullmatch(r"\d[.,]\d+", exercise):  # a spreadsheet made the number 1.2 of 01.2
+        exercise = "0" + exercise.replace(",", ".")
+    if exercise and not re.fullmatch(r"\d\d\.\d+", exercise):
+        raise ValueError(
+            f"exercise must look like 01.2, got {exercise!r}; a spreadsheet may have taken it for "
+            "a date: import this column as text"
+        )
+    return Row(row.student, exercise, points, out_of, *line[4:])
+
+
+def _number(text: str, comma: bool) -> float | None:
+    """A number of points; in most of Europe it has a comma, and columns have semicolons."""
+    text = text.strip()
+    if not text:
+        return None
+    try:
+        value = float(text.replace(",", ".") if comma else text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"not a row of grades: {text!r} is no number of points")
+    return value
 
 
 def _cell(value) -> object:
@@ -101,7 +158,9 @@ def _cell(value) -> object:
 def page_name(student: str) -> str:
     """A file name of plain letters that no two students share."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", student)[:40]
-    return f"{plain}-{hashlib.sha256(student.encode()).hexdigest()[:6]}.html"
+    return (
+        f"{plain}-{hashlib.sha256(student.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}.html"
+    )
 
 
 def page(student: str, rows: Sequence[Row]) -> str:
@@ -130,7 +189,6 @@ def _table_row(row: Row) -> str:
     return f"<tr><td>{exercise}<td>{status}<td class=points>{points}<td>{message}</tr>"
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _utf8(text: str) -> bytes:
+    """Half of a surrogate pair, which a submission can print, must not end everybody's run."""
+    return text.encode("utf-8", "backslashreplace")

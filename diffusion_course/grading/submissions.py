@@ -13,6 +13,7 @@ from pathlib import Path
 
 from diffusion_course.grading.assign import grade_id
 from diffusion_course.grading.exercise import Exercise, Written
+from diffusion_course.grading.senders import senders
 
 MAX_BYTES = 20_000_000
 # Pictures make a notebook large; what people write stays far below these.
@@ -70,6 +71,8 @@ def collect(
 ) -> tuple[list[Submission], list[Refused]]:
     """All submissions below a folder: one notebook per student, or one folder per student.
 
+    The names that Moodle, Canvas and Blackboard give to downloads are understood.
+
     Args:
       folder: of the submissions.
       chapters: what there is, from `answers.chapters`.
@@ -77,21 +80,24 @@ def collect(
 
     Returns: what can be graded and what can't, both in the order of their paths.
     """
-    found, refused = [], []
-    for path in sorted(_files(folder)):
-        student = _printable(_student(folder, path))
+    found, refused, attempts = [], [], {}
+    paths = sorted(_files(folder))
+    whose = senders([path.relative_to(folder) for path in paths])
+    for path, sender in zip(paths, whose, strict=True):
+        student = _printable(sender.student)
         name = _printable(path.relative_to(folder).as_posix())
+        attempts[name] = sender.attempt
         try:
             content = _content(path)
             cells = read(content)
-            chapter = _chapter(path, cells, chapters)
+            chapter = _chapter(sender.file, cells, chapters)
         except Unreadable as error:
             refused.append(Refused(student, name, "unreadable", str(error)))
             continue
         if wanted in (None, chapter):
             digest = hashlib.sha256(content).hexdigest()
             found.append(Submission(student, chapter, name, cells, digest))
-    return _one_each(found, refused)
+    return _one_each(found, refused, attempts)
 
 
 def _files(folder: Path):
@@ -112,12 +118,6 @@ def _files(folder: Path):
                 todo.append(place / entry.name)
             else:
                 yield place / entry.name
-
-
-def _student(folder: Path, path: Path) -> str:
-    """The name of the student's folder, or of the file without its ending."""
-    parts = path.relative_to(folder).parts
-    return parts[0] if len(parts) > 1 else path.stem
 
 
 def _printable(text: str) -> str:
@@ -180,7 +180,7 @@ def _cell(number: int, cell) -> Cell:
     return Cell(cell["cell_type"], source, name if isinstance(name, str) else "", setup)
 
 
-def _chapter(path: Path, cells: tuple[Cell, ...], chapters: dict[str, tuple]) -> str:
+def _chapter(name: str, cells: tuple[Cell, ...], chapters: dict[str, tuple]) -> str:
     """The chapter that a notebook belongs to, by its cells, else by its name."""
     scores = {
         chapter: sum(bool(answer_cells(cells, exercise)) for exercise in group)
@@ -189,7 +189,7 @@ def _chapter(path: Path, cells: tuple[Cell, ...], chapters: dict[str, tuple]) ->
     best = max(scores, key=lambda chapter: scores[chapter])
     if scores[best]:
         return best
-    number = re.match(r"\d\d", path.name)
+    number = re.match(r"\d\d", name)
     if number and number[0] in chapters:
         return number[0]
     raise Unreadable("no exercise of the course is in it")
@@ -222,7 +222,7 @@ def excerpt(cells: tuple[Cell, ...], question: Written) -> str:
 
 
 def _one_each(
-    found: list[Submission], refused: list[Refused]
+    found: list[Submission], refused: list[Refused], attempts: dict[str, str]
 ) -> tuple[list[Submission], list[Refused]]:
     """At most one notebook of a chapter for a student; the others are named."""
     groups = defaultdict(list)
@@ -232,6 +232,7 @@ def _one_each(
     for (student, chapter), group in groups.items():
         # The name that the course gave it goes first: "03_ddpm.ipynb" before "03_ddpm (1).ipynb".
         group.sort(key=lambda s: (len(s.path), s.path))
+        group.sort(key=lambda s: attempts[s.path], reverse=True)  # of several attempts the last
         kept.append(group[0])
         for other in group[1:]:
             text = f"not graded: {group[0].path} is this student's notebook of chapter {chapter}"

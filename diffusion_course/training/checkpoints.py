@@ -1,9 +1,27 @@
-"""Train states on disk, saved with orbax."""
+"""Train states on disk, saved with orbax, each with a list of what it holds.
 
+Orbax stores arrays without a checksum: a byte that changes on the disk comes back as another
+number, and a damaged file ends in many lines of its own text. So every state keeps the shapes of
+its arrays and the SHA-256 of its files, and they are compared before orbax reads anything.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from diffusion_course import checks, files
+
+_CONTENTS = "contents.json"
+
+
+class DamagedState(ValueError):
+    """A saved state is not what was saved; the text says which one, and what is wrong with it."""
 
 
 class Checkpoints:
@@ -14,15 +32,14 @@ class Checkpoints:
     ``start=int(state.step)``).
 
     Args:
-      folder: where to save; it is made if it doesn't exist.
-      keep: number of states that are kept.
+      folder: where to save; it is made if it does not exist.
+      keep: number of states that are kept, at least 1.
 
     Raises: ValueError if keep is below 1.
     """
 
     def __init__(self, folder: str | Path, keep: int = 3):
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
+        checks.integer("keep", keep, minimum=1)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -36,6 +53,9 @@ class Checkpoints:
     def save(self, state) -> None:
         """Saves a train state under its step number, and waits until it is on the disk.
 
+        Args:
+          state: a `TrainState`, or another tree of arrays with a `step`.
+
         Raises: ValueError if this step or a later one is saved already: two runs need two folders.
         """
         step, newest = int(state.step), self.latest_step()
@@ -45,31 +65,113 @@ class Checkpoints:
             )
         self._manager.save(step, args=ocp.args.StandardSave(_tree(state)))
         self._manager.wait_until_finished()
+        contents = {"arrays": _describe(state), "sha256": _sums(self._place(step))}
+        files.write(self._place(step) / _CONTENTS, files.as_json(contents))
+
+    def steps(self) -> list[int]:
+        """The saved steps, oldest first."""
+        return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
         """The newest saved step, or None for an empty folder."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def restore(self, like, step: int | None = None):
-        """The state saved at a step, by default the newest.
+        """The state saved at a step, by default the newest that is not damaged.
+
+        Damaged states that are newer than it are reported in a warning and set aside, as folders
+        STEP.damaged, so that the run can save these steps again.
 
         Args:
-          like: a state of the same shape, such as ``train.create_state(model, optimizer)``.
+          like: a state of the same shape, such as ``update.create_state(model, optimizer)``.
           step: which one.
 
-        Raises: FileNotFoundError if there is no such state.
+        Raises:
+          FileNotFoundError: there is no such state.
+          DamagedState: it, or every state, is damaged.
+          ValueError: it is the state of another model or optimiser; what differs is named.
         """
-        step = self.latest_step() if step is None else step
-        if step is None or step not in self._manager.all_steps():
-            saved = list(self._manager.all_steps())
+        saved = self.steps()
+        if not saved or step not in (None, *saved):
             raise FileNotFoundError(
                 f"no state of step {step} in {self.folder}; saved steps: {saved or 'none'}"
             )
-        arrays = self._manager.restore(step, args=ocp.args.StandardRestore(_tree(like)))
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in sorted(arrays)])
+        damaged = {}
+        for number in reversed(saved) if step is None else [step]:
+            try:
+                contents = _verified(self._place(number))
+            except DamagedState as error:
+                damaged[number] = str(error)
+                continue
+            _compare(self._place(number), contents["arrays"], _describe(like))
+            arrays = self._manager.restore(number, args=ocp.args.StandardRestore(_tree(like)))
+            self._set_aside(damaged, number)
+            return jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in sorted(arrays)])
+        reasons = "; ".join(damaged.values())
+        others = [n for n in saved if n not in damaged]
+        raise DamagedState(f"{reasons}. Other saved steps: {others or 'none'}")
+
+    def _place(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def _set_aside(self, damaged: dict[int, str], used: int) -> None:
+        for step, reason in damaged.items():
+            aside = self.folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier accident
+            self._place(step).rename(aside)
+            warnings.warn(
+                f"{reason}. It is now in {aside.name}; going on from step {used}", stacklevel=3
+            )
+        if damaged:
+            self._manager.reload()
 
 
 def _tree(state) -> dict[str, jax.Array]:
     """A flat dictionary of arrays: readable by any version of Flax, whatever its own classes."""
     # Old versions of orbax know arrays only, not NumPy scalars.
     return {f"{i:05d}": jax.numpy.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+
+
+def _describe(state) -> dict[str, str]:
+    """Name -> type and shape of every array of a state."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path).lstrip("."): f"{jax.numpy.result_type(x)} {list(np.shape(x))}"
+        for path, x in leaves
+    }
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Path -> SHA-256 of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != _CONTENTS
+    }
+
+
+def _verified(folder: Path) -> dict:
+    """What a state holds by its list. Raises: DamagedState if its files are others."""
+    where = f"the state of step {folder.name} in {folder.parent} is damaged"
+    try:
+        contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
+        wanted, _ = dict(contents["sha256"]), dict(contents["arrays"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise DamagedState(f"{where}: {_CONTENTS} is missing or cannot be read") from None
+    found = _sums(folder)
+    for name, expected in wanted.items():
+        if found.get(name) != expected:
+            what = "has changed" if name in found else "is missing"
+            raise DamagedState(f"{where}: its file {name} {what}")
+    return contents
+
+
+def _compare(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Raises: ValueError for the first array that one of the two states has otherwise."""
+    for name in [*wanted, *(name for name in saved if name not in wanted)]:
+        ours, theirs = wanted.get(name, "missing"), saved.get(name, "missing")
+        if ours != theirs:
+            raise ValueError(
+                f"like must be of the model and optimiser whose state {folder} holds; {name} is "
+                f"{ours} in like and {theirs} in the saved state"
+            )

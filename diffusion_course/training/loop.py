@@ -18,29 +18,54 @@ from flax import nnx
 from jax import Array
 from tqdm.auto import tqdm
 
+from diffusion_course import checks
 from diffusion_course.training.mesh import data_mesh, replicate, shard_batch
 from diffusion_course.training.update import (
     Loss,
     TrainState,
     adam,
+    check_parameters,
     create_state,
     make_step,
     merge,
-    split,
 )
+
+_LARGE = 30.0  # pixels 0 … 255 lie far above it, points in the plane and unit noise below
 
 
 class TrainingDiverged(FloatingPointError):
-    """A loss, gradient or parameter became NaN or infinite; `result` holds the last good state."""
+    """A loss, gradient or parameter became NaN or infinite.
 
-    def __init__(self, step: int, loss: float, result: "Result"):
+    Attributes:
+      step: number of the step, counted from 1.
+      loss: of that step.
+      result: the `Result` with the state before it.
+    """
+
+    def __init__(self, step: int, loss: float, result: "Result", batch: tuple | None = None):
         super().__init__(
             f"training stopped at step {step}: its loss is {loss}, and the loss, its gradient or "
-            "the updated parameters are not finite. The state before that step is kept in this "
-            "error's `result`, and training can go on from it. "
-            "Try a lower learning rate, a longer warm-up, or look at the batch of that step"
+            f"the updated parameters are not finite. {_cause(batch)}. The state before that step "
+            "is kept in this error's `result`, and training can go on from it"
         )
         self.step, self.loss, self.result = step, loss, result
+
+
+def _cause(batch: tuple | None) -> str:
+    """What a failed step's batch says about the cause, or what else to try."""
+    x = None if batch is None else np.asarray(batch[0], np.float64)
+    if x is not None and not np.isfinite(x).all():
+        index = [int(i) for i in np.argwhere(~np.isfinite(x))[0]]
+        return (
+            f"The cause is that step's batch: x is {x[tuple(index)]} at index {index} of shape "
+            f"{list(x.shape)}"
+        )
+    if x is not None and np.abs(x).max() > _LARGE:
+        return (
+            f"The batch of that step reaches |x| = {np.abs(x).max():g}; images belong in [-1, 1]: "
+            "x = pixels / 127.5 - 1"
+        )
+    return "Try a lower learning rate or a longer warm-up"
 
 
 @dataclass
@@ -60,16 +85,24 @@ class History:
     images_per_second: float = 0.0
 
     def plot(self, ax=None, smooth: float = 0.95):
-        """Draws the loss of each step, and its running average."""
+        """Draws the loss of each step, and its running average.
+
+        Args:
+          ax: matplotlib axes; new ones by default.
+          smooth: weight of the past in the running average, in [0, 1).
+
+        Returns: the axes.
+        Raises: ValueError for another value of smooth.
+        """
+        checks.within("smooth", smooth, 0, 1, ends="[)")
         import matplotlib.pyplot as plt  # here: a fifth of the time that a run needs to start
 
         ax = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
         steps = self.first_step + np.arange(len(self.loss))
         average, mean = [], 0.0
         for n, value in enumerate(self.loss):
-            decay = min(
-                smooth, n / (n + 1)
-            )  # a plain mean at first, so that it starts on the curve
+            # A plain mean at first, so that it starts on the curve.
+            decay = min(smooth, n / (n + 1))
             mean = decay * mean + (1 - decay) * value
             average.append(mean)
         ax.plot(steps, self.loss, color="0.7", lw=0.8)
@@ -139,7 +172,9 @@ def fit(
     Args:
       model: an NNX module that holds parameters only; it is not changed.
       loss: ``loss(model, x, labels, key) -> scalar``.
-      batches: yields (x [B, …], labels [B]), one per step, from the state's step on.
+      batches: yields (x [B, …], labels [B]), one per step, from the state's step on; x of
+        floating-point numbers. For a model with labels they are whole numbers from 0 to below its
+        null_label.
       steps: the run's whole length, which the default optimiser's schedule spans.
       key: a random key; step n uses ``fold_in(key, n)``.
       optimizer: by default ``adam(3e-3, steps)``.
@@ -156,7 +191,8 @@ def fit(
 
     Raises:
       ValueError: a number is out of range, the state is at or past the end, the batches end
-        early, the state belongs to another model, or a batch does not divide among the devices.
+        early, the first one is no such pair, the state belongs to another model, or a batch does
+        not divide among the devices.
       TrainingDiverged: a loss, a gradient or an updated parameter was not finite.
     """
     stop = steps if stop is None else stop
@@ -174,6 +210,8 @@ def fit(
     with tqdm(total=steps, initial=done, disable=not progress, unit="step") as bar:
         for n in range(done + 1, stop + 1):
             batch = _next(source, needed=stop - done, got=n - 1 - done)
+            if n == done + 1:
+                _check_batch(model, batch)
             run.advance(step, shard_batch(mesh, batch), key)
             due = [c for c in callbacks if n % c.every == 0 or n == stop]
             save_now = save is not None and (n % save.every == 0 or n == stop)
@@ -190,24 +228,31 @@ def fit(
 
 
 def _copy(state: TrainState, model: nnx.Module) -> TrainState:
-    expected = sum(leaf.size for leaf in jax.tree.leaves(split(model)[1]))
-    if state.params.shape != (expected,):
-        raise ValueError(
-            f"state must hold the model's {expected} parameters in one vector, "
-            f"got shape {state.params.shape}: it belongs to another model"
-        )
+    check_parameters("state", state.params, model)
     return jax.tree.map(jnp.copy, state)
 
 
 def _check_lengths(steps: int, stop: int, check_every: int, events: Sequence) -> None:
-    for name, value in {"steps": steps, "stop": stop, "check_every": check_every}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if stop > steps:
-        raise ValueError(f"stop must be at most steps = {steps}, got {stop}")
+    checks.integer("steps", steps, minimum=1)
+    checks.integer("stop", stop, minimum=1, maximum=steps)
+    checks.integer("check_every", check_every, minimum=1)
     for event in events:
-        if event.every < 1:
-            raise ValueError(f"every must be at least 1, got {event.every}")
+        checks.integer("every", event.every, minimum=1)
+
+
+def _check_batch(model: nnx.Module, batch) -> None:
+    """ValueError for a batch that no training could learn from; later ones are not looked at."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        what = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise ValueError(f"batches must yield pairs (x, labels), got {what}")
+    x, labels = (None if part is None else np.asarray(part) for part in batch)
+    checks.floating("x of the first batch", x)
+    if x.ndim < 2 or not len(x):
+        raise ValueError(f"x of the first batch must have shape [B, …], got {list(x.shape)}")
+    classes = getattr(model, "null_label", None)
+    if classes is not None:
+        # The null class, `classes` itself, is the loss's to put in: see losses.drop_labels.
+        checks.labels("labels of the first batch", labels, x.shape[:1], classes - 1)
 
 
 def _next(source: Iterator, needed: int, got: int):
@@ -223,14 +268,15 @@ class _Run:
     def __init__(self, model: nnx.Module, state: TrainState, done: int, device: jax.Device):
         self.model, self.state, self.device = model, state, device
         self.history = History(first_step=done + 1)
-        self.pending: list[Array] = []
+        # Losses that the host has not looked at yet, and the batches they belong to.
+        self.pending: list[tuple[Array, tuple]] = []
         self.begin = time.perf_counter()
         self.compiled: float | None = None
         self.images = 0
 
     def advance(self, step, batch, key) -> None:
         self.state, loss = step(self.state, batch, key)
-        self.pending.append(loss)
+        self.pending.append((loss, batch))
         if self.compiled is None:
             jax.block_until_ready(loss)
             self.compiled = time.perf_counter()
@@ -239,7 +285,8 @@ class _Run:
 
     def check(self) -> None:
         """Moves losses to the host, and raises if one of the steps since the last check failed."""
-        losses = [float(loss) for loss in jax.device_get(self.pending)]
+        losses = [float(loss) for loss in jax.device_get([loss for loss, _ in self.pending])]
+        batches = [batch for _, batch in self.pending]
         self.pending.clear()
         good = int(self.state.step) - (self.history.first_step - 1 + len(self.history.loss))
         self.history.loss += losses[:good]
@@ -250,7 +297,8 @@ class _Run:
         if self.state.failed:
             # The kept state is a good one: training can go on from it.
             self.state = self.state._replace(failed=jnp.zeros_like(self.state.failed))
-            raise TrainingDiverged(int(self.state.step) + 1, losses[good], self.result())
+            step, result = int(self.state.step) + 1, self.result()
+            raise TrainingDiverged(step, losses[good], result, batches[good])
 
     @contextmanager
     def clock_stopped(self):

@@ -5,7 +5,8 @@ import shutil
 import time
 from pathlib import Path
 
-from diffusion_course.training.checkpoints import Checkpoints
+from diffusion_course import files
+from diffusion_course.training.checkpoints import Checkpoints, DamagedState
 
 
 class ResumeError(ValueError):
@@ -13,7 +14,7 @@ class ResumeError(ValueError):
 
 
 class RunFolder:
-    """The newest state of one long run, with a note of which run it is, so that it can go on.
+    """The newest states of one long run, with a note of which run it is, so that it can go on.
 
     Args:
       folder: of this run alone.
@@ -21,13 +22,16 @@ class RunFolder:
       resume: whether to go on from a state that is kept there.
 
     Raises: ResumeError if the folder holds a state and resume is False, if it holds none and resume
-      is True, or if its state is that of another run.
+      is True, if its state is that of another run, or if it cannot be known whose state it is.
     """
+
+    # Two: if the newest was damaged, there is the one before.
+    KEEP = 2
 
     def __init__(self, folder: str | Path, run: dict, resume: bool = False):
         self.folder, self._run = Path(folder), json.loads(json.dumps(run))
-        self._note = self.folder / "run.json"
-        kept = json.loads(self._note.read_text("utf-8")) if self._note.exists() else None
+        self._note, self._states = self.folder / "run.json", self.folder / "states"
+        kept = self._kept()
         if kept is not None and not resume:
             raise ResumeError(
                 f"{self.folder} holds the state of an interrupted run; resume it (--resume), or "
@@ -36,7 +40,8 @@ class RunFolder:
         if kept is None and resume:
             raise ResumeError(f"there is nothing to resume: {self.folder} holds no state")
         if kept is not None and kept["run"] != self._run:
-            other = sorted(k for k in self._run if self._run[k] != kept["run"].get(k))
+            keys = self._run.keys() | kept["run"].keys()
+            other = sorted(k for k in keys if self._run.get(k, ...) != kept["run"].get(k, ...))
             raise ResumeError(
                 f"only the same run can be resumed; that in {self.folder} differs in "
                 f"{', '.join(other)}"
@@ -44,24 +49,56 @@ class RunFolder:
         self._earlier = kept["minutes"] if kept else 0.0
         self._resume, self._begin = resume, time.perf_counter()
 
+    def _kept(self) -> dict | None:
+        """The note of the run whose states lie here; None where there are no states."""
+        places = self._states.iterdir() if self._states.is_dir() else ()
+        if not any(place.name.isdecimal() for place in places):
+            return None
+        again = "whose states lie there cannot be known; remove the folder to start again"
+        try:
+            kept = json.loads(self._note.read_text("utf-8"))
+            if not isinstance(kept["run"], dict):
+                raise TypeError("run must be an object")
+            return {"run": kept["run"], "minutes": float(kept["minutes"])}
+        except FileNotFoundError:
+            raise ResumeError(f"{self._note} is missing, so {again}") from None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            raise ResumeError(f"{self._note} is damaged, so {again}") from None
+
     @property
     def minutes(self) -> float:
         """How long the run has taken, earlier sittings included."""
         return self._earlier + (time.perf_counter() - self._begin) / 60
 
     def restore(self, like):
-        """The kept state, of the shape of `like`; None for a new run."""
+        """The newest kept state that is not damaged; None for a new run.
+
+        Args:
+          like: a state of the same shape.
+
+        Raises: ResumeError if every kept state is damaged, or belongs to another model.
+        """
         if not self._resume:
             return None
-        with Checkpoints(self.folder / "states", keep=1) as states:
-            return states.restore(like)
+        try:
+            with Checkpoints(self._states, keep=self.KEEP) as states:
+                return states.restore(like)
+        except DamagedState as error:
+            raise ResumeError(f"{error}; remove {self.folder} to start again") from None
+        except ValueError as error:
+            raise ResumeError(f"{error}; remove {self.folder} to start again") from error
 
     def save(self, state) -> None:
-        """Keeps a state, in place of the one before."""
-        with Checkpoints(self.folder / "states", keep=1) as states:
+        """Keeps a state beside the one before.
+
+        Args:
+          state: a `TrainState`.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The note goes first: states without one would be nobody's.
+        files.write(self._note, files.as_json({"run": self._run, "minutes": self.minutes}))
+        with Checkpoints(self._states, keep=self.KEEP) as states:
             states.save(state)
-        note = {"run": self._run, "minutes": self.minutes}
-        self._note.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
     def remove(self) -> None:
         """Removes the folder: the run is over."""

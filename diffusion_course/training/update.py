@@ -16,6 +16,8 @@ from flax import nnx
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from diffusion_course import checks
+
 # loss(model, x, labels, key) -> scalar; x [B, …], labels [B].
 Loss = Callable[[Any, Array, Array, Array], Array]
 
@@ -47,13 +49,28 @@ def ema_decay(step: Array, decay: float) -> Array:
     Without it an average with decay .9999 still holds 98 % of its initial, random weights after
     200 steps, and 82 % after 2,000.
 
+    >>> float(ema_decay(0, 0.999)), float(ema_decay(90, 0.999))
+    (0.1..., 0.91...)
+
+    Args:
+      step: number of the step, from 0.
+      decay: of the run, in [0, 1).
+
     Source: the `num_updates` rule of TensorFlow's ExponentialMovingAverage.
     """
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 def ema_update(ema, params, decay: Array):
-    """``decay·ema + (1 − decay)·params`` for every array of the two trees."""
+    """``decay·ema + (1 − decay)·params`` for every array of the two trees.
+
+    Args:
+      ema: the average so far.
+      params: what is added to it.
+      decay: share of the average that stays, in [0, 1].
+
+    Returns: the new average.
+    """
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
 
 
@@ -70,12 +87,11 @@ def adam(
 
     Raises: ValueError for a value that is not positive, or a warm-up as long as the run.
     """
+    checks.above("learning_rate", learning_rate, 0)
+    checks.above("clip", clip, 0)
+    steps = checks.integer("steps", steps, minimum=1)
     warmup = min(200, steps // 10) if warmup is None else warmup
-    for name, value in {"learning_rate": learning_rate, "steps": steps, "clip": clip}.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    if not 0 <= warmup < steps:
-        raise ValueError(f"warmup must be in 0 … steps − 1 = {steps - 1}, got {warmup}")
+    warmup = checks.integer("warmup", warmup, minimum=0, maximum=steps - 1)
     # From the first of `warmup` equal stairs, not from 0: a first step at rate 0 would be wasted.
     first = learning_rate / max(warmup, 1)
     schedule = optax.warmup_cosine_decay_schedule(first, learning_rate, warmup, steps)
@@ -83,7 +99,14 @@ def adam(
 
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; its arrays are copies, so the model stays as it is."""
+    """The state before the first step; its arrays are copies, so the model stays as it is.
+
+    Args:
+      model: holds parameters only.
+      optimizer: an optax transformation.
+
+    Raises: ValueError if the model holds any other state.
+    """
     params = split(model)[1]
     vector = _flatten(params)
     return TrainState(
@@ -102,10 +125,15 @@ def make_step(
 
     Step n draws with ``fold_in(key, n)``, so a run that was interrupted draws the same numbers.
 
+    Args:
+      model: whose structure is used; its parameters come from the state.
+      loss: ``loss(model, x, labels, key) -> scalar``.
+      optimizer: an optax transformation.
+      decay: of the moving average, in [0, 1).
+
     Raises: ValueError unless decay is in [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"ema must be in [0, 1), got {decay}")
+    checks.within("ema", decay, 0, 1, ends="[)")
     graph, like = split(model)
     _, unflatten = ravel_pytree(like)
 
@@ -136,13 +164,18 @@ def _all_finite(*trees) -> Array:
 
 
 def merge(model: nnx.Module, vector: Array) -> nnx.Module:
-    """A model of its own with the structure of `model` and a copy of these parameters, [P].
+    """A model of its own with the structure of `model` and a copy of these parameters.
 
-    They are in the order of `TrainState.params`.
+    Args:
+      model: whose structure is used.
+      vector: the parameters [P], in the order of `TrainState.params`.
+
+    Raises: ValueError if the model has another number of parameters.
     """
     graph, like = split(model)
     leaves, structure = jax.tree.flatten(like)
     ends = np.cumsum([leaf.size for leaf in leaves])
+    check_parameters("vector", vector, model)
     # Cut on the host: on the device every cut would be compiled. And copied, since the next step
     # uses up the memory that the parts still lie in.
     parts = np.split(np.asarray(vector), ends[:-1])
@@ -153,13 +186,36 @@ def merge(model: nnx.Module, vector: Array) -> nnx.Module:
     return nnx.merge(graph, jax.tree.unflatten(structure, arrays))
 
 
+def check_parameters(argument: str, vector: Array, model: nnx.Module) -> None:
+    """ValueError unless a vector has as many entries as the model has parameters.
+
+    Args:
+      argument: name for the message.
+      vector: [P].
+      model: whose parameters are counted.
+    """
+    count = sum(leaf.size for leaf in jax.tree.leaves(split(model)[1]))
+    if np.shape(vector) != (count,):
+        raise ValueError(
+            f"{argument} must hold the model's {count} parameters in one vector, "
+            f"got shape {list(np.shape(vector))}: it belongs to another model"
+        )
+
+
 @jax.jit
 def _flatten(params) -> Array:
     return ravel_pytree(params)[0]
 
 
 def split(model: nnx.Module):
-    """Structure and parameters. Raises: ValueError if the model holds any other state."""
+    """Structure and parameters.
+
+    Args:
+      model: an NNX module.
+
+    Returns: its graph definition and its state.
+    Raises: ValueError if the model holds any other state than parameters.
+    """
     _, _, rest = nnx.split(model, nnx.Param, ...)
     if jax.tree.leaves(rest):
         raise ValueError(

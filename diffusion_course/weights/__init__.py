@@ -1,12 +1,13 @@
 """Weights that are released with the course, each beside its card."""
 
+import inspect
 from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
-from diffusion_course import process
+from diffusion_course import checks, process
 from diffusion_course.models.classifier import Classifier
 from diffusion_course.models.dit import DiT
 from diffusion_course.models.mlp import MLP
@@ -31,8 +32,17 @@ class Released(NamedTuple):
     process: process.Process | None
 
 
-def names(folder: Path = FOLDER) -> tuple[str, ...]:
-    """The weights in a folder, by default those in the package."""
+def names(folder: str | Path = FOLDER) -> tuple[str, ...]:
+    """The weights in a folder, by default those in the package.
+
+    >>> "digits" in names()
+    True
+
+    Args:
+      folder: where .safetensors files lie.
+
+    Returns: their names without the ending, sorted.
+    """
     stems = (path.stem for path in Path(folder).glob("*.safetensors"))
     # A second dot names another kind of file, such as mnist.features.safetensors.
     return tuple(sorted(stem for stem in stems if "." not in stem))
@@ -41,13 +51,18 @@ def names(folder: Path = FOLDER) -> tuple[str, ...]:
 def load(name: str, folder: str | Path = FOLDER) -> Released:
     """Builds the model that a card describes and fills it with its weights.
 
+    >>> released = load("toy2d")
+    >>> released.card.kind, released.model(jnp.ones((4, 2)), jnp.full(4, 0.5)).shape
+    ('v', (4, 2))
+
     Args:
       name: see `names`.
       folder: where NAME.safetensors and NAME.json lie; the package by default.
 
-    Raises: ValueError for an unknown name, a damaged file, or a card that names an unknown model.
+    Raises: FileNotFoundError if there is no card; ValueError for an unknown name, a damaged file,
+      or a card that names an unknown model.
     """
-    available = names(Path(folder))
+    available = names(folder)
     if name not in available:
         raise ValueError(f"name must be one of {', '.join(available) or 'none'}, got {name!r}")
     path = Path(folder) / f"{name}.safetensors"
@@ -60,33 +75,51 @@ def load(name: str, folder: str | Path = FOLDER) -> Released:
 def build(description: dict, seed: int = 0, dtype: str = "float32") -> nnx.Module:
     """A new model from ``{"class": name, **constructor arguments}``, as cards hold it.
 
+    >>> build({"class": "MLP", "width": 8})(jnp.ones((3, 2)), jnp.ones(3)).shape
+    (3, 2)
+
     Args:
-      description: see above.
-      seed: of its initialisation.
+      description: see above; lists become tuples.
+      seed: of its initialisation, a whole number of at least 0.
       dtype: "float32", or "bfloat16" for a network that can compute in it.
 
-    Raises: ValueError for an unknown class or dtype.
+    Raises: ValueError for an unknown class or dtype, and for arguments that the class refuses.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
-    arguments = dict(description)
-    name = arguments.pop("class", None)
-    if name not in _MODELS:
-        raise ValueError(f"class must be one of {', '.join(_MODELS)}, got {name!r}")
+    name, arguments = _split(description, "class", _MODELS)
+    checks.integer("seed", seed, minimum=0)
+    checks.one_of("dtype", dtype, ("float32", "bfloat16"))
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     if dtype != "float32":
         arguments["dtype"] = jnp.dtype(dtype)
-    return _MODELS[name](**arguments, rngs=nnx.Rngs(seed))
+    return _call(_MODELS[name], arguments | {"rngs": nnx.Rngs(seed)}, name)
 
 
 def build_process(description: dict) -> process.Process:
     """A process from ``{"name": function of the module process, **its arguments}``.
 
-    Raises: ValueError for an unknown name.
+    Args:
+      description: see above, such as ``{"name": "vp_cosine"}``.
+
+    Raises: ValueError for an unknown name, and for arguments that the function refuses.
     """
-    arguments = dict(description)
-    name = arguments.pop("name", None)
     makers = ("vp_cosine", "vp_linear", "sub_vp", "variance_exploding", "edm", "rectified_flow")
-    if name not in makers:
-        raise ValueError(f"name must be one of {', '.join(makers)}, got {name!r}")
-    return getattr(process, name)(**arguments)
+    name, arguments = _split(description, "name", makers)
+    return _call(getattr(process, name), arguments, name)
+
+
+def _split(description: dict, key: str, known) -> tuple[str, dict]:
+    """The name in a description, and its other entries."""
+    if not isinstance(description, dict):
+        raise ValueError(f"description must be a dict with the key {key!r}, got {description!r}")
+    arguments = dict(description)
+    return checks.one_of(key, arguments.pop(key, None), known), arguments
+
+
+def _call(function, arguments: dict, name: str):
+    """Calls a function with arguments from a file, whose mistakes are not the program's."""
+    known = inspect.signature(function.__init__ if isinstance(function, type) else function)
+    try:
+        known.bind(*([None] if isinstance(function, type) else []), **arguments)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take these arguments: {error}") from None
+    return function(**arguments)

@@ -2,14 +2,20 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import jax
 import numpy as np
 import safetensors.numpy
 from flax import nnx
+
+from diffusion_course import files
+
+# What every version of safetensors can hold and NumPy can read back.
+_TYPES = ("float32", "float16", "float64", "int32", "int64", "int16", "int8")
+_TYPES += ("uint8", "uint16", "uint32", "uint64", "bool")
 
 
 @dataclass(frozen=True)
@@ -38,30 +44,98 @@ class Card:
 
 
 def flat_params(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The parameters by their path, such as "down.0.conv1.kernel"."""
+    """The parameters by their path in the model, such as "down.0.conv1.kernel".
+
+    Args:
+      model: any NNX module.
+
+    Returns: path -> array.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     return {".".join(str(k.key) for k in path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def save_weights(folder: str | Path, model: nnx.Module, card: Card) -> Path:
-    """Writes NAME.safetensors and NAME.json; returns the first one's path."""
+    """Writes NAME.safetensors and NAME.json, both or neither; returns the first one's path.
+
+    Args:
+      folder: where to; it is made if it does not exist.
+      model: whose parameters are saved.
+      card: what they are; its hash is filled in.
+
+    Raises: ValueError for a parameter of a type that safetensors does not hold, such as bfloat16,
+      or a name that is no file name.
+    """
+    if not card.name or Path(card.name).name != card.name or "." in card.name:
+        raise ValueError(f"name must be a file name without a dot, got {card.name!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{card.name}.safetensors"
-    path.write_bytes(safetensors.numpy.save(flat_params(model)))
-    document = asdict(card) | {"sha256": sha256(path.read_bytes())}
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    content = as_safetensors(flat_params(model))
+    document = asdict(card) | {"sha256": sha256(content)}
+    files.write_together({path: content, path.with_suffix(".json"): files.as_json(document)})
     return path
 
 
+def as_safetensors(arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of a .safetensors file with these arrays.
+
+    Args:
+      arrays: name -> array, in any order of memory.
+
+    Returns: the bytes of the file.
+    Raises: ValueError for an array of a type that safetensors does not hold.
+    """
+    for name, array in arrays.items():
+        if array.dtype.name not in _TYPES:
+            known = ", ".join(_TYPES)
+            raise ValueError(f"{name} must be of a type among {known}, got {array.dtype.name}")
+    # safetensors takes an array's memory as it lies there: a transposed view would be scrambled.
+    plain = {
+        name: np.asarray(array, array.dtype.newbyteorder("="), order="C")
+        for name, array in arrays.items()
+    }
+    return safetensors.numpy.save(plain)
+
+
 def load_card(path: str | Path) -> Card:
-    """The card beside a weights file. Raises: FileNotFoundError, ValueError if it isn't one."""
+    """The card beside a weights file.
+
+    Args:
+      path: of the .safetensors file or of the card.
+
+    Raises: FileNotFoundError; ValueError if the file is no card.
+    """
     path = Path(path).with_suffix(".json")
     try:
-        return Card(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
+        card = Card(**read_json(path))
+    except TypeError as error:
         raise ValueError(f"{path.name} is not a card of released weights: {error}") from error
+    for entry in fields(Card):
+        value, kind = getattr(card, entry.name), get_origin(entry.type) or entry.type
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"{path.name} is not a card of released weights: {entry.name} must be a "
+                f"{kind.__name__}, got {type(value).__name__}"
+            )
+    return card
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+      path: of the file.
+
+    Raises: FileNotFoundError; ValueError if it holds none.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path.name} is not a card: its text is not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path.name} is not a card: it must hold a JSON object")
+    return document
 
 
 def sha256(content: bytes) -> str:
@@ -70,7 +144,14 @@ def sha256(content: bytes) -> str:
 
 
 def read_verified(path: Path, expected: str) -> bytes:
-    """A file's content. Raises: ValueError if it does not have the SHA-256 of its card."""
+    """A file's content.
+
+    Args:
+      path: of the file.
+      expected: its SHA-256 by the card.
+
+    Raises: FileNotFoundError; ValueError if the content has another SHA-256.
+    """
     content = path.read_bytes()
     found = sha256(content)
     if found != expected:
@@ -88,28 +169,35 @@ def load_weights(path: str | Path, model: nnx.Module) -> Card:
       path: of the .safetensors file.
       model: of the shape that the card describes.
 
-    Raises: FileNotFoundError; ValueError if the file doesn't match its card's hash, or if its
-      names or shapes are not the model's (the first that differs is named).
+    Raises: FileNotFoundError; ValueError if the file does not match its card's hash, or if its
+      names, types or shapes are not the model's (the first that differs is named). The model is
+      then as it was.
     """
     path, card = Path(path), load_card(path)
     content = read_verified(path, card.sha256)
     arrays, expected = safetensors.numpy.load(content), flat_params(model)
     for name in sorted(expected.keys() | arrays.keys()):
-        shapes = [tree[name].shape if name in tree else None for tree in (expected, arrays)]
-        if shapes[0] != shapes[1]:
+        ours, theirs = _kind(expected.get(name)), _kind(arrays.get(name))
+        if ours != theirs:
             raise ValueError(
-                f"{path.name} must hold the model's parameters; {name} has shape {shapes[0]} "
-                f"in the model and {shapes[1]} in the file (None: missing)"
+                f"{path.name} must hold the model's parameters; {name} is {ours} in the model "
+                f"and {theirs} in the file"
             )
     _fill(model, arrays)
     return card
 
 
+def _kind(array: np.ndarray | None) -> str:
+    return "missing" if array is None else f"{array.dtype.name} {list(array.shape)}"
+
+
 def _fill(model: nnx.Module, arrays: dict[str, np.ndarray]) -> None:
+    def new(path, old):
+        array = arrays[".".join(str(k.key) for k in path)]
+        # What is NumPy's stays NumPy's: JAX would make float32 of float64.
+        return jax.numpy.asarray(array) if isinstance(old, jax.Array) else array
+
     state = nnx.state(model, nnx.Param)
-    pure = nnx.to_pure_dict(state)
-    filled = jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.numpy.asarray(arrays[".".join(str(k.key) for k in path)]), pure
-    )
+    filled = jax.tree_util.tree_map_with_path(new, nnx.to_pure_dict(state))
     nnx.replace_by_pure_dict(state, filled)
     nnx.update(model, state)

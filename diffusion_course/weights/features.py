@@ -1,13 +1,20 @@
 """Released statistics of a judge's features, so that a Fréchet distance needs no data set."""
 
-import json
 from pathlib import Path
 
+import numpy as np
 import safetensors.numpy
 
+from diffusion_course import files
 from diffusion_course.evaluation.metrics import Moments
 from diffusion_course.weights import FOLDER
-from diffusion_course.weights.card import Card, read_verified, sha256
+from diffusion_course.weights.card import (
+    Card,
+    as_safetensors,
+    read_json,
+    read_verified,
+    sha256,
+)
 
 _ENDING = ".features.safetensors"
 
@@ -16,24 +23,31 @@ def save(folder: str | Path, name: str, moments: Moments, classifier: Card) -> P
     """Writes NAME.features.safetensors and a JSON file that says whose features they are.
 
     Args:
-      folder: where to.
+      folder: where to; it must exist.
       name: of the data set.
       moments: of the features of its training set.
       classifier: the card of the judge that computed them.
+
+    Returns: the path of the first file. Both are written, or neither.
+    Raises: ValueError for moments that are not those of `metrics.moments`.
     """
+    mean, covariance = np.asarray(moments.mean), np.asarray(moments.covariance)
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"moments must hold a mean [D] and a covariance [D, D], "
+            f"got {list(mean.shape)} and {list(covariance.shape)}"
+        )
     path = Path(folder) / (name + _ENDING)
-    arrays = {"mean": moments.mean, "covariance": moments.covariance}
-    path.write_bytes(safetensors.numpy.save(arrays))
+    content = as_safetensors({"mean": mean, "covariance": covariance})
     note = {
         "name": name,
         "classifier": classifier.name,
         "classifier_sha256": classifier.sha256,
         "data": classifier.data,
         "count": moments.count,
-        "sha256": sha256(path.read_bytes()),
+        "sha256": sha256(content),
     }
-    text = json.dumps(note, indent=1, ensure_ascii=False)
-    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    files.write_together({path: content, path.with_suffix(".json"): files.as_json(note)})
     return path
 
 
@@ -51,7 +65,10 @@ def load(name: str, classifier: Card, folder: str | Path = FOLDER) -> Moments:
     if name not in known:
         raise ValueError(f"name must be one of {', '.join(known) or 'none'}, got {name!r}")
     path = Path(folder) / (name + _ENDING)
-    note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    note = read_json(path.with_suffix(".json"))
+    missing = {"classifier", "classifier_sha256", "count", "sha256"} - note.keys()
+    if missing:
+        raise ValueError(f"{path.stem}.json must say {', '.join(sorted(missing))}")
     if note["classifier_sha256"] != classifier.sha256:
         raise ValueError(
             f"classifier must be the one whose features {path.name} holds, {note['classifier']} "
