@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from diffusion_course.grading import answers, assign, batch, results, sandbox, s
 
 COURSE = Path(__file__).resolve().parent.parent
 SECRET = "the secret seed of this test"
-SECONDS = 6
+SECONDS = 8
 
 needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None and "CI" not in os.environ, reason="bubblewrap is not installed"
@@ -140,10 +141,10 @@ ATTACKS = {
     ),
     "deeply nested expression": ("RIGHT\nx = a" + ".b" * 100_000, "error", 0, "RecursionError"),
 }  # fmt: skip
-# These end, or talk over, the whole sandbox; and these take all the time they are given.
-BREAKERS = ["200 children", "kills its parent", "kills everybody", "forged answers", "threads"]
-BREAKERS += ["overwrites its parent's pipes"]
+# These take all the time they are given, or end or talk over the whole sandbox.
 LOOPS = ["endless loop", "endless loop that swallows interrupts"]
+BREAKERS = ["200 children", "kills its parent", "forged answers", "threads"]
+BREAKERS += ["overwrites its parent's pipes"]
 # What root could write, and memory that no limit counts.
 UNWRITABLE = [
     "/proc/sys/kernel/core_pattern",
@@ -155,16 +156,17 @@ if not COURSE.is_relative_to("/tmp"):  # there it is the sandbox's own /tmp, whi
     UNWRITABLE.append(f"{COURSE}/new")
 
 
-MASTER = nbformat.read(COURSE / "solutions" / "02_denoising.ipynb", as_version=4)
-RIGHT_ANSWERS = {
-    cell.metadata["nbgrader"]["grade_id"]: cell.source
-    for cell in MASTER.cells
-    if cell.metadata.get("nbgrader", {}).get("grade_id", "").startswith("answer-")
-}
+# What the right functions take from SciPy, which starts threads of its own.
+SOFTMAX = """
+def softmax(logits, axis):
+    r = np.exp(logits - logits.max(axis, keepdims=True))
+    return r / r.sum(axis, keepdims=True)
+"""
 
 
 def right_answer(exercise):
-    return RIGHT_ANSWERS[assign.grade_id("answer", exercise)]
+    """The right function itself, which needs no compiler."""
+    return inspect.getsource(answers.find(exercise).oracle)
 
 
 def in_one_notebook(texts):
@@ -183,7 +185,7 @@ def in_one_notebook(texts):
         sources[exercise] = text.replace("FUNCTION", function)
     sources["02.7"] = right_answer("02.7")
     made = nbformat.v4.new_notebook()
-    made.cells = [cell for cell in MASTER.cells if cell.metadata.get("tags") == ["setup"]]
+    made.cells.append(nbformat.v4.new_code_cell(SETUP + SOFTMAX, metadata={"tags": ["setup"]}))
     for exercise, text in sources.items():
         named = {"nbgrader": {"grade_id": assign.grade_id("answer", exercise)}}
         made.cells.append(nbformat.v4.new_code_cell(text, metadata=named))
@@ -258,9 +260,9 @@ def fingerprint(*folders):
 def graded(tmp_path_factory):
     """All attacks, graded once: their rows, each with those of its neighbours; what happened."""
     base = tmp_path_factory.mktemp("hostile")
-    folder, loops, journal = base / "submissions", base / "loops", base / "grades.unfinished"
+    folder, alone, journal = base / "submissions", base / "alone", base / "grades.unfinished"
     folder.mkdir()
-    loops.mkdir()
+    alone.mkdir()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.2)
     port = listener.getsockname()[1]
@@ -275,14 +277,15 @@ def graded(tmp_path_factory):
     texts["calls home"] = (
         f"import socket\nsocket.create_connection(('127.0.0.1', {port}), timeout=2).send(b'x')"
     )
-    # Who is "stopped" is graded again if others ran beside it: those together, for fewer starts.
+    # Who is stopped while others run beside it is graded once more: those in one notebook, and
+    # whoever costs many starts or much time in a run of its own.
     others = [name for name in texts if name not in [*BREAKERS, *LOOPS]]
-    others.sort(key=lambda name: name in ATTACKS and ATTACKS[name][1] == "stopped")
+    others.sort(key=lambda name: name in ATTACKS and ATTACKS[name][1] in ("stopped", None))
     place = {}  # attack -> (student, exercise)
-    for group in [*in_fives(BREAKERS), *in_fives(others), LOOPS]:
+    for group in [*in_fives(others), BREAKERS, LOOPS]:
         student = f"student {len(place)}"
         made, where = in_one_notebook({name: texts[name] for name in group})
-        nbformat.write(made, (loops if group is LOOPS else folder) / f"{student}.ipynb")
+        nbformat.write(made, (folder if group[0] in others else alone) / f"{student}.ipynb")
         place |= {name: (student, exercise) for name, exercise in where.items()}
     (folder / "not json.ipynb").write_text("{'cells': oh no")
     (folder / "notes.txt").write_text("not a notebook")
@@ -298,7 +301,7 @@ def graded(tmp_path_factory):
     found = batch.grade(folder, journal, batch.Settings(SECRET, limits=limits, jobs=2)).rows
     limits = sandbox.Limits(seconds=SECONDS, processes=48)
     settings = batch.Settings(SECRET, limits=limits, jobs=1)
-    found += batch.grade(loops, base / "loops.unfinished", settings).rows
+    found += batch.grade(alone, base / "alone.unfinished", settings).rows
     try:
         connection = listener.accept()
     except TimeoutError:
