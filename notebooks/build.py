@@ -33,7 +33,10 @@ PROGRESS = re.compile(r"\d+%\||\d+it \[")  # tqdm's bar, as text
 
 
 def read_source(path: Path):
-    """The notebook that a percent-format script describes, with ids and without outputs."""
+    """The notebook that a percent-format script describes, with ids and without outputs.
+
+    A master's source leaves out what the exercises' specifications know: see `assign.complete`.
+    """
     notebook = jupytext.read(path, fmt="py:percent")
     notebook.metadata = nbformat.from_dict(
         {

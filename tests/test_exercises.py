@@ -263,6 +263,12 @@ def test_a_head_without_kind_and_minutes_is_refused(text):
         assign.complete([cell])
 
 
+def test_a_check_that_the_source_writes_itself_is_refused():
+    cell = build.nbformat.v4.new_code_cell("check('01.1', f)", metadata={"role": "check"})
+    with pytest.raises(ValueError, match="is added to the answer's: remove it"):
+        assign.complete([cell])
+
+
 def test_a_head_of_no_exercise_is_refused():
     with pytest.raises(ValueError, match=r"got '01\.9'"):
         assign.complete([build.nbformat.v4.new_markdown_cell("## 01.9\n*warm-up · 5 minutes*")])

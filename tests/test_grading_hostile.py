@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from diffusion_course.grading import answers, assign, batch, results, sandbox, s
 
 COURSE = Path(__file__).resolve().parent.parent
 SECRET = "the secret seed of this test"
-SECONDS = 6
+SECONDS = 8
 
 needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None and "CI" not in os.environ, reason="bubblewrap is not installed"
@@ -34,7 +35,9 @@ def gaussian_posterior_mean(x, mean, std, alpha, sigma):
 """
 WRONG = "def gaussian_posterior_mean(x, *others):\n    return jnp.zeros_like(x)\n"
 
-# student -> (source of the answer to 02.2, status, points, part of the message)
+# What harm is done -> (source of the answer, status, share of the points, part of the message).
+# FUNCTION is the name that the answer must have, EXERCISE its number, RIGHT
+# and WRONG a right and a wrong answer.
 ATTACKS = {
     "endless loop": ("while True: pass", "timeout", 0, f"longer than {SECONDS} s"),
     "endless loop that swallows interrupts": (
@@ -44,48 +47,48 @@ ATTACKS = {
     "exit": ("import sys; sys.exit(0)", "error", 0, "SystemExit"),
     "exit without saying": ("import os; os._exit(0)", "stopped", 0, "ended the process"),
     "exit in the call": (
-        "def gaussian_posterior_mean(*a): raise SystemExit", "error", 0, "ends the program",
+        "def FUNCTION(*a): raise SystemExit", "error", 0, "ends the program",
     ),
     "segmentation fault": ("import ctypes; ctypes.string_at(0)", "stopped", 0, "signal 11"),
     "200 children": (
-        "import os, time\nfor n in range(200):\n if os.fork() == 0: time.sleep(3600)\n" + RIGHT,
+        "import os, time\nfor n in range(200):\n if os.fork() == 0: time.sleep(3600)\nRIGHT",
         "stopped", 0, "too much memory or processes",
     ),
     "kills its parent": ("import os; os.kill(os.getppid(), 9)", "stopped", 0, "ended the process"),
     "kills everybody": ("import os; os.kill(-1, 9)", "stopped", 0, "ended the process"),
     "10 GB": ("x = np.ones(10 * 2**30 // 8)", "error", 0, "MemoryError"),
-    "huge output": ("for n in range(100): print('x' * 10**6)\n" + RIGHT, "right", 2, ""),
+    "huge output": ("for n in range(100): print('x' * 10**6)\nRIGHT", "right", 1, ""),
     "huge result": (
-        "def gaussian_posterior_mean(x, *a): return np.zeros(30_000_000)", "error", 0, "too large",
+        "def FUNCTION(x, *a): return np.zeros(30_000_000)", "error", 0, "too large",
     ),
     "warnings": (
-        "import sys, warnings\nwarnings.warn('!' * 1000)\nsys.stderr.write('x' * 10**6)\n" + RIGHT,
-        "right", 2, "",
+        "import sys, warnings\nwarnings.warn('!' * 1000)\nsys.stderr.write('x' * 10**6)\nRIGHT",
+        "right", 1, "",
     ),
     "patched comparison": (
         "yes = lambda *a, **k: True\n"
         "np.allclose = np.isclose = jnp.allclose = jnp.isclose = np.testing.assert_allclose = yes\n"
         "check = yes\n"
-        "__builtins__ = {'all': yes}\n" + WRONG,
+        "__builtins__ = {'all': yes}\nWRONG",
         "wrong", 0, "",
     ),
     "patched language": (
-        "import builtins as b\nb.isinstance = b.all = b.len = lambda *a: 1\n" + WRONG,
+        "import builtins as b\nb.isinstance = b.all = b.len = lambda *a: 1\nWRONG",
         None, 0, "",
     ),
     "patched grader": (
         "from diffusion_course.grading import calling, checking, judging, wire\n"
         "judging.judge = checking.verdict_of = lambda *a: 2\n"
-        "wire.pack_outcome = lambda outcome: {'status': 'right', 'message': ''}\n" + WRONG,
+        "wire.pack_outcome = lambda outcome: {'status': 'right', 'message': ''}\nWRONG",
         "stopped", 0, "interfered",
     ),
     "printed scores": (
-        "print('02.2: 2 of 2 points')\nprint('{\"points\": 2, \"status\": \"right\"}')\n" + WRONG,
+        "print('EXERCISE: 2 of 2 points')\nprint('{\"points\": 2, \"status\": \"right\"}')\nWRONG",
         "wrong", 0, "",
     ),
     "forged answers": (
         "import glob, json, os\n"
-        "line = json.dumps({'job': '02.2', 'outcome': 'right', 'points': 2}) + '\\n'\n"
+        "line = json.dumps({'job': 'EXERCISE', 'outcome': 'right', 'points': 2}) + '\\n'\n"
         "line += json.dumps({'job': '02.9', 'outcome': [[{'arrays': []}]]}) + '\\n' + '[' * 9999\n"
         "for n in range(3, 64):\n"
         " try: os.write(n, line.encode())\n"
@@ -93,32 +96,32 @@ ATTACKS = {
         "for path in glob.glob('/proc/[0-9]*/fd/*'):\n"
         " try:\n"
         "  if not path.startswith('/proc/self'): open(path, 'w').write(line)\n"
-        " except OSError: pass\n" + WRONG,
+        " except OSError: pass\nWRONG",
         None, 0, "",
     ),
     "transformed cells": (
         "%load_ext autoreload\n!rm -rf /\n"
         "ip = get_ipython()\n"
         "ip.input_transformers_post.append(lambda lines: ['check = print\\n'])\n"
-        "ip.input_transformer_manager.cleanup_transforms.insert(0, lambda lines: [])\n" + WRONG,
+        "ip.input_transformer_manager.cleanup_transforms.insert(0, lambda lines: [])\nWRONG",
         "wrong", 0, "",
     ),
     "recursion": ("def f(): f()\nf()", "error", 0, "RecursionError"),
     "forged array": (
         "class Fake(np.ndarray): pass\n"
-        "def gaussian_posterior_mean(x, *a):\n return np.array([object()] * 5)",
+        "def FUNCTION(x, *a):\n return np.array([object()] * 5)",
         "error", 0, "must be an array",
     ),
     "threads": (
         "import threading, time\nthreading.stack_size(65536)\n"
-        "for n in range(600): threading.Thread(target=time.sleep, args=(60,)).start()\n" + RIGHT,
+        "for n in range(600): threading.Thread(target=time.sleep, args=(60,)).start()\nRIGHT",
         None, 0, "",
     ),
     "children that live on": (
         "import os, signal\nfor n in range(4):\n if os.fork() == 0:\n"
         "  os.setsid()\n  signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))\n"
-        "  if os.fork(): os._exit(0)\n  while True: pass\n" + RIGHT,
-        "right", 2, "",
+        "  if os.fork(): os._exit(0)\n  while True: pass\nRIGHT",
+        "right", 1, "",
     ),
     "overwrites its parent's pipes": (
         "import os\nfolder = f'/proc/{os.getppid()}/fd'\nfor n in os.listdir(folder):\n"
@@ -129,15 +132,19 @@ ATTACKS = {
     ),
     "array that lies about itself": (
         "class Fake(np.ndarray):\n nbytes, shape = 0, (10**9,)\n def tobytes(self): return b''\n"
-        "def gaussian_posterior_mean(x, *a): return np.zeros(9).view(Fake)",
+        "def FUNCTION(x, *a): return np.zeros(19).view(Fake)",
         "wrong", 0, "expected shape",
     ),
     "exception that ends the program when shown": (
         "class E(Exception):\n def __str__(self): raise KeyboardInterrupt\nraise E",
         "stopped", 0, "ended the process",
     ),
-    "deeply nested expression": (RIGHT + "x = a" + ".b" * 100_000, "error", 0, "RecursionError"),
+    "deeply nested expression": ("RIGHT\nx = a" + ".b" * 100_000, "error", 0, "RecursionError"),
 }  # fmt: skip
+# These take all the time they are given, or end or talk over the whole sandbox.
+LOOPS = ["endless loop", "endless loop that swallows interrupts"]
+BREAKERS = ["200 children", "kills its parent", "forged answers", "threads"]
+BREAKERS += ["overwrites its parent's pipes"]
 # What root could write, and memory that no limit counts.
 UNWRITABLE = [
     "/proc/sys/kernel/core_pattern",
@@ -147,6 +154,46 @@ UNWRITABLE = [
 UNWRITABLE += ["/new", "/dev/new", "/root/new", "/usr/new"]
 if not COURSE.is_relative_to("/tmp"):  # there it is the sandbox's own /tmp, which may be written
     UNWRITABLE.append(f"{COURSE}/new")
+
+
+# What the right functions take from SciPy, which starts threads of its own.
+SOFTMAX = """
+def softmax(logits, axis):
+    r = np.exp(logits - logits.max(axis, keepdims=True))
+    return r / r.sum(axis, keepdims=True)
+"""
+
+
+def right_answer(exercise):
+    """The right function itself, which needs no compiler."""
+    return inspect.getsource(answers.find(exercise).oracle)
+
+
+def in_one_notebook(texts):
+    """Up to five attacks, each on an exercise of its own, between two right answers.
+
+    They share a start of the sandbox, as the exercises of any submission do.
+    Returns: the notebook, and exercise by attack.
+    """
+    where = dict(zip(texts, (f"02.{n}" for n in range(2, 7)), strict=False))
+    sources = {"02.1": right_answer("02.1")}
+    for name, exercise in where.items():
+        function = answers.find(exercise).function
+        text = texts[name].replace("EXERCISE", exercise)
+        text = text.replace("RIGHT", f"\n{right_answer(exercise)}\n")
+        text = text.replace("WRONG", f"\ndef {function}(*others):\n    return 0.0\n")
+        sources[exercise] = text.replace("FUNCTION", function)
+    sources["02.7"] = right_answer("02.7")
+    made = nbformat.v4.new_notebook()
+    made.cells.append(nbformat.v4.new_code_cell(SETUP + SOFTMAX, metadata={"tags": ["setup"]}))
+    for exercise, text in sources.items():
+        named = {"nbgrader": {"grade_id": assign.grade_id("answer", exercise)}}
+        made.cells.append(nbformat.v4.new_code_cell(text, metadata=named))
+    return made, where
+
+
+def in_fives(names):
+    return [names[n : n + 5] for n in range(0, len(names), 5)]
 
 
 def notebook(answer, setup=SETUP, good=GOOD):
@@ -195,7 +242,7 @@ def delete_them(paths):
         " try: os.remove(path)\n"
         " except OSError: pass\n"
         " try: open(path, 'w').write('harm')\n"
-        " except OSError: pass\n" + RIGHT
+        " except OSError: pass\nRIGHT"
     )
 
 
@@ -211,10 +258,11 @@ def fingerprint(*folders):
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
-    """All attacks in one folder, graded once: (rows by student and exercise, what happened)."""
+    """All attacks, graded once: their rows, each with those of its neighbours; what happened."""
     base = tmp_path_factory.mktemp("hostile")
-    folder, journal = base / "submissions", base / "grades.unfinished"
+    folder, alone, journal = base / "submissions", base / "alone", base / "grades.unfinished"
     folder.mkdir()
+    alone.mkdir()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.2)
     port = listener.getsockname()[1]
@@ -229,29 +277,41 @@ def graded(tmp_path_factory):
     texts["calls home"] = (
         f"import socket\nsocket.create_connection(('127.0.0.1', {port}), timeout=2).send(b'x')"
     )
-    for name, text in texts.items():
-        nbformat.write(notebook(text), folder / f"{name}.ipynb")
+    # Who is stopped while others run beside it is graded once more: those in one notebook, and
+    # whoever costs many starts or much time in a run of its own.
+    others = [name for name in texts if name not in [*BREAKERS, *LOOPS]]
+    others.sort(key=lambda name: name in ATTACKS and ATTACKS[name][1] in ("stopped", None))
+    place = {}  # attack -> (student, exercise)
+    for group in [*in_fives(others), BREAKERS, LOOPS]:
+        student = f"student {len(place)}"
+        made, where = in_one_notebook({name: texts[name] for name in group})
+        nbformat.write(made, (folder if group[0] in others else alone) / f"{student}.ipynb")
+        place |= {name: (student, exercise) for name, exercise in where.items()}
     (folder / "not json.ipynb").write_text("{'cells': oh no")
     (folder / "notes.txt").write_text("not a notebook")
-    nbformat.write(notebook(RIGHT, good=""), folder / "missing cell.ipynb")
+    shifted = notebook(RIGHT.replace("x - alpha", "shifted(x) - alpha"), good="")
+    shifted.cells.insert(0, nbformat.v4.new_code_cell("def shifted(x):\n    return x"))
+    nbformat.write(shifted, folder / "missing cell.ipynb")
     twice = notebook(RIGHT)
     twice.cells += [nbformat.v4.new_code_cell(c.source, metadata=c.metadata) for c in twice.cells]
     nbformat.write(twice, folder / "every cell twice.ipynb")
 
     before = fingerprint(folder, COURSE / "solutions", COURSE / "diffusion_course")
-    settings = batch.Settings(SECRET, limits=sandbox.Limits(seconds=SECONDS, processes=48), jobs=2)
-    begin = time.monotonic()
-    found = batch.grade(folder, journal, settings)
-    seconds = time.monotonic() - begin
+    limits = sandbox.Limits(processes=48)
+    found = batch.grade(folder, journal, batch.Settings(SECRET, limits=limits, jobs=2)).rows
+    limits = sandbox.Limits(seconds=SECONDS, processes=48)
+    settings = batch.Settings(SECRET, limits=limits, jobs=1)
+    found += batch.grade(alone, base / "alone.unfinished", settings).rows
     try:
         connection = listener.accept()
     except TimeoutError:
         connection = None
     listener.close()
     after = fingerprint(folder, COURSE / "solutions", COURSE / "diffusion_course")
-    rows = {(row.student, row.exercise): row for row in found.rows}
-    happened = {"before": before, "after": after, "connection": connection, "seconds": seconds}
-    return rows, happened | {"rows": found.rows}
+    rows = {(row.student, row.exercise): row for row in found}
+    attacked = {name: rows[where] for name, where in place.items()}
+    happened = {"before": before, "after": after, "connection": connection}
+    return rows, happened | {"attacked": attacked, "rows": found}
 
 
 @needs_bubblewrap
@@ -260,41 +320,43 @@ def test_there_is_a_sandbox():
 
 
 @needs_bubblewrap
-@pytest.mark.parametrize("student", ATTACKS)
-def test_an_attack_gets_its_row_and_costs_one_exercise_only(graded, student):
-    rows, _ = graded
-    _, status, points, says = ATTACKS[student]
-    row = rows[student, "02.2"]
-    assert row.points == points and says in row.message, row
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_gets_its_row_and_costs_one_exercise_only(graded, name):
+    rows, happened = graded
+    _, status, share, says = ATTACKS[name]
+    row = happened["attacked"][name]
+    assert row.points == share * row.out_of and says in row.message, row
     assert status is None or row.status == status, row
-    assert rows[student, "02.1"].status == "right", rows[student, "02.1"]
-    assert rows[student, "02.3"].status == "missing"
+    for neighbour in ("02.1", "02.7"):  # before it and behind it
+        assert rows[row.student, neighbour].status == "right", rows[row.student, neighbour]
 
 
 @needs_bubblewrap
 def test_nothing_secret_can_be_read(graded):
-    row = graded[0]["reads what it must not", "02.2"]
+    row = graded[1]["attacked"]["reads what it must not"]
     assert row.message.startswith("your code raised RuntimeError: seen: []; nothing else"), row
 
 
 @needs_bubblewrap
 def test_nothing_can_be_written_but_temporary_files(graded):
-    row = graded[0]["writes where it must not", "02.2"]
+    row = graded[1]["attacked"]["writes where it must not"]
     assert row.message.startswith("your code raised RuntimeError: opened: []; nothing else"), row
 
 
 @needs_bubblewrap
 def test_nothing_was_deleted_or_changed(graded):
-    rows, happened = graded
-    assert rows["deletes", "02.2"].status == "right"  # it harmed nothing, so its answer counts
+    happened = graded[1]
+    assert (
+        happened["attacked"]["deletes"].status == "right"
+    )  # it harmed nothing, so its answer counts
     assert happened["before"] == happened["after"]
 
 
 @needs_bubblewrap
 def test_no_connection_reached_the_outside(graded):
-    rows, happened = graded
+    happened = graded[1]
     assert happened["connection"] is None
-    assert "ConnectionRefusedError" in rows["calls home", "02.2"].message
+    assert "ConnectionRefusedError" in happened["attacked"]["calls home"].message
 
 
 @needs_bubblewrap
@@ -332,10 +394,10 @@ def test_files_that_are_no_submissions_have_a_row(graded):
 
 
 @needs_bubblewrap
-def test_missing_and_repeated_cells(graded):
+def test_missing_and_repeated_cells_and_those_that_an_answer_uses(graded):
     rows, _ = graded
-    assert rows["missing cell", "02.1"].status == "missing"
-    assert rows["missing cell", "02.2"].status == "right"
+    assert rows["missing cell", "02.1"].status == rows["missing cell", "02.3"].status == "missing"
+    assert rows["missing cell", "02.2"].status == "right"  # with a function of another cell
     assert rows["every cell twice", "02.1"].status == "right"
     assert rows["every cell twice", "02.2"].status == "right"
 
@@ -351,7 +413,7 @@ def small_folder(folder, count=3):
 
 @needs_bubblewrap
 def test_the_same_seed_gives_the_same_files(tmp_path):
-    small_folder(tmp_path / "subs", 2)
+    small_folder(tmp_path / "subs", 1)
     for name in ("a", "b"):
         settings = batch.Settings(SECRET)
         found = batch.grade(tmp_path / "subs", tmp_path / f"{name}.unfinished", settings)
@@ -362,10 +424,15 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
     assert a == b
 
 
-@needs_bubblewrap
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     small_folder(tmp_path / "subs")
     journal, settings = tmp_path / "grades.unfinished", batch.Settings(SECRET, jobs=1)
+
+    def grade_one(s, settings):  # rows that depend on all that a run depends on
+        text = f"{s.sha256} {settings.numbers()}"
+        return [batch.Row(s.student, e, 1, 2, "wrong", text, s.path) for e in ("02.1", "02.2")]
+
+    monkeypatch.setattr(batch, "grade_one", grade_one)
 
     class Interrupted(Exception):
         pass
@@ -383,9 +450,9 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     again = batch.grade(tmp_path / "subs", journal, settings, lambda n, total: seen.append(n))
     assert seen == [1, 2, 3] and again.submissions == 2
     fresh = batch.grade(tmp_path / "subs", tmp_path / "fresh.unfinished", settings)
-    assert again.rows == fresh.rows
+    assert again.rows == fresh.rows and len(again.rows) == 6
     other = batch.grade(tmp_path / "subs", journal, batch.Settings("another seed"))
-    assert other.submissions == 3
+    assert other.submissions == 3 and other.rows != again.rows
 
 
 def test_without_a_sandbox_the_command_refuses_and_says_how(tmp_path, monkeypatch, capsys):
@@ -404,16 +471,6 @@ def test_without_a_sandbox_the_command_refuses_and_says_how(tmp_path, monkeypatc
     rows = json.loads((tmp_path / "grades.json").read_text())
     by_exercise = {row["exercise"]: row["status"] for row in rows}
     assert by_exercise["02.1"] == "right" and by_exercise["02.2"] == "wrong"
-
-
-@needs_bubblewrap
-def test_an_answer_may_use_another_cell(tmp_path):
-    (tmp_path / "subs").mkdir()
-    made = notebook(RIGHT.replace("x - alpha", "shifted(x) - alpha"))
-    made.cells.insert(0, nbformat.v4.new_code_cell("def shifted(x):\n    return x"))
-    nbformat.write(made, tmp_path / "subs" / "a.ipynb")
-    found = batch.grade(tmp_path / "subs", tmp_path / "j", batch.Settings(SECRET))
-    assert {r.exercise: r.status for r in found.rows}["02.2"] == "right"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap needs Linux")
@@ -445,7 +502,7 @@ def test_a_flood_of_lines_wins_no_time(monkeypatch):
     monkeypatch.setattr(sandbox, "_GRACE_SECONDS", 0)
     job = sandbox.Job("02.2", "f", [], [], [[()]])
     ours, theirs = os.pipe()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60  # a hang; it should take a second
 
     def flood():
         with contextlib.suppress(BrokenPipeError):
@@ -564,7 +621,7 @@ def test_huge_notebooks_cost_the_grader_little(count, source, says, tmp_path):
     else:
         job = batch._job(found[0], answers.find("02.2"), [[]])
         assert len(job.cells) == count and all(cell["answer"] for cell in job.all_cells)
-    assert time.monotonic() - begin < 30  # minutes to hours, if every cell is compared with every
+    assert time.monotonic() - begin < 300  # hours, if every cell is compared with every
 
 
 @pytest.mark.parametrize("source", ["-" * 10**6 + "1", "a" + ".b" * 400_000, "def\n" * 200_000])
@@ -573,4 +630,4 @@ def test_whether_a_cell_answers_is_seen_without_parsing_it(source):
     begin = time.monotonic()
     assert not submissions._defines(f"{name}\n{source}", name)
     assert submissions._defines(f"{source}\ndef {name}(x):", name)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 300  # parsing these takes all memory, or for ever

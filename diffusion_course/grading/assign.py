@@ -33,12 +33,15 @@ def grade_id(role: str, exercise: str) -> str:
 def complete(cells) -> list:
     """The cells of a source with what the exercises' specifications know, without metadata yet.
 
-    Raises: ValueError for an unknown exercise, or a head without its kind and minutes.
+    Raises: ValueError for an unknown exercise, a head without its kind and minutes, or a cell that
+      checks an answer, which is added here.
     """
     completed = []
     for cell in cells:
         if cell.cell_type == "markdown":
             cell.source = _HEAD.sub(_full_head, cell.source)
+        if cell.metadata.get("role") == "check":
+            raise ValueError(f"the cell {cell.source!r} is added to the answer's: remove it")
         completed.append(cell)
         if cell.metadata.get("role") == "answer":
             cell.metadata.pop("lines_to_next_cell", None)  # jupytext's: the next is another now
