@@ -258,11 +258,11 @@ def test_every_term_and_gradient_is_finite_at_the_ends():
         ),
         (
             lambda: bound.split_output(jnp.ones((2, 3))),
-            r"y must have an even number of channels, got shape \(2, 3\)",
+            r"y must have an even number of channels, got shape \[2, 3\]",
         ),
         (
             lambda: bound.discretized_log_likelihood(jnp.ones(2), 0.0, 0.0, 1),
-            "levels must be at least 2, got 1",
+            "levels must be a whole number at least 2, got 1",
         ),
         (
             lambda: bound.evaluate(None, CHAIN, jnp.ones((2, 1)), [1.0, 0.5], jax.random.key(0)),
