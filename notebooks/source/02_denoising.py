@@ -570,7 +570,7 @@ assert np.allclose(parameterization.determinant("flow", flow, clock), -1, atol=1
 # ## 6 · From the bound to the simple loss
 #
 # Why do we train with squared error at all? We want a model $p_\theta$ that gives real data a high
-# probability. This probability cannot be computed, so DDPM minimises an upper bound on
+# probability. We cannot compute this probability directly, so DDPM minimises an upper bound on
 # $-\log p_\theta(x_0)$ (Ho et al. 2020, eq. 5). Here $q$ stands for the distributions of the noising
 # chain, and KL is the Kullback–Leibler divergence, $\mathrm{KL}(q\,\|\,p) = \int q \log (q/p)$. It is 0
 # if both distributions are the same, and positive otherwise.
