@@ -976,9 +976,9 @@ assert abs(float(gain.mean()) - 1) < 1e-4
 # *scale* of continuous data gives one bit per dimension for free.
 #
 # **The lesson.** Before you compare two numbers in bits per dimension, ask three questions. Is it a
-# probability or a density? How many grey levels are there? On which scale are the data? If noise was added to
-# the pixels (dequantisation, chapter 10), ask a fourth: was the cost of this noise counted? If two papers give
-# different answers, their numbers cannot be compared.
+# probability or a density? How many grey levels are there? On which scale are the data? If noise was added
+# to the pixels (dequantisation, chapter 10), ask a fourth: was the cost of this noise counted? If two
+# papers give different answers, their numbers cannot be compared.
 
 # %% [markdown]
 # ## 10 · What to inspect
@@ -1035,8 +1035,8 @@ assert 4 * both_se < difference < 0.4
 # **Try it yourself.** (a) Which grid of 32 times gives the fewest bits on digits? Put another falling grid
 # into `chain_of` instead of `sampling.uniform(T)`, for example one whose last time stays at 1/32. (b) Where
 # should rounding begin? What happens with 0.02 instead of 0.01, and why? (c) Tell the network the digit's
-# class: `denoiser.denoiser(model, q, "v", labels)`. How many bits does this save, and how many would the label
-# itself cost?
+# class: `denoiser.denoiser(model, q, "v", labels)`. How many bits does this save, and how many would the
+# label itself cost?
 #
 # **Words introduced.** Evidence lower bound (the bound), prior term, transition term, reconstruction,
 # bits per dimension, hybrid objective, stop-gradient, learned variance, discretised likelihood,

@@ -124,8 +124,9 @@ assert rms(twenty - thousand) < 0.15 < 0.3 < rms(ddpm - thousand)
 # belong together. So we may choose this.
 #
 # Given $x_0$, if we know $x_t$ then we also know its noise, $\varepsilon = (x_t - \alpha_t x_0)/\sigma_t$.
-# We let the noise at $s < t$ be a mix of this old noise and fresh noise $z$. For example, with $c =
-# 0.6\,\sigma_s$ we keep a part of the old noise, and $g = 0.8\,\sigma_s$ of fresh noise fills up the rest:
+# We let the noise at $s < t$ be a mix of this old noise and fresh noise $z$. For example, with
+# $c = 0.6\,\sigma_s$ we keep a part of the old noise, and $g = 0.8\,\sigma_s$ of fresh noise fills up the
+# rest:
 #
 # $$x_s = \alpha_s x_0 + c\,\varepsilon + g\,z, \qquad c^2 + g^2 = \sigma_s^2. \tag{1}$$
 #
@@ -705,10 +706,10 @@ assert found["line"][2] > found["one end"][2] - 0.02
 # $$\hat x = \hat x_0 + \frac{h}{2h'}\big(\hat x_0 - \hat x_0'\big), \qquad
 # x_s = \frac{\sigma_s}{\sigma_t}\,x_t + \Big(\alpha_s - \alpha_t\frac{\sigma_s}{\sigma_t}\Big)\hat x. \tag{8}$$
 #
-# The second formula is DDIM's step without $\varepsilon$. Its bracket is the paper's $-\alpha_s(e^{-h} -
-# 1)$. The first formula extrapolates the guess to the middle of the step, where it is a better average of
-# the whole step. The first step has no step before it, so it is plain DDIM. A step to $\sigma_s = 0$ is
-# plain DDIM too, because $h$ is infinite there.
+# The second formula is DDIM's step without $\varepsilon$. Its bracket is the paper's
+# $-\alpha_s(e^{-h} - 1)$. The first formula extrapolates the guess to the middle of the step, where it is a
+# better average of the whole step. The first step has no step before it, so it is plain DDIM. A step to
+# $\sigma_s = 0$ is plain DDIM too, because $h$ is infinite there.
 
 
 # %% tags=["comparison"]
@@ -946,8 +947,8 @@ assert spread["A", 1.0] > 1.5 * 0.5 and spread["A", 0.3] > 1.1 * 0.5
 # find it. The test for it is $c^2 + g^2 = \sigma_s^2$ at some $\eta$ in between.
 #
 # Now bug B. We take data that are a single point. Then *every* spread that is left comes from the sampler.
-# We compute it for two common schedules. After that we look at MNIST, where the sampler stops at $t =
-# 0.001$ and, one step too early, at $t = 0.05$.
+# We compute it for two common schedules. After that we look at MNIST, where the sampler stops at
+# $t = 0.001$ and, one step too early, at $t = 0.05$.
 
 # %%
 residual = {}
@@ -988,8 +989,8 @@ assert all(0.6 < value / float(p.sigma(end)) < 1.5 for end, value in grain.items
 # but every pixel is wrong by about a grey level. With the scaled linear schedule it is wrong by four. If
 # you then measure, compress or train on such samples, this noise is part of your data.
 #
-# **The lesson.** Run a sampler on a point mass. Its result must be exactly this point. In this course $t =
-# 0$ *is* the data, so nobody can write the bug by accident. In other libraries, look at the last two
+# **The lesson.** Run a sampler on a point mass. Its result must be exactly this point. In this course
+# $t = 0$ *is* the data, so nobody can write the bug by accident. In other libraries, look at the last two
 # numbers of the grid.
 
 # %% [markdown]
