@@ -4,11 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from diffusion_course.checks import concrete
+from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser, denoiser
-from diffusion_course.process import Process, expand
+from diffusion_course.process import Process, expand, levels
+
+EPS = np.finfo(np.float32).eps
 
 
 def classifier_free(D_cond: Denoiser, D_uncond: Denoiser, w) -> Denoiser:
@@ -20,11 +23,19 @@ def classifier_free(D_cond: Denoiser, D_uncond: Denoiser, w) -> Denoiser:
     Args:
       D_cond: the conditional denoiser.
       D_uncond: the unconditional denoiser.
-      w: guidance scale: a scalar (it may be traced), an array that broadcasts against x, or a
-        function of time such as `limited`, which gets t in a shape that broadcasts against x.
+      w: guidance scale: a number (it may be traced), one per example [B], an array that
+        broadcasts to x, or a function of time such as `limited`, which gets t as a scalar or
+        [B, 1, …, 1] and returns one of these.
 
+    Returns: D(x, t). Raises: ValueError, from D, if w or an estimate does not have such a shape.
     Source: Ho & Salimans 2022, eq. 6 (arXiv:2207.12598).
+
+    >>> D_cond, D_uncond = lambda x, t: x + 1, lambda x, t: x
+    >>> guided = classifier_free(D_cond, D_uncond, 3.0)
+    >>> guided(jnp.zeros((2, 1)), 0.5).tolist()
+    [[3.0], [3.0]]
     """
+    _check_scale("w", w)
 
     def D(x, t):
         return _extrapolate(D_cond(x, t), D_uncond(x, t), w, x, t)
@@ -41,18 +52,29 @@ def classifier_free_batched(
       model: ``model(x, t, cond)``.
       p: the process.
       kind: what the model predicts.
-      labels: of the conditional half, [B].
-      null: of the unconditional half, [B].
+      labels: of the conditional half, whole numbers [B].
+      null: of the unconditional half, whole numbers [B].
       w: guidance scale, as in `classifier_free`.
       share: as in `rescale`; without it nothing is rescaled.
 
-    Raises: ValueError unless share is in [0, 1].
+    Returns: D(x, t), x [B, …]. Raises: ValueError unless labels and null are whole numbers [B], at
+    most the model's null label, and share is in [0, 1]; from D, if x has another B.
     """
-    if share is not None:
-        _check_share(share)
-    both = denoiser(model, p, kind, jnp.concatenate([labels, null]))
+    _check_scale("w", w)
+    share = None if share is None else _check_share(share)
+    # A plain function has no null label that would bound the others.
+    most = getattr(model, "null_label", None)
+    most = np.iinfo(np.int32).max if most is None else most
+    shape = np.shape(labels)[:1]
+    checks.labels("labels", labels, shape, most)
+    checks.labels("null", null, shape, most)
+    both = denoiser(model, p, kind, jnp.concatenate([jnp.asarray(labels), jnp.asarray(null)]))
 
     def D(x, t):
+        if x.shape[:1] != shape:
+            raise ValueError(
+                f"labels must be one per example, {list(x.shape[:1])}, got shape {list(shape)}"
+            )
         times = jnp.broadcast_to(t, x.shape[:1])
         estimates = both(jnp.concatenate([x, x]), jnp.concatenate([times, times]))
         conditional, unconditional = jnp.split(estimates, 2)
@@ -62,8 +84,29 @@ def classifier_free_batched(
     return D
 
 
+def _check_scale(argument: str, given) -> None:
+    if not callable(given):
+        checks.within(argument, given, -np.inf, np.inf, ends="()")
+
+
+def _scale_for(argument: str, scale, x: Array) -> Array:
+    """A scale that multiplies x: a number, [B] as one per example, or what broadcasts to x."""
+    scale = jnp.asarray(scale, jnp.float32)
+    # One per example: a [B] left as it is would be one per channel.
+    scale = expand(scale, x) if scale.shape == x.shape[:1] else scale
+    if scale.ndim == 1 and x.ndim > 1:
+        raise ValueError(
+            f"{argument} must be a number, one per example {list(x.shape[:1])}, or broadcast to "
+            f"x, {list(x.shape)}; got shape {list(scale.shape)}"
+        )
+    checks.broadcasts(argument, scale, "x", x)
+    return scale
+
+
 def _extrapolate(conditional: Array, unconditional: Array, w, x: Array, t) -> Array:
-    scale = w(expand(t, x)) if callable(w) else w
+    checks.same_shape("D_cond(x, t)", conditional, "x", x)
+    checks.same_shape("D_uncond(x, t)", unconditional, "x", x)
+    scale = _scale_for("w", w(expand(t, x)) if callable(w) else w, x)
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -72,18 +115,42 @@ def limited(w, low: float, high: float) -> Callable[[Array], Array]:
 
     Guidance does harm where noise is high and nothing where it is low; between them it helps.
 
+    Args:
+      w: the scale, a number, one per example [B], or an array that broadcasts to x.
+      low: where it begins, a time.
+      high: where it ends, a time.
+
+    Returns: a function of time, for the w of this module's other functions.
     Raises: ValueError unless 0 <= low < high <= 1.
     Source: Kynkäänniemi et al. 2024, section 3 (arXiv:2404.07724), in t instead of sigma.
+
+    >>> w = limited(3.0, 0.2, 0.6)
+    >>> [float(w(t)) for t in (0.1, 0.5, 0.9)]
+    [1.0, 3.0, 1.0]
     """
-    if concrete(low, high) and not 0 <= low < high <= 1:
+    _check_scale("w", w)
+    if checks.concrete(low, high) and not 0 <= low < high <= 1:
         raise ValueError(f"low and high must satisfy 0 <= low < high <= 1, got {low} and {high}")
-    return lambda t: jnp.where((t >= low) & (t <= high), w, 1.0)
+
+    def scale(t):
+        # Times of their own come as [B, 1, …, 1], and one scale per example goes along.
+        each = expand(w, t) if np.ndim(w) == 1 and np.ndim(t) > 1 else w
+        return jnp.where((t >= low) & (t <= high), each, 1.0)
+
+    return scale
 
 
 def interval(D_cond: Denoiser, D_uncond: Denoiser, w, low: float, high: float) -> Denoiser:
     """`classifier_free` with a `limited` scale.
 
-    Raises: ValueError unless 0 <= low < high <= 1.
+    Args:
+      D_cond: the conditional denoiser.
+      D_uncond: the unconditional denoiser.
+      w: guidance scale, as in `limited`.
+      low: where guidance begins, a time.
+      high: where it ends, a time.
+
+    Returns: D(x, t). Raises: ValueError unless 0 <= low < high <= 1.
     """
     return classifier_free(D_cond, D_uncond, limited(w, low, high))
 
@@ -92,12 +159,20 @@ def rescale(D_cond: Denoiser, D_uncond: Denoiser, w, share: float = 0.7) -> Deno
     """`classifier_free` whose estimates are scaled back to the conditional one's deviation.
 
     Large w makes pictures too rich in contrast. Each example is multiplied by
-    ``share·std(D_c)/std(D_guided) + 1 − share``, both standard deviations over all its pixels.
+    ``share·std(D_c)/std(D_guided) + 1 − share``, both standard deviations over all its pixels. A
+    guided estimate without any deviation, a flat picture, stays as it is.
 
-    Raises: ValueError unless share is in [0, 1].
+    Args:
+      D_cond: the conditional denoiser.
+      D_uncond: the unconditional denoiser.
+      w: guidance scale, as in `classifier_free`.
+      share: how far it is scaled back, in [0, 1].
+
+    Returns: D(x, t). Raises: ValueError unless share is in [0, 1].
     Source: Lin et al. 2024, eq. 15–16 (arXiv:2305.08891), applied to x0.
     """
-    _check_share(share)
+    _check_scale("w", w)
+    share = _check_share(share)
 
     def D(x, t):
         conditional = D_cond(x, t)
@@ -107,15 +182,23 @@ def rescale(D_cond: Denoiser, D_uncond: Denoiser, w, share: float = 0.7) -> Deno
     return D
 
 
-def _check_share(share) -> None:
-    if concrete(share) and not 0 <= share <= 1:
-        raise ValueError(f"share must be in [0, 1], got {share}")
+def _check_share(share):
+    share = checks.number("share", share)
+    checks.within("share", share, 0, 1)
+    return share
 
 
 def _restore_deviation(guided: Array, conditional: Array, share) -> Array:
     axes = tuple(range(1, guided.ndim))
-    wanted, got = (jnp.std(y, axis=axes, keepdims=True) for y in (conditional, guided))
-    return guided * (share * wanted / got + 1 - share)
+    wanted, got = (jnp.var(y, axis=axes, keepdims=True) for y in (conditional, guided))
+    # The sums behind a mean round: what they leave of a flat picture's deviation is no contrast.
+    size = jnp.mean(guided**2, axis=axes, keepdims=True)
+    flat = got <= (100 * EPS) ** 2 * size
+    # The root is taken of the ratio, and of 1 where it would be 0: there its slope is infinite.
+    ratio = jnp.where(flat, 1.0, wanted / jnp.where(flat, 1.0, got))
+    some = ratio > 0
+    factor = jnp.where(some, jnp.sqrt(jnp.where(some, ratio, 1.0)), 0.0)
+    return guided * (share * factor + 1 - share)
 
 
 def classifier(
@@ -124,24 +207,35 @@ def classifier(
     """Classifier guidance: ``D + scale·(sigma²/alpha)·grad_x log p(y | x_t)``.
 
     With scale = 1 and the exact classifier of noisy data it is the conditional denoiser, by
-    Bayes' rule for scores and Tweedie's formula. Where alpha = 0 a state tells nothing about its
-    class, and D stays as it is.
+    Bayes' rule for scores and Tweedie's formula. Where float32 holds no signal beside the noise a
+    state tells nothing about its class, and D stays as it is.
 
     Args:
       D: the unconditional denoiser.
       p: the process.
       log_prob: ``(x, t) -> [B]``, the log-probability of each example's wanted class.
-      scale: strength, a scalar.
+      scale: strength: a number, one per example [B], or what broadcasts to x.
 
+    Returns: D(x, t). Raises: ValueError, from D, if scale or log_prob has another shape.
     Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
     """
+    _check_scale("scale", scale)
 
     def guided(x, t):
-        # The sum keeps examples apart: each one's gradient is its own, whatever the batch.
-        gradient = jax.grad(lambda x: log_prob(x, t).sum())(x)
-        alpha, sigma = expand(p.alpha(t), x), expand(p.sigma(t), x)
-        factor = jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1.0), 0.0)
-        return D(x, t) + scale * factor * gradient
+        def total(x):
+            each = log_prob(x, t)
+            if each.shape != x.shape[:1]:
+                raise ValueError(
+                    f"log_prob(x, t) must have shape {list(x.shape[:1])}, one number per example, "
+                    f"got shape {list(each.shape)}"
+                )
+            # The sum keeps examples apart: each one's gradient is its own, whatever the batch.
+            return each.sum()
+
+        alpha, sigma = levels(p, t, x)
+        signal = alpha > EPS * sigma
+        factor = jnp.where(signal, sigma**2 / jnp.where(signal, alpha, 1.0), 0.0)
+        return D(x, t) + _scale_for("scale", scale, x) * factor * jax.grad(total)(x)
 
     return guided
 
@@ -150,16 +244,30 @@ def inpaint(D: Denoiser, known: Array, mask: Array) -> Denoiser:
     """The denoiser that knows some pixels: its estimate there is the truth.
 
     Every sampler then moves these pixels along q(x_s | x_t, x0 = known), at the right noise level
-    all the way, and ends in them exactly. What the rest makes of it is the network's.
+    all the way, and ends in them exactly. The denoiser fills in the other pixels.
 
     Args:
       D: the denoiser.
-      known: the picture [B, …]; only where the mask is True does it count.
-      mask: True for known pixels, broadcasts against known.
+      known: the picture [B, …], float32; only where the mask is True does it count.
+      mask: True, or 1, for known pixels and False, or 0, for the others; broadcasts to known.
 
+    Returns: D(x, t). Raises: ValueError if the mask holds other values, if it does not broadcast
+    to known or, from D, known does not broadcast to x.
     Source: Lugmayr et al. 2022, eq. 8 (arXiv:2201.09865), with the sampler's own noise.
+
+    >>> known, mask = jnp.full((1, 3), 0.5), np.array([True, False, True])
+    >>> inpaint(lambda x, t: 0 * x, known, mask)(jnp.ones((1, 3)), 0.4).tolist()
+    [[0.5, 0.0, 0.5]]
     """
-    return lambda x, t: jnp.where(mask, known, D(x, t))
+    known = checks.state("known", known)
+    mask = checks.binary("mask", mask)
+    checks.broadcasts("mask", mask, "known", known)
+
+    def completed(x, t):
+        checks.broadcasts("known", known, "x", x)
+        return jnp.where(mask, known, D(x, t))
+
+    return completed
 
 
 def match_coarse(D: Denoiser, coarse: Array) -> Denoiser:
@@ -171,12 +279,13 @@ def match_coarse(D: Denoiser, coarse: Array) -> Denoiser:
 
     Args:
       D: the denoiser of pictures [B, H, W, C].
-      coarse: [B, h, w, C] (B may be 1), where H and W are multiples of h and w.
+      coarse: [B, h, w, C], float32 (B may be 1), where H and W are multiples of h and w.
 
-    Raises: ValueError, from the denoiser, if the shapes do not fit.
+    Returns: D(x, t). Raises: ValueError, from D, if the shapes do not fit.
     Source: Wang, Yu & Zhang 2023, DDNM, for averages (arXiv:2212.00490); Choi et al. 2021
     (arXiv:2108.02938), there with another filter and at the level of x_t.
     """
+    coarse = checks.state("coarse", coarse)
 
     def matched(x, t):
         x0 = D(x, t)
@@ -190,10 +299,12 @@ def match_coarse(D: Denoiser, coarse: Array) -> Denoiser:
 
 
 def _blocks(fine: tuple[int, ...], coarse: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of the blocks of fine pixels that are one coarse pixel each."""
     fits = len(coarse) == len(fine) == 4 and coarse[0] in (1, fine[0]) and coarse[3] == fine[3]
+    fits = fits and 0 not in coarse[1:3]
     if not (fits and fine[1] % coarse[1] == 0 and fine[2] % coarse[2] == 0):
         raise ValueError(
-            f"coarse must have shape [B or 1, h, w, C] whose h and w divide those of {fine}, "
-            f"got {coarse}"
+            f"coarse must have shape [B or 1, h, w, C] whose h and w divide those of {list(fine)}, "
+            f"got {list(coarse)}"
         )
     return fine[1] // coarse[1], fine[2] // coarse[2]

@@ -4,14 +4,16 @@ A sampler knows a process and calls a denoiser; it holds no counters and no sche
 times belongs to `diffusion_course.sampling`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from diffusion_course.checks import concrete
+from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser
 from diffusion_course.process import Process, expand, levels, posterior, transition
 
@@ -28,76 +30,154 @@ class Sampler(NamedTuple):
     step: Callable[[Denoiser, Array, Array, Array, Array, Any], tuple[Array, Any]]
 
 
-def _no_memory(x: Array) -> tuple:
+def no_memory(x: Array) -> tuple:
+    """The `init` of a sampler that remembers nothing."""
     return ()
 
 
-def ddpm(process: Process, variance: str = "posterior", temperature: float = 1.0) -> Sampler:
+def _denoise(D: Denoiser, x: Array, t) -> Array:
+    """D(x, t), in the precision of x. Of another shape it would broadcast, and spoil every step."""
+    x0 = jnp.asarray(D(x, t), x.dtype)
+    checks.same_shape("D(x, t)", x0, "x", x)
+    return x0
+
+
+def _estimates(p: Process, D: Denoiser, x: Array, t) -> tuple[Array, Array]:
+    """The estimates of x0 and of eps at time t; an eps of 0 where float32 holds no noise."""
+    alpha, sigma = levels(p, t, x)
+    x0 = _denoise(D, x, t)
+    noisy = sigma > 0
+    return x0, jnp.where(noisy, (x - alpha * x0) / jnp.where(noisy, sigma, 1.0), 0.0)
+
+
+def _root(variance: Array) -> Array:
+    """Its square root; 0, and so is the gradient, at 0 and where rounding made it negative."""
+    positive = variance > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+
+
+def _check_temperature(temperature):
+    temperature = checks.number("temperature", temperature)
+    checks.within("temperature", temperature, 0, np.inf, ends="[)")
+    return temperature
+
+
+def ddpm(p: Process, variance: str = "posterior", temperature: float = 1.0) -> Sampler:
     """Ancestral sampler: draws x_s from q(x_s | x_t, x0 = D(x_t, t)).
 
     One evaluation per step, on any grid. The step to s = 0 adds no noise and returns D(x, t).
 
     Args:
-      process: signal and noise levels.
+      p: signal and noise levels.
       variance: "posterior" is the variance of q(x_s | x_t, x0), exact when the data is one point;
         "transition" is that of q(x_t | x_s), exact when the data is standard normal.
-      temperature: factor of the noise; below 1 the samples are less diverse.
+      temperature: factor of the noise, at least 0; below 1 the samples are less diverse.
 
-    Raises: ValueError for another variance or a negative temperature.
+    Raises: ValueError if variance is neither of the two, or temperature is negative.
     Source: Ho, Jain & Abbeel 2020, algorithm 2 and section 3.2 (arXiv:2006.11239).
+
+    >>> from diffusion_course import process
+    >>> step = ddpm(process.vp_cosine()).step
+    >>> x, D = jnp.ones((2, 3)), lambda x, t: 0.5 * x
+    >>> x_s, _ = step(D, x, 0.2, 0.0, jax.random.key(0), ())
+    >>> x_s.tolist()
+    [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
     """
-    if variance not in ("posterior", "transition"):
-        raise ValueError(f'variance must be "posterior" or "transition", got {variance!r}')
-    _check_temperature(temperature)
+    checks.one_of("variance", variance, ("posterior", "transition"))
+    temperature = _check_temperature(temperature)
 
     def step(D, x, t, s, key, state):
-        mean, posterior_variance = posterior(process, D(x, t), x, t, s)
-        if variance == "posterior":
-            chosen = posterior_variance
-        else:
-            chosen = jnp.where(s > 0, transition(process, t, s)[1], 0.0)
-        noise = temperature * jnp.sqrt(chosen) * jax.random.normal(key, x.shape, x.dtype)
-        return mean + noise, state
+        # What the denoiser sees at t, and the Gaussian that it implies at s.
+        mean, fresh = posterior(p, _denoise(D, x, t), x, t, s)
+        if variance == "transition":
+            fresh = jnp.where(s > 0, transition(p, t, s)[1], 0.0)
+        # A draw from it.
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        return mean + temperature * _root(fresh) * noise, state
 
-    return Sampler(_no_memory, step)
+    return Sampler(no_memory, step)
 
 
-def ddim(process: Process, eta: float = 0.0, temperature: float = 1.0) -> Sampler:
+def ddim(p: Process, eta: float = 0.0, temperature: float = 1.0) -> Sampler:
     """Denoising diffusion implicit sampler.
 
     One evaluation per step. ``eta = 0`` is deterministic; ``eta = 1`` has the variance of the
     DDPM posterior q(x_s | x_t, x0) for *any* s < t, so a strided grid needs no special case.
 
     Args:
-      process: signal and noise levels alpha(t), sigma(t).
+      p: signal and noise levels alpha(t), sigma(t).
       eta: the noise's standard deviation as a share of the posterior's, in [0, 1].
-      temperature: factor of the noise, beside eta: the rest of the step knows nothing of it.
+      temperature: factor of the fresh noise, at least 0; it changes nothing else in the step.
 
-    Raises:
-      ValueError: eta is outside [0, 1], or temperature is negative.
-
+    Raises: ValueError if eta is outside [0, 1] or temperature is negative.
     Source: Song, Meng & Ermon 2021, eq. 12 and 16 (arXiv:2010.02502).
+
+    >>> from diffusion_course import process
+    >>> step = ddim(process.rectified_flow()).step  # alpha = 1 − t, sigma = t
+    >>> x, D = jnp.full((1, 1), 4.0), lambda x, t: 0 * x  # x0 = 0: the state shrinks with t
+    >>> x_s, _ = step(D, x, 0.8, 0.4, jax.random.key(0), ())
+    >>> x_s.tolist()
+    [[2.0]]
     """
-    if concrete(eta) and not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
-    _check_temperature(temperature)
+    eta = checks.number("eta", eta)
+    checks.within("eta", eta, 0, 1)
+    temperature = _check_temperature(temperature)
 
     def step(D, x, t, s, key, state):
-        alpha_t, sigma_t = levels(process, t, x)
-        alpha_s, sigma_s = levels(process, s, x)
-        x0 = D(x, t)
-        eps = (x - alpha_t * x0) / sigma_t
-        noise_variance = eta**2 * posterior(process, x0, x, t, s)[1]
-        direction = jnp.sqrt(sigma_s**2 - noise_variance)
-        noise = jnp.sqrt(noise_variance) * jax.random.normal(key, x.shape, x.dtype)
-        return alpha_s * x0 + direction * eps + temperature * noise, state
+        alpha_s, sigma_s = levels(p, s, x)
+        # What the denoiser sees at t.
+        x0, eps = _estimates(p, D, x, t)
+        # How much of the noise at s is fresh, and how much of the old noise stays.
+        fresh = eta**2 * posterior(p, x0, x, t, s)[1]
+        kept = _root(sigma_s**2 - fresh)
+        # Both together.
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        return alpha_s * x0 + kept * eps + temperature * _root(fresh) * noise, state
 
-    return Sampler(_no_memory, step)
+    return Sampler(no_memory, step)
 
 
-def _check_temperature(temperature) -> None:
-    if concrete(temperature) and not temperature >= 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
+def repaint(sampler: Sampler, p: Process, repeats: int) -> Sampler:
+    """A sampler that takes every step several times, noising the state again in between.
+
+    For inpainting: each time, the unknown pixels can agree better with the known ones. It needs
+    `repeats` times the evaluations, and one for the step to s = 0.
+
+    Args:
+      sampler: one without memory, such as `ddpm` or `ddim`.
+      p: the process.
+      repeats: how often each step is taken, at least 1.
+
+    Raises: ValueError if repeats is below 1 or, where it runs, if the sampler has a memory.
+    Source: Lugmayr et al. 2022, algorithm 1 (arXiv:2201.09865), with jumps of one step.
+    """
+    repeats = checks.integer("repeats", repeats, 1)
+
+    def init(x):
+        state = sampler.init(x)
+        if jax.tree.leaves(state):
+            raise ValueError(
+                "sampler must have no memory of earlier steps, which repeats would confuse; "
+                f"got one that remembers {len(jax.tree.leaves(state))} arrays"
+            )
+        return state
+
+    def step(D, x, t, s, key, state):
+        scale, variance = transition(p, t, jnp.where(s > 0, s, t / 2))
+
+        def again(i, carry):
+            x, state = carry
+            down, up = jax.random.split(jax.random.fold_in(key, i))
+            # Down to s …
+            x_s, state = sampler.step(D, x, t, s, down, state)
+            # … and, but for the last time, back up to t.
+            back = scale * x_s + _root(variance) * jax.random.normal(up, x.shape, x.dtype)
+            return jnp.where((i < repeats - 1) & (s > 0), back, x_s), state
+
+        # To s = 0 there is one step: from the data there is no way back by a transition.
+        return jax.lax.fori_loop(0, jnp.where(s > 0, repeats, 1), again, (x, state))
+
+    return Sampler(init, step)
 
 
 # --------------------------------------------------------------------------------------------
@@ -107,164 +187,212 @@ def _check_temperature(temperature) -> None:
 # --------------------------------------------------------------------------------------------
 
 
-def _look(process: Process, D: Denoiser, x: Array, t) -> tuple[Array, Array]:
-    """The estimates of x0 and of eps at time t > 0."""
-    alpha, sigma = levels(process, t, x)
-    x0 = D(x, t)
-    return x0, (x - alpha * x0) / sigma
-
-
-def _gap(process: Process, t, s, like: Array) -> Array:
-    """How x_s changes with the slope eps between t and s; 0 where alpha(t) is.
-
-    ``sigma_s − alpha_s·sigma_t/alpha_t``. From a state without any signal there is no way in the
-    coordinate sigma/alpha, and DDIM's step, which needs x0 only, stands alone.
-    """
-    alpha_t, sigma_t = levels(process, t, like)
-    alpha_s, sigma_s = levels(process, s, like)
-    signal = alpha_t > 0
-    return jnp.where(signal, sigma_s - alpha_s * sigma_t / jnp.where(signal, alpha_t, 1.0), 0.0)
-
-
-def _mix(process: Process, x0: Array, eps: Array, s) -> Array:
-    alpha_s, sigma_s = levels(process, s, x0)
+def _state_at(p: Process, x0: Array, eps: Array, s) -> Array:
+    """Where DDIM's step ends: ``alpha_s·x0 + sigma_s·eps``."""
+    alpha_s, sigma_s = levels(p, s, x0)
     return alpha_s * x0 + sigma_s * eps
 
 
-def euler(process: Process) -> Sampler:
+def _has_signal(p: Process, t) -> Array:
+    """Whether float32 can hold any signal beside the noise of time t.
+
+    Where it cannot, a state says nothing about x0, sigma/alpha is infinite or nearly so, and there
+    is no way in that coordinate: DDIM's step, which needs x0 only, is all that can be done.
+    """
+    return p.alpha(t) > np.finfo(np.float32).eps * p.sigma(t)
+
+
+def _can_correct(p: Process, t, s) -> Array:
+    """Whether a step has signal where it begins and noise where it ends.
+
+    The step to s = 0 has none there: it returns x0, and a correction of eps would not count.
+    """
+    return _has_signal(p, t) & (p.sigma(s) > 0)
+
+
+def _slope_factor(p: Process, t, s, like: Array) -> Array:
+    """What a unit of eps adds to x_s between t and s; 0 where time t has no signal.
+
+    ``sigma_s − alpha_s·sigma_t/alpha_t``.
+    """
+    alpha_t, sigma_t = levels(p, t, like)
+    alpha_s, sigma_s = levels(p, s, like)
+    signal = expand(_has_signal(p, t), like)
+    return jnp.where(signal, sigma_s - alpha_s * sigma_t / jnp.where(signal, alpha_t, 1.0), 0.0)
+
+
+def euler(p: Process) -> Sampler:
     """Euler's method for the probability flow in time: ``x_s = x_t + (s − t)·velocity``.
 
     One evaluation per step; order 1. It equals `ddim` for rectified flow and for `edm` with
     rho = 1, whose paths are straight in time. The step to s = 0 returns D(x, t).
 
+    Args:
+      p: signal and noise levels, and their derivatives.
+
     Source: Song et al. 2021, eq. 13 (arXiv:2011.13456); Lipman et al. 2023 (arXiv:2210.02747).
     """
 
     def step(D, x, t, s, key, state):
-        x0, eps = _look(process, D, x, t)
-        velocity = expand(process.d_alpha(t), x) * x0 + expand(process.d_sigma(t), x) * eps
+        x0, eps = _estimates(p, D, x, t)
+        velocity = expand(p.d_alpha(t), x) * x0 + expand(p.d_sigma(t), x) * eps
         return jnp.where(s > 0, x + (s - t) * velocity, x0), state
 
-    return Sampler(_no_memory, step)
+    return Sampler(no_memory, step)
 
 
-def heun(process: Process) -> Sampler:
+def heun(p: Process) -> Sampler:
     """Heun's method in the coordinate sigma/alpha: the mean of eps at both ends of the step.
 
-    Two evaluations per step, one for the step to s = 0, which returns D(x, t); order 2.
+    Two evaluations per step; order 2. A step from a state without signal, and the step to s = 0,
+    which returns D(x, t), are DDIM's and cost one evaluation.
+
+    Args:
+      p: signal and noise levels.
 
     Source: Karras et al. 2022, algorithm 1 (arXiv:2206.00364).
     """
 
     def step(D, x, t, s, key, state):
-        x0, eps = _look(process, D, x, t)
+        # Euler's step in sigma/alpha, which is DDIM's.
+        x0, eps = _estimates(p, D, x, t)
+        predicted = _state_at(p, x0, eps, s)
 
+        # Second-order correction.
         def corrected():
-            predicted = _mix(process, x0, eps, s)
-            there = _look(process, D, predicted, s)[1]
-            return predicted + _gap(process, t, s, x) * (there - eps) / 2
+            there = _estimates(p, D, predicted, s)[1]
+            return predicted + _slope_factor(p, t, s, x) * (there - eps) / 2
 
-        return jax.lax.cond(s > 0, corrected, lambda: x0), state
+        return jax.lax.cond(_can_correct(p, t, s), corrected, lambda: predicted), state
 
-    return Sampler(_no_memory, step)
+    return Sampler(no_memory, step)
 
 
-def dpm_solver_pp_2m(process: Process) -> Sampler:
+def dpm_solver_pp_2m(p: Process) -> Sampler:
     """DPM-Solver++(2M): extrapolates x0 from this step and the one before.
 
-    One evaluation per step; order 2. The first step is DDIM's, and so is the one to s = 0, which
-    returns D(x, t).
+    One evaluation per step; order 2. The first step is DDIM's, since nothing came before it, and
+    so is the one to s = 0, which returns D(x, t).
+
+    The extrapolation is along half the log-SNR. Where the step before began without signal that
+    is −infinity there; then it is along alpha/sigma, which is 0, by at most as far as x0 is known.
+
+    Args:
+      p: signal and noise levels.
 
     Source: Lu et al. 2022, algorithm 2 (arXiv:2211.01095).
     """
 
+    def extrapolation(r, t, s):
+        """The factor of x0(t) − x0(r) in the mean of x0 from t to s; 0 where there is none."""
+        at_r, at_t, at_s = (p.log_snr(time) / 2 for time in (r, t, s))
+        signal = _has_signal(p, r)
+        # From r with signal along half the log-SNR; else along alpha/sigma, in units of its value
+        # at t, as it is 0 at r.
+        growth = jnp.expm1(jnp.minimum(at_s - at_t, math.log(2)))
+        known, ahead = jnp.where(signal, at_t - at_r, 1.0), jnp.where(signal, at_s - at_t, growth)
+        usable = (r > t) & _can_correct(p, t, s) & (known > 0)
+        return jnp.where(usable, ahead / (2 * jnp.where(usable, known, 1.0)), 0.0)
+
     def init(x):
-        return jnp.zeros_like(x), jnp.float32(jnp.inf)  # nothing before, from infinitely far
+        return jnp.zeros_like(x), jnp.float32(0.0)  # x0 and time of the step before; 0: none yet
 
     def step(D, x, t, s, key, state):
-        before, length_before = state
-        alpha_t, sigma_t = levels(process, t, x)
-        alpha_s, sigma_s = levels(process, s, x)
-        length = (process.log_snr(s) - process.log_snr(t)) / 2
-        # Infinite from alpha = 0 and to sigma = 0: there is nothing to extrapolate along.
-        share = jnp.where(jnp.isfinite(length), length, 0.0) / (2 * length_before)
-        x0 = D(x, t)
-        ahead = x0 + share * (x0 - before)
-        moved = sigma_s / sigma_t * x + (alpha_s - alpha_t * sigma_s / sigma_t) * ahead
-        return moved, (x0, length)
+        before, r = state
+        alpha_t, sigma_t = levels(p, t, x)
+        alpha_s, sigma_s = levels(p, s, x)
+        x0 = _denoise(D, x, t)
+        # Second order: x0 as it will be on average between t and s.
+        ahead = x0 + extrapolation(r, t, s) * (x0 - before)
+        # DDIM's step with it.
+        shrink = jnp.where(sigma_t > 0, sigma_s / jnp.where(sigma_t > 0, sigma_t, 1.0), 0.0)
+        moved = shrink * x + (alpha_s - alpha_t * shrink) * ahead
+        return moved, (x0, jnp.asarray(t, jnp.float32))
 
     return Sampler(init, step)
 
 
-def dpm_solver(process: Process, order: int = 2) -> Sampler:
+def dpm_solver(p: Process, order: int = 2) -> Sampler:
     """DPM-Solver, single step: eps at one or two times between t and s, spaced in log-SNR.
 
-    `order` evaluations per step, one for a step from alpha = 0 or to s = 0, which is DDIM's.
-    Order 1 is `ddim`.
+    `order` evaluations per step. A step from a state without signal, and the step to s = 0, which
+    returns D(x, t), are DDIM's and cost one. Order 1 is `ddim`.
 
-    Raises: ValueError for another order than 1, 2 or 3.
+    Args:
+      p: signal and noise levels.
+      order: 1, 2 or 3.
+
+    Raises: ValueError if order is none of these.
     Source: Lu et al. 2022, eq. 3.7 and algorithms 1 and 2 (arXiv:2206.00927).
     """
-    steps = {1: _first_order, 2: _second_order, 3: _third_order}
-    if order not in steps:
-        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
+    order = checks.integer("order", order, 1, 3)
+    higher_order = (None, _second_order, _third_order)[order - 1]
 
     def step(D, x, t, s, key, state):
-        x0, eps = _look(process, D, x, t)
-        # Half a log-SNR is the paper's lambda.
-        length = (process.log_snr(s) - process.log_snr(t)) / 2
+        x0, eps = _estimates(p, D, x, t)
+        first_order = _state_at(p, x0, eps, s)
+        if order == 1:
+            return first_order, state
         moved = jax.lax.cond(
-            jnp.isfinite(length),
-            lambda: steps[order](process, D, x0, eps, t, s, length),
-            lambda: _mix(process, x0, eps, s),
+            _can_correct(p, t, s),
+            lambda: first_order + higher_order(p, D, x0, eps, t, s),
+            lambda: first_order,
         )
         return moved, state
 
-    return Sampler(_no_memory, step)
+    return Sampler(no_memory, step)
 
 
-def _first_order(process, D, x0, eps, t, s, length):
-    return _mix(process, x0, eps, s)
+def _second_order(p: Process, D: Denoiser, x0: Array, eps: Array, t, s) -> Array:
+    """What order 2 adds to DDIM's step: eps in the middle in place of eps at t."""
+    middle = _time_between(p, t, s, 1 / 2)
+    there = _estimates(p, D, _state_at(p, x0, eps, middle), middle)[1]
+    return _slope_factor(p, t, s, x0) * (there - eps)
 
 
-def _second_order(process, D, x0, eps, t, s, length):
-    middle = _between(process, t, s, 1 / 2)
-    there = _look(process, D, _mix(process, x0, eps, middle), middle)[1]
-    return _mix(process, x0, eps, s) + _gap(process, t, s, x0) * (there - eps)
-
-
-def _third_order(process, D, x0, eps, t, s, length):
-    first, second = _between(process, t, s, 1 / 3), _between(process, t, s, 2 / 3)
+def _third_order(p: Process, D: Denoiser, x0: Array, eps: Array, t, s) -> Array:
+    """What order 3 adds to DDIM's step."""
+    length = (p.log_snr(s) - p.log_snr(t)) / 2  # half a log-SNR is the paper's lambda
+    # Where two levels coincide so do the states, whatever the length; e^80 is a float32.
+    length = jnp.where(length > 0, jnp.minimum(length, 80.0), 1.0)
 
     def bend(u, h):  # what a slope of eps in log-SNR adds by the time u, h further on
-        return -expand(process.sigma(u), x0) * (jnp.expm1(h) / h - 1)
+        return -expand(p.sigma(u), x0) * (jnp.expm1(h) / h - 1)
 
-    change = _look(process, D, _mix(process, x0, eps, first), first)[1] - eps
-    x = _mix(process, x0, eps, second) + 2 * bend(second, 2 / 3 * length) * change
-    change = _look(process, D, x, second)[1] - eps
-    return _mix(process, x0, eps, s) + 3 / 2 * bend(s, length) * change
+    # A third of the way, by DDIM; then two thirds of it, with the slope found there.
+    first, second = _time_between(p, t, s, 1 / 3), _time_between(p, t, s, 2 / 3)
+    change = _estimates(p, D, _state_at(p, x0, eps, first), first)[1] - eps
+    x = _state_at(p, x0, eps, second) + 2 * bend(second, 2 / 3 * length) * change
+    # Third-order correction.
+    change = _estimates(p, D, x, second)[1] - eps
+    return 3 / 2 * bend(s, length) * change
 
 
-def _between(process: Process, t, s, share: float) -> Array:
+def _time_between(p: Process, t, s, share: float) -> Array:
     """The time whose log-SNR lies this share of the way from t's to s's, by bisection."""
-    wanted = process.log_snr(t) + share * (process.log_snr(s) - process.log_snr(t))
+    wanted = p.log_snr(t) + share * (p.log_snr(s) - p.log_snr(t))
 
     def halve(_, interval):
         low, high = interval
         middle = (low + high) / 2
-        too_clean = process.log_snr(middle) > wanted
+        too_clean = p.log_snr(middle) > wanted
         return jnp.where(too_clean, middle, low), jnp.where(too_clean, high, middle)
 
     # float32 has 24 bits of t.
-    low, high = jax.lax.fori_loop(0, 26, halve, (jnp.asarray(s), jnp.asarray(t)))
+    ends = jnp.asarray(s, jnp.float32), jnp.asarray(t, jnp.float32)
+    low, high = jax.lax.fori_loop(0, 26, halve, ends)
     return (low + high) / 2
 
 
-def pndm(process: Process) -> Sampler:
+def pndm(p: Process) -> Sampler:
     """PNDM: a linear multistep average of the last four eps, after three Runge-Kutta steps.
 
-    Made for grids that are uniform in time. Four evaluations in each of the first three steps,
-    one from then on; order 2. The step to s = 0 returns D(x, t).
+    Made for grids that are uniform in time. Four evaluations in each of the first three steps, one
+    from then on; order 2. A step from a state without signal, and the step to s = 0, which returns
+    D(x, t), are DDIM's and cost one evaluation.
+
+    Args:
+      p: signal and noise levels.
 
     Source: Liu et al. 2022, eq. 12 and 13 and algorithm 2 (arXiv:2202.09778).
     """
@@ -274,52 +402,28 @@ def pndm(process: Process) -> Sampler:
 
     def step(D, x, t, s, key, state):
         before, count = state  # the last three eps, the newest first
-        x0, eps = _look(process, D, x, t)
+        x0, eps = _estimates(p, D, x, t)
 
         def along(slope, u):  # DDIM's step to u with another eps
-            return _mix(process, x0, eps, u) + _gap(process, t, u, x) * (slope - eps)
+            return _state_at(p, x0, eps, u) + _slope_factor(p, t, u, x) * (slope - eps)
 
         def runge_kutta():
             middle = (t + s) / 2
-            second = _look(process, D, along(eps, middle), middle)[1]
-            third = _look(process, D, along(second, middle), middle)[1]
-            fourth = _look(process, D, along(third, s), s)[1]
+            second = _estimates(p, D, along(eps, middle), middle)[1]
+            third = _estimates(p, D, along(second, middle), middle)[1]
+            fourth = _estimates(p, D, along(third, s), s)[1]
             return along((eps + 2 * second + 2 * third + fourth) / 6, s)
 
         def multistep():
             return along((55 * eps - 59 * before[0] + 37 * before[1] - 9 * before[2]) / 24, s)
 
+        # DDIM's step where nothing can be corrected; else three steps that collect four eps, and
+        # then the average of four.
         moved = jax.lax.cond(
-            s > 0, lambda: jax.lax.cond(count < 3, runge_kutta, multistep), lambda: x0
+            _can_correct(p, t, s),
+            lambda: jax.lax.cond(count < 3, runge_kutta, multistep),
+            lambda: _state_at(p, x0, eps, s),
         )
         return moved, (jnp.concatenate([eps[None], before[:2]]), count + 1)
 
     return Sampler(init, step)
-
-
-def repaint(sampler: Sampler, process: Process, repeats: int) -> Sampler:
-    """A sampler that takes every step several times, noising the state again in between.
-
-    For inpainting: each time, the unknown pixels can agree better with the known ones. It needs
-    `repeats` times the evaluations. Meant for samplers without memory.
-
-    Raises: ValueError for repeats < 1.
-    Source: Lugmayr et al. 2022, algorithm 1 (arXiv:2201.09865), with jumps of one step.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
-
-    def step(D, x, t, s, key, state):
-        scale, variance = transition(process, t, jnp.where(s > 0, s, t / 2))
-
-        def again(i, carry):
-            x, state = carry
-            down, up = jax.random.split(jax.random.fold_in(key, i))
-            x_s, state = sampler.step(D, x, t, s, down, state)
-            back = scale * x_s + jnp.sqrt(variance) * jax.random.normal(up, x.shape, x.dtype)
-            return jnp.where((i < repeats - 1) & (s > 0), back, x_s), state
-
-        # To s = 0 there is one step: from the data there is no way back by a transition.
-        return jax.lax.fori_loop(0, jnp.where(s > 0, repeats, 1), again, (x, state))
-
-    return Sampler(sampler.init, step)

@@ -1,4 +1,4 @@
-"""Time grids, and the one loop that every sampler runs in."""
+"""The one loop that every sampler runs in, and the grids of times for it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,121 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_course.checks import concrete
+from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser, denoiser
 from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.parameterization import determinant
 from diffusion_course.process import Process
 from diffusion_course.samplers import Sampler
-
-# --------------------------------------------------------------------------------------------
-# Time grids: n + 1 float32 values that fall strictly from 1 to exactly 0, for n steps.
-# --------------------------------------------------------------------------------------------
-
-
-def _check_grid_size(n: int) -> None:
-    if not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"n must be an integer of at least 1, got {n!r}")
-
-
-def uniform(n: int) -> np.ndarray:
-    """n + 1 equally spaced times from 1 down to 0.
-
-    With n = T these are exactly the steps of a chain of T betas. A "leading" grid, which starts
-    at step 980 of 1000, does not exist here. Raises: ValueError for n < 1.
-    """
-    _check_grid_size(n)
-    return (np.arange(n, -1, -1) / n).astype(np.float32)
-
-
-def quadratic(n: int) -> np.ndarray:
-    """n + 1 times proportional to squares, dense near the data. Raises: ValueError for n < 1.
-
-    Source: Song, Meng & Ermon 2021, appendix D.2 (arXiv:2010.02502).
-    """
-    _check_grid_size(n)
-    return ((np.arange(n, -1, -1) / n) ** 2).astype(np.float32)
-
-
-def karras(
-    p: Process, n: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float | None = None
-) -> np.ndarray:
-    """n + 1 times whose noise-to-signal ratios sigma/alpha are Karras's, then 0.
-
-    ``(sigma_max^(1/rho) + i/(n − 1)·(sigma_min^(1/rho) − sigma_max^(1/rho)))^rho`` for
-    i = 0 … n − 1. The first time is always 1, so sigma_max is the ratio at t = 1 unless it is
-    given, which a process that keeps no signal at t = 1 needs.
-
-    Raises: ValueError for n < 1, rho <= 0, or not 0 < sigma_min < sigma_max.
-    Source: Karras et al. 2022, eq. 5 (arXiv:2206.00364).
-    """
-    _check_grid_size(n)
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
-    end = float(_ratio(p, 1.0))
-    sigma_max = end if sigma_max is None else sigma_max
-    if not (0 < sigma_min < sigma_max < np.inf and sigma_max <= end * (1 + 1e-5)):
-        raise ValueError(
-            "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max < infinity, and "
-            f"sigma_max <= sigma/alpha at t = 1, {end}; got {sigma_min} and {sigma_max}"
-        )
-    ramp = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n) ** rho
-    return _grid_from_log_snr(p, -2 * np.log(ramp))
-
-
-def log_snr_uniform(p: Process, n: int, t_min: float = 1e-3, t_max: float = 1.0) -> np.ndarray:
-    """n + 1 times: n with equally spaced log-SNR from t_max to t_min, then 0.
-
-    The first time is always 1. A process that keeps no signal at t = 1 has no finite log-SNR
-    there and needs t_max < 1, which says where the spacing is measured from.
-
-    Raises: ValueError for n < 1, not 0 < t_min < t_max <= 1, or an infinite log-SNR at t_max.
-    Source: Lu et al. 2022, section 3.3 (arXiv:2206.00927).
-    """
-    _check_grid_size(n)
-    if not 0 < t_min < t_max <= 1:
-        raise ValueError(
-            f"t_min and t_max must satisfy 0 < t_min < t_max <= 1, got {t_min} and {t_max}"
-        )
-    first, last = float(p.log_snr(t_max)), float(p.log_snr(t_min))
-    if not np.isfinite([first, last]).all():
-        raise ValueError(
-            f"t_max must have a finite log-SNR, got t_max = {t_max} where it is {first}; "
-            "for a process without signal at t = 1 pass t_max = 0.999"
-        )
-    return _grid_from_log_snr(p, np.linspace(first, last, n))
-
-
-def _ratio(p: Process, t) -> Array:
-    return p.sigma(t) / p.alpha(t)
-
-
-def _grid_from_log_snr(p: Process, values: np.ndarray) -> np.ndarray:
-    """Times of falling noise level with these log-SNRs; the first becomes 1, and 0 is added."""
-    low, high = np.zeros_like(values, np.float32), np.ones_like(values, np.float32)
-    # Bisection works for every process; log-SNR falls with t, and float32 has 24 bits of t.
-    for _ in range(40):
-        middle = (low + high) / 2
-        too_clean = np.asarray(p.log_snr(middle)) > values
-        low, high = np.where(too_clean, middle, low), np.where(too_clean, high, middle)
-    times = np.concatenate([[1.0], high[1:], [0.0]]).astype(np.float32)
-    _check_times(times)
-    return times
-
-
-def _check_times(times) -> None:
-    if not concrete(times):
-        return
-    times = np.asarray(times)
-    if times.ndim != 1 or times.size < 2:
-        raise ValueError(f"times must have shape [n + 1] with n >= 1, got shape {times.shape}")
-    if not (np.all(np.diff(times) < 0) and times[0] <= 1 and times[-1] >= 0):
-        raise ValueError(f"times must fall strictly within [1, 0], got {times}")
-
-
-# --------------------------------------------------------------------------------------------
-# Sampling
-# --------------------------------------------------------------------------------------------
 
 
 def sample(sampler: Sampler, D: Denoiser, x_start: Array, times, key: Array) -> tuple[Array, Array]:
@@ -131,15 +22,29 @@ def sample(sampler: Sampler, D: Denoiser, x_start: Array, times, key: Array) -> 
     Args:
       sampler: from `diffusion_course.samplers`.
       D: the denoiser.
-      x_start: state at times[0], [B, …]; for a start from noise `start_noise`.
-      times: [n + 1], strictly falling.
+      x_start: state at times[0], float32 [B, …]; for a start from noise `start_noise`.
+      times: [n + 1], strictly falling within [1, 0]; step n of a chain of T steps is time n/T.
       key: a random key; step i uses ``fold_in(key, i)``.
 
     Returns: the last state [B, …], and the state after every step [n, B, …].
-    Raises: ValueError if times do not fall strictly within [1, 0].
+    Raises: ValueError if times do not fall strictly within [1, 0], or x_start is not float32.
+
+    >>> from diffusion_course import denoiser, process, samplers
+    >>> p = process.vp_cosine()
+    >>> gm = denoiser.gaussian_mixture(p, [[0.5]], [0.1], [1.0])  # the data: N(0.5, 0.1²)
+    >>> start, steps = jax.random.split(jax.random.key(0))
+    >>> noise = start_noise(p, start, (1000, 1))
+    >>> sampler, times = samplers.ddim(p), uniform(20)
+    >>> x0, path = sample(sampler, gm.denoise, noise, times, steps)
+    >>> x0.shape, path.shape
+    ((1000, 1), (20, 1000, 1))
+    >>> print(f"{x0.mean():.1f}")
+    0.5
     """
-    _check_times(times)
-    times = jnp.asarray(times, jnp.float32)
+    _check_sampler(sampler)
+    x_start = checks.state("x_start", x_start)
+    times = checks.falling_times("times", times)
+    checks.random_key("key", key)
     n = times.shape[0] - 1
 
     def body(carry, inputs):
@@ -149,16 +54,33 @@ def sample(sampler: Sampler, D: Denoiser, x_start: Array, times, key: Array) -> 
         return (x, state), x
 
     start = (x_start, sampler.init(x_start))
-    (x, _), path = jax.lax.scan(body, start, (jnp.arange(n), times[:-1], times[1:]))
+    steps = (np.arange(n, dtype=np.int32), times[:-1], times[1:])
+    (x, _), path = jax.lax.scan(body, start, steps)
     return x, path
 
 
+def _check_sampler(sampler) -> None:
+    if not (callable(getattr(sampler, "init", None)) and callable(getattr(sampler, "step", None))):
+        raise ValueError(f"sampler must be a Sampler such as samplers.ddim(p), got {sampler!r}")
+
+
 def start_noise(p: Process, key: Array, shape: tuple[int, ...], t: float = 1.0) -> Array:
-    """Noise of the process's own level at time t: ``sigma(t)·eps``, float32 of this shape.
+    """Noise of the process's own level at time t: ``sigma(t)·eps``.
 
     It is q(x_t) only where alpha(t)·x0 is negligible beside sigma(t); chapter 01 measures that.
+
+    Args:
+      p: the process.
+      key: a random key.
+      shape: of the whole batch, (B, …).
+      t: a time in [0, 1].
+
+    Returns: float32 of this shape. Raises: ValueError unless t is one time in [0, 1].
     """
-    return p.sigma(t) * jax.random.normal(key, shape)
+    checks.random_key("key", key)
+    t = checks.number("t", t)
+    checks.within("t", t, 0, 1)
+    return p.sigma(t) * jax.random.normal(key, shape, jnp.float32)
 
 
 def generator(
@@ -170,16 +92,18 @@ def generator(
       p: the process that the model was trained with.
       kind: what the model predicts.
       sampler: from `diffusion_course.samplers`.
-      times: [n + 1], strictly falling.
+      times: [n + 1], strictly falling within [1, 0].
       shape: of one example, such as (28, 28, 1).
 
     Returns: ``generate(model, key, n, labels=None, w=1.0)`` -> x0 [n, *shape]. With labels [n] the
-      model must have a null class (``model.null_label``), and w is the guidance scale; w = 1
-      evaluates only the conditional model. Models of the same shape, and other values of w, share
-      one compiled program per n.
+      model must have a null class (``model.null_label``), and w is the guidance scale, a number or
+      one per example [n]; w = 1 evaluates only the conditional model. Models of the same shape,
+      and other values of w, share one compiled program per n.
     Raises: ValueError if kind cannot recover x0 at times[0] in this process.
     """
-    _check_times(times)
+    _check_sampler(sampler)
+    times = checks.falling_times("times", times)
+    shape = tuple(checks.integer("each entry of shape", size, 1) for size in shape)
     if float(determinant(kind, p, times[0])) == 0:
         raise ValueError(
             f"kind must recover x0 at t = {times[0]}, where alpha is 0; got {kind!r}. "
@@ -201,6 +125,8 @@ def generator(
         return run(classifier_free_batched(model, p, kind, labels, null, w), key, n)
 
     def generate(model, key, n, labels=None, w=1.0):
+        n = checks.integer("n", n, 1)
+        checks.random_key("key", key)
         one = isinstance(w, int | float) and w == 1
         if labels is None:
             if not one:
@@ -209,6 +135,7 @@ def generator(
         labels = _check_labels(labels, n, model.null_label)
         if one:
             return plain(model, key, n, labels)
+        checks.within("w", w, -np.inf, np.inf, ends="()")
         # One dtype, so that 2, 2.0 and an array share the program.
         return guided(model, key, n, labels, jnp.asarray(w, jnp.float32))
 
@@ -218,14 +145,139 @@ def generator(
 def _check_labels(labels, n: int, null_label: int | None) -> Array:
     if null_label is None:
         raise ValueError("labels must be None: this model has no labels (num_classes=None)")
-    labels = labels if not concrete(labels) else np.asarray(labels)
-    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels must be integers of shape ({n},), got {labels.dtype} of shape {labels.shape}"
-        )
-    if concrete(labels) and n and not (labels.min() >= 0 and labels.max() <= null_label):
-        raise ValueError(
-            f"labels must be in 0 … {null_label} (the last is the null class), "
-            f"got {labels.min()} … {labels.max()}"
-        )
+    labels = np.asarray(labels) if checks.concrete(labels) else labels
+    checks.labels("labels", labels, (n,), null_label)
     return jnp.asarray(labels, jnp.int32)
+
+
+# --------------------------------------------------------------------------------------------
+# Time grids: n + 1 float32 values that fall strictly from 1 to exactly 0, for n steps.
+# --------------------------------------------------------------------------------------------
+
+
+def _grid(n: int, times: np.ndarray) -> np.ndarray:
+    """A grid in float32, if float32 tells its times apart."""
+    times = np.asarray(times, np.float32)
+    if not (np.diff(times) < 0).all():
+        raise ValueError(f"n must leave times that differ in float32, got {n}")
+    return times
+
+
+def uniform(n: int) -> np.ndarray:
+    """n + 1 equally spaced times, from 1 (noise) to 0 (data).
+
+    With n = T these are exactly the steps of a chain of T betas. A "leading" grid, which starts
+    at step 980 of 1000, does not exist here.
+
+    Args:
+      n: number of steps, at least 1.
+
+    Returns: float32 [n + 1]. Raises: ValueError if n is below 1.
+
+    >>> uniform(4).tolist()
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    n = checks.integer("n", n, 1)
+    return _grid(n, np.arange(n, -1, -1) / n)
+
+
+def quadratic(n: int) -> np.ndarray:
+    """n + 1 times proportional to squares, dense near the data.
+
+    Args:
+      n: number of steps, at least 1.
+
+    Returns: float32 [n + 1]. Raises: ValueError if n is below 1.
+    Source: Song, Meng & Ermon 2021, appendix D.2 (arXiv:2010.02502).
+
+    >>> quadratic(4).tolist()
+    [1.0, 0.5625, 0.25, 0.0625, 0.0]
+    """
+    n = checks.integer("n", n, 1)
+    return _grid(n, (np.arange(n, -1, -1) / n) ** 2)
+
+
+def karras(
+    p: Process, n: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float | None = None
+) -> np.ndarray:
+    """n + 1 times whose noise-to-signal ratios sigma/alpha are Karras's, then 0.
+
+    ``(sigma_max^(1/rho) + i/(n − 1)·(sigma_min^(1/rho) − sigma_max^(1/rho)))^rho`` for
+    i = 0 … n − 1. The first time is always 1, so sigma_max is the ratio at t = 1 unless it is
+    given, which a process that keeps no signal at t = 1 needs.
+
+    Args:
+      p: the process.
+      n: number of steps, at least 1.
+      rho: the larger, the denser the grid near the data.
+      sigma_min: the last ratio before 0.
+      sigma_max: the first ratio, at most that at t = 1.
+
+    Returns: float32 [n + 1].
+    Raises: ValueError if n is below 1, rho <= 0, or not 0 < sigma_min < sigma_max.
+    Source: Karras et al. 2022, eq. 5 (arXiv:2206.00364).
+
+    >>> from diffusion_course import process
+    >>> p = process.edm(sigma_max=80.0)
+    >>> print(*(f"{sigma:.2f}" for sigma in p.sigma(karras(p, 4, sigma_min=0.1))))
+    80.00 16.05 1.99 0.10 0.00
+    """
+    n = checks.integer("n", n, 1)
+    checks.above("rho", rho, 0)
+    end = float(p.sigma(1.0) / p.alpha(1.0))
+    sigma_max = end if sigma_max is None else sigma_max
+    if not (0 < sigma_min < sigma_max < np.inf and sigma_max <= end * (1 + 1e-5)):
+        raise ValueError(
+            "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max < infinity, and "
+            f"sigma_max <= sigma/alpha at t = 1, {end}; got {sigma_min} and {sigma_max}"
+        )
+    ramp = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n) ** rho
+    return _grid_from_log_snr(p, n, -2 * np.log(ramp))
+
+
+def log_snr_uniform(p: Process, n: int, t_min: float = 1e-3, t_max: float = 1.0) -> np.ndarray:
+    """n + 1 times: n with equally spaced log-SNR from t_max to t_min, then 0.
+
+    The first time is always 1. A process that keeps no signal at t = 1 has no finite log-SNR
+    there and needs t_max < 1, which says where the spacing is measured from.
+
+    Args:
+      p: the process.
+      n: number of steps, at least 1.
+      t_min: the last time before 0.
+      t_max: the time that the spacing begins with.
+
+    Returns: float32 [n + 1].
+    Raises: ValueError if n is below 1, not 0 < t_min < t_max <= 1, or the log-SNR is infinite at
+    t_max or t_min.
+    Source: Lu et al. 2022, section 3.3 (arXiv:2206.00927).
+    """
+    n = checks.integer("n", n, 1)
+    if not 0 < t_min < t_max <= 1:
+        raise ValueError(
+            f"t_min and t_max must satisfy 0 < t_min < t_max <= 1, got {t_min} and {t_max}"
+        )
+    first, last = float(p.log_snr(t_max)), float(p.log_snr(t_min))
+    if not np.isfinite(first):
+        times = np.arange(1000, dtype=np.float32) / 1000
+        finite = times[np.isfinite(p.log_snr(times))]
+        raise ValueError(
+            f"t_max must have a finite log-SNR, got t_max = {t_max} where it is {first}; "
+            f"for this process pass at most t_max = {finite.max(initial=0):g}"
+        )
+    if not np.isfinite(last):
+        raise ValueError(
+            f"t_min must have a finite log-SNR, got t_min = {t_min} where it is {last}"
+        )
+    return _grid_from_log_snr(p, n, np.linspace(first, last, n))
+
+
+def _grid_from_log_snr(p: Process, n: int, values: np.ndarray) -> np.ndarray:
+    """Times of falling noise level with these log-SNRs; the first becomes 1, and 0 is added."""
+    low, high = np.zeros_like(values, np.float32), np.ones_like(values, np.float32)
+    # Bisection works for every process; log-SNR falls with t, and float32 has 24 bits of t.
+    for _ in range(40):
+        middle = (low + high) / 2
+        too_clean = np.asarray(p.log_snr(middle)) > values
+        low, high = np.where(too_clean, middle, low), np.where(too_clean, high, middle)
+    return _grid(n, np.concatenate([[1.0], high[1:], [0.0]]))
