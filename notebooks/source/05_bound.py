@@ -757,8 +757,8 @@ assert total["matched, rounded"][-1] < total["matched"][-1] - 0.3
 
 
 # %%
-def bill(T, method, axes):
-    """Bits of each step and the bill so far, against the noise in grey levels (2/16 apart)."""
+def step_bits(T, method, axes):
+    """Bits of each step, and their sum so far, against the noise in grey levels (2/16 apart)."""
     bits = chains[T][method].mean(1)
     edges = np.maximum(np.asarray(q.sigma(sampling.uniform(T))) * 8, 0.05)
     axes[0].bar(edges[1:], bits, edges[:-1] - edges[1:], align="edge", color=plots.DATA,
@@ -776,7 +776,7 @@ def bill(T, method, axes):
 
 def frame(setting):
     fig, axes = plt.subplots(1, 2, figsize=(8.5, 3))
-    bill(*setting, axes)
+    step_bits(*setting, axes)
     return fig
 
 
@@ -789,7 +789,7 @@ widgets.explorer(frames, [f"T = {T}" for T in lengths], slider="steps", choice="
 # %%
 fig, axes = plt.subplots(2, 2, figsize=(8.5, 5.6))
 for row, method in zip(axes, ("matched", "matched, rounded"), strict=True):
-    bill(256, method, row)
+    step_bits(256, method, row)
 plt.show()
 at_the_end = {}
 for length in (32, 64, 128, 256):

@@ -64,7 +64,7 @@ plots.use_style()
 # ## 1 · One picture
 #
 # There are three pairs of rows. In each pair, the input is above and the result below. Ten sketches, made
-# of straight lines, become handwriting. Ten real digits of 8×8 pixels lose their lower half and get another
+# of straight lines, become handwriting. Ten real digits of 8×8 pixels lose their lower half and get a new
 # one. Ten coloured shapes become other shapes, in about the same place and often of the same colour.
 #
 # One function made all of them. Read its four lines: they contain the idea of the whole chapter. `guide` is
@@ -756,7 +756,7 @@ plt.show()
 # The shapes have three properties that we can measure. The first is the shape itself (a judge that
 # recognises nearly all of 30,000 unseen ones says which it is). The second is the colour (the mean over the
 # bright pixels). The third is the place (their centre). The model was told the shape only. So we give
-# SDEdit *another* shape as the label, and see what stays.
+# SDEdit a *different* shape as the label, and see what stays.
 #
 # **Predict, then run.** As the strength grows, what is lost first: the old shape, the colour or the place?
 
@@ -825,9 +825,9 @@ assert shifted > 1.1 * recoloured
 # %% [markdown]
 # The old shape is lost first: its edges are fine, and the label pushes against it. Then the colour is lost,
 # and the place is last. Noise first hides the differences between pictures that lie close together. The
-# same picture in another colour lies closer than the same picture moved by a few pixels. At 0.5 many shapes
-# are new and most colours are kept, but not all. SDEdit alone cannot do much better, because its single
-# number is a noise level.
+# same picture in a different colour lies closer than the same picture moved by a few pixels. At 0.5 many
+# shapes are new and most colours are kept, but not all. SDEdit alone cannot do much better, because its
+# single number is a noise level.
 #
 # ### Hold what you want to hold
 #
@@ -904,9 +904,9 @@ assert by_3[1] > fate[1, 4] + 0.2 and by_3[2] > 0.9 and by_3[0] > by_6[0] + 0.15
 #
 # ### Recolour
 #
-# Now we do the opposite: another colour, the same shape. We exchange the channels (red to green, green to
-# blue, blue to red). This is a crude edit, like a sketch, because some of these colours exist in no picture
-# of the data. A *low* strength with the shape's own label repairs them.
+# Now we do the opposite: a different colour, the same shape. We exchange the channels (red to green, green
+# to blue, blue to red). This is a crude edit, like a sketch, because some of these colours exist in no
+# picture of the data. A *low* strength with the shape's own label repairs them.
 
 # %%
 turned = shapes.x[..., [2, 0, 1]]
