@@ -16,19 +16,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.stats import norm
 
-from diffusion_course.checks import concrete
+from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser, network_output
 from diffusion_course.losses import discrete_times
-from diffusion_course.parameterization import target, to_x0
-from diffusion_course.process import Process, add_noise, expand, posterior, transition
+from diffusion_course.parameterization import KINDS, target, to_x0
+from diffusion_course.process import Process, add_noise, expand, new_noise, posterior
 from diffusion_course.samplers import Sampler
 
 Reverse = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 _LOG_2 = math.log(2)
+# Variances below this, e^−170, are raised to it: float32 still holds the root and its inverse.
+_LEAST_LOG_VARIANCE = -170.0
 
 
 # --------------------------------------------------------------------------------------------
@@ -40,9 +43,13 @@ def gaussian_kl(mean_q, log_variance_q, mean_p, log_variance_p) -> Array:
     """KL(q ‖ p) of one-dimensional Gaussians, in nats; the arguments broadcast.
 
     ``(v_q/v_p − 1 − log(v_q/v_p) + (m_q − m_p)²/v_p)/2``.
+
+    >>> print(gaussian_kl(1.0, 0.0, 0.0, 0.0))  # two standard deviations of 1, one apart
+    0.5
     """
     log_ratio = log_variance_q - log_variance_p
-    squared = (mean_q - mean_p) ** 2 * jnp.exp(-log_variance_p)
+    # The root of the variance first: the variance itself may be too small for float32.
+    squared = ((mean_q - mean_p) * jnp.exp(-log_variance_p / 2)) ** 2
     return (jnp.expm1(log_ratio) - log_ratio + squared) / 2
 
 
@@ -58,11 +65,14 @@ def discretized_log_likelihood(x0: Array, mean: Array, log_variance: Array, leve
       log_variance: of the Gaussian; it broadcasts.
       levels: number of values, such as 256; at least 2.
 
-    Returns: of x0's shape. Raises: ValueError for fewer than 2 levels.
+    Returns: of x0's shape.
+    Raises: ValueError for fewer than 2 levels, or arrays that are not floating-point or do not fit.
     Source: Ho, Jain & Abbeel 2020, eq. 13 (arXiv:2006.11239).
     """
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+    levels = checks.integer("levels", levels, minimum=2)
+    x0 = checks.state("x0", x0)
+    checks.broadcasts("mean", mean, "x0", x0)
+    checks.broadcasts("log_variance", log_variance, "x0", x0)
     half = 1 / (levels - 1)
     scale = jnp.exp(-log_variance / 2)
     upper, lower = (x0 - mean + half) * scale, (x0 - mean - half) * scale
@@ -95,17 +105,26 @@ def variance_limits(p: Process, t, s, first: float) -> tuple[Array, Array]:
       s: the earlier time, of the same shape.
       first: the smallest time above 0 of the grid; the one before it is taken as far again.
 
+    Returns: two arrays of t's shape, at least −170 each.
+    Raises: ValueError unless first is in (0, 1] and 0 <= s <= t <= 1.
     Source: Ho, Jain & Abbeel 2020, section 3.2 (arXiv:2006.11239); the exception: Nichol &
     Dhariwal 2021, their code.
     """
+    _check_first(first)
     last, end = jnp.asarray(s) <= 0, jnp.minimum(first, 0.5)
-    lower = _log_posterior_variance(p, jnp.where(last, 2 * end, t), jnp.where(last, end, s))
-    return lower, jnp.log(transition(p, t, s)[1])
+    before, there = jnp.where(last, 2 * end, t), jnp.where(last, end, s)
+    return _log_variance(p, there, before, there), _log_variance(p, t, t, s)
 
 
-def _log_posterior_variance(p: Process, t, s) -> Array:
-    nothing = jnp.zeros(jnp.shape(t))
-    return jnp.log(posterior(p, nothing, nothing, t, s)[1])
+def _check_first(first) -> None:
+    checks.within("first", first, 0, 1, ends="(]")
+
+
+def _log_variance(p: Process, level, t, s) -> Array:
+    """Logarithm of sigma(level)² times the share of new noise, taken apart so as not to be 0."""
+    return jnp.maximum(
+        jnp.log(new_noise(p, t, s)) + 2 * jnp.log(p.sigma(level)), _LEAST_LOG_VARIANCE
+    )
 
 
 def fixed(p: Process, D: Denoiser, first: float, variance: str = "transition") -> Reverse:
@@ -119,11 +138,11 @@ def fixed(p: Process, D: Denoiser, first: float, variance: str = "transition") -
       first: the smallest time above 0 of the grid.
       variance: "transition" or "posterior", see `variance_limits`.
 
-    Raises: ValueError for another variance.
+    Raises: ValueError if variance is neither "posterior" nor "transition", or first not in (0, 1].
     Source: Ho, Jain & Abbeel 2020, section 3.2 (arXiv:2006.11239).
     """
-    if variance not in ("posterior", "transition"):
-        raise ValueError(f'variance must be "posterior" or "transition", got {variance!r}')
+    checks.one_of("variance", variance, ("posterior", "transition"))
+    _check_first(first)
 
     def reverse(x, t, s):
         mean = posterior(p, D(x, t), x, t, s)[0]
@@ -140,9 +159,14 @@ def split_output(y: Array) -> tuple[Array, Array]:
       y: [B, …, 2C].
 
     Returns: two arrays [B, …, C]. Raises: ValueError for an odd number of channels.
+
+    >>> prediction, share = split_output(jnp.array([[1.0, 2.0, 3.0, 4.0]]))
+    >>> print(prediction, share)
+    [[1. 2.]] [[3. 4.]]
     """
-    if y.shape[-1] % 2:
-        raise ValueError(f"y must have an even number of channels, got shape {y.shape}")
+    shape = np.shape(y)
+    if not shape or shape[-1] % 2:
+        raise ValueError(f"y must have an even number of channels, got shape {list(shape)}")
     prediction, share = jnp.split(y, 2, axis=-1)
     return prediction, share
 
@@ -163,8 +187,11 @@ def learned(model, p: Process, kind: str, first: float, cond=None, stop_mean=Fal
       cond: labels [B] or None.
       stop_mean: whether the mean passes no gradient on, as in the hybrid objective.
 
+    Raises: ValueError for an unknown kind, or if first is not in (0, 1].
     Source: Nichol & Dhariwal 2021, eq. 15 (arXiv:2102.09672).
     """
+    checks.one_of("kind", kind, KINDS)
+    _check_first(first)
 
     def reverse(x, t, s):
         y, u = split_output(network_output(model, p, kind, x, t, cond))
@@ -227,13 +254,16 @@ def step_term(
       s: the earlier time; where it is 0 the term is the reconstruction.
       levels: number of values that a pixel can have; None for data with a density.
 
+    Raises: ValueError if x0 and x_t are not floating-point arrays of one shape, not
+      0 <= s <= t <= 1, or levels < 2.
     Source: Ho, Jain & Abbeel 2020, eq. 5 and 13 (arXiv:2006.11239).
     """
+    x0, x_t = checks.state("x0", x0), checks.state("x_t", x_t)
     mean, log_variance = reverse(x_t, t, s)
     last = expand(jnp.asarray(s) <= 0, x0)
-    true_mean, true_variance = posterior(p, x0, x_t, t, s)
-    # The inner where keeps log 0 out of the branch not taken, whose gradient would be NaN.
-    true_log_variance = jnp.log(jnp.where(last, 1.0, true_variance))
+    # What the data says: the posterior. To s = 0 it has no variance, and the term is another one.
+    true_mean, _ = posterior(p, x0, x_t, t, s)
+    true_log_variance = jnp.where(last, 0.0, expand(_log_variance(p, s, t, s), x0))
     kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance)
     if levels is None:
         log_likelihood = norm.logpdf(x0, mean, jnp.exp(log_variance / 2))
@@ -246,7 +276,15 @@ def prior_term(p: Process, x0: Array, t: float = 1.0) -> Array:
     """KL(q(x_t | x0) ‖ N(0, sigma(t)²)) in bits per dimension, [B]: 0 where alpha is.
 
     Sampling starts from noise of the process's own level (`sampling.start_noise`).
+
+    Args:
+      p: the process.
+      x0: data [B, …].
+      t: where sampling starts, with sigma(t) > 0.
+
+    Raises: ValueError if x0 is not a floating-point array, or t lies outside [0, 1].
     """
+    x0 = checks.state("x0", x0)
     log_variance = 2 * jnp.log(p.sigma(t))
     return _bits_per_dim(gaussian_kl(p.alpha(t) * x0, log_variance, 0.0, log_variance))
 
@@ -268,16 +306,31 @@ def evaluate(
       key: a random key; step i uses ``fold_in(key, i)``.
       levels: number of values that a pixel can have; None for data with a density.
 
-    Raises: ValueError if the times do not fall strictly to 0.
+    Raises: ValueError if the times do not fall strictly to 0 within [0, 1], x0 is not a
+      floating-point array, or levels < 2.
     Source: Ho, Jain & Abbeel 2020, eq. 5 (arXiv:2006.11239).
+
+    >>> from diffusion_course import process
+    >>> p, x0 = process.vp_cosine(), jnp.array([[0.5], [-0.25]])
+    >>> reverse = fixed(p, lambda x, t: x0, first=0.5, variance="posterior")
+    >>> terms = evaluate(reverse, p, x0, [1.0, 0.5, 0.0], jax.random.key(0))
+    >>> print(terms.steps.shape, terms.steps[0])  # a denoiser that knows the data
+    (2, 2) [0. 0.]
     """
+    x0 = checks.state("x0", x0)
+    levels = None if levels is None else checks.integer("levels", levels, minimum=2)
+    if np.ndim(times) != 1 or np.shape(times)[0] < 2:
+        raise ValueError(
+            f"times must have shape [n + 1] with n >= 1, got shape {list(np.shape(times))}"
+        )
+    checks.time("times", times)
     times = jnp.asarray(times, jnp.float32)
-    if concrete(times) and not (times[-1] == 0 and (times[1:] < times[:-1]).all()):
+    if checks.concrete(times) and not (times[-1] == 0 and (np.diff(times) < 0).all()):
         raise ValueError(f"times must fall strictly and end at 0, got {times}")
 
     def term(inputs):
         i, t, s = inputs
-        eps = jax.random.normal(jax.random.fold_in(key, i), x0.shape)
+        eps = jax.random.normal(jax.random.fold_in(key, i), x0.shape, jnp.float32)
         return step_term(reverse, p, x0, add_noise(p, x0, eps, t), t, s, levels)
 
     steps = jax.lax.map(term, (jnp.arange(len(times) - 1), times[:-1], times[1:]))
@@ -304,15 +357,22 @@ def hybrid_loss(
       levels: number of values that a pixel can have; None for data with a density.
       weight: of the bound in bits per dimension.
 
-    Returns: a scalar. Source: Nichol & Dhariwal 2021, eq. 16 (arXiv:2102.09672).
+    Returns: a scalar.
+    Raises: ValueError if x0 is not a floating-point array, cond is for another number of examples,
+      T < 1, levels < 2, or weight is negative or not finite.
+    Source: Nichol & Dhariwal 2021, eq. 16 (arXiv:2102.09672).
     """
+    x0, T = checks.state("x0", x0), checks.integer("T", T, minimum=1)
+    checks.within("weight", weight, 0, np.inf, ends="[)")
     key_time, key_noise = jax.random.split(key)
+    # A step for each example, and its noisy data.
     t = discrete_times(T)(key_time, x0.shape[0])
-    eps = jax.random.normal(key_noise, x0.shape)
+    eps = jax.random.normal(key_noise, x0.shape, jnp.float32)
     x_t = add_noise(p, x0, eps, t)
+    # The simple loss of the first half of the output.
     output = network_output(model, p, kind, x_t, t, cond)
     error = (split_output(output)[0] - target(kind, p, x0, eps, t)) ** 2
-    # The same output again, instead of a second evaluation.
+    # The bound's term of that step. The same output again, instead of a second evaluation.
     reverse = learned(lambda *_: output, p, kind, 1 / T, cond, stop_mean=True)
     # A multiple of 1/T less 1/T is not always exactly the next one in float32.
     s = jnp.round(t * T - 1) / T

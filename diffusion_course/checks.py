@@ -188,7 +188,7 @@ def number(argument: str, given):
     """
     traced = not concrete(given)
     try:
-        if np.shape(given) == ():
+        if np.shape(given) == () and not isinstance(given, str | bytes):
             return jax.numpy.asarray(given, np.float32) if traced else float(given)
     except (TypeError, ValueError):
         pass

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_course.checks import concrete
+from diffusion_course import checks
 from diffusion_course.parameterization import row, to_x0
 from diffusion_course.process import Process, expand, levels
 
@@ -29,17 +29,46 @@ def network_output(model, p: Process, kind: str, x: Array, t, cond=None) -> Arra
       p: the process.
       kind: what the network predicts.
       x: state [B, …].
-      t: a scalar or [B].
+      t: a scalar or [B], in [0, 1].
       cond: labels [B], tokens [B, L] or None.
 
-    Returns: the network's raw output [B, …].
+    Returns: the network's raw output [B, …]; float32, also of a network in half precision.
+    Raises: ValueError if x is not a floating-point array [B, …], t is neither a scalar nor [B] in
+      [0, 1], or cond is for another number of examples.
     Source: c_in of Karras et al. 2022, table 1 (arXiv:2206.00364).
     """
-    t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+    x = _batch("x", x)
+    checks.time("t", t)
+    check_cond(cond, x)
+    # The time keeps all its digits: in bfloat16, .999 would be 1.
+    t = jnp.broadcast_to(expand(jnp.asarray(t, jnp.float32), x).reshape(-1), x.shape[:1])
     if kind == "edm":
         alpha, sigma = levels(p, t, x)
-        x = x / jnp.sqrt((alpha * p.sigma_data) ** 2 + sigma**2)
-    return model(x, t, cond)
+        x = x / jnp.hypot(alpha * p.sigma_data, sigma)
+    return jnp.asarray(model(x, t, cond), jnp.float32)
+
+
+def _batch(argument: str, x) -> Array:
+    """A state [B, …] as float32; ValueError with the argument's name if it is none."""
+    x = checks.state(argument, x)
+    if x.ndim == 0:
+        raise ValueError(f"{argument} must have shape [B, …], got shape {list(x.shape)}")
+    return x
+
+
+def check_cond(cond, x: Array) -> None:
+    """ValueError unless an array of conditions has one row per example of the batch x [B, …].
+
+    Whole numbers of shape [B, 1] are labels in a column, which would broadcast: they are refused.
+    """
+    if cond is None or not hasattr(cond, "shape"):
+        return
+    column = cond.shape[1:] == (1,) and jnp.issubdtype(cond.dtype, jnp.integer)
+    if cond.shape[:1] != np.shape(x)[:1] or column:
+        raise ValueError(
+            f"cond must be labels of shape {list(np.shape(x)[:1])} or have one row per example, "
+            f"got shape {list(cond.shape)}"
+        )
 
 
 def denoiser(model, p: Process, kind: str, cond=None) -> Denoiser:
@@ -53,6 +82,11 @@ def denoiser(model, p: Process, kind: str, cond=None) -> Denoiser:
       cond: labels [B], tokens [B, L] or None.
 
     Returns: D(x, t) -> x0_hat; t a scalar or [B]. Raises: ValueError for an unknown kind.
+
+    >>> from diffusion_course import process
+    >>> D = denoiser(lambda x, t, cond: 0 * x, process.rectified_flow(), "flow")
+    >>> print(D(np.array([[1.0, 2.0]]), 0.5))  # a velocity of 0: the state stays where it is
+    [[1. 2.]]
     """
     row(kind, p, 0.5)  # an unknown kind is reported here, not at the first step of a sampler
 
@@ -70,7 +104,7 @@ def clip(D: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     Raises: ValueError unless low < high.
     Source: Ho, Jain & Abbeel 2020, code of algorithm 2.
     """
-    if concrete(low, high) and not low < high:
+    if checks.concrete(low, high) and not np.less(low, high).all():
         raise ValueError(f"low must be below high, got {low} and {high}")
     return lambda x, t: jnp.clip(D(x, t), low, high)
 
@@ -84,10 +118,8 @@ def dynamic_threshold(D: Denoiser, quantile: float = 0.995, limit: float = 1.0) 
     Raises: ValueError unless quantile is in (0, 1] and limit is positive.
     Source: Saharia et al. 2022, Imagen, section 2.3 (arXiv:2205.11487).
     """
-    if concrete(quantile, limit) and not (0 < quantile <= 1 and limit > 0):
-        raise ValueError(
-            f"quantile must be in (0, 1] and limit positive, got {quantile} and {limit}"
-        )
+    checks.within("quantile", quantile, 0, 1, ends="(]")
+    checks.above("limit", limit, 0)
 
     def squeezed(x, t):
         x0 = D(x, t)
@@ -112,10 +144,14 @@ class GaussianMixture(NamedTuple):
 
     def _components(self, x: Array, t):
         """Difference to each mean [B, K, D], variance [B or 1, K] and log joint [B, K]."""
-        alpha, sigma = (
-            jnp.reshape(f(t), (-1, 1)) for f in (self.process.alpha, self.process.sigma)
-        )
-        variance = (alpha * self.stds) ** 2 + sigma**2
+        x = _batch("x", x)
+        if x.shape[1:] != self.means.shape[1:]:
+            raise ValueError(
+                f"x must have shape [B, {self.means.shape[1]}], got shape {list(x.shape)}"
+            )
+        alpha, sigma = (jnp.reshape(f, (-1, 1)) for f in levels(self.process, t, x))
+        # Points have no variance at t = 0: this one picks the nearest of them.
+        variance = jnp.maximum((alpha * self.stds) ** 2 + sigma**2, 1e-25)
         difference = x[:, None, :] - alpha[..., None] * self.means
         squared = jnp.sum(difference**2, axis=-1)
         dim = x.shape[-1]
@@ -149,10 +185,11 @@ class GaussianMixture(NamedTuple):
         return jax.nn.logsumexp(self._components(x, t)[2], axis=-1)
 
     def sample(self, key: Array, n: int) -> Array:
-        """n draws of x0: [n, D]."""
+        """n draws of x0: [n, D]. Raises: ValueError for n < 1."""
+        n = checks.integer("n", n, minimum=1)
         key_component, key_noise = jax.random.split(key)
         k = jax.random.categorical(key_component, jnp.log(self.weights), shape=(n,))
-        noise = jax.random.normal(key_noise, (n, self.means.shape[1]))
+        noise = jax.random.normal(key_noise, (n, self.means.shape[1]), jnp.float32)
         return self.means[k] + self.stds[k][:, None] * noise
 
 
@@ -166,19 +203,26 @@ def gaussian_mixture(p: Process, means, stds, weights) -> GaussianMixture:
       weights: [K], positive; normalised to sum 1.
 
     Raises: ValueError for other shapes, a negative std or a weight that is not positive.
+
+    >>> from diffusion_course import process
+    >>> gm = gaussian_mixture(process.rectified_flow(), [[-1.0], [1.0]], [0.0, 0.0], [1, 1])
+    >>> print(gm.denoise(np.array([[0.0], [9.0]]), 0.5))  # undecided, and decided
+    [[0.]
+     [1.]]
     """
     # NumPy's arrays can be checked inside a jitted function too, unless they are its arguments.
-    asarray = np.asarray if concrete(means, stds, weights) else jnp.asarray
+    asarray = np.asarray if checks.concrete(means, stds, weights) else jnp.asarray
     means, stds, weights = (asarray(a, np.float32) for a in (means, stds, weights))
-    if means.ndim != 2 or means.shape[0] == 0:
-        raise ValueError(f"means must have shape [K, D], got shape {means.shape}")
+    if means.ndim != 2 or 0 in means.shape:
+        raise ValueError(f"means must have shape [K, D], got shape {list(means.shape)}")
     for name, values in {"stds": stds, "weights": weights}.items():
         if values.shape != means.shape[:1]:
-            raise ValueError(f"{name} must have shape {means.shape[:1]}, got shape {values.shape}")
-    if concrete(stds) and not (stds >= 0).all():
-        raise ValueError(f"stds must be at least 0, got {stds}")
-    if concrete(weights) and not (weights > 0).all():
-        raise ValueError(f"weights must be positive, got {weights}")
+            raise ValueError(
+                f"{name} must have shape [K] = {list(means.shape[:1])}, "
+                f"got shape {list(values.shape)}"
+            )
+    checks.within("stds", stds, 0, np.inf, ends="[)")
+    checks.above("weights", weights, 0)
     weights = weights / weights.sum()
     return GaussianMixture(p, jnp.asarray(means), jnp.asarray(stds), jnp.asarray(weights))
 
@@ -193,18 +237,24 @@ def ideal(p: Process, data) -> Denoiser:
       p: the process.
       data: [N, …].
 
-    Returns: D(x, t), x [B, …], t a scalar or [B] with sigma(t) > 0.
-    Raises: ValueError if data is empty.
+    Returns: D(x, t), x [B, …], t a scalar or [B]; at t = 0 the nearest point.
+    Raises: ValueError if data is empty or not floating-point; D, if x is of another shape.
     Source: Karras et al. 2022, appendix B.3 (arXiv:2206.00364).
     """
-    data = jnp.asarray(data, jnp.float32)
+    data = checks.state("data", data)
     if data.ndim < 2 or data.shape[0] == 0:
-        raise ValueError(f"data must have shape [N, …] with N >= 1, got shape {data.shape}")
+        raise ValueError(f"data must have shape [N, …] with N >= 1, got shape {list(data.shape)}")
     points = data.reshape(data.shape[0], -1)
     half_norms = 0.5 * jnp.sum(points**2, axis=-1)
 
     def D(x, t):
-        alpha, sigma = (jnp.reshape(f(t), (-1, 1)) for f in (p.alpha, p.sigma))
+        x = _batch("x", x)
+        if x.shape[1:] != data.shape[1:]:
+            raise ValueError(
+                f"x must hold examples of shape {list(data.shape[1:])}, as the data does, "
+                f"got shape {list(x.shape)}"
+            )
+        alpha, sigma = (jnp.reshape(level, (-1, 1)) for level in levels(p, t, x))
         # ‖x‖² is the same for all i and leaves the softmax; what remains is one matrix product.
         products = jnp.matmul(x.reshape(x.shape[0], -1), points.T, precision="highest")
         gaps = alpha * products - alpha**2 * half_norms

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_course.checks import concrete
-from diffusion_course.denoiser import network_output
-from diffusion_course.parameterization import determinant, target
+from diffusion_course import checks
+from diffusion_course.denoiser import check_cond, network_output
+from diffusion_course.parameterization import row, target
 from diffusion_course.process import Process, add_noise
 
 # Training times stay inside (0, 1): at t = 0 there is nothing to predict, and at t = 1 some
@@ -20,15 +20,10 @@ TimeSampler = Callable[[Array, int], Array]
 Weight = Callable[[str, Process, Array], Array]
 
 
-def _check_count(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-
-
 def uniform_times(key: Array, n: int) -> Array:
-    """n independent times, uniform on (0, 1): [n]."""
-    _check_count(n)
-    return jax.random.uniform(key, (n,), minval=_MARGIN, maxval=1 - _MARGIN)
+    """n independent times, uniform on (0, 1): [n]. Raises: ValueError for n < 1."""
+    n = checks.integer("n", n, minimum=1)
+    return jax.random.uniform(key, (n,), jnp.float32, minval=_MARGIN, maxval=1 - _MARGIN)
 
 
 def stratified_times(key: Array, n: int) -> Array:
@@ -37,10 +32,11 @@ def stratified_times(key: Array, n: int) -> Array:
     Each example's time is still uniform over the whole range once the batch is shuffled; the
     batch's mean loss has far less variance, because every noise level is always present.
 
+    Raises: ValueError for n < 1.
     Source: Kingma et al. 2021, appendix I.1 (arXiv:2107.00630), there with one shared offset.
     """
-    _check_count(n)
-    t = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+    n = checks.integer("n", n, minimum=1)
+    t = (jnp.arange(n, dtype=jnp.float32) + jax.random.uniform(key, (n,), jnp.float32)) / n
     return jnp.clip(t, _MARGIN, 1 - _MARGIN)
 
 
@@ -48,14 +44,18 @@ def discrete_times(T: int) -> TimeSampler:
     """Times n/T with n uniform on {1, …, T}: those of a discrete chain.
 
     They include t = 1. A chain without signal there cannot be trained with "eps" or "score",
-    which say nothing about x0 at that step; `min_snr` then has no weight for it (NaN).
+    which say nothing about x0 at that step.
 
     Returns: a time sampler ``(key, n) -> [n]``. Raises: ValueError for T < 1.
     Source: Ho, Jain & Abbeel 2020, algorithm 1 (arXiv:2006.11239).
     """
-    if T < 1:
-        raise ValueError(f"T must be at least 1, got {T}")
-    return lambda key, n: jax.random.randint(key, (n,), 1, T + 1) / T
+    T = checks.integer("T", T, minimum=1)
+
+    def times(key, n):
+        n = checks.integer("n", n, minimum=1)
+        return jax.random.randint(key, (n,), 1, T + 1).astype(jnp.float32) / T
+
+    return times
 
 
 def importance_times(mean_square: Array) -> tuple[TimeSampler, Weight]:
@@ -63,7 +63,9 @@ def importance_times(mean_square: Array) -> tuple[TimeSampler, Weight]:
 
     The interval (0, 1) is cut into as many equal parts as there are estimates; the density of each
     is proportional to the root of the mean square loss there. A loss that is weighted with
-    1/density keeps its expectation, and has the least variance that any such density can give.
+    1/density keeps its expectation, and of all such densities this one gives independent times
+    the least variance. (Stratified times, as drawn here, have less with any density; the least
+    then has one that follows the spread of the loss within each part.)
     Nichol & Dhariwal keep the last ten losses of each time step while they train; here the
     estimates are given, for instance by `metrics.loss_by_time` between two parts of a run.
 
@@ -75,21 +77,19 @@ def importance_times(mean_square: Array) -> tuple[TimeSampler, Weight]:
     Raises: ValueError for another shape, or an estimate that is not positive and finite.
     Source: Nichol & Dhariwal 2021, eq. 18 (arXiv:2102.09672).
     """
-    mean_square = np.asarray(mean_square, np.float64)
-    if (
-        mean_square.ndim != 1
-        or not mean_square.size
-        or not (np.isfinite(mean_square) & (mean_square > 0)).all()
-    ):
+    if np.ndim(mean_square) != 1 or not np.size(mean_square):
         raise ValueError(
-            f"mean_square must have shape [K] and hold positive numbers, got {mean_square}"
+            f"mean_square must have shape [K] with K >= 1, got shape {list(np.shape(mean_square))}"
         )
+    checks.above("mean_square", mean_square, 0)
+    mean_square = np.asarray(mean_square, np.float64)
     density = np.sqrt(mean_square) / np.sqrt(mean_square).mean()
     edges = np.linspace(0, 1, len(density) + 1)
     cumulative = np.concatenate([[0], np.cumsum(density)]) / density.sum()
 
     def times(key, n):
-        return jnp.interp(stratified_times(key, n), cumulative, edges)
+        t = stratified_times(key, n)
+        return jnp.interp(t, *(jnp.asarray(a, jnp.float32) for a in (cumulative, edges)))
 
     def weight(kind, p, t):
         part = jnp.clip((t * len(density)).astype(jnp.int32), 0, len(density) - 1)
@@ -116,14 +116,18 @@ def min_snr(gamma: float = 5.0) -> Weight:
     Returns: a weight ``(kind, p, t) -> [B]``. Raises: ValueError unless gamma > 0.
     Source: Hang et al. 2023, section 3.4 (arXiv:2303.09556).
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma must be positive, got {gamma}")
+    checks.above("gamma", gamma, 0)
 
     def weight(kind: str, p: Process, t: Array) -> Array:
+        (a, b), alpha, sigma = row(kind, p, t), p.alpha(t), p.sigma(t)
+        limit = float(gamma) ** 0.5
         # SNR·sigma² = alpha² keeps the product finite at low noise, and squaring last keeps it
         # from 0/0 where float32 holds sigma but not sigma².
-        bounded = jnp.minimum(p.alpha(t), gamma**0.5 * p.sigma(t))
-        return (bounded / determinant(kind, p, t)) ** 2
+        mixed = jnp.minimum(alpha, limit * sigma) / (a * sigma - b * alpha)
+        # With a single coefficient, alpha or sigma cancels and may be 0.
+        of_eps = jnp.minimum(1, limit * sigma / alpha) / b
+        of_x0 = jnp.minimum(alpha / sigma, limit) / a
+        return jnp.where(a == 0, of_eps, jnp.where(b == 0, of_x0, mixed)) ** 2
 
     return weight
 
@@ -139,9 +143,14 @@ def squared_error(model, p: Process, kind: str, x0: Array, eps: Array, t: Array,
       eps: the noise to add, of the same shape.
       t: times [B].
       cond: labels [B], tokens [B, L] or None.
+
+    Raises: ValueError if x0 and eps are not floating-point arrays of one shape, a time lies outside
+      [0, 1], cond is for another number of examples, or the model's output has another shape.
     """
+    x0 = checks.state("x0", x0)
     x_t = add_noise(p, x0, eps, t)
     y = network_output(model, p, kind, x_t, t, cond)
+    checks.same_shape("the model's output", y, "x0", x0)
     error = (y - target(kind, p, x0, eps, t)).reshape(x0.shape[0], -1)
     return jnp.mean(error**2, axis=-1)
 
@@ -169,12 +178,33 @@ def diffusion_loss(
       times: draws the times, ``(key, n) -> [n]``.
       weight: ``(kind, p, t) -> [B]``.
 
+    Raises: ValueError if x0 is not a floating-point array [B, …] with B >= 1, cond is for another
+      number of examples, or the times or weights have another shape than [B].
     Source: Ho, Jain & Abbeel 2020, eq. 14 (arXiv:2006.11239).
+
+    >>> from diffusion_course import process
+    >>> def silent(x, t, cond):
+    ...     return jnp.zeros_like(x)
+    >>> x0, key = jnp.zeros((4096, 1)), jax.random.key(1)
+    >>> loss = diffusion_loss(silent, process.vp_cosine(), "eps", x0, None, key)
+    >>> print(loss.round(1))  # of a guess of 0: the variance of eps
+    1.0
     """
+    x0 = checks.state("x0", x0)
+    if x0.ndim == 0 or not x0.shape[0]:
+        raise ValueError(f"x0 must have shape [B, …] with B >= 1, got shape {list(x0.shape)}")
+    check_cond(cond, x0)
     key_time, key_noise = jax.random.split(key)
     t = times(key_time, x0.shape[0])
-    eps = jax.random.normal(key_noise, x0.shape)
-    return jnp.mean(weight(kind, p, t) * squared_error(model, p, kind, x0, eps, t, cond))
+    eps = jax.random.normal(key_noise, x0.shape, jnp.float32)
+    weights = weight(kind, p, t)
+    # A column of times or weights would broadcast to all pairs of examples.
+    for name, values in {"times": t, "weight": weights}.items():
+        if np.shape(values) != x0.shape[:1]:
+            raise ValueError(
+                f"{name} must give shape {list(x0.shape[:1])}, got shape {list(np.shape(values))}"
+            )
+    return jnp.mean(weights * squared_error(model, p, kind, x0, eps, t, cond))
 
 
 def drop_labels(key: Array, labels: Array, null: int, rate: float) -> Array:
@@ -183,9 +213,20 @@ def drop_labels(key: Array, labels: Array, null: int, rate: float) -> Array:
     What makes classifier-free guidance possible: one network learns both the conditional and the
     unconditional denoiser.
 
-    Raises: ValueError unless rate is in [0, 1].
+    Args:
+      key: a random key.
+      labels: whole numbers [B] in 0 … null.
+      null: the null class, which follows the last class of the data.
+      rate: share of the labels that are dropped, in [0, 1].
+
+    Raises: ValueError for other labels, or a rate outside [0, 1].
     Source: Ho & Salimans 2022, algorithm 1 (arXiv:2207.12598).
+
+    >>> drop_labels(jax.random.key(0), jnp.array([3, 0, 9]), 10, rate=1.0).tolist()
+    [10, 10, 10]
     """
-    if concrete(rate) and not 0 <= rate <= 1:
-        raise ValueError(f"rate must be in [0, 1], got {rate}")
+    null = checks.integer("null", null, minimum=0)
+    checks.labels("labels", labels, np.shape(labels)[:1] or (0,), null)
+    checks.within("rate", rate, 0, 1)
+    labels = jnp.asarray(labels)
     return jnp.where(jax.random.bernoulli(key, rate, labels.shape), null, labels)

@@ -13,6 +13,7 @@ Every training target is a row (a, b) of a 2×2 system: ``y = a·x0 + b·eps`` t
 import jax.numpy as jnp
 from jax import Array
 
+from diffusion_course import checks
 from diffusion_course.process import Process, expand, levels
 
 
@@ -39,7 +40,7 @@ def _flow(p: Process, t):
 def _edm(p: Process, t):
     # The target (x0 − c_skip·x_t)/c_out of EDM, with c_skip and c_out simplified so that
     # nothing is divided by sigma.
-    root = jnp.sqrt((p.alpha(t) * p.sigma_data) ** 2 + p.sigma(t) ** 2)
+    root = jnp.hypot(p.alpha(t) * p.sigma_data, p.sigma(t))
     return p.sigma(t) / (p.sigma_data * root), -p.alpha(t) * p.sigma_data / root
 
 
@@ -61,12 +62,19 @@ def row(kind: str, p: Process, t) -> tuple[Array, Array]:
     "edm"     from c_skip, c_out                       sigma/c_out
     ========  =======================================  ===================
 
-    Raises: ValueError for an unknown kind.
+    At t = 0 "score" is infinite, and so is "flow" in a process whose sigma starts like sqrt(t).
+
+    Args:
+      kind: "x0", "eps", "v", "score", "flow" or "edm".
+      p: the process.
+      t: times in [0, 1] of any shape.
+
+    Raises: ValueError for an unknown kind or a time outside [0, 1].
     Source: v: Salimans & Ho 2022, appendix D (arXiv:2202.00512); flow: Lipman et al. 2023
     (arXiv:2210.02747); edm: Karras et al. 2022, table 1 (arXiv:2206.00364).
     """
-    if kind not in _ROWS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    checks.one_of("kind", kind, KINDS)
+    checks.time("t", t)
     return _ROWS[kind](p, jnp.asarray(t, jnp.float32))
 
 
@@ -83,6 +91,13 @@ def _system(kind: str, p: Process, t, like: Array):
     return a, b, alpha, sigma, a * sigma - b * alpha
 
 
+def _pair(first: str, x, second: str, y) -> tuple[Array, Array]:
+    """Two states of one shape as float32; ValueError with their names if they are not."""
+    x, y = checks.state(first, x), checks.state(second, y)
+    checks.same_shape(second, y, first, x)
+    return x, y
+
+
 def target(kind: str, p: Process, x0: Array, eps: Array, t) -> Array:
     """What a network of this kind is trained to output: ``a·x0 + b·eps``.
 
@@ -91,11 +106,18 @@ def target(kind: str, p: Process, x0: Array, eps: Array, t) -> Array:
       p: the process.
       x0: data [B, …].
       eps: the noise that was added, of the same shape.
-      t: a scalar or [B].
+      t: a scalar or [B], in [0, 1].
 
-    Returns: [B, …]. Raises: ValueError for an unknown kind.
+    Returns: float32 [B, …].
+    Raises: ValueError for an unknown kind, a time outside [0, 1], or x0 and eps that are not
+      floating-point arrays of one shape.
+
+    >>> from diffusion_course import process
+    >>> x0, eps = jnp.array([3.0]), jnp.array([1.0])
+    >>> print(target("flow", process.rectified_flow(), x0, eps, 0.25))
+    [-2.]
     """
-    x0 = jnp.asarray(x0)
+    x0, eps = _pair("x0", x0, "eps", eps)
     a, b = row(kind, p, t)
     return expand(a, x0) * x0 + expand(b, x0) * eps
 
@@ -112,11 +134,18 @@ def to_x0(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:
       p: the process.
       y: network output [B, …].
       x_t: the state it was computed from, of the same shape.
-      t: a scalar or [B].
+      t: a scalar or [B], in [0, 1].
 
-    Returns: [B, …]. Raises: ValueError for an unknown kind.
+    Returns: float32 [B, …].
+    Raises: ValueError for an unknown kind, a time outside [0, 1], or y and x_t that are not
+      floating-point arrays of one shape.
+
+    >>> from diffusion_course import process
+    >>> y, x_t = jnp.array([-2.0]), jnp.array([2.5])
+    >>> print(to_x0("flow", process.rectified_flow(), y, x_t, 0.25))
+    [3.]
     """
-    x_t = jnp.asarray(x_t)
+    x_t, y = _pair("x_t", x_t, "y", y)
     _, b, alpha, sigma, det = _system(kind, p, t, x_t)
     clean = sigma == 0
     # The inner where keeps 0/0 out of the branch not taken, whose gradient would be NaN.
@@ -129,7 +158,7 @@ def to_eps(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:
 
     Not finite where det = 0: kind "x0" at sigma = 0 knows nothing about the noise.
     """
-    x_t = jnp.asarray(x_t)
+    x_t, y = _pair("x_t", x_t, "y", y)
     a, _, alpha, _, det = _system(kind, p, t, x_t)
     return (a * x_t - alpha * y) / det
 
@@ -147,6 +176,6 @@ def velocity(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:
 
     Source: Lipman et al. 2023 (arXiv:2210.02747); Albergo et al. 2023 (arXiv:2303.08797).
     """
-    x_t = jnp.asarray(x_t)
+    x_t, y = _pair("x_t", x_t, "y", y)
     x0, eps = to_x0(kind, p, y, x_t, t), to_eps(kind, p, y, x_t, t)
     return expand(p.d_alpha(t), x_t) * x0 + expand(p.d_sigma(t), x_t) * eps

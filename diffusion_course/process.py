@@ -5,7 +5,9 @@ where t = 0 is data and t = 1 is noise. A discrete process of T steps is the sam
 is the time t = n/T, and step 0 is exactly the data, so no off-by-one exists.
 
 Schedules are built in NumPy float64 and cast once. Every pair (alpha, sigma) is written so that
-sigma keeps its relative precision near t = 0, where ``sqrt(1 - alpha²)`` would lose it.
+sigma keeps its relative precision near t = 0, where ``sqrt(1 - alpha²)`` would lose it, and
+wherever float32 cannot hold alpha, its logarithm goes on: no quotient here is ever 0/0.
+Levels are float32 for times of every type.
 """
 
 from collections.abc import Callable
@@ -16,6 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffusion_course import checks
+
+# Parameters of a process lie within these: float32 holds their squares, and what becomes of them.
+_SMALLEST, _LARGEST = 1e-15, 1e15
+
 
 class Process(NamedTuple):
     """The two functions of time that define ``x_t = alpha(t)·x0 + sigma(t)·eps``.
@@ -24,15 +31,22 @@ class Process(NamedTuple):
       alpha: signal level; takes times of any shape, returns the same shape. alpha(0) = 1.
       sigma: noise level, a standard deviation; the same shapes. sigma(0) = 0.
       sigma_data: standard deviation of the data that preconditioning assumes (kind ``"edm"``).
+      log_alpha: logarithm of alpha, for a process whose alpha falls below what float32 can hold
+        (1e-38) while ratios of it still matter; by default the logarithm of alpha(t).
+
+    >>> p = Process(alpha=lambda t: 1 - t, sigma=lambda t: t)
+    >>> print(p.log_snr(0.5))
+    0.0
     """
 
     alpha: Callable[[Array], Array]
     sigma: Callable[[Array], Array]
     sigma_data: float = 1.0
+    log_alpha: Callable[[Array], Array] | None = None
 
     def log_snr(self, t) -> Array:
         """log(alpha²/sigma²), of any shape of t; +inf where sigma is 0, −inf where alpha is 0."""
-        return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+        return 2 * (_log_alpha(self, t) - jnp.log(self.sigma(t)))
 
     def d_alpha(self, t) -> Array:
         """Time derivative of alpha, per unit of t."""
@@ -48,7 +62,12 @@ def _derivative(f: Callable, t) -> Array:
     return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]
 
 
+def _log_alpha(p: Process, t) -> Array:
+    return jnp.log(p.alpha(t)) if p.log_alpha is None else p.log_alpha(t)
+
+
 def _as_time(t) -> Array:
+    checks.time("t", t)
     return jnp.asarray(t, dtype=jnp.float32)
 
 
@@ -57,17 +76,11 @@ def _as_time(t) -> Array:
 # --------------------------------------------------------------------------------------------
 
 
-def _check_steps(T: int) -> None:
-    if not isinstance(T, int | np.integer) or T < 1:
-        raise ValueError(f"T must be an integer of at least 1, got {T!r}")
-
-
 def _check_beta_range(beta_start: float, beta_end: float) -> None:
-    if not 0 < beta_start <= beta_end < 1:
-        raise ValueError(
-            "beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1, "
-            f"got {beta_start} and {beta_end}"
-        )
+    for name, beta in {"beta_start": beta_start, "beta_end": beta_end}.items():
+        checks.within(name, beta, 0, 1, ends="()")
+    if beta_start > beta_end:
+        raise ValueError(f"beta_start must be at most beta_end, {beta_end}, got {beta_start}")
 
 
 def linear_betas(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
@@ -76,10 +89,18 @@ def linear_betas(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np
     The end points are not rescaled for another T: a shorter chain then ends with signal left
     over, which chapter 01 shows.
 
+    Args:
+      T: number of steps.
+      beta_start: variance of step 1, in (0, 1).
+      beta_end: variance of step T, in (0, 1) and at least beta_start.
+
     Returns: float64 [T]. Raises: ValueError for T < 1 or end points outside (0, 1).
     Source: Ho, Jain & Abbeel 2020, section 4 (arXiv:2006.11239).
+
+    >>> linear_betas(5, 0.1, 0.5).round(6).tolist()
+    [0.1, 0.2, 0.3, 0.4, 0.5]
     """
-    _check_steps(T)
+    T = checks.integer("T", T, minimum=1)
     _check_beta_range(beta_start, beta_end)
     return np.linspace(beta_start, beta_end, T, dtype=np.float64)
 
@@ -90,7 +111,7 @@ def quadratic_betas(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) ->
     Returns: float64 [T]. Raises: ValueError for T < 1 or end points outside (0, 1).
     Source: the "quad" schedule of the DDPM code base (Ho, Jain & Abbeel 2020).
     """
-    _check_steps(T)
+    T = checks.integer("T", T, minimum=1)
     _check_beta_range(beta_start, beta_end)
     return np.linspace(beta_start**0.5, beta_end**0.5, T, dtype=np.float64) ** 2
 
@@ -118,12 +139,12 @@ def sigmoid_betas(
     Returns: float64 [T]. Raises: ValueError for T < 1, a bad range, or steepness <= 0.
     Source: Xu et al. 2022, GeoDiff (arXiv:2203.02923), whose code reads the logistic on [−6, 6].
     """
-    _check_steps(T)
+    T = checks.integer("T", T, minimum=1)
     _check_beta_range(beta_start, beta_end)
-    if not steepness > 0:
-        raise ValueError(f"steepness must be positive, got {steepness}")
-    u = np.linspace(-steepness, steepness, T, dtype=np.float64)
-    return beta_start + (beta_end - beta_start) / (1 + np.exp(-u))
+    checks.above("steepness", steepness, 0)
+    u = steepness * np.linspace(-1, 1, T, dtype=np.float64)
+    # The logistic curve, written so that no exponential can overflow.
+    return beta_start + (beta_end - beta_start) * (1 + np.tanh(u / 2)) / 2
 
 
 def cosine_betas(T: int, s: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
@@ -136,14 +157,20 @@ def cosine_betas(T: int, s: float = 0.008, max_beta: float = 0.999) -> np.ndarra
     Returns: float64 [T]. Raises: ValueError for T < 1, s < 0 or max_beta outside (0, 1).
     Source: Nichol & Dhariwal 2021, eq. 17 (arXiv:2102.09672).
     """
-    _check_steps(T)
-    if not s >= 0:
-        raise ValueError(f"s must be at least 0, got {s}")
-    if not 0 < max_beta < 1:
-        raise ValueError(f"max_beta must be in (0, 1), got {max_beta}")
+    T = checks.integer("T", T, minimum=1)
+    checks.within("max_beta", max_beta, 0, 1, ends="()")
+    rest = _angle_left(s)
     t = np.arange(T + 1, dtype=np.float64) / T
-    alpha_bar = np.cos((t + s) / (1 + s) * np.pi / 2) ** 2
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+    # cos((t + s)/(1 + s)·π/2) is the sine of what is left to a right angle.
+    root = np.sin((1 - t) * rest)
+    return np.minimum(1 - (root[1:] / root[:-1]) ** 2, max_beta)
+
+
+def _angle_left(s: float) -> float:
+    """The angle of the cosine schedule from t = 0 to t = 1, ``π/2/(1 + s)``, in radians."""
+    checks.within("s", s, 0, np.inf, ends="[)")
+    # Below 1e-5 all digits of the sine are those of the angle, and the angle cancels.
+    return max(float(np.pi / 2 / (1 + s)), 1e-5)
 
 
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
@@ -161,16 +188,23 @@ def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     betas = _check_betas(betas)
     if len(betas) < 2:
         raise ValueError(f"betas must have at least 2 entries, got {len(betas)}")
-    root = np.sqrt(np.cumprod(1 - betas))
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    alpha_bar = np.concatenate([[1.0], root**2])
-    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+    # With the sums L_n of log sqrt(1 − beta) and root_n = exp(L_n), the shifted root is
+    # exp(L_n)·(1 − exp(L_T − L_n)). Logarithms hold it where the root itself would be 0.
+    with np.errstate(divide="ignore"):  # log 0 = −inf: nothing is left at step T
+        log_keep = np.log1p(-betas)
+        left = np.cumsum(log_keep[:0:-1])[::-1] / 2  # L_T − L_n for n = 1 … T − 1
+        log_shift = np.log(-np.expm1(np.append(left, 0.0)))
+    log_keep[1:] += 2 * np.diff(log_shift)
+    return -np.expm1(log_keep)
 
 
 def _check_betas(betas) -> np.ndarray:
-    betas = np.asarray(betas, dtype=np.float64)
+    try:
+        betas = np.asarray(betas, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"betas must be real numbers of shape [T], got {betas!r}") from None
     if betas.ndim != 1 or betas.size == 0:
-        raise ValueError(f"betas must have shape [T] with T >= 1, got shape {betas.shape}")
+        raise ValueError(f"betas must have shape [T] with T >= 1, got shape {list(betas.shape)}")
     # Only the last entry may be 1 (zero terminal SNR): an earlier one leaves nothing to destroy.
     allowed = (betas > 0) & ((betas < 1) | (np.arange(betas.size) == betas.size - 1) & (betas == 1))
     if not allowed.all():
@@ -198,27 +232,51 @@ def from_betas(betas: np.ndarray) -> Process:
 
     Raises: ValueError for another shape or an entry outside the range.
     Source: Ho, Jain & Abbeel 2020, eq. 4 (arXiv:2006.11239).
+
+    >>> p = from_betas([0.19, 0.75])
+    >>> [round(float(p.alpha(n / 2)), 3) for n in range(3)]
+    [1.0, 0.9, 0.45]
     """
     betas = _check_betas(betas)
     T = len(betas)
     with np.errstate(divide="ignore"):  # log 0 = −inf: a last beta of 1 leaves alpha = 0
-        log_alpha = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
+        log_root = 0.5 * np.log1p(-betas)
+    log_alpha_table = np.concatenate([[0.0], np.cumsum(log_root)])
+    # 1 − alpha has a table of its own: near t = 0 it is tiny, and float32 keeps its digits.
+    # Betas that float32 cannot hold leave a noise level of 1e-15, which nobody sees.
+    noise_table = np.maximum(-np.expm1(log_alpha_table), 1e-30 * np.arange(T + 1))
 
-    def interpolate(values, t):
-        table = jnp.asarray(values, jnp.float32)
+    def place(t):
+        """The step at or before t, and how far t is on the way to the next one, in [0, 1]."""
         position = _as_time(t) * T
         n = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, T - 1)
-        return table[n] + (position - n) * (table[n + 1] - table[n])
+        return n, position - n
+
+    def interpolate(table, t):
+        n, share = place(t)
+        table = jnp.asarray(table, jnp.float32)
+        step = table[n + 1] - table[n]
+        # From the nearer end: exact at both, and the slope is one difference.
+        return jnp.where(share < 0.5, table[n] + share * step, table[n + 1] - (1 - share) * step)
 
     def alpha(t):
-        return interpolate(np.exp(log_alpha), t)
+        return interpolate(_flushed(np.exp(log_alpha_table), np), t)
 
     def sigma(t):
-        # 1 − alpha has a table of its own: near t = 0 it is tiny, and float32 keeps its digits.
-        d = interpolate(-np.expm1(log_alpha), t)
+        d = interpolate(noise_table, t)
         return jnp.sqrt(d * (2 - d))
 
-    return Process(alpha, sigma)
+    def log_alpha(t):
+        n, share = place(t)
+        start, root = (jnp.asarray(a, jnp.float32) for a in (log_alpha_table, np.exp(log_root)))
+        return start[n] + jnp.log(1 - share + share * root[n])
+
+    return Process(alpha, sigma, log_alpha=log_alpha)
+
+
+def _flushed(alpha, numpy=jnp):
+    """The signal level, 0 where float32 cannot hold it in full."""
+    return numpy.where(alpha < np.finfo(np.float32).tiny, 0, alpha)
 
 
 def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
@@ -226,36 +284,56 @@ def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
 
     ``log alpha(t) = −t²(beta_max − beta_min)/4 − t·beta_min/2``, ``sigma² = 1 − alpha²``.
 
-    Raises: ValueError unless 0 < beta_min <= beta_max.
+    Args:
+      beta_min: rate at t = 0, per unit of t.
+      beta_max: rate at t = 1, at least beta_min.
+
+    Raises: ValueError for beta_min > beta_max, or one of them outside [1e-15, 1e15].
     Source: Song et al. 2021, eq. 32–33 (arXiv:2011.13456).
     """
     log_alpha = _vp_log_alpha(beta_min, beta_max)
     return Process(
-        lambda t: jnp.exp(log_alpha(_as_time(t))),
-        lambda t: jnp.sqrt(-jnp.expm1(2 * log_alpha(_as_time(t)))),
+        lambda t: _flushed(jnp.exp(log_alpha(t))),
+        lambda t: jnp.sqrt(-jnp.expm1(2 * log_alpha(t))),
+        log_alpha=log_alpha,
     )
 
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
     """Sub-variance-preserving SDE: alpha of `vp_linear`, sigma = 1 − alpha².
 
-    Raises: ValueError unless 0 < beta_min <= beta_max.
+    Args:
+      beta_min: rate at t = 0, per unit of t.
+      beta_max: rate at t = 1, at least beta_min.
+
+    Raises: ValueError for beta_min > beta_max, or one of them outside [1e-15, 1e15].
     Source: Song et al. 2021, eq. 28–29 (arXiv:2011.13456).
     """
     log_alpha = _vp_log_alpha(beta_min, beta_max)
     return Process(
-        lambda t: jnp.exp(log_alpha(_as_time(t))),
-        lambda t: -jnp.expm1(2 * log_alpha(_as_time(t))),
+        lambda t: _flushed(jnp.exp(log_alpha(t))),
+        lambda t: -jnp.expm1(2 * log_alpha(t)),
+        log_alpha=log_alpha,
     )
 
 
+def _check_sizes(**parameters: float) -> None:
+    for name, value in parameters.items():
+        checks.within(name, value, _SMALLEST, _LARGEST)
+
+
 def _vp_log_alpha(beta_min: float, beta_max: float) -> Callable[[Array], Array]:
-    if not 0 < beta_min <= beta_max:
-        raise ValueError(
-            f"beta_min and beta_max must satisfy 0 < beta_min <= beta_max, "
-            f"got {beta_min} and {beta_max}"
-        )
-    return lambda t: -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
+    _check_sizes(beta_min=beta_min, beta_max=beta_max)
+    if beta_min > beta_max:
+        raise ValueError(f"beta_min must be at most beta_max, {beta_max}, got {beta_min}")
+    # Python's numbers take on the dtype of t; NumPy's would make it float64 in x64 mode.
+    start, growth = float(beta_min), float(beta_max) - float(beta_min)
+
+    def log_alpha(t):
+        t = _as_time(t)
+        return -0.25 * growth * t**2 - 0.5 * start * t
+
+    return log_alpha
 
 
 def vp_cosine(s: float = 0.008) -> Process:
@@ -264,25 +342,26 @@ def vp_cosine(s: float = 0.008) -> Process:
     ``alpha(t) = cos((t + s)/(1 + s)·π/2)/cos(s/(1 + s)·π/2)``, ``sigma² = 1 − alpha²``. Since
     alpha(1) = 0, predict ``v`` or ``x0`` here: ``eps`` says nothing about x0 at t = 1.
 
+    Args:
+      s: offset, which keeps the first steps from being too small; at least 0.
+
     Raises: ValueError for s < 0.
     Source: Nichol & Dhariwal 2021, eq. 17 (arXiv:2102.09672).
     """
-    if not s >= 0:
-        raise ValueError(f"s must be at least 0, got {s}")
-    rest = np.pi / 2 / (1 + s)  # the angle left at t = 0; the cosine of the rest is a sine
-    start = np.pi / 2 - rest
+    rest = _angle_left(s)  # (1 − t)·rest is what is left to a right angle
+    full, slope = float(np.sin(rest)), float(np.tan(rest))
 
     def alpha(t):
         # The same ratio written twice: exactly 1 at t = 0 and exactly 0 at t = 1.
         t = _as_time(t)
-        early = jnp.cos(t * rest) - np.tan(start) * jnp.sin(t * rest)
-        late = jnp.sin((1 - t) * rest) / np.sin(rest)
+        early = jnp.cos(t * rest) - jnp.sin(t * rest) / slope
+        late = jnp.sin((1 - t) * rest) / full
         return jnp.where(t < 0.5, early, late)
 
     def sigma(t):
-        # 1 − cos²a/cos²b = sin(a−b)·sin(a+b)/cos²b keeps its digits as t → 0.
-        turn = _as_time(t) * rest
-        return jnp.sqrt(jnp.sin(turn) * jnp.sin(2 * start + turn)) / np.sin(rest)
+        # 1 − sin²a/sin²b = sin(b − a)·sin(b + a)/sin²b keeps its digits as t → 0.
+        t = _as_time(t)
+        return jnp.sqrt((jnp.sin(t * rest) / full) * (jnp.sin((2 - t) * rest) / full))
 
     return Process(alpha, sigma)
 
@@ -293,20 +372,25 @@ def variance_exploding(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Proc
     ``sigma(t)² = sigma_min²·((sigma_max/sigma_min)^(2t) − 1)``: the noise that has been added
     since t = 0, so that t = 0 is exactly the data.
 
-    Raises: ValueError unless 0 < sigma_min < sigma_max.
+    Args:
+      sigma_min: where the geometric growth starts.
+      sigma_max: about the noise level at t = 1.
+
+    Raises: ValueError unless 1e-15 <= sigma_min < sigma_max <= 1e15.
     Source: Song et al. 2021, eq. 30–31 (arXiv:2011.13456).
     """
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(
-            "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, "
-            f"got {sigma_min} and {sigma_max}"
-        )
-    log_ratio = np.log(sigma_max / sigma_min)
-    return Process(
-        lambda t: jnp.ones_like(_as_time(t)),
-        lambda t: sigma_min * jnp.sqrt(jnp.expm1(2 * log_ratio * _as_time(t))),
-        sigma_data=0.5,
-    )
+    _check_sizes(sigma_min=sigma_min, sigma_max=sigma_max)
+    if not sigma_min < sigma_max:
+        raise ValueError(f"sigma_min must be below sigma_max, {sigma_max}, got {sigma_min}")
+    log_ratio, sigma_max = float(np.log(sigma_max / sigma_min)), float(sigma_max)
+
+    def sigma(t):
+        # The growth is taken out of the root, where its square might overflow.
+        t = _as_time(t)
+        grown = sigma_max * jnp.exp(log_ratio * (t - 1))
+        return grown * jnp.sqrt(-jnp.expm1(-2 * log_ratio * t))
+
+    return Process(lambda t: jnp.ones_like(_as_time(t)), sigma, sigma_data=0.5)
 
 
 def edm(sigma_max: float = 80.0, rho: float = 7.0, sigma_data: float = 0.5) -> Process:
@@ -315,17 +399,25 @@ def edm(sigma_max: float = 80.0, rho: float = 7.0, sigma_data: float = 0.5) -> P
     EDM writes time as sigma itself. With alpha = 1 the clock is free, and this one has t in
     [0, 1], gives the network a well-scaled time, and makes a uniform grid nearly Karras's.
 
-    Raises: ValueError unless all three are positive.
+    Args:
+      sigma_max: noise level at t = 1.
+      rho: exponent of the clock; a larger one spends more of it on low noise.
+      sigma_data: standard deviation of the data.
+
+    Raises: ValueError unless sigma_max is in [1e-5, 1e15] and the other two in [1e-15, 1e15].
     Source: Karras et al. 2022, table 1 and eq. 5 (arXiv:2206.00364).
     """
-    for name, value in {"sigma_max": sigma_max, "rho": rho, "sigma_data": sigma_data}.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    return Process(
-        lambda t: jnp.ones_like(_as_time(t)),
-        lambda t: sigma_max * _as_time(t) ** rho,
-        sigma_data=sigma_data,
-    )
+    checks.within("sigma_max", sigma_max, 1e-5, _LARGEST)
+    _check_sizes(rho=rho, sigma_data=sigma_data)
+    sigma_max, rho = float(sigma_max), float(rho)
+
+    def sigma(t):
+        # A power may underflow. A line far below everything visible keeps the level falling to 0
+        # at t = 0 and nowhere else.
+        t = _as_time(t)
+        return sigma_max * jnp.maximum(t**rho, 1e-25 * t)
+
+    return Process(lambda t: jnp.ones_like(_as_time(t)), sigma, sigma_data=float(sigma_data))
 
 
 def rectified_flow() -> Process:
@@ -350,18 +442,19 @@ def expand(t, like: Array) -> Array:
 
     Raises: ValueError if t is neither.
     """
-    t = jnp.asarray(t)
+    t, shape = jnp.asarray(t), np.shape(like)
     if t.ndim == 0:
         return t
-    if t.ndim != 1 or like.ndim == 0 or t.shape[0] != like.shape[0]:
+    if not shape or t.shape != shape[:1]:
         raise ValueError(
-            f"t must be a scalar or of shape [B] = {like.shape[:1]}, got shape {t.shape}"
+            f"t must be a scalar or of shape [B] = {list(shape[:1])}, got shape {list(t.shape)}"
         )
-    return t.reshape(t.shape + (1,) * (like.ndim - 1))
+    return t.reshape(t.shape + (1,) * (len(shape) - 1))
 
 
 def levels(p: Process, t, like: Array) -> tuple[Array, Array]:
     """(alpha(t), sigma(t)), shaped to broadcast against `like` [B, …]; t a scalar or [B]."""
+    checks.time("t", t)
     return expand(p.alpha(t), like), expand(p.sigma(t), like)
 
 
@@ -374,14 +467,16 @@ def add_noise(p: Process, x0: Array, eps: Array, t) -> Array:
       eps: standard normal noise of x0's shape.
       t: a scalar or one time per example [B], in [0, 1].
 
-    Raises: ValueError if the shapes of x0 and eps differ or t doesn't fit.
+    Returns: x_t, float32 [B, …].
+    Raises: ValueError if x0 and eps are not floating-point arrays of one shape, or t doesn't fit
+      or lies outside [0, 1].
     Source: Ho, Jain & Abbeel 2020, eq. 4 (arXiv:2006.11239).
+
+    >>> print(add_noise(rectified_flow(), np.array([4.0]), np.array([-1.0]), 0.25))
+    [2.75]
     """
-    if jnp.shape(x0) != jnp.shape(eps):
-        raise ValueError(
-            f"eps must have the shape of x0, {jnp.shape(x0)}, got shape {jnp.shape(eps)}"
-        )
-    x0 = jnp.asarray(x0)
+    x0, eps = checks.state("x0", x0), checks.state("eps", eps)
+    checks.same_shape("eps", eps, "x0", x0)
     alpha, sigma = levels(p, t, x0)
     return alpha * x0 + sigma * eps
 
@@ -391,15 +486,44 @@ def transition(p: Process, t, s) -> tuple[Array, Array]:
 
     Neighbouring steps of a discrete chain give (sqrt(1 − beta), beta).
 
+    Args:
+      p: the process.
+      t: the later time, of any shape.
+      s: the earlier time; it broadcasts against t.
+
     Returns: scale alpha(t)/alpha(s) and variance sigma(t)² − scale²·sigma(s)², of t's shape.
+    Raises: ValueError unless 0 <= s <= t <= 1.
     Source: Kingma et al. 2021, appendix A.1 (arXiv:2107.00630).
     """
-    return p.alpha(t) / p.alpha(s), p.sigma(t) ** 2 * _share_of_new_noise(p, t, s)
+    _check_order(t, s)
+    return _scale(p, t, s), p.sigma(t) ** 2 * new_noise(p, t, s)
 
 
-def _share_of_new_noise(p: Process, t, s) -> Array:
-    """1 − SNR(t)/SNR(s): the part of the variance at t that was added since s; in [0, 1]."""
-    return -jnp.expm1(p.log_snr(t) - p.log_snr(s))
+def _check_order(t, s) -> None:
+    checks.time("t", t)
+    checks.time("s", s)
+    if checks.concrete(t, s) and (np.float32(s) > np.float32(t)).any():
+        raise ValueError(f"s must be at most t, got s = {s} and t = {t}")
+
+
+def _scale(p: Process, t, s) -> Array:
+    """alpha(t)/alpha(s); 0 where no signal is left at s, so that there is none to keep."""
+    later, earlier = _log_alpha(p, t), _log_alpha(p, s)
+    signal = earlier > -jnp.inf
+    return jnp.where(signal, jnp.exp(later - jnp.where(signal, earlier, 0)), 0)
+
+
+def new_noise(p: Process, t, s) -> Array:
+    """1 − SNR(t)/SNR(s): the part of the variance at t that was added since s, in [0, 1].
+
+    It is 1 where there is no noise at s, or no signal at t; arguments as in `transition`.
+    """
+    _check_order(t, s)
+    later, earlier = p.log_snr(t), p.log_snr(s)
+    all_new = (earlier == jnp.inf) | (later == -jnp.inf)
+    share = -jnp.expm1(jnp.where(all_new, 0, later) - jnp.where(all_new, 0, earlier))
+    # Two levels that coincide may be in the wrong order by a rounding.
+    return jnp.where(all_new, 1, jnp.maximum(share, 0))
 
 
 def posterior(p: Process, x0: Array, x_t: Array, t, s) -> tuple[Array, Array]:
@@ -413,16 +537,28 @@ def posterior(p: Process, x0: Array, x_t: Array, t, s) -> tuple[Array, Array]:
       p: the process.
       x0: data [B, …].
       x_t: noisy data of the same shape.
-      t: the later time, with sigma(t) > 0; a scalar or [B].
+      t: the later time; a scalar or [B].
       s: the earlier time; a scalar or [B].
 
-    Returns: mean [B, …], and variance that broadcasts against it.
+    Returns: mean [B, …], and variance that broadcasts against it; float32.
+    Raises: ValueError if x0 and x_t are not floating-point arrays of one shape, or not
+      0 <= s <= t <= 1.
     Source: Ho, Jain & Abbeel 2020, eq. 6–7 (arXiv:2006.11239); for any s < t Kingma et al. 2021,
     appendix A.2 (arXiv:2107.00630).
+
+    >>> p = from_betas([0.19, 0.75])
+    >>> mean, variance = posterior(p, np.ones(2), np.array([0.0, 1.0]), 1.0, 0.5)
+    >>> print(mean.round(3), variance.round(3))
+    [0.846 0.966] 0.179
     """
-    x0, x_t = jnp.asarray(x0), jnp.asarray(x_t)
-    alpha_t, sigma_t = levels(p, t, x0)
+    x0, x_t = checks.state("x0", x0), checks.state("x_t", x_t)
+    checks.same_shape("x_t", x_t, "x0", x0)
+    _check_order(t, s)
     alpha_s, sigma_s = levels(p, s, x0)
-    r = expand(_share_of_new_noise(p, t, s), x0)
-    mean = alpha_s * r * x0 + (alpha_t / alpha_s) * (sigma_s / sigma_t) ** 2 * x_t
+    sigma_t = expand(p.sigma(t), x0)
+    scale = expand(_scale(p, t, s), x0)
+    r = expand(new_noise(p, t, s), x0)
+    # What is left of the noise at t; without any noise at t there is none.
+    kept = sigma_s / jnp.where(sigma_t > 0, sigma_t, 1)
+    mean = alpha_s * r * x0 + scale * kept**2 * x_t
     return mean, sigma_s**2 * r

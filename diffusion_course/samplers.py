@@ -52,7 +52,7 @@ def _estimates(p: Process, D: Denoiser, x: Array, t) -> tuple[Array, Array]:
 
 def _root(variance: Array) -> Array:
     """Its square root; 0, and so is the gradient, at 0 and where rounding made it negative."""
-    positive = variance > 0
+    positive = ~(variance <= 0)  # NaN stays NaN
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 
 

@@ -1,82 +1,78 @@
 """The solvers of the probability flow: orders, evaluation counts, identities."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import GAUSSIAN, MIXTURE, PROCESSES, Mixture1D, as_column
-from test_samplers import _quantile, oracle
+import runs
+from oracles import EPS32, GAUSSIAN, MIXTURE, NO_SIGNAL_AT_ONE, PROCESSES, Mixture1D
+from runs import ALL, EXTREME, SOLVERS, noise_of, quantile, run
 
 from diffusion_course import denoiser, process, samplers, sampling
 
-rng = np.random.default_rng(52)
+N = 2000  # points in every run of this file, so that they share their programs
+every_solver = pytest.mark.parametrize("name", SOLVERS)
 
-SOLVERS = {
-    "euler": samplers.euler,
-    "heun": samplers.heun,
-    "dpm_solver_pp_2m": samplers.dpm_solver_pp_2m,
-    "dpm_solver 1": lambda p: samplers.dpm_solver(p, 1),
-    "dpm_solver 2": lambda p: samplers.dpm_solver(p, 2),
-    "dpm_solver 3": lambda p: samplers.dpm_solver(p, 3),
-    "pndm": samplers.pndm,
-}
-every_solver = pytest.mark.parametrize("make", SOLVERS.values(), ids=SOLVERS.keys())
-
-# evaluations of n > 3 steps on a grid that ends at 0, from a state with some signal
-COUNTS = {
-    "euler": lambda n: n,
-    "heun": lambda n: 2 * n - 1,
-    "dpm_solver_pp_2m": lambda n: n,
-    "dpm_solver 1": lambda n: n,
-    "dpm_solver 2": lambda n: 2 * n - 1,
-    "dpm_solver 3": lambda n: 3 * n - 2,
-    "pndm": lambda n: n + 9,
-}
+# ----------------------------------------------------------------------------------- evaluations
 
 
-@pytest.mark.parametrize("steps", [4, 7, 20])
-@pytest.mark.parametrize("name", SOLVERS)
+def expected_evaluations(name, of, times):
+    """As the docstrings say, step by step."""
+    p, total = ALL[of], 0
+    for i, (t, s) in enumerate(pairwise(times)):
+        signal = float(p.alpha(t)) > EPS32 * float(p.sigma(t))
+        corrected = {
+            "euler": 1,
+            "heun": 2,
+            "dpm_solver_pp_2m": 1,
+            "dpm_solver 1": 1,
+            "dpm_solver 2": 2,
+            "dpm_solver 3": 3,
+            "pndm": 4 if i < 3 else 1,
+        }[name]
+        total += corrected if signal and s > 0 else 1
+    return total
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+@every_solver
 def test_the_denoiser_is_evaluated_exactly_as_often_as_said(name, steps):
-    o, seen = PROCESSES["vp_linear"], []
-    exact = oracle(o, GAUSSIAN)
-
-    def counted(x, t):
-        jax.debug.callback(lambda t: seen.append(float(t)), t)
-        return exact.denoise(x, t)
-
-    x, _ = sampling.sample(
-        SOLVERS[name](o.process),
-        counted,
-        jnp.ones((3, 1)),
-        sampling.uniform(steps),
-        jax.random.key(0),
-    )
-    jax.block_until_ready(x)
-    jax.effects_barrier()
-    assert len(seen) == COUNTS[name](steps)
-    assert min(seen) > 0  # nothing is asked at the data themselves
+    times = sampling.uniform(steps)
+    for of in ("vp_linear", "linear chain", *NO_SIGNAL_AT_ONE, *EXTREME):
+        run(name, of, GAUSSIAN, np.ones(N), times)
+        assert len(runs.seen) == expected_evaluations(name, of, times), of
+        assert min(runs.seen) > 0  # nothing is asked at the data themselves
 
 
-def errors(o, data, make, counts, begin, end, grid):
+@pytest.mark.parametrize(
+    ("name", "fewer"), [("heun", 1), ("dpm_solver 2", 1), ("dpm_solver 3", 2), ("pndm", 3)]
+)
+def test_nothing_is_spent_on_a_correction_of_a_step_without_signal(name, fewer):
+    counts = []
+    for of in ("vp_linear", "vp_cosine"):
+        run(name, of, GAUSSIAN, np.ones(N), sampling.uniform(7))
+        counts.append(len(runs.seen))
+    assert counts[0] - counts[1] == fewer
+
+
+# ---------------------------------------------------------------------------------------- orders
+
+
+def errors(of, data, name, counts, begin, end):
     """Root mean square errors against the exact flow map, by number of steps."""
-    exact = Mixture1D(o, *data)
-    start = _quantile(exact, np.linspace(0.03, 0.97, 41), begin)
+    exact = Mixture1D(PROCESSES[of], *data)
+    start = quantile(exact, np.linspace(0.03, 0.97, N), begin)
     want = exact.flow(start, begin, end)
-    found = []
-    for n in counts:
-        x, _ = sampling.sample(
-            make(o.process),
-            oracle(o, data).denoise,
-            as_column(start),
-            grid(begin, end, n),
-            jax.random.key(0),
-        )
-        found.append(np.sqrt(np.mean((np.asarray(x, np.float64)[:, 0] - want) ** 2)))
-    return np.array(found)
+    grids = (np.linspace(begin, end, n + 1) for n in counts)
+    return np.array(
+        [np.sqrt(np.mean((run(name, of, data, start, grid) - want) ** 2)) for grid in grids]
+    )
 
 
-def in_time(begin, end, n):
-    return np.linspace(begin, end, n + 1).astype(np.float32)
+def slope(counts, found):
+    return -np.polyfit(np.log(counts), np.log(found), 1)[0]
 
 
 ORDERS = {
@@ -95,118 +91,144 @@ ORDERS = {
 def test_a_solver_converges_to_the_exact_flow_with_its_order(name, data):
     low, high, counts = ORDERS[name]
     # Where the flow is smooth: a mixture's modes part below t = 0.35.
-    found = errors(PROCESSES["vp_linear"], data, SOLVERS[name], counts, 0.9, 0.4, in_time)
-    slope = -np.polyfit(np.log(counts), np.log(found), 1)[0]
-    assert low < slope < high, found
+    found = errors("vp_linear", data, name, counts, 0.9, 0.4)
+    assert low < slope(counts, found) < high, found
 
 
-def test_dpm_solver_of_order_one_is_ddim():
-    p = PROCESSES["linear chain"].process
-    gm = denoiser.gaussian_mixture(p, [[0.8, -1.0], [-1.5, 0.2]], [0.4, 0.7], [0.3, 0.7])
-    x = jnp.asarray(rng.normal(0.2, 1.1, (9, 2)), jnp.float32)
-    results = [
-        sampling.sample(make(p), gm.denoise, x, sampling.uniform(17), jax.random.key(0))[1]
-        for make in (lambda p: samplers.dpm_solver(p, 1), samplers.ddim)
-    ]
-    np.testing.assert_allclose(*results, atol=1e-5)
+@pytest.mark.parametrize("of", ["vp_cosine", "rectified_flow"])
+@pytest.mark.parametrize("name", ["heun", "dpm_solver_pp_2m"])
+def test_a_first_order_step_from_pure_noise_leaves_the_order_what_it_is(name, of):
+    counts = [12, 24, 48]
+    found = errors(of, GAUSSIAN, name, counts, 1.0, 0.3)
+    assert 1.8 < slope(counts, found) < 2.6, found
 
 
-@pytest.mark.parametrize(
-    "p", [process.rectified_flow(), process.edm(rho=1.0)], ids=["rectified flow", "edm"]
-)
-def test_euler_is_ddim_where_paths_are_straight_in_time(p):
-    gm = denoiser.gaussian_mixture(p, [[0.8], [-1.5]], [0.4, 0.7], [0.3, 0.7])
-    x = sampling.start_noise(p, jax.random.key(1), (9, 1))
-    euler, ddim = (
-        sampling.sample(make(p), gm.denoise, x, sampling.uniform(11), jax.random.key(0))[0]
-        for make in (samplers.euler, samplers.ddim)
-    )
-    np.testing.assert_allclose(euler, ddim, atol=2e-4)  # sigma is up to 80, in float32
+@pytest.mark.parametrize("of", NO_SIGNAL_AT_ONE)
+def test_the_second_step_of_2m_from_pure_noise_is_of_second_order(of):
+    exact = Mixture1D(PROCESSES[of], *GAUSSIAN)
+    start = quantile(exact, np.linspace(0.03, 0.97, N), 1.0)
+    lengths, found = [0.16, 0.08, 0.04], []
+    for h in lengths:
+        times = np.float32([1, 1 - h, 1 - 2 * h])
+        between = run("dpm_solver_pp_2m", of, GAUSSIAN, start, times[:2])
+        got = run("dpm_solver_pp_2m", of, GAUSSIAN, start, times)
+        want = exact.flow(between, *times[1:].astype(np.float64))
+        found.append(np.sqrt(np.mean((got - want) ** 2)))
+    # One step of a method of order p errs by h^(p + 1) at least: 3 here, and 2 for DDIM's step.
+    assert -slope(lengths, found) > 2.6, found
 
 
-@every_solver
-@pytest.mark.parametrize("name", ["linear chain", "zero-SNR chain", "vp_cosine", "edm", "sub_vp"])
-def test_the_last_step_returns_exactly_what_the_denoiser_says(make, name):
-    p = PROCESSES[name].process
-    x = jnp.asarray(rng.normal(0.3, 1.2, (5, 3)), jnp.float32)
-    D = lambda x, t: 0.3 * x + t  # noqa: E731
-    step = make(p).step
-    got, _ = step(D, x, jnp.float32(0.2), jnp.float32(0.0), jax.random.key(0), make(p).init(x))
-    np.testing.assert_allclose(got, D(x, 0.2), rtol=1e-6)
-
-
-@every_solver
-@pytest.mark.parametrize("name", PROCESSES)
-def test_whole_runs_stay_finite_and_draw_the_data(make, name):
-    # Also from states without signal (zero-SNR, cosine, rectified flow), where log-SNR is infinite.
-    o = PROCESSES[name]
-    x = sampling.start_noise(o.process, jax.random.key(3), (4000, 1))
-    run = jax.jit(
-        lambda x: sampling.sample(
-            make(o.process), oracle(o, GAUSSIAN).denoise, x, sampling.uniform(60), jax.random.key(0)
-        )[0]
-    )
-    got = np.asarray(run(x), np.float64)
-    assert np.isfinite(got).all()
-    mean, std = GAUSSIAN[0][0], GAUSSIAN[1][0]
-    # Standard errors are std/63 and std/89. What remains of x_1's own mean and the first-order
-    # steps at the ends is at most a tenth of the data's spread with 60 steps.
-    assert abs(got.mean() - mean) < 0.12 * std + 4 * std / 63
-    # Euler's method in time is three times worse where sigma grows like a power of t.
-    assert abs(got.std() / std - 1) < (0.35 if make is samplers.euler else 0.2)
+def test_2m_s_second_step_goes_no_further_than_x0_is_known():
+    # From .999 to .5 the signal grows 600 times: drawn out that far, a network's smallest change
+    # of mind between 1 and .999 would be the picture.
+    p = PROCESSES["vp_cosine"].process
+    sampler, x = samplers.dpm_solver_pp_2m(p), jnp.full((1, 1), 0.3)
+    said = {1.0: 0.2, np.float32(0.999): 0.21}
+    D = lambda x, t: jnp.full_like(x, said[float(t)])  # noqa: E731
+    state = sampler.init(x)
+    for t, s in ((1.0, 0.999), (0.999, 0.5)):
+        t, s = jnp.float32(t), jnp.float32(s)
+        shrink = p.sigma(s) / p.sigma(t)
+        ahead = 0.2 if t == 1 else 0.21 + 0.01 / 2
+        want = shrink * x + (p.alpha(s) - p.alpha(t) * shrink) * ahead
+        x, state = sampler.step(D, x, t, s, jax.random.key(0), state)
+        np.testing.assert_allclose(x, want, rtol=1e-5)
 
 
 def test_better_solvers_need_fewer_evaluations():
-    o = PROCESSES["vp_linear"]
     at_24 = {
-        name: errors(o, MIXTURE, SOLVERS[name], [24 // cost], 0.9, 0.4, in_time)[0]
+        name: errors("vp_linear", MIXTURE, name, [24 // cost], 0.9, 0.4)[0]
         for name, cost in {"dpm_solver 1": 1, "dpm_solver_pp_2m": 1, "dpm_solver 3": 3}.items()
     }
     assert at_24["dpm_solver_pp_2m"] < at_24["dpm_solver 1"] / 5
     assert at_24["dpm_solver 3"] < at_24["dpm_solver_pp_2m"]
 
 
-def test_solvers_can_be_differentiated_and_mapped():
-    p = PROCESSES["vp_cosine"].process
+# ------------------------------------------------------------------------------------ identities
 
-    def result(scale, make):
-        D = lambda x, t: scale * jnp.tanh(x)  # noqa: E731
-        x = jnp.ones((2, 1))
-        return sampling.sample(make(p), D, x, sampling.uniform(5), jax.random.key(0))[0].sum()
 
-    for make in SOLVERS.values():
-        slope = jax.grad(result)(0.7, make)
-        step = 1e-2
-        secant = (result(0.7 + step, make) - result(0.7 - step, make)) / (2 * step)
-        np.testing.assert_allclose(slope, secant, rtol=2e-3)  # the secant's own error is step²
-        many = jax.vmap(lambda scale, make=make: result(scale, make))(jnp.array([0.5, 0.7]))
-        np.testing.assert_allclose(many[1], result(0.7, make), rtol=1e-4)
+def test_dpm_solver_of_order_one_is_ddim():
+    times, x = sampling.uniform(17), noise_of("linear chain", N)
+    for n in (1, 8, 17):
+        both = (run(name, "linear chain", MIXTURE, x, times[: n + 1]) for name in
+                ("dpm_solver 1", "ddim"))  # fmt: skip
+        np.testing.assert_allclose(*both, atol=1e-5)
+
+
+@pytest.mark.parametrize("of", ["rectified_flow", "edm, straight"])
+def test_euler_is_ddim_where_paths_are_straight_in_time(of):
+    x = noise_of(of, N)
+    euler, ddim = (run(name, of, MIXTURE, x, sampling.uniform(11)) for name in ("euler", "ddim"))
+    np.testing.assert_allclose(euler, ddim, atol=5e-4)  # sigma is up to 80, in float32
+    vp = (run(name, "vp_linear", MIXTURE, x / x.std(), sampling.uniform(11)) for name in
+          ("euler", "ddim"))  # fmt: skip
+    assert np.abs(np.subtract(*vp)).max() > 0.01
+
+
+@every_solver
+def test_the_last_step_returns_what_the_denoiser_says(name):
+    x = np.random.default_rng(1).normal(0.3, 1.2, N)
+    for of, p in ALL.items():
+        gm = denoiser.gaussian_mixture(p, GAUSSIAN[0][:, None], *GAUSSIAN[1:])
+        said = gm.denoise(jnp.asarray(x[:, None], jnp.float32), jnp.float32(0.2))[:, 0]
+        # Two float32 programs.
+        got = run(name, of, GAUSSIAN, x, [0.2, 0.0])
+        np.testing.assert_allclose(got, said, rtol=1e-5, atol=1e-6, err_msg=of)
+
+
+# ------------------------------------------------------------------------------------ whole runs
+
+
+@every_solver
+def test_whole_runs_stay_finite_and_draw_the_data(name):
+    mean, std = GAUSSIAN[0][0], GAUSSIAN[1][0]
+    for of in ALL:
+        # Also from states without signal, where the log-SNR is infinite or float32 loses it.
+        got = run(name, of, GAUSSIAN, noise_of(of, N, seed=3), sampling.uniform(60))
+        assert np.isfinite(got).all(), of
+        if of == "edm, straight":
+            continue  # equal steps of sigma from 80 to 0: the last one alone is 1.3
+        # Standard errors are std/45 and std/63. What remains of x_1's own mean and the first-order
+        # steps at the ends is at most a tenth of the data's spread with 60 steps.
+        assert abs(got.mean() - mean) < 0.12 * std + 4 * std / 45, of
+        # Euler's method in time is three times worse where sigma grows like a power of t; the
+        # extreme schedules leave few of the 60 steps to the part with any signal.
+        assert abs(got.std() / std - 1) < (0.4 if name == "euler" else 0.25), (of, got.std())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@every_solver
+def test_a_few_steps_are_finite_too(name, steps):
+    for of in ALL:
+        got = run(name, of, MIXTURE, noise_of(of, N), sampling.uniform(steps))
+        assert np.isfinite(got).all(), of
+
+
+@every_solver
+def test_solvers_can_be_differentiated_and_mapped(name):
+    p, x = PROCESSES["vp_cosine"].process, noise_of("vp_cosine", N)[:2]
+
+    def result(mean):
+        gm = denoiser.GaussianMixture(p, mean.reshape(1, 1), jnp.full(1, 0.5), jnp.ones(1))
+        start = jnp.asarray(x[:, None], jnp.float32)
+        sampler, times = SOLVERS[name](p), sampling.uniform(5)
+        return sampling.sample(sampler, gm.denoise, start, times, jax.random.key(0))[0].sum()
+
+    means = np.array([0.5, 0.69, 0.7, 0.71])
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(result)))(means)
+    assert np.isfinite(slopes).all()
+    # All is linear in the mean, so a secant is the slope, up to float32.
+    np.testing.assert_allclose(slopes[2], (values[2] - values[0]) / 0.2, rtol=1e-3)
+    # The same, not mapped: a program of `runs`.
+    data = ([0.7], [0.5], [1.0])
+    alone = run(name, "vp_cosine", data, np.tile(x, N // 2), sampling.uniform(5))
+    np.testing.assert_allclose(values[2], alone[:2].sum(), rtol=1e-4)
+
+
+# --------------------------------------------------------------------------------- bad arguments
 
 
 @pytest.mark.parametrize("order", [0, 4, 2.5, "2"])
 def test_other_orders_are_refused(order):
-    with pytest.raises(ValueError, match="order must be 1, 2 or 3, got"):
+    with pytest.raises(ValueError, match=r"order must be a whole number in \[1, 3\], got"):
         samplers.dpm_solver(process.vp_linear(), order)
-
-
-# ------------------------------------------------------------------------------- temperature
-
-
-@pytest.mark.parametrize("make", [samplers.ddpm, lambda p, **k: samplers.ddim(p, 0.8, **k)])
-def test_temperature_multiplies_the_noise_and_nothing_else(make):
-    p = process.vp_linear()
-    x = jnp.asarray(rng.normal(0.5, 1.0, (6, 2)), jnp.float32)
-    results = [
-        make(p, temperature=temperature).step(
-            lambda x, t: 0.4 * x, x, jnp.float32(0.6), jnp.float32(0.4), jax.random.key(1), ()
-        )[0]
-        for temperature in (0.0, 0.5, 1.0)
-    ]
-    np.testing.assert_allclose(results[1] - results[0], (results[2] - results[0]) / 2, atol=1e-6)
-    assert np.abs(results[2] - results[0]).min() > 1e-4
-
-
-def test_a_negative_temperature_is_refused():
-    for make in (samplers.ddpm, samplers.ddim):
-        with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
-            make(process.vp_linear(), temperature=-1)

@@ -8,13 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_course import checks
+
 _ROWS = 512  # rows of a distance matrix that are in memory at a time
 
 
 def _as_features(name: str, x, least: int) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    if x.ndim < 2 or x.shape[0] < least:
-        raise ValueError(f"{name} must have shape [N, …] with N >= {least}, got shape {x.shape}")
+    try:
+        x = np.asarray(x, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be an array of real numbers, got {x!r}") from None
+    if x.ndim < 2 or x.shape[0] < least or not x.size:
+        raise ValueError(
+            f"{name} must have shape [N, …] with N >= {least}, got shape {list(x.shape)}"
+        )
     if not np.isfinite(x).all():
         raise ValueError(f"{name} must be finite, got NaN or infinite values")
     return x.reshape(x.shape[0], -1)
@@ -69,6 +76,10 @@ def frechet(x, y) -> float:
       y: features [M, D], or their `moments`.
 
     Raises: ValueError for fewer than 2 rows, other widths or values that are not finite.
+    >>> x = np.array([[0.0], [2.0]])
+    >>> round(frechet(x, x + 3), 6)  # of equal spread: the square of the shift
+    9.0
+
     Source: Dowson & Landau 1982; Heusel et al. 2017, eq. 6 (arXiv:1706.08500).
     """
     (mean_x, cov_x, _), (mean_y, cov_y, _) = (
@@ -100,8 +111,9 @@ def mmd(x, y, bandwidth: float | None = None) -> float:
     yy = _squared_distances(y, y)
     if bandwidth is None:
         bandwidth = float(np.sqrt(np.median(yy[~np.eye(len(y), dtype=bool)])))
-    if not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+        if bandwidth == 0:
+            raise ValueError("bandwidth must be given where most rows of y are equal, got None")
+    checks.above("bandwidth", bandwidth, 0)
 
     def kernel(squared):
         return np.exp(-squared / (2 * bandwidth**2))
@@ -127,8 +139,15 @@ def nearest(x, reference, exclude_self: bool = False) -> tuple[np.ndarray, np.nd
       exclude_self: row i of x may not find row i of the reference (for a set against itself).
 
     Returns: indices [N] and distances [N].
+    Raises: ValueError for empty sets, other widths, values that are not finite, or with
+      exclude_self fewer than 2 rows in the reference or fewer than in x.
     """
     x, reference = _pair(x, reference, least=1)
+    if exclude_self and len(reference) < max(2, len(x)):
+        raise ValueError(
+            "reference must be x itself, of at least 2 rows, for exclude_self, "
+            f"got {len(reference)} rows for {len(x)}"
+        )
     index, distance = np.empty(len(x), np.int64), np.empty(len(x))
     for start in range(0, len(x), _ROWS):  # all at once would take gigabytes against MNIST
         squared = _squared_distances(x[start : start + _ROWS], reference)
@@ -143,13 +162,17 @@ def nearest(x, reference, exclude_self: bool = False) -> tuple[np.ndarray, np.nd
 def class_accuracy(predicted, labels) -> float:
     """Share of predictions [N] that equal the labels [N].
 
-    Raises: ValueError for other shapes or no entries.
+    Raises: ValueError for other shapes, no entries, or entries that are not whole numbers.
     """
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     if predicted.shape != labels.shape or predicted.ndim != 1 or predicted.size == 0:
         raise ValueError(
-            f"predicted and labels must both have shape [N], got {predicted.shape}, {labels.shape}"
+            f"predicted and labels must both have shape [N], got {list(predicted.shape)}, "
+            f"{list(labels.shape)}"
         )
+    for name, values in {"predicted": predicted, "labels": labels}.items():
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"{name} must be whole numbers, got dtype {values.dtype}")
     return float((predicted == labels).mean())
 
 
@@ -157,11 +180,18 @@ def per_class_accuracy(predicted, labels, num_classes: int) -> np.ndarray:
     """Share of each class's samples that are recognised as it: [num_classes], NaN for none.
 
     A hole shows here that a mean over all classes hides.
+
+    Args:
+      predicted: whole numbers [N].
+      labels: whole numbers [N] in 0 … num_classes − 1.
+      num_classes: number of classes.
+
+    Raises: ValueError for other shapes, dtypes or labels.
     """
+    num_classes = checks.integer("num_classes", num_classes, minimum=1)
     class_accuracy(predicted, labels)  # the same rules for both arguments
     predicted, labels = np.asarray(predicted), np.asarray(labels)
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must be in 0 … {num_classes - 1}, got {labels.max()}")
+    checks.labels("labels", labels, labels.shape, num_classes - 1)
     count = np.bincount(labels, minlength=num_classes)
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
     return np.where(count > 0, right / np.maximum(count, 1), np.nan)
@@ -176,13 +206,21 @@ def loss_by_time(error: Callable, model, x0, cond, times, key, repeats: int = 8)
       model: the network.
       x0: data [B, …].
       cond: labels [B] or None.
-      times: [N].
+      times: [N], in [0, 1].
       key: a random key; the same noise is used at every time, so that times compare fairly.
       repeats: draws of noise per time.
 
     Returns: [N].
+    Raises: ValueError if x0 is not a floating-point array [B, …], times are not [N] in [0, 1], or
+      repeats < 1.
     """
-    x0, times = jnp.asarray(x0), jnp.asarray(times, jnp.float32)
+    x0, repeats = checks.state("x0", x0), checks.integer("repeats", repeats, minimum=1)
+    if x0.ndim == 0:
+        raise ValueError("x0 must have shape [B, …], got shape []")
+    if np.ndim(times) != 1:
+        raise ValueError(f"times must have shape [N], got shape {list(np.shape(times))}")
+    checks.time("times", times)
+    times = jnp.asarray(times, jnp.float32)
     return np.asarray(_loss_by_time(error, repeats, model, x0, cond, times, key))
 
 

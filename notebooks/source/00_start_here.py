@@ -17,8 +17,8 @@
 # **The question.** How can a network that has only learned to remove noise draw a digit that
 # nobody ever wrote? And what must you know about JAX before you build one yourself?
 #
-# First you watch a diffusion model at work. Then come the map of the course, and JAX in fifteen
-# minutes, by the traps that catch everybody once.
+# First you watch a diffusion model at work. Then you see the map of the course. Then you learn
+# JAX in fifteen minutes, through seven traps that most people fall into once.
 #
 # **You will be able to**
 #
@@ -27,7 +27,7 @@
 # - recognise seven traps of JAX and Flax NNX by their symptoms;
 # - prove that every parameter of your network is being trained.
 #
-# **You need** Python and NumPy. No JAX, and nothing about diffusion.
+# **You need** Python and NumPy. You need neither JAX nor anything about diffusion.
 # **Time:** 45 to 60 minutes; the cells take half a minute on two CPU cores.
 
 # %%
@@ -65,10 +65,12 @@ plots.use_style()
 # %% [markdown]
 # ## 1 · Noise in, digits out
 #
-# The network below was trained on 1,437 handwritten digits by this course's own code; its card says
-# how. Its only skill: shown a noisy digit, and told which digit it is, it guesses the clean picture.
+# The network below was trained on 1,437 handwritten digits by this course's own code. Its card
+# records how. The network can do one thing: you show it a noisy digit and tell it which digit it
+# is, and it guesses the clean picture.
 #
-# We hand it pure noise, and ask column by column for a 0, a 1, … a 9. Press play.
+# We give it pure noise instead. We ask for a 0 in the first column, for a 1 in the second, and so
+# on up to 9. Press play.
 
 # %%
 released = weights.load("digits")
@@ -95,7 +97,8 @@ frames = [np.concatenate([a, np.full((4, a.shape[1], 3), 255, np.uint8), b])
 widgets.animation(frames, [f"$t$ = {t:.2f}    above: the picture, below: the guess" for t in times])
 
 # %% [markdown]
-# The same on paper, for readers without a play button. Follow one column downwards.
+# Here are five moments of the same run, for readers without a play button. Follow one column
+# downwards.
 
 # %%
 stops = [0, 6, 12, 18, 24]
@@ -109,10 +112,11 @@ for ax, part, title in zip(axes, (states, guesses), titles, strict=True):
     ax.spines[:].set_visible(False)
 
 # %% [markdown]
-# On the left, nothing much seems to happen for a long time, then digits appear. On the right, there
-# is a smudge from the first moment on: the average of all the zeros, of all the ones, and so on.
-# It is the average of what is still possible. As the noise goes, less is, and the smudge sharpens.
-# Chapter 02 is about this one picture.
+# On the left, the picture seems to stay noise for a long time, and then digits appear. On the
+# right, there is a smudge from the first moment on. The smudge in the first column is the average of
+# all zeros, the one in the second column is the average of all ones, and so on. Each smudge is the
+# average of the digits that are still possible. As noise disappears, fewer digits remain
+# possible, and the smudge gets sharper. Chapter 02 explains this picture.
 
 # %%
 train, test = data.load("digits"), data.load("digits", split="test")
@@ -120,12 +124,11 @@ average = np.stack([train.x[train.labels == k].mean(axis=0) for k in range(10)])
 gap = np.sqrt(np.mean((guesses[0] - average[labels]) ** 2))
 spread = np.sqrt(np.mean((train.x - average[train.labels]) ** 2))
 print(f"distance from the average digits: first guesses {gap:.2f}, real digits {spread:.2f}")
-# Training is never exact; but guessing some single digit would give the distance of real ones.
-assert gap < spread / 4
 
 # %% [markdown]
-# **Predict, then run.** We drew 200 pictures. How many will another network, trained to read
-# real digits, read as the digit that we asked for? And are they merely copies of training images?
+# **Predict, then run.** We drew 200 pictures. Another network was trained to read real digits. In
+# how many of our pictures will it read the digit that we asked for? And are the pictures merely
+# copies of training images?
 
 # %%
 reader = weights.load("digits_classifier").model
@@ -138,30 +141,37 @@ print(f"distance to the nearest training image: drawn {drawn:.2f}, real but unse
 minutes, device = released.card.recipe["minutes"], released.card.recipe["device"]
 released_share = released.card.metrics["w=1"]["accuracy"]
 print(f"the card: trained {minutes:.0f} minutes on {device}; {released_share:.1%} of 500 as asked")
+
+# %% tags=["claims"]
+# @title Checked: the first guesses are averages; the digits are legible and new
 assert len(train) == 1437
+# Training is never exact; but guessing some single digit would give the distance of real ones.
+assert gap < spread / 4
 # If .99 is right, the standard error of a share of 200 is .007; this is 4 of them.
 assert share > released_share - 0.03
 # A copy has distance 0. Drawn digits lie about as far from the training set as real new ones.
 assert drawn > 0.75 * unseen
 
 # %% [markdown]
-# They are legible, and new. How is it done?
+# The pictures are legible, and they are new. How does the network do it?
 #
-# **Training.** Mix a digit $x_0$ with Gaussian noise $\varepsilon$, and teach the network to guess
-# the digit:
+# **Training.** We want a network that can remove any amount of noise. So we mix a digit $x_0$ with
+# Gaussian noise $\varepsilon$, for instance 0.7 times the digit and 0.7 times the noise. The network
+# learns to guess the digit:
 #
 # $$x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon \tag{1}$$
 #
-# (DDPM, eq. 4.) At $t = 0$ there is only digit, at $t = 1$ only noise.
+# (DDPM, eq. 4.) At $t = 0$ the mixture holds only the digit, and at $t = 1$ only noise.
 #
-# **Sampling.** At time $t$ ask for the guess $\hat x_0 = D(x_t, t)$. Work out the noise that it
-# implies, and mix the two again at a slightly earlier time $s < t$, with a little less noise:
+# **Sampling.** The guess is blurred while there is much noise, so we use only a small part of it. At
+# time $t$ we ask for the guess $\hat x_0 = D(x_t, t)$. We compute the noise that it implies. Then we
+# mix the two again at a slightly earlier time $s < t$, with a little less noise:
 #
 # $$\hat\varepsilon = \frac{x_t - \alpha(t)\,\hat x_0}{\sigma(t)}, \qquad
 # x_s = \alpha(s)\,\hat x_0 + \sigma(s)\,\hat\varepsilon \tag{2}$$
 #
-# (DDIM, eq. 12 with no fresh noise; chapter 06 derives it.) Many small corrections, instead of
-# one guess that would stay a smudge.
+# (DDIM, eq. 12 with no fresh noise; chapter 06 derives it.) One single guess would stay a smudge.
+# Many small corrections lead to a sharp digit.
 
 
 # %%
@@ -177,21 +187,21 @@ def by_hand(D, x):
 guess = jax.jit(lambda model, y, x, t: denoiser.denoiser(model, p, kind, y)(x, t))
 digits = by_hand(partial(guess, model, labels[:20]), noise[:20])
 
-# %%
-gap = np.abs(digits - states[-1, :20]).max()
-print(f"loop by hand against the library: largest difference {gap:.1e} on a scale of −1 to 1")
+# %% tags=["comparison"]
+largest = np.abs(digits - states[-1, :20]).max()
+print(f"loop by hand against the library: largest difference {largest:.1e} on a scale of −1 to 1")
 # Sums in another order differ by 1e-5; a TPU also rounds factors to bfloat16. A wrong formula is
 # off by more than one of the data's grey levels, which are 0.125 apart.
-assert gap < 0.02
+assert largest < 0.02
 
 # %% [markdown]
-# That was the whole of sampling. The rest of the course asks why it works, how to train $D$, and
-# how to make it faster, steerable, larger and measurable.
+# You have now seen all of sampling. The rest of the course explains why it works and how to train
+# $D$. It also makes sampling faster, steers it, enlarges it and measures it.
 
 # %% [markdown]
 # ## 2 · The map
 #
-# Each chapter has one moment of insight. Those with a link are here; the others are on their way.
+# Each chapter has one moment of insight. The chapters with a link exist. The others will follow.
 #
 # **Foundations**
 #
@@ -237,15 +247,16 @@ assert gap < 0.02
 # ## 3 · How to work through a chapter
 #
 # **Predict, run, break.** Where a text says *predict*, write your answer down before you run the
-# cell; being wrong on paper is how the idea sticks. Then change something until it breaks. Many
-# cells end in `assert`: what the text claims is checked each time the notebook runs.
+# cell. You remember an idea better after you have predicted something else. Then change something
+# until it breaks. The folded cells titled *Checked* hold `assert` statements: they check the claims
+# of the text each time the notebook runs.
 #
 # **Your device.** The first cell has printed what `setup()` found. On Colab, choose *Runtime →
-# Change runtime type → TPU* (or GPU), then run from the top. Keep Colab's own jax: another version
-# may not find the TPU.
+# Change runtime type → TPU* (or GPU), then run from the top. Keep Colab's own jax, because
+# another version may not find the TPU.
 #
-# **The profile** sets sizes that suit the device, and only sizes; the code is the same.
-# `setup(profile="cpu")` chooses by hand.
+# **The profile** sets sizes that suit the device. It sets only sizes; the code stays the same.
+# `setup(profile="cpu")` chooses the profile by hand.
 #
 # **The data.** Digits, points and shapes come with the course. MNIST and CIFAR-10 come from the
 # Hugging Face hub, or from a folder that you name in `DIFFUSION_COURSE_DATA`.
@@ -258,13 +269,13 @@ print(f"\n{course.devices[0].platform.upper()}, so the profile is {course.profil
       f"batches of {course.profile.batch_size} in training")  # fmt: skip
 
 # %% [markdown]
-# ## 4 · JAX in fifteen minutes, by its traps
+# ## 4 · JAX in fifteen minutes, through its traps
 #
-# JAX is NumPy on any device, with functions that transform functions: `grad` differentiates,
-# `vmap` adds a batch axis, `jit` compiles.
+# JAX looks like NumPy and runs on any device. It adds functions that transform functions: `grad`
+# differentiates, `vmap` adds a batch axis, `jit` compiles.
 
 
-# %%
+# %% tags=["comparison"]
 def energy(x):
     return jnp.sum(jnp.sin(x) ** 2)
 
@@ -280,15 +291,15 @@ assert rows.shape == (3,)
 # %% [markdown]
 # ### Trap 1: a key is not a generator
 #
-# NumPy's generator moves on with every draw. JAX has no hidden state: a **key** goes in, and the
-# same key gives the same numbers, every time.
+# NumPy's generator changes its state with every draw. JAX has no hidden state. You pass a **key**,
+# and the same key gives the same numbers every time.
 #
 # **Predict, then run.** A training step needs random times and random noise. Somebody draws both
-# with one key: times uniform, noise normal. What does noise plotted against time look like?
+# with one key: uniform times and normal noise. What will noise plotted against time look like?
 
 # %%
 key = jax.random.key(0)
-assert jnp.array_equal(jax.random.normal(key, (3,)), jax.random.normal(key, (3,)))
+print("twice with one key:", jax.random.normal(key, (2,)), jax.random.normal(key, (2,)))
 
 N = 4000
 key_time, key_noise = jax.random.split(key)  # two new keys; the old one is now used up
@@ -311,31 +322,36 @@ def rank_correlation(a, b):
 
 same, separate = (rank_correlation(*pair) for pair in pairs.values())
 print(f"rank correlation of time and noise: {same:.4f} with one key, {separate:+.3f} after a split")
-assert same > 0.9999
-assert abs(separate) < 4 / np.sqrt(N)  # 4 standard errors of a correlation of independent draws
-t, eps = pairs["one key for both"]
-assert eps[t < 0.49].max() < 0  # no early time has any positive noise
 
 # Step n of a run: no list of keys to keep, and a run that resumes at step 7 draws the same again.
 keys = [jax.random.fold_in(key, step) for step in range(10)]
 draws = jnp.stack([jax.random.normal(k, (N,)) for k in keys])
+
+# %% tags=["claims"]
+# @title Checked: one key couples time and noise; split keys and folded keys do not
+assert jnp.array_equal(jax.random.normal(key, (3,)), jax.random.normal(key, (3,)))
+assert same > 0.9999
+assert abs(separate) < 4 / np.sqrt(N)  # 4 standard errors of a correlation of independent draws
+t, eps = pairs["one key for both"]
+assert eps[t < 0.49].max() < 0  # no early time has any positive noise
 assert jnp.array_equal(draws[7], jax.random.normal(jax.random.fold_in(key, 7), (N,)))
 # 45 pairs of independent draws: one run in 40,000 has a pair beyond 5 standard errors.
 assert np.abs(np.corrcoef(draws) - np.eye(10)).max() < 5 / np.sqrt(N)
 
 # %% [markdown]
-# Noise became a function of time, and no error was raised. A model trained so has never seen
-# a small time with positive noise.
+# Noise became a function of time, and JAX raised no error. A model that is trained in this way has
+# never seen a small time with positive noise.
 #
-# **Remedy:** use every key once. `split` it for several purposes in one step, `fold_in` the number
-# of the step.
+# **Remedy:** use every key once. Use `split` if one step needs several keys. Use `fold_in` with the
+# step's number to get the key of a step.
 #
 # ### Trap 2: compiling again and again
 #
-# `jit` does not compile your Python. It runs it once, with placeholders that have a shape and a type
-# but no value, writes down what happens to them, and compiles that. This is *tracing*. Python's own
-# side effects happen while JAX traces, and not in the calls after. So `print` is a poor witness
-# there, and `append` makes a good counter.
+# `jit` does not compile your Python code. It runs the code once with placeholders, which have a shape
+# and a type but no value. It records the operations on these placeholders and compiles the record.
+# This is called *tracing*. Side effects of Python happen while JAX traces, and not in later
+# calls. So a `print` inside the function shows nothing in later calls, but an `append` counts the
+# traces.
 
 
 # %%
@@ -351,7 +367,8 @@ def counted(function, **options):
 
 
 # %% [markdown]
-# **Predict, then run.** Six calls of one function. After which of them does the counter go up?
+# **Predict, then run.** The next cell calls one function six times. After which of the calls does
+# the counter go up?
 
 # %%
 mix, traces = counted(lambda x, level: x + level * jnp.sin(x))
@@ -364,36 +381,42 @@ calls = {
     "whole numbers": (jnp.ones((4, 2), jnp.int32), 0.1),
     "level as an array": (batch, jnp.array([0.1, 0.2])),
 }
-counts = {}
+compiled_after = {}
 for name, arguments in calls.items():
     mix(*arguments)
-    counts[name] = len(traces)
-    print(f"{name:<22} {counts[name]} compiled")
-assert list(counts.values()) == [1, 1, 2, 2, 3, 4]
+    compiled_after[name] = len(traces)
+    print(f"{name:<22} {compiled_after[name]} compiled")
 
 # %% [markdown]
-# **A program belongs to shapes and types, never to values.** Keep that sentence and you can predict
-# every count.
+# **A program belongs to shapes and types, never to values.** With this sentence you can predict every
+# count.
 #
-# The one exception is asked for: a *static* argument is a Python value that the program is built
-# around, for instance one that decides a shape. **Predict, then run:** the counter again, for a
-# static exponent `n`.
+# There is one exception, and you must ask for it. A *static* argument is a Python value that JAX
+# builds into the program, for instance one that decides a shape. **Predict, then run:** how many
+# programs does the next cell compile for three values of an ordinary argument, and how many for
+# three values of a static exponent `n`?
 
 # %%
-smooth, traces = counted(lambda x, level, n: x**n * level, static_argnums=2)
+smooth, smooth_traces = counted(lambda x, level, n: x**n * level, static_argnums=2)
 for level in (0.1, 0.2, 0.3):
     smooth(batch, level, 2)
-assert len(traces) == 1  # three values of an ordinary argument
+for_levels = len(smooth_traces)
 for n in (2, 3, 4, 3, 2):
     smooth(batch, 0.1, n)
-assert len(traces) == 3  # n = 2, 3, 4, each once
-print(f"{len(traces)} programs: one for each n")
+print(f"{for_levels} program for three levels; {len(smooth_traces)} programs, one for each n")
+
+# %% tags=["claims"]
+# @title Checked: the counts of compilations
+assert list(compiled_after.values()) == [1, 1, 2, 2, 3, 4]
+assert for_levels == 1  # three values of an ordinary argument
+assert len(smooth_traces) == 3  # n = 2, 3, 4, each once
 
 # %% [markdown]
 # ### The explorer: a live counter
 #
-# Nothing is prepared here. Each place of the slider calls a compiled function with that many rows.
-# Orange is a call that compiled, blue one that did not. Go right, then go back the same way.
+# Here nothing is computed beforehand. Each place of the slider calls a compiled function with that
+# many rows. An orange dot is a call that compiled, and a blue dot is a call that did not. Go right,
+# then go back the same way.
 
 
 # %%
@@ -445,20 +468,25 @@ explorer, history = live_counter(range(8, 136, 8), start=3)
 explorer
 
 # %% [markdown]
-# Code can move the slider too. **Predict, then run:** the smallest batch, the largest, the smallest
-# again, and where the slider started. How many of these calls compile?
+# Code can move the slider too. **Predict, then run:** the next cell asks for the smallest batch, the
+# largest, the smallest again, and then the batch where the slider started. How many of these calls
+# compile?
 
 # %%
 for position in (0, 15, 0, 3):
     explorer.slider.value = position
     print(explorer.readout.value)
+
+# %% tags=["claims"]
+# @title Checked: one compilation for each size of batch
 # However you have moved it before: one compilation for each size, never a second.
 assert sum(new for _, new in history) == len({rows for rows, _ in history})
 
 # %% [markdown]
-# Three ways to feed 12 batches, drawn for readers without a slider. 100 examples in batches of 32
-# leave a last batch of 4. Sentences may each have a length of their own. Padding to one size costs
-# some arithmetic, and leaves one program.
+# For readers without a slider, the next figure shows three ways to feed 12 batches. Sentences
+# may each have a length of their own, so that every batch has a new size. 100 examples in batches of
+# 32 leave a last batch of 4. Padding all batches to one size costs some arithmetic, and then one
+# program is enough.
 
 # %%
 ways = {
@@ -467,14 +495,18 @@ ways = {
     "padded to 32": [32] * 12,
 }
 network, runs = Guess(64, rngs=nnx.Rngs(0)), {}
-for name, sizes in ways.items():
-    forward, traces = counted(lambda model, x: model(x))
+for name, batch_sizes in ways.items():
+    forward, way_traces = counted(lambda model, x: model(x))
     runs[name] = []
-    for rows in sizes:
-        known = len(traces)
-        forward(network, jnp.ones((rows, 2)))
-        runs[name].append(len(traces) > known)
+    for rows_now in batch_sizes:
+        known = len(way_traces)
+        forward(network, jnp.ones((rows_now, 2)))
+        runs[name].append(len(way_traces) > known)
 chart(runs)
+plt.show()
+
+# %% tags=["claims"]
+# @title Checked: twelve programs, two programs, one program
 assert [sum(run) for run in runs.values()] == [12, 2, 1]
 
 # %% [markdown]
@@ -483,43 +515,49 @@ assert [sum(run) for run in runs.values()] == [12, 2, 1]
 # Why did we write `forward(network, x)` and not `forward(x)`? A variable that a compiled function
 # takes from its surroundings is a **constant**: its value is part of the program.
 #
-# **Predict, then run.** We compile both ways, then change the weights. What do the two return?
+# **Predict, then run.** We compile both ways. Then we add 1 to a bias, so that every output should
+# grow by 1. What do the two functions return?
 
 # %%
 baked = jax.jit(lambda x: network(x))  # the network comes from outside
-passed, traces = counted(lambda network, x: network(x))  # the network is an argument
-before = [network(batch), passed(network, batch), baked(batch)]
+passed, passed_traces = counted(lambda network, x: network(x))  # the network is an argument
+old_outputs = [network(batch), passed(network, batch), baked(batch)]
 
 network.last.bias[...] = network.last.bias[...] + 1.0  # as if it had learned something
-after = [network(batch), passed(network, batch), baked(batch)]
-moved = [float(np.abs(new - old).max()) for old, new in zip(before, after, strict=True)]
+new_outputs = [network(batch), passed(network, batch), baked(batch)]
+moved = [float(np.abs(new - old).max()) for old, new in zip(old_outputs, new_outputs, strict=True)]
 print("outputs moved by", dict(zip(("in truth", "passed", "baked"), moved, strict=True)))
+
+others = [passed(Guess(64, rngs=nnx.Rngs(seed)), batch) for seed in (1, 2, 3)]
+print(f"four networks of one shape and an update: {len(passed_traces)} program")
+
+# %% tags=["claims"]
+# @title Checked: the baked program keeps the old weights; one program serves four networks
 # By 1 up to rounding (float32, or bfloat16 on a TPU); and the baked one not by a single bit.
 np.testing.assert_allclose(moved[:2], 1, atol=0.02)
 assert moved[2] == 0
-
-# %%
-outputs = [passed(Guess(64, rngs=nnx.Rngs(seed)), batch) for seed in (1, 2, 3)]
-assert min(np.abs(a - b).max() for a, b in itertools.combinations(outputs, 2)) > 0.01
-assert len(traces) == 1
-print(f"four networks of one shape and an update: {len(traces)} program")
+assert min(np.abs(a - b).max() for a, b in itertools.combinations(others, 2)) > 0.01
+assert len(passed_traces) == 1
 
 # %% [markdown]
-# The baked function samples from yesterday's weights, for ever, and says nothing.
+# The baked function always uses the old weights, and it gives no warning.
 #
-# **Remedy:** the model is an argument of the function that you compile. Everywhere in this course.
+# **Remedy:** make the model an argument of the function that you compile. This course does so
+# everywhere.
 #
 # ### Trap 3: a clock that stops too early
 #
-# JAX hands work to the device and returns at once, with a promise of a result. Whoever stops the
-# clock then has measured the handing over. This also tells you what your device can do.
+# JAX hands work to the device and returns at once, with a promise of a result. If you stop the clock
+# at that moment, you have measured how long it takes to hand the work over. The right measurement
+# also tells you how fast your device is.
 #
-# (That is so on every accelerator, and here because the first cell says `wait=False`. In the other
-# chapters a CPU finishes a call before it returns, in memory that it keeps: training is faster so.)
+# (Every accelerator works in this way. Here the CPU does so too, because the first cell says
+# `wait=False`. In the other chapters a CPU finishes each call before it returns, because it can then
+# reuse its memory and train faster.)
 
 # %%
-n = 1500 if course.profile.name == "cpu" else 8000
-a = jax.random.normal(jax.random.key(3), (n, n))
+width = 1500 if course.profile.name == "cpu" else 8000
+a = jax.random.normal(jax.random.key(3), (width, width))
 product = jax.jit(lambda a: a @ a)
 jax.block_until_ready(product(a))  # the first call compiles; never time that one
 
@@ -536,25 +574,29 @@ def seconds(wait):
 
 too_early, right = (min(seconds(wait) for _ in range(5)) for wait in (False, True))
 print(f"without waiting {1e3 * too_early:.2f} ms, with block_until_ready {1e3 * right:.1f} ms: "
-      f"{2 * n**3 / right / 1e9:.0f} billion operations per second")  # fmt: skip
+      f"{2 * width**3 / right / 1e9:.0f} billion operations per second")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: without waiting, the clock stops too early
 assert too_early < right / 5  # the best of five each; a hundredfold gap on a quiet machine
 
 # %% [markdown]
 # ### Trap 4: float64 that is float32
 #
-# Ask JAX for float64 and you get float32, with a warning at best. Networks do not mind. Schedules
-# do: after the first of DDPM's 1000 steps the noise has variance $\beta_1 = 10^{-4}$, which is
-# computed as 1 minus something close to 1.
+# If you ask JAX for float64, you get float32, and sometimes a warning. This does little harm to a
+# network, but it harms a schedule. After the first of DDPM's 1000 steps the noise has variance
+# $\beta_1 = 10^{-4}$. It is computed as 1 minus 0.9999, and the difference keeps only the last few
+# digits.
 
 # %%
 betas = process.linear_betas(1000)  # NumPy, float64
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     converted = jnp.asarray(betas)
-    assert not caught  # not a word
+    warned_so_far = len(caught)
     asked_for = jnp.zeros(3, dtype=jnp.float64)
-assert converted.dtype == asked_for.dtype == jnp.float32
-print("warning:", str(caught[0].message).split(",")[0])
+print(f"converting an array: {warned_so_far} warnings, {converted.dtype}")
+print(f"asking for float64: {asked_for.dtype}, and", str(caught[0].message).split(",")[0])
 
 first_variance = {
     "cumprod in JAX": 1 - jnp.cumprod(1 - converted)[0],
@@ -563,6 +605,11 @@ first_variance = {
 }
 off = {name: abs(float(value) / betas[0] - 1) for name, value in first_variance.items()}
 print("relative error:", {name: f"{error:.0e}" for name, error in off.items()})
+
+# %% tags=["claims"]
+# @title Checked: float32 loses the first variance; a table in float64 keeps it
+assert warned_so_far == 0
+assert converted.dtype == asked_for.dtype == jnp.float32
 assert off["cumprod in JAX"] > 1e-4  # 1 − β is off by 2e-8, and β is only 1e-4
 assert off["cumprod in NumPy"] < 1e-10
 assert off["this library"] < 1e-5  # built in float64, then cast to float32 once
@@ -572,11 +619,11 @@ assert off["this library"] < 1e-5  # built in float64, then cast to float32 once
 #
 # ### Trap 5: arrays do not change
 #
-# Assigning to an entry is an error that names its own remedy: `x.at[i].set(v)` returns a **new**
-# array. The silent relative is worse: an index beyond the end reads the last entry, and writing
-# there does nothing.
+# If you assign to an entry, JAX raises an error that names the remedy: `x.at[i].set(v)` returns a
+# **new** array. Two other mistakes raise no error. If you throw the new array away, nothing changes.
+# And an index beyond the end reads the last entry, while writing there does nothing.
 
-# %%
+# %% tags=["comparison"]
 line = jnp.arange(5.0)
 try:
     line[0] = 9.0
@@ -593,11 +640,12 @@ assert jnp.array_equal(line.at[99].set(9.0), line)
 # %% [markdown]
 # ### Trap 6: the state that you gave away
 #
-# A network is structure and numbers. `nnx.split` separates them: the structure is plain Python, the
-# numbers are a tree of arrays, which is what `grad` and `jit` want. `nnx.merge` puts them together.
+# A network consists of structure and numbers. `nnx.split` separates them. The structure is plain
+# Python, and the numbers are a tree of arrays, which `grad` and `jit` can handle. `nnx.merge` puts the
+# two together again.
 #
-# A training step is then a function from parameters to parameters. `donate_argnums=0` lets JAX
-# write the new ones over the old ones instead of beside them. The old ones are then **gone**.
+# A training step is then a function from parameters to parameters. With `donate_argnums=0` JAX may
+# write the new parameters over the old ones, which saves memory. The old ones are then **gone**.
 
 
 # %%
@@ -631,15 +679,16 @@ try:
 except RuntimeError as error:
     print("RuntimeError:", error)
 
-network = nnx.merge(graph, params)  # the remedy after the fact: the new numbers, the old structure
-assert np.isfinite(network(points)).all()
+repaired = nnx.merge(graph, params)  # the remedy after the fact: new numbers, the old structure
+print("the repaired network answers", repaired(points)[0])
 
 # %% [markdown]
-# Splitting copies nothing: the network and its parameters were the same arrays, and we gave them
-# away. The library's `create_state` therefore copies first.
+# Splitting copies nothing. The network and its parameters were the same arrays, and the step was
+# allowed to overwrite them. For this reason the library's `create_state` copies first.
 #
-# One more thing about structure. New versions of Flax refuse a plain list of layers, since they
-# cannot know whether it holds numbers or settings. `nnx.data` says so, in old versions too.
+# There is one more trap about structure. New versions of Flax refuse a plain list of layers, because
+# they cannot know whether it holds numbers or settings. `nnx.data` tells them that it holds numbers.
+# It works in old versions too.
 
 
 # %%
@@ -662,17 +711,23 @@ try:
     print("this older version of Flax takes a plain list")
 except ValueError as error:
     print("ValueError:", str(error).split(" assigned")[0], "…")
+print("with nnx.data:", count(Stack(nnx.data(three_layers()))), "trained numbers")
+
+# %% tags=["claims"]
+# @title Checked: the merged network works, and nnx.data shows every layer
+assert np.isfinite(repaired(points)).all()
 assert count(Stack(nnx.data(three_layers()))) == 3 * (2 * 2 + 2)
 
 # %% [markdown]
 # ## 5 · Break it on purpose: trap 7, the layer that never trains
 #
-# In some libraries layers are made where they are used, inside the call. In NNX that runs, gives
-# outputs of the right shape, and the loss falls. The job is a small piece of diffusion: points of
-# two moons with noise of 0.3 added; guess where they came from.
+# In some libraries, you create a layer where you use it, inside the call. In NNX such code runs, its
+# outputs have the right shape, and the loss falls. We try it on a small piece of diffusion. The
+# data are points of two moons, and noise of standard deviation 0.3 is added to them. The network
+# guesses where each point came from.
 #
-# **Predict, then run.** Two networks of three layers each: A is broken, it makes its middle layer
-# inside the call; B is in order. How much worse will A's loss be?
+# **Predict, then run.** Two networks have three layers each. Network A is broken: it creates its
+# middle layer inside the call. Network B is correct. How much worse will A's loss be?
 
 
 # %%
@@ -723,8 +778,9 @@ ax.set_ylim(0, None)
 print("last loss:", {name: round(float(loss[-1]), 4) for name, loss in losses.items()})
 
 # %% [markdown]
-# The loss hardly tells. A's middle layer is a fixed random mixture, and the two layers around it make
-# do. What tells is a look at what NNX knows of, parameter by parameter.
+# The loss hardly shows the bug. A's middle layer is a fixed random mixture, and the two layers around
+# it learn to work with it. You find the bug when you look at the parameters that NNX knows, one by
+# one.
 
 
 # %%
@@ -755,12 +811,13 @@ for name, color, shift in (("A", plots.SERIES[0], -0.2), ("B", plots.SERIES[1], 
         ax.text(size, row + shift, label, color=color, va="center")
 ax.set(yticks=range(len(sizes["B"])), yticklabels=sizes["B"], xlabel="norm of the gradient")
 ax.invert_yaxis()
-
-# %%
 w = 64
 expected = (2 * w + w) + (w * w + w) + (w * 2 + 2)
 counts = {name: count(model) for name, model in models.items()}
 print(f"expected {expected}, B trains {counts['B']}, A trains {counts['A']}")
+
+# %% tags=["claims"]
+# @title Checked: A trains 7 % of the parameters, and its loss is at most 10 % higher
 assert counts["B"] == expected
 assert counts["A"] == expected - (w * w + w) < 0.08 * expected  # 93 % are missing
 assert losses["A"][-1] < 1.1 * losses["B"][-1]  # and the loss is at most 10 % higher
@@ -773,16 +830,17 @@ for name, steps, arrays in (("A", 5, 4), ("B", 1, 6)):
     assert any("middle" in parameter for parameter in change) == (name == "B")
 
 # %% [markdown]
-# **Remedy:** make layers in `__init__`, and assert these three before a long run: the count you
-# worked out by hand, a gradient for every parameter, a change in every parameter.
+# **Remedy:** create layers in `__init__`. Before a long run, assert three things: the model has as
+# many parameters as you computed by hand, every parameter has a gradient, and every parameter
+# changes.
 #
 # ## 6 · What to inspect
 #
-# One legal exception, before it costs you an evening. Networks for diffusion often start with a
-# last layer of zeros, so that their first guess is 0. The library's do.
+# The second of these three has one legal exception. Networks for diffusion often start with a last
+# layer of zeros, so that their first guess is 0. The library's networks do.
 #
-# **Predict, then run.** How many of such a network's 12 parameter arrays have a gradient before
-# the first step, and how many after it?
+# **Predict, then run.** Such a network has 12 parameter arrays. How many of them have a gradient
+# before the first step, and how many have one after it?
 
 
 # %%
@@ -794,41 +852,44 @@ net, alive = MLP(width=32, depth=2, rngs=nnx.Rngs(0)), []
 for _ in range(2):
     gradient = gradients(net, call)
     alive.append(sum(norm > 0 for norm in norms(gradient).values()))
-    params = nnx.state(net, nnx.Param)
-    nnx.update(net, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient))
+    now = nnx.state(net, nnx.Param)
+    nnx.update(net, jax.tree.map(lambda p, g: p - 0.1 * g, now, gradient))
 of = len(norms(gradient))
 print(f"with a gradient: {alive[0]} of {of} at the start, {alive[1]} of {of} after one step")
+
+# %% tags=["claims"]
+# @title Checked: 2 of 12 arrays have a gradient at the start, 12 of 12 after one step
 assert (of, *alive) == (12, 2, 12)
 
 # %% [markdown]
-# Behind a layer of zeros no gradient gets through; one step later the layer is no longer zero. So
-# look again after a few steps. What to look at before any long run, in this course or elsewhere:
+# A layer of zeros passes no gradient to the layers before it. One step later it is no longer zero. So
+# look again after a few steps. Before any long run, in this course or elsewhere, look at
 #
-# - the device line that `setup()` prints: is it the accelerator you asked for?
-# - the parameter count, against the number worked out by hand;
+# - the device line that `setup()` prints: does it name the accelerator that you asked for?
+# - the parameter count: is it the number that you computed by hand?
 # - the gradient of every parameter, at the start and after a few steps;
-# - the number of traces after a few steps: it must have stopped growing;
-# - the time of a step, measured with `block_until_ready`, without the first one.
+# - the number of traces: it must stop growing after a few steps;
+# - the time of one step, measured with `block_until_ready` and without the first step.
 
 # %% [markdown]
 # ## Recap
 #
 # 1. A diffusion model guesses the clean picture; sampling corrects noise a little at a time.
-# 2. Same key, same draw: split keys by purpose, fold in the step.
+# 2. The same key gives the same draw. Split keys by purpose, and fold in the step's number.
 # 3. A compiled program belongs to shapes and types. Models are arguments, never constants.
-# 4. JAX answers before it is done, rounds float64 to float32, and never changes an array.
-# 5. NNX trains what it finds in attributes. Count it.
+# 4. JAX returns before the work is done, rounds float64 to float32, and never changes an array.
+# 5. NNX trains the parameters that it finds in attributes. Count them.
 
 # %% [markdown]
 # ## Try it yourself
 #
-# 1. **Every parameter.** Write `all_change(model)`: one step, then True if every parameter of the
-#    model changed. What does it say of `Broken`, and of the library's `MLP`? What else
-#    must it check?
-# 2. **Same key, same draw.** Draw the 200 digits again with the same noise and another `labels`.
-#    What stays the same from one digit to the next?
-# 3. **One compilation.** Feed `forward` the sizes 1 to 100 with at most 8 compilations, by padding
-#    and cutting the result. Prove it with the counter.
+# 1. **Every parameter.** Write `all_change(model)`, which makes one step and returns True if every
+#    parameter of the model changed. What does it return for `Broken`, and for the library's `MLP`?
+#    What else must it check?
+# 2. **The same noise.** Draw the 200 digits again with the same noise and with other `labels`. What
+#    stays the same from one digit to the next?
+# 3. **Few compilations.** Feed `forward` batches of the sizes 1 to 100 with at most 8 compilations.
+#    Pad each batch, and cut the result. Use the counter to show that it works.
 #
 # Next: [The forward process](01_forward_process.ipynb), where the noise comes from.
 

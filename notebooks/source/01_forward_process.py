@@ -14,20 +14,20 @@
 # %% [markdown]
 # # 01 · The forward process
 #
-# **The question.** How does one turn a picture into pure noise so gradually that each small step
-# could be undone, and what sets the pace?
+# **The question.** How can we turn a picture into pure noise so gradually that each small step
+# could be undone? And what sets the pace?
 #
-# A diffusion model learns to remove noise. Before it can, somebody has to add the noise, in a way
-# that we understand completely. That is this chapter. Nothing is trained here, and every
-# number in the text is computed by a cell.
+# A diffusion model learns to remove noise. Before it can learn this, we must add noise, in a way
+# that we understand completely. This chapter adds the noise. It trains nothing, and a cell computes
+# every number in the text.
 #
 # **You will be able to**
 #
 # - write the noising chain of DDPM, and jump to any of its steps at once;
 # - read a schedule from three curves: $\beta$, $\bar\alpha$ and the log signal-to-noise ratio;
 # - say what is left of the data at the last step, and remove it;
-# - spot a schedule that wastes its steps, and a standard deviation that stands where a variance
-#   belongs.
+# - recognise a schedule that wastes its steps;
+# - find a standard deviation in the place of a variance.
 #
 # **You need** Python, NumPy, means and variances, and the Gaussian distribution.
 # **Time:** about an hour to read and play; the cells run in about half a minute on two CPU cores.
@@ -54,9 +54,10 @@ from diffusion_course.notebook import plots, widgets
 plots.use_style()
 
 # %% [markdown]
-# Here is where we are going. The same digit and the same noise, and three ways to mix them over
-# the same span of time. One of the three never gets to noise. One is finished almost at once and
-# then wastes its time. By the end of the chapter you can say why, and which line of code did it.
+# The next figure shows our goal. It mixes the same digit with the same noise in three ways, over the
+# same span of time. One of the three never reaches pure noise. One reaches it almost at once and then
+# wastes its remaining steps. By the end of the chapter you can say why, and which line of code is
+# the cause.
 
 # %%
 digits = data.load("digits")  # 1,437 handwritten digits, 8 × 8, grey levels in [−1, 1]
@@ -82,7 +83,9 @@ plt.show()
 # %% [markdown]
 # ## 1 · One small step
 #
-# Take a picture $x_{n-1}$. Shrink it a little, and add a little Gaussian noise $\varepsilon_n$:
+# We want many small steps, and each should be easy to undo. Take a picture $x_{n-1}$. Shrink it a
+# little, and add a little Gaussian noise $\varepsilon_n$. With $\beta_n = 0.01$, for instance, we keep
+# 99.5 % of the picture's amplitude and add noise of standard deviation 0.1:
 #
 # $$x_n = \sqrt{1-\beta_n}\;x_{n-1} + \sqrt{\beta_n}\;\varepsilon_n ,\qquad
 # \varepsilon_n \sim \mathcal N(0, I) \tag{1}$$
@@ -91,12 +94,12 @@ plt.show()
 # the **variance** of the noise that step $n$ adds. The list $\beta_1, \dots, \beta_T$ is the
 # **schedule**.
 #
-# Why shrink? Variances of independent things add up. If $x_{n-1}$ has variance 1, then $x_n$ has
-# variance $(1-\beta_n)\cdot 1 + \beta_n = 1$: the scale stays put, however many steps follow. Such
-# a process is called *variance-preserving*.
+# Why do we shrink the picture? The variances of independent numbers add up. If $x_{n-1}$ has variance
+# 1, then $x_n$ has variance $(1-\beta_n)\cdot 1 + \beta_n = 1$. The scale stays the same, however many
+# steps follow. Such a process is called *variance-preserving*.
 #
-# The algorithm fits on three lines. We write it out in full, with the paper's symbols, and let it
-# hand over every step on the way.
+# The algorithm fits on three lines. We write it out in full, with the paper's symbols. It yields
+# every step on the way.
 
 
 # %%
@@ -110,9 +113,9 @@ def chain(x, betas, key):
 
 
 # %% [markdown]
-# To see what it does, use numbers instead of pictures. Our data are lopsided on purpose: a quarter
-# of the points lie near 1.6, the rest near −0.2. Neither the mean is 0 nor the variance 1, so that
-# a mistake in a formula has nowhere to hide.
+# To see what the chain does, we use single numbers instead of pictures. Our data are lopsided on
+# purpose: a quarter of the points lie near 1.6, and the others lie near −0.2. The mean is not 0 and the
+# variance is not 1, so that a mistake in a formula becomes visible.
 
 # %%
 N = 20_000
@@ -142,19 +145,20 @@ plt.show()
 
 # %% [markdown]
 # Two groups of points walk at random, drift towards zero, and meet. At the end nobody can tell
-# which point came from where, and the histogram lies on the bell curve. Undoing *this* in one go
-# is hopeless. Undoing one step of the thousand is not, and that is the whole idea of diffusion
-# models: many easy steps instead of one impossible one.
+# which point came from which group, and the histogram lies on the bell curve. It is hopeless to undo
+# all of this at once. It is possible to undo one step of the thousand. This is the main idea of
+# diffusion models: they replace one impossible step by many easy ones.
 #
 # ## 2 · All steps in one jump
 #
-# A thousand steps are a nuisance if all we want is $x_{500}$. Look at two of them. The noise of
-# step 1 is shrunk by step 2, then new noise joins it. Given $x_0$, the variance is
+# If we only want $x_{500}$, we do not want to walk through 500 steps. Look at the first two steps.
+# Step 2 shrinks the noise of step 1 and then adds new noise. Given $x_0$, the variance is
 #
 # $$(1-\beta_2)\,\beta_1 + \beta_2 \;=\; 1 - (1-\beta_1)(1-\beta_2).$$
 #
-# A sum of independent Gaussians is Gaussian, so two steps are again one step of the same form,
-# only larger. By induction, with $\bar\alpha_n = \prod_{i=1}^{n} (1-\beta_i)$,
+# For $\beta_1 = \beta_2 = 0.01$ it is 0.0199. A sum of independent Gaussians is Gaussian, so two steps
+# are again one step of the same form, only larger. By induction, with
+# $\bar\alpha_n = \prod_{i=1}^{n} (1-\beta_i)$,
 #
 # $$x_n = \sqrt{\bar\alpha_n}\;x_0 + \sqrt{1-\bar\alpha_n}\;\varepsilon \tag{2}$$
 #
@@ -175,10 +179,10 @@ def jump(x0, betas, n, key):
 
 
 # %% [markdown]
-# **Predict, then run.** Equation (2) also says what the moments must be: mean
-# $\sqrt{\bar\alpha_n}\,m$ and variance $\bar\alpha_n v + 1 - \bar\alpha_n$, where $m$ and $v$ are
-# those of the data. Will the chain and the jump have the same mean and standard deviation at every
-# step, or only at the end? And will their histograms agree, lopsided as they are?
+# **Predict, then run.** Equation (2) also gives the moments. The mean must be
+# $\sqrt{\bar\alpha_n}\,m$ and the variance $\bar\alpha_n v + 1 - \bar\alpha_n$, where $m$ and $v$ are
+# the mean and variance of the data. Will the chain and the jump have the same mean and standard
+# deviation at every step, or only at the end? And will their lopsided histograms agree?
 
 # %%
 steps = (1, 10, 150, 300, 1000)
@@ -195,20 +199,21 @@ for n in steps:
 # %%
 fig, axes = plt.subplots(1, 4, figsize=(9, 2.1), sharey=True)
 for ax, n in zip(axes, (10, 150, 300, 1000), strict=True):
-    bins = np.linspace(-4, 4, 65)
-    ax.hist(path[n], bins, density=True, color=plots.SERIES[0], alpha=0.35)
-    ax.hist(jumps[n], bins, density=True, histtype="step", color=plots.SERIES[1])
+    edges = np.linspace(-4, 4, 65)
+    ax.hist(path[n], edges, density=True, color=plots.SERIES[0], alpha=0.35)
+    ax.hist(jumps[n], edges, density=True, histtype="step", color=plots.SERIES[1])
     ax.set(title=f"$n$ = {n}", xlabel="$x_n$, value")
 axes[0].set_ylabel("density")
 axes[1].text(0.6, 0.8, "filled: chain\nline: jump", size="small")
 plt.show()
 
 # %% [markdown]
-# They agree at every step, in shape as well as in moments. "Agree" deserves a definition. Solve
-# equation (2) for the noise: $z = (x_n - \sqrt{\bar\alpha_n}\,x_0)/\sqrt{1-\bar\alpha_n}$ must be
-# standard normal, whichever way $x_n$ was made. With $N$ values, the mean of $z$ is off by
-# about $1/\sqrt N$ and its variance by about $\sqrt{2/N}$. Those are the standard errors, and four
-# of them is our limit. The same test runs on real digits, pixel by pixel.
+# The chain and the jump agree at every step, in shape as well as in moments. We should define what
+# "agree" means. Solve equation (2) for the noise:
+# $z = (x_n - \sqrt{\bar\alpha_n}\,x_0)/\sqrt{1-\bar\alpha_n}$. It must be standard normal, whether the
+# chain or the jump made $x_n$. With $N$ values, the mean of $z$ is off by about $1/\sqrt N$ and its
+# variance by about $\sqrt{2/N}$. These are the standard errors. Our limit is four of them. We
+# run the same test on real digits, pixel by pixel.
 
 
 # %%
@@ -220,56 +225,63 @@ def check_noise(x_n, x0, alpha_bar_n):
 
 walk = chain(jnp.asarray(digits.x), betas, jax.random.key(4))
 digits_at = {n: np.asarray(x) for n, x in enumerate(walk) if n in steps}
+errors = {}
 for n in steps:
-    errors = {
+    errors[n] = {
         "chain, numbers": check_noise(path[n], numbers, alpha_bar[n]),
         "jump, numbers": check_noise(jumps[n], numbers, alpha_bar[n]),
         "chain, digits": check_noise(digits_at[n], digits.x, alpha_bar[n]),
     }
-    # 30 comparisons; by chance alone one in 16,000 is beyond 4 standard errors.
-    assert max(map(max, errors.values())) < 4, (n, errors)
-    report = [f"{name} {m:.1f}, {v:.1f}" for name, (m, v) in errors.items()]
+    report = [f"{name} {m:.1f}, {v:.1f}" for name, (m, v) in errors[n].items()]
     print(f"n = {n:4d}, standard errors of mean, variance:   " + ";   ".join(report))
 
 # %% [markdown]
-# Equation (2) is what makes training cheap: a training step picks any $n$ and jumps there.
+# Equation (2) makes training cheap: a training step picks any $n$ and jumps to it.
 #
-# One thing the jump doesn't give you is a *path*. Two jumps with fresh noise, to steps 300 and
-# 301, are strangers to each other; in the chain they are nearly the same picture. The two ways
-# agree on each step alone, not on how the steps hang together.
+# The jump does not give you a *path*. If we jump to the steps 300 and 301 with fresh noise each, the
+# two results are independent. In the chain they are nearly the same picture. The jump and the chain
+# agree on each single step, but not on how the steps are connected.
 
 # %%
 fresh = [jump(numbers, betas, n, jax.random.key(n)) for n in (300, 301)]
-signal = np.sqrt(alpha_bar[300:302, None]) * numbers
-in_chain = np.corrcoef(path[300:302] - signal)[0, 1]
-in_jumps = np.corrcoef(np.stack(fresh) - signal)[0, 1]
+shrunk = np.sqrt(alpha_bar[300:302, None]) * numbers
+in_chain = np.corrcoef(path[300:302] - shrunk)[0, 1]
+in_jumps = np.corrcoef(np.stack(fresh) - shrunk)[0, 1]
 print(f"correlation of the noise: {in_chain:.3f} in the chain, {in_jumps:.3f} in two jumps")
+
+# %% tags=["claims"]
+# @title Checked: chain and jump agree on each step, and only the chain is a path
+for n in steps:
+    # 30 comparisons; by chance alone one in 16,000 is beyond 4 standard errors.
+    assert max(map(max, errors[n].values())) < 4, (n, errors[n])
 assert in_chain > 0.99
 assert abs(in_jumps) < 4 / np.sqrt(N)  # the standard error where the true correlation is 0
 
 # %% [markdown]
 # ## 3 · The library's version
 #
-# From here on we use `process.from_betas`. It holds the same table, on a clock that every chapter
-# shares: $t = n/T$ runs from **0 (data) to 1 (noise)**, whatever $T$ is. A process is nothing but
-# two functions of that time, a signal level and a noise level:
+# From here on we use `process.from_betas`. It holds the same table, but with a time that all
+# chapters share: $t = n/T$ runs from **0 (data) to 1 (noise)**, whatever $T$ is. With this time,
+# chains of 100 and of 1000 steps can be compared. A process consists of two functions of the time, a
+# signal level and a noise level:
 #
 # $$x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon \tag{3}$$
 #
-# This is how Kingma et al. 2021 write it (eq. 1). For DDPM, $\alpha(n/T) = \sqrt{\bar\alpha_n}$ and
-# $\sigma(n/T) = \sqrt{1-\bar\alpha_n}$. Mind the letters: DDPM's $\alpha_n = 1-\beta_n$ is a
-# different thing and doesn't appear in this course.
+# Kingma et al. 2021 write it in this form (eq. 1). For DDPM, $\alpha(n/T) = \sqrt{\bar\alpha_n}$ and
+# $\sigma(n/T) = \sqrt{1-\bar\alpha_n}$. Do not confuse $\alpha(t)$ with DDPM's
+# $\alpha_n = 1-\beta_n$, which belongs to a single step. You will meet $\alpha_n$ in chapter 03,
+# where the sampler undoes single steps.
 
-# %%
+# %% tags=["comparison"]
 p = process.from_betas(betas)
-t = np.arange(1001) / 1000
+clock = np.arange(1001) / 1000
 # float32 carries 7 digits, and the chain's table is float64: 1e-6 is a few units in the last place.
-np.testing.assert_allclose(p.alpha(t), np.sqrt(alpha_bar), atol=1e-6)
-np.testing.assert_allclose(p.sigma(t), np.sqrt(1 - alpha_bar), atol=1e-6)
+np.testing.assert_allclose(p.alpha(clock), np.sqrt(alpha_bar), atol=1e-6)
+np.testing.assert_allclose(p.sigma(clock), np.sqrt(1 - alpha_bar), atol=1e-6)
 
-eps = jax.random.normal(key, digits.x.shape)
+noise_of_key = jax.random.normal(key, digits.x.shape)
 ours = jump(digits.x, betas, 300, key)  # the same key, so the same noise
-np.testing.assert_allclose(process.add_noise(p, digits.x, eps, 0.3), ours, atol=1e-5)
+np.testing.assert_allclose(process.add_noise(p, digits.x, noise_of_key, 0.3), ours, atol=1e-5)
 
 scale, variance = process.transition(p, 300 / 1000, 299 / 1000)  # one step of eq. (1), from (3)
 np.testing.assert_allclose(scale, np.sqrt(1 - betas[299]), rtol=1e-5)
@@ -279,32 +291,39 @@ print("eq. (1), eq. (2) and the library agree")
 # %% [markdown]
 # ## 4 · One number says how noisy
 #
-# Divide (3) by $\alpha$: the picture becomes $x_0 + (\sigma/\alpha)\,\varepsilon$. Up to
-# scale, only the ratio counts. Its usual form is the logarithm of the **signal-to-noise
-# ratio** (Kingma et al. 2021, eq. 2):
+# We want one number that says how noisy a picture is. Divide (3) by $\alpha$: the picture becomes
+# $x_0 + (\sigma/\alpha)\,\varepsilon$. Apart from the scale, only the ratio of the two levels
+# counts. Its usual form is the logarithm of the **signal-to-noise ratio** (SNR), a ratio of variances
+# (Kingma et al. 2021, eq. 2):
 #
 # $$\lambda(t) = \log\frac{\alpha(t)^2}{\sigma(t)^2} \tag{4}$$
 #
-# Zero means equal shares. It falls from $+\infty$ at the data to $-\infty$ at pure noise, and 2.3
-# less is ten times less signal for the same noise. (It compares levels; it doesn't know that our digits
-# have a standard deviation of 0.75 and not 1.)
+# At $\lambda = 0$ the two levels are equal. The log-SNR falls from $+\infty$ at the data to $-\infty$
+# at pure noise. When it falls by 2.3, the SNR becomes ten times smaller. (It compares levels only. It
+# does not use that our digits have a standard deviation of 0.75 and not 1.)
 
 # %%
 ladder = (8.0, 5.0, 3.0, 1.0, 0.0, -1.0, -3.0, -5.0, -8.0)
 eight = digits.x[:8]
-eps = jax.random.normal(jax.random.key(5), eight.shape)
+eight_noises = jax.random.normal(jax.random.key(5), eight.shape)
 rungs = []
-for log_snr in ladder:
-    alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
-    assert abs(alpha**2 + sigma**2 - 1) < 1e-6  # variance-preserving, up to float32
-    rungs.append(alpha * eight + sigma * eps)
+for rung in ladder:
+    # Variance-preserving: alpha² = sigmoid(λ) and sigma² = sigmoid(−λ) add up to 1.
+    alpha, sigma = jnp.sqrt(jax.nn.sigmoid(rung)), jnp.sqrt(jax.nn.sigmoid(-rung))
+    rungs.append(alpha * eight + sigma * eight_noises)
 plots.image_grid(rungs, [f"$\\lambda$ = {rung:.0f}" for rung in ladder], "The ladder of noise")
 plt.show()
 
+# %% tags=["claims"]
+# @title Checked: the rungs are variance-preserving
+for rung in ladder:
+    total = jax.nn.sigmoid(rung) + jax.nn.sigmoid(-rung)
+    assert abs(total - 1) < 1e-6  # up to float32
+
 # %% [markdown]
-# At $\lambda = 5$ nothing is lost; around 0 the digit is there for those who know it; at −5 it
-# is all but gone (section 8 measures this). Keep this ladder in mind: every schedule in this course walks down it, each at a pace of
-# its own.
+# At $\lambda = 5$ the digit is as clear as before. Around 0 you can see the digit if you know where to
+# look. At −5 it is almost gone (section 8 measures this). Keep this ladder in mind. Every schedule in
+# this course walks down the same ladder, each at its own pace.
 #
 # ## 5 · Six schedules side by side
 #
@@ -312,13 +331,13 @@ plt.show()
 # |---|---|---|
 # | linear | $\beta$ grows linearly | Ho et al. 2020, section 4 |
 # | scaled-linear | $\sqrt\beta$ grows linearly | Rombach et al. 2022, code |
-# | quadratic | the same with DDPM's end points | Ho et al. 2020, code |
+# | quadratic | $\sqrt\beta$ grows linearly, between DDPM's end points | Ho et al. 2020, code |
 # | sigmoid | $\beta$ is a logistic curve | Xu et al. 2022, code |
 # | cosine | $\bar\alpha$ is a squared cosine | Nichol & Dhariwal 2021, eq. 17 |
 # | zero-SNR | scaled-linear, bent to end at $\bar\alpha_T = 0$ | Lin et al. 2024, algorithm 1 |
 #
-# **Predict, then run.** Which of them reaches $\lambda = 0$, half signal and half noise, first,
-# and which last?
+# **Predict, then run.** At $\lambda = 0$ signal and noise have equal levels. Which schedule reaches
+# this point first, and which one last?
 
 # %%
 T = 1000
@@ -332,32 +351,36 @@ schedules = {
 }
 processes = {name: process.from_betas(betas) for name, betas in schedules.items()}
 
-t = np.arange(T + 1) / T
-halfway = {name: t[np.argmax(np.asarray(p.log_snr(t)) < 0)] for name, p in processes.items()}
+log_snrs = {name: np.asarray(each.log_snr(clock)) for name, each in processes.items()}
+halfway = {name: clock[np.argmax(values < 0)] for name, values in log_snrs.items()}
 print({name: f"{half:.2f}" for name, half in sorted(halfway.items(), key=lambda item: item[1])})
-assert min(halfway, key=halfway.get) == "linear" and max(halfway, key=halfway.get) == "cosine"
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.4))
-plots.curves(t[1:], schedules, ax=axes[0], log="y", xlabel="time $t$",
+plots.curves(clock[1:], schedules, ax=axes[0], log="y", xlabel="time $t$",
              ylabel=r"$\beta$, variance added by a step")  # fmt: skip
-alpha_bars = {name: np.asarray(p.alpha(t)) ** 2 for name, p in processes.items()}
-plots.curves(t, alpha_bars, ax=axes[1], xlabel="time $t$",
+alpha_bars = {name: np.asarray(each.alpha(clock)) ** 2 for name, each in processes.items()}
+plots.curves(clock, alpha_bars, ax=axes[1], xlabel="time $t$",
              ylabel=r"$\bar\alpha$, factor on the signal's variance", label_at=0.5)  # fmt: skip
-log_snrs = {name: np.asarray(p.log_snr(t)) for name, p in processes.items()}
 axes[2].set_ylim(-13, 13)
-plots.curves(t, log_snrs, ax=axes[2], xlabel="time $t$",
+plots.curves(clock, log_snrs, ax=axes[2], xlabel="time $t$",
              ylabel=r"$\lambda$, log signal-to-noise", label_at=0.6)  # fmt: skip
 axes[2].axhline(0, color=plots.NOISE, lw=0.8)
 plt.show()
+
+# %% tags=["claims"]
+# @title Checked: linear reaches equal levels first, cosine last
+assert min(halfway, key=halfway.get) == "linear" and max(halfway, key=halfway.get) == "cosine"
 assert processes["linear"].log_snr(0.71) < -5 and processes["cosine"].log_snr(0.71) > -2
 
 # %% [markdown]
-# The left panel is how schedules are *defined*, and it tells the eye little. The right panel is
-# how they should be *read*: steep means hurried, flat means time spent there. Linear is below −5
-# by $t = 0.71$, with nearly a third of its steps to go; the cosine has then not reached −2. Nichol &
-# Dhariwal reported that a model trained with the linear schedule gets little worse when up to a
-# fifth of the steps, the noisiest, is skipped, and designed the cosine to fall more evenly.
+# In the left panel you see what the code of most schedules computes first, $\beta$. It is hard to
+# compare the schedules there. Compare them in the right panel: where a line is steep, a schedule
+# hurries, and where it is flat, the schedule spends many steps. The linear schedule is below −5 by
+# $t = 0.71$, and nearly a third of its steps still follow. The cosine has then not reached −2.
+# Nichol & Dhariwal skipped up to a fifth of the steps of a model trained with the linear schedule,
+# the noisiest ones. They reported that it got little worse, and they designed the cosine to fall
+# more evenly.
 
 # %%
 plots.image_grid([strip(betas) for betas in schedules.values()], list(schedules),
@@ -367,44 +390,35 @@ plt.show()
 # %% [markdown]
 # ## 6 · The last step: what is left at $t = 1$
 #
-# A sampler starts from pure noise. It may do so only if the forward process *ends* there. What is
-# left of the data is $\alpha(1) = \sqrt{\bar\alpha_T}$, times the data. So look at it.
+# A sampler starts from pure noise. It may do so only if the forward process *ends* in pure noise. At
+# the end, $\alpha(1) = \sqrt{\bar\alpha_T}$ times the data is left. So we look at this number.
 
 # %%
-left = {name: float(p.alpha(1.0)) for name, p in processes.items()}
-for name, value in left.items():
-    end = float(processes[name].log_snr(1.0))
-    print(f"{name:14s} alpha(1) = {value:.5f}   log-SNR(1) = {end:6.1f}")
-assert left["zero-SNR"] == 0.0
-assert round(left["scaled-linear"], 2) == 0.07 and left["scaled-linear"] > 10 * left["linear"]
+left_over = {name: float(each.alpha(1.0)) for name, each in processes.items()}
+for name, value in left_over.items():
+    print(f"{name:14s} alpha(1) = {value:.5f}   log-SNR(1) = {log_snrs[name][-1]:6.1f}")
 
 # %% [markdown]
-# Scaled-linear, the schedule of Stable Diffusion, keeps 7 %. A single pixel, whose noise has
-# standard deviation 1, gives next to nothing away. But the *mean* of many pixels averages the noise
-# and keeps the signal.
+# Scaled-linear is the schedule of Stable Diffusion. It keeps 7 % of the signal. A single pixel has
+# noise of standard deviation 1, so that it tells us almost nothing about the signal. But the *mean*
+# of many pixels averages the noise and keeps the signal.
 #
-# **Predict, then run.** Take all-black and all-white pictures of 64 × 64 pixels to $t = 1$. In the
-# pure noise, can you tell which was which? Guess the share that you would get right.
+# **Predict, then run.** We take all-black and all-white pictures of 64 × 64 pixels to $t = 1$. Can
+# you tell from the noise which picture was black? Guess the share that you would get right.
 
 # %%
 size, count = 64, 400
 colours = np.repeat([-1.0, 1.0], count)
 flat = np.ones((2 * count, size, size, 1), np.float32) * colours[:, None, None, None]
-eps = jax.random.normal(jax.random.key(7), flat.shape)
+flat_noise = jax.random.normal(jax.random.key(7), flat.shape)
 means, right, by_pixel = {}, {}, {}
 for name in ("scaled-linear", "linear", "zero-SNR"):
-    x = process.add_noise(processes[name], flat, eps, 1.0)
-    means[name] = np.asarray(x.mean((1, 2, 3)))
+    end = process.add_noise(processes[name], flat, flat_noise, 1.0)
+    means[name] = np.asarray(end.mean((1, 2, 3)))
     right[name] = np.mean((means[name] > 0) == (colours > 0))
-    by_pixel[name] = np.mean(np.asarray(x > 0) == (colours > 0)[:, None, None, None])
-    print(
-        f"{name:14s} right by one pixel {by_pixel[name]:.1%}, by the mean of all {right[name]:.1%}"
-    )
-assert by_pixel["scaled-linear"] < 0.55
-# The two means are ±0.068, the noise of the mean 1/64: 4.4 standard deviations from confusion.
-assert right["scaled-linear"] > 0.99
-# Guessing gives one half, with a standard error of 0.5/sqrt(800).
-assert abs(right["zero-SNR"] - 0.5) < 4 * 0.5 / np.sqrt(2 * count)
+    by_pixel[name] = np.mean(np.asarray(end > 0) == (colours > 0)[:, None, None, None])
+    print(f"{name:14s} right by one pixel {by_pixel[name]:.1%}, "
+          f"by the mean of all {right[name]:.1%}")  # fmt: skip
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.2), sharex=True, sharey=True)
@@ -418,76 +432,88 @@ axes[0].text(-0.1, 85, "was black", color=plots.SERIES[0], size="small")
 axes[0].text(0.04, 85, "was white", color=plots.SERIES[1], size="small")
 plt.show()
 
+# %% tags=["claims"]
+# @title Checked: scaled-linear keeps 7 % and gives the brightness away; zero-SNR keeps nothing
+assert left_over["zero-SNR"] == 0.0
+assert round(left_over["scaled-linear"], 2) == 0.07
+assert left_over["scaled-linear"] > 10 * left_over["linear"]
+assert by_pixel["scaled-linear"] < 0.55
+# The two means are ±0.068, the noise of the mean 1/64: 4.4 standard deviations from confusion.
+assert right["scaled-linear"] > 0.99
+# Guessing gives one half, with a standard error of 0.5/sqrt(800).
+assert abs(right["zero-SNR"] - 0.5) < 4 * 0.5 / np.sqrt(2 * count)
+x_1 = process.add_noise(processes["zero-SNR"], flat, flat_noise, 1.0)
+assert np.array_equal(x_1, flat_noise)  # exactly the noise, to the last bit
+
 # %% [markdown]
-# Under scaled-linear the "noise" still says, without error, how bright the picture was. A network
-# trained on it learns to read the brightness there. At sampling time it's handed true noise, whose
-# mean is close to 0, and reads "medium grey". Lin et al. 2024 traced Stable Diffusion's reluctance
-# to draw very dark or very bright pictures to this.
+# Under scaled-linear, the mean of the "noise" still tells us how bright the picture was, without
+# error. A network that is trained on such noise learns to read the brightness there. When we draw a
+# sample, we give it true noise, whose mean is close to 0. The network then reads "medium grey". Lin et
+# al. 2024 found that for this reason Stable Diffusion hardly ever draws very dark or very bright
+# pictures.
 #
 # Their remedy shifts and stretches $\sqrt{\bar\alpha}$ so that it ends at exactly 0
-# (`process.zero_terminal_snr`). The price: at $t = 1$ the input holds nothing but $\varepsilon$, so
-# a network asked for $\varepsilon$ has nothing to learn there. Chapter 02 shows what to ask for
-# instead.
-
-# %%
-x1 = process.add_noise(processes["zero-SNR"], flat, eps, 1.0)
-assert np.array_equal(x1, eps)  # exactly the noise, to the last bit
-print("zero-SNR at t = 1: bit for bit the noise")
+# (`process.zero_terminal_snr`). The remedy has a price. At $t = 1$ the input is exactly
+# $\varepsilon$, bit for bit, so a network that predicts $\varepsilon$ has nothing to learn there.
+# Chapter 02 shows what it should predict instead.
 
 # %% [markdown]
 # ### The clip of the cosine
 #
-# The cosine reaches $\bar\alpha = 0$ by itself, and so $\beta_T = 1$. DDPM's formulas divide by
-# $\sqrt{\bar\alpha_T}$, so Nichol & Dhariwal clip $\beta$ at 0.999. That is harmless. A harder clip
-# isn't: people who "make it safe" with 0.02, DDPM's largest value, get the leftovers back.
+# The formula of the cosine reaches $\bar\alpha = 0$ at $t = 1$, and so $\beta_T = 1$. DDPM's formulas
+# divide by $\sqrt{\bar\alpha_T}$, so Nichol & Dhariwal clip $\beta$ at 0.999. This clip is harmless. A
+# lower clip is not: with 0.02, DDPM's largest value, a part of the data is left at the end again.
 
 # %%
 unclipped = np.cos((1 + 0.008) / (1 + 0.008) * np.pi / 2) ** 2  # the formula at t = 1
-assert unclipped < 1e-30
 clips = {clip: np.sqrt(alpha_bar_of(process.cosine_betas(T, max_beta=clip))[-1])
          for clip in (0.999, 0.5, 0.1, 0.02)}  # fmt: skip
 for clip, value in clips.items():
     print(f"beta clipped at {clip:<6} alpha(1) = {value:.5f}")
-assert clips[0.999] < 1e-4
-assert clips[0.02] > 8 * left["linear"]
 
 # %% [markdown]
 # ### The first step: $\bar\alpha_0$ is 1
 #
-# The other end has a trap too. Code often keeps a table of $T$ entries, counted from 0, whose
-# "entry 0" is $\bar\alpha_1 = 1-\beta_1$. A sampler that ends at entry 0 then stops one step short
-# of the data, and leaves noise of standard deviation $\sqrt{\beta_1}$ in every picture. Neighbouring
-# grey levels of an 8-bit picture on [−1, 1] are $2/255 \approx 0.008$ apart.
+# The other end of the table has a trap too. Code often keeps a table of $T$ entries, counted from 0,
+# whose "entry 0" is $\bar\alpha_1 = 1-\beta_1$. A sampler that ends at entry 0 stops one step before
+# the data. It leaves noise of standard deviation $\sqrt{\beta_1}$ in every picture. For comparison,
+# neighbouring grey levels of an 8-bit picture on [−1, 1] are $2/255 \approx 0.008$ apart.
 #
-# In this course the table has $T + 1$ entries and step 0 is the data itself, exactly.
+# In this course the table has $T + 1$ entries, and step 0 is exactly the data.
 
 # %%
 grey_level = 2 / 255
-for name in ("linear", "scaled-linear"):
-    residual = np.sqrt(schedules[name][0])  # what a sampler that stops at ᾱ_1 leaves behind
-    print(f"{name:14s} leaves std {residual:.4f} = {residual / grey_level:.1f} grey levels")
-    assert residual > grey_level
-eps = jax.random.normal(jax.random.key(8), digits.x.shape)
-for p in processes.values():
-    assert p.alpha(0.0) == 1 and p.sigma(0.0) == 0
-    assert np.array_equal(process.add_noise(p, digits.x, eps, 0.0), digits.x)
+left_behind = {name: np.sqrt(schedules[name][0]) for name in ("linear", "scaled-linear")}
+for name, std in left_behind.items():  # what a sampler that stops at ᾱ_1 leaves behind
+    print(f"{name:14s} leaves std {std:.4f} = {std / grey_level:.1f} grey levels")
+
+# %% tags=["claims"]
+# @title Checked: a clip of 0.02 leaves data at the end; step 0 is exactly the data
+assert unclipped < 1e-30
+assert clips[0.999] < 1e-4
+assert clips[0.02] > 8 * left_over["linear"]
+assert min(left_behind.values()) > grey_level
+for each in processes.values():
+    assert each.alpha(0.0) == 1 and each.sigma(0.0) == 0
+    assert np.array_equal(process.add_noise(each, digits.x, noise_of_key, 0.0), digits.x)
 
 # %% [markdown]
 # ## 7 · Explore: one slider over all of it
 #
-# Choose a schedule and drag the time. Left, digits as a network would see them (values beyond
-# [−1, 1] are drawn black or white). Middle, the histogram of all pixels, which starts as two spikes
-# for paper and ink and ends on the bell curve. Right, where you are on the ladder of section 4.
+# Choose a schedule and drag the time. At the left you see digits as a network would see them
+# (values beyond [−1, 1] are drawn black or white). In the middle you see the histogram of all pixels.
+# It starts as two spikes, one for paper and one for ink, and it ends on the bell curve. At the
+# right you see where you are on the ladder of section 4.
 #
-# Try this: find the time at which *you* can no longer read the digits, in every schedule, and
-# compare the log-SNR at those times.
+# Try this: in every schedule, find the time at which *you* can no longer read the digits. Then
+# compare the log-SNR at these times.
 
 
 # %%
 def draw_histogram(ax, x):
     """All pixels against the standard normal."""
-    bins = np.linspace(-4, 4, 81)
-    ax.hist(x.ravel(), bins, density=True, histtype="stepfilled", color=plots.DATA, alpha=0.5)
+    edges = np.linspace(-4, 4, 81)
+    ax.hist(x.ravel(), edges, density=True, histtype="stepfilled", color=plots.DATA, alpha=0.5)
     ax.plot(grid, bell, color=plots.TRUTH, lw=1)
     ax.set(ylim=(0, 1), xlabel="pixel value", ylabel="density", title="pixels and the bell curve")
     ax.set(xticks=[-2, 0, 2], yticks=[0, 0.5, 1])
@@ -507,13 +533,12 @@ def draw_log_snr(ax, name, t):
 
 # %%
 crowd = digits.x[:400]
-eps = np.asarray(jax.random.normal(jax.random.key(9), crowd.shape))
+crowd_noise = np.asarray(jax.random.normal(jax.random.key(9), crowd.shape))
 
 
 def frame(name, t):
     """Digits, histogram and log-SNR of one schedule at one time."""
-    p = processes[name]
-    x = np.asarray(process.add_noise(p, crowd, eps, t))
+    x = np.asarray(process.add_noise(processes[name], crowd, crowd_noise, t))
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 2.9), layout="none")
     fig.subplots_adjust(0.02, 0.18, 0.98, 0.9, wspace=0.25)
     left.imshow(plots.tile(x[[0, 1, 2, 3, 4, 7]], 3))
@@ -530,13 +555,14 @@ labels = [f"t = {t:.2f}" for t in moments]
 widgets.explorer(frames, labels, slider="time", choice="schedule", start=3)
 
 # %% [markdown]
-# The same on paper: linear above, cosine below.
+# The next figure shows three moments without a slider, for the linear schedule (above) and the cosine
+# (below).
 
 # %%
 fig, axes = plt.subplots(2, 6, figsize=(11, 3.6), width_ratios=[1, 1] * 3)
 for row, name in zip(axes, ("linear", "cosine"), strict=True):
     for (image, histogram), t in zip(row.reshape(3, 2), (0.25, 0.5, 0.75), strict=True):
-        x = np.asarray(process.add_noise(processes[name], crowd, eps, t))
+        x = np.asarray(process.add_noise(processes[name], crowd, crowd_noise, t))
         image.imshow(plots.tile(x[[0, 1, 2, 3]], 2))
         image.set(xticks=[], yticks=[])
         image.set_title(rf"{name}, $t$ = {t}: $\lambda$ = {float(processes[name].log_snr(t)):z.1f}")
@@ -547,26 +573,26 @@ plt.show()
 # %% [markdown]
 # ## 8 · What a bad schedule looks like
 #
-# Now the picture from the start. The three strips were three calls of `linear_betas`:
+# Now we can explain the picture from the start. Its three strips were three calls of `linear_betas`:
 #
 # | $T$ | $\beta_1 \dots \beta_T$ | |
 # |---|---|---|
 # | 1000 | 0.0001 … 0.02 | as intended |
-# | 100 | 0.0001 … 0.02 | ten times fewer steps, the same size: a tenth of the noise |
-# | 1000 | 0.0001 … 0.2 | end points that suit about 100 steps: ten times the noise |
+# | 100 | 0.0001 … 0.02 | ten times fewer steps of the same size: $\sum\beta_n$ is a tenth |
+# | 1000 | 0.0001 … 0.2 | end points that suit about 100 steps: $\sum\beta_n$ is tenfold |
 #
-# The end points belong to $T$. What a chain does in total is about $\sum_n \beta_n$, since
-# $\log\bar\alpha_T = \sum_n \log(1-\beta_n)$. Change the number of steps, and $\beta$ must change
-# the other way.
+# The end points belong to $T$. The signal level at the end follows from
+# $\log\bar\alpha_T = \sum_n \log(1-\beta_n) \approx -\sum_n \beta_n$. This sum must stay the same. So
+# if you take ten times fewer steps, make each $\beta$ ten times larger.
 #
-# How much does a step contribute? A useful number is the share of steps whose log-SNR lies within
-# [−5, 5]: on the ladder, that is where a digit turns from clear to lost.
+# How many steps of a schedule are useful? We call a step useful if its log-SNR lies within [−5, 5].
+# On the ladder, a digit changes from clear to lost in this window.
 
 
 # %%
-def useful(p, T):
+def useful(some_process, T):
     """The share of steps 1 … T with a log-SNR within [−5, 5]."""
-    return float(np.mean(np.abs(p.log_snr(np.arange(1, T + 1) / T)) <= 5))
+    return float(np.mean(np.abs(some_process.log_snr(np.arange(1, T + 1) / T)) <= 5))
 
 
 trials = {
@@ -576,12 +602,15 @@ trials = {
     "T = 100, repaired": process.linear_betas(100, 1e-3, 0.2),
 }
 trial_processes = {name: process.from_betas(betas) for name, betas in trials.items()}
-for name, p in trial_processes.items():
-    share = useful(p, len(trials[name]))
-    print(f"{name:18s} alpha(1) = {float(p.alpha(1.0)):.4f}   useful steps {share:.0%}")
+totals = {name: betas.sum() for name, betas in trials.items()}
+for name, each in trial_processes.items():
+    share = useful(each, len(trials[name]))
+    print(f"{name:18s} sum of betas {totals[name]:6.2f}   alpha(1) = {float(each.alpha(1.0)):.4f}"
+          f"   useful steps {share:.0%}")  # fmt: skip
 
-# %%
-totals = {name: betas.sum() for name, betas in trials.items()}  # a tenth, and ten times (to 1 %)
+# %% tags=["claims"]
+# @title Checked: the sum of the betas decides; one schedule never ends, one is over at once
+# A tenth, and ten times, to 1 %.
 assert np.isclose(totals["never noise"] / totals["as intended"], 0.1, rtol=0.01)
 assert np.isclose(totals["over at once"] / totals["as intended"], 10, rtol=0.01)
 
@@ -592,41 +621,40 @@ assert useful(trial_processes["as intended"], 1000) > 2.5 * useful(hasty, 1000)
 assert useful(never, 100) > 0.9 and useful(processes["cosine"], 1000) > 0.9
 repaired, intended = trial_processes["T = 100, repaired"], trial_processes["as intended"]
 # A chain of 100 steps is a coarser walk along the same curve: within 0.01 everywhere.
-t = np.linspace(0, 1, 101)
-assert np.abs(repaired.alpha(t) - intended.alpha(t)).max() < 0.01
+assert np.abs(repaired.alpha(clock[::10]) - intended.alpha(clock[::10])).max() < 0.01
 
 # %% [markdown]
-# "Never noise" scores well on useful steps and is useless all the same: a sampler would start at
-# a place where training never was. So two numbers are needed: $\alpha(1)$, and then the share of
-# useful steps.
+# In "never noise" nearly every step is useful, and still the schedule is useless. A sampler would
+# start from pure noise, which the training has never shown. So look at two numbers: first at
+# $\alpha(1)$, and then at the share of useful steps.
 #
-# Is [−5, 5] the right window, though? Let somebody else look: a classifier that knows the mean
-# picture of every class and picks the nearest, scaled by $\alpha(t)$. It needs no training, and
-# for classes that are round Gaussian clouds of equal size it would be optimal.
+# Is [−5, 5] the right window? We ask a simple classifier. It knows the mean picture of every class,
+# scales it by $\alpha(t)$, and picks the nearest. It needs no training. For classes that
+# are round Gaussian clouds of equal size it would be optimal.
 
 # %%
 test = data.load("digits", split="test")
 class_means = np.stack([digits.x[digits.labels == k].mean(0).ravel() for k in range(10)])
 images, answers = np.tile(test.x, (10, 1, 1, 1)), np.tile(test.labels, 10)  # 10 noises per digit
-eps = np.asarray(jax.random.normal(jax.random.key(10), images.shape))
+image_noise = np.asarray(jax.random.normal(jax.random.key(10), images.shape))
 
 
-def accuracy(p, t):
+def accuracy(some_process, t):
     """The share of noisy test digits whose nearest class mean is the right one."""
-    x = np.asarray(process.add_noise(p, images, eps, t)).reshape(len(images), -1)
-    means = float(p.alpha(t)) * class_means
-    distance = (means**2).sum(1) - 2 * x @ means.T  # up to |x|², the same for all classes
+    x = np.asarray(process.add_noise(some_process, images, image_noise, t)).reshape(len(images), -1)
+    scaled = float(some_process.alpha(t)) * class_means
+    distance = (scaled**2).sum(1) - 2 * x @ scaled.T  # up to |x|², the same for all classes
     return np.mean(distance.argmin(1) == answers)
 
 
 looks = np.linspace(0, 1, 41)
 compared = {name: trial_processes[name] for name in list(trials)[:3]}
 compared["cosine"] = processes["cosine"]
-recognised = {name: np.array([accuracy(p, t) for t in looks]) for name, p in compared.items()}
+recognised = {name: np.array([accuracy(each, t) for t in looks]) for name, each in compared.items()}
 
 # %% [markdown]
-# **Predict, then run.** Against *time*, the four schedules will give four different curves. What
-# will they do against *log-SNR*?
+# **Predict, then run.** If we plot the share over *time*, the four schedules give four different
+# curves. What will they give over *log-SNR*?
 
 # %%
 fig, (ax, bx) = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
@@ -642,9 +670,11 @@ bx.axvspan(5, -5, color=plots.NOISE, alpha=0.15, lw=0)
 plt.show()
 
 # %% [markdown]
-# One curve. All variance-preserving schedules take the same walk down the same ladder; a schedule
-# only decides **how long to stay on each rung**. Time is a clock we invented, log-SNR is what
-# the picture knows. We check that, and what the window was supposed to mean.
+# Over log-SNR, the four schedules give one curve. It must be so: from $\alpha^2 + \sigma^2 = 1$
+# follows $\alpha^2 = \operatorname{sigmoid}(\lambda)$, so that at equal $\lambda$ the pictures are
+# made with equal levels. All variance-preserving schedules walk down the same ladder. A schedule only
+# decides **how long to stay on each rung**. And the window fits: at $\lambda = 5$ the classifier
+# loses nothing, at −5 it reads little more than it would guess.
 
 # %%
 window = np.linspace(-6, 6, 25)
@@ -652,42 +682,44 @@ at_log_snr = {name: np.interp(window, compared[name].log_snr(looks)[:0:-1], shar
               for name, shares in recognised.items() if name != "never noise"}  # fmt: skip
 spread = np.ptp(list(at_log_snr.values()), axis=0).max()
 print(f"largest difference at equal log-SNR: {spread:.3f}")
-# 3,600 pictures: a share has a standard error of at most 0.5/60, and 4 of them are 0.033.
-assert spread < 0.033
-
 clean, fine, lost = recognised["cosine"][0], at_log_snr["cosine"][-3], at_log_snr["cosine"][2]
+print(f"recognised: clean {clean:.0%}, at λ = 5 {fine:.0%}, at λ = −5 {lost:.0%}; guessing 10 %")
+
+# %% tags=["claims"]
+# @title Checked: one curve over log-SNR; nothing is lost at 5, nearly all at −5
+# Equal levels and equal noises give equal pictures. Only the values between two of the 41 times
+# differ, since they lie on a straight line instead of the curve.
+assert spread < 0.033
 assert window[-3] == 5 and window[2] == -5
 assert abs(fine - clean) < 0.033 and lost < 0.2
-print(f"recognised: clean {clean:.0%}, at λ = 5 {fine:.0%}, at λ = −5 {lost:.0%}; guessing 10 %")
 
 # %% [markdown]
 # ### A bigger picture needs more noise
 #
-# The ladder is for 8 × 8 pictures. Enlarge a digit four times, add the same noise, and look from
-# further away: averaging 4 × 4 pixels divides the noise by 4, and the digit is back. In a large
-# picture neighbouring pixels say the same thing sixteen times.
+# The ladder holds for pictures of 8 × 8 pixels. Enlarge a digit to four times its width, and add the
+# same noise. Then average each block of 4 × 4 pixels. The average divides the noise by 4, and the
+# digit is visible again, because sixteen neighbouring pixels carry the same information.
 #
-# So the schedule must go further down for larger pictures. Hoogeboom et al. 2023 shift $\lambda$ by
-# $-2\log 4$ for a picture of four times the width; Chen 2023 found the same need by experiment.
+# So for larger pictures the schedule must go further down the ladder. Hoogeboom et al. 2023 shift
+# $\lambda$ by $-2\log 4$ for a picture of four times the width. Chen 2023 found the same need by
+# experiment.
 
 # %%
-p, time_shown = processes["cosine"], 0.75
+cosine, time_shown = processes["cosine"], 0.75
 large = np.repeat(np.repeat(eight, 4, axis=1), 4, axis=2)
 keys = jax.random.split(jax.random.key(11))
-small_noisy = process.add_noise(p, eight, jax.random.normal(keys[0], eight.shape), time_shown)
-large_noisy = process.add_noise(p, large, jax.random.normal(keys[1], large.shape), time_shown)
+small_noisy = process.add_noise(cosine, eight, jax.random.normal(keys[0], eight.shape), time_shown)
+large_noisy = process.add_noise(cosine, large, jax.random.normal(keys[1], large.shape), time_shown)
 pooled = np.asarray(large_noisy).reshape(8, 8, 4, 8, 4, 1).mean((2, 4))
-
-residual = pooled - float(p.alpha(time_shown)) * eight
-expected = float(p.sigma(time_shown)) / 4
-# 512 pixels: the standard error of a standard deviation is σ/sqrt(2·512), and 4 of them 12.5 %.
-assert abs(residual.std() / expected - 1) < 4 / np.sqrt(2 * residual.size)
+residual = pooled - float(cosine.alpha(time_shown)) * eight
+expected = float(cosine.sigma(time_shown)) / 4
+print(f"noise after averaging 4 × 4 pixels: {residual.std():.3f}, a quarter is {expected:.3f}")
 
 # %%
 views = {
     "8 × 8": small_noisy,
     "32 × 32": large_noisy,
-    "32 × 32,\naveraged, ÷ α": pooled / p.alpha(time_shown),
+    "32 × 32,\naveraged, ÷ α": pooled / cosine.alpha(time_shown),
 }
 fig, axes = plt.subplots(3, 1, figsize=(6, 2.7))
 for ax, (name, x) in zip(axes, views.items(), strict=True):
@@ -697,17 +729,22 @@ for ax, (name, x) in zip(axes, views.items(), strict=True):
     ax.set_ylabel(name, rotation=0, ha="right", va="center")
 plt.show()
 
+# %% tags=["claims"]
+# @title Checked: the average of 4 × 4 pixels has a quarter of the noise
+# 512 pixels: the standard error of a standard deviation is σ/sqrt(2·512), and 4 of them 12.5 %.
+assert abs(residual.std() / expected - 1) < 4 / np.sqrt(2 * residual.size)
+
 # %% [markdown]
-# ## 9 · Break it on purpose: std where a variance belongs
+# ## 9 · Break it on purpose: a variance in place of a standard deviation
 #
-# $\beta$ is a variance, $\sqrt\beta$ a standard deviation, and the two look alike in code. Two bugs,
-# each one character or so:
+# $\beta$ is a variance and $\sqrt\beta$ is a standard deviation, but the two look alike in code. Here
+# are two bugs:
 #
-# - **A**, in the chain: `x = sqrt(1 - beta) * x + beta * eps`, the root forgotten.
-# - **B**, in the jump: `alpha * x0 + sigma**2 * eps`, a variance where a standard deviation belongs.
+# - **Bug A** is in the chain: `x = sqrt(1 - beta) * x + beta * eps`. The root is missing.
+# - **Bug B** is in the jump: `alpha * x0 + sigma**2 * eps`. The square is too much.
 #
-# Nothing crashes. Both begin at the data. **Predict, then run:** what will the digits look like at
-# the end under A? And under B?
+# The program does not crash, and both bugs begin at the data. **Predict, then run:** what will the
+# digits look like at the end with bug A, and what with bug B?
 
 
 # %%
@@ -719,87 +756,95 @@ def chain_with_bug_a(x, betas, key):
         yield x
 
 
-p, marks = processes["linear"], np.arange(0, 1001, 125)
+linear, marks = processes["linear"], np.arange(0, 1001, 125)
 some = jnp.asarray(digits.x[:200])
-eps = jax.random.normal(jax.random.key(13), some.shape)
+some_noise = jax.random.normal(jax.random.key(13), some.shape)
 walk_a = np.stack(list(chain_with_bug_a(some, schedules["linear"], jax.random.key(14))))[marks]
-right_x = np.stack([process.add_noise(p, some, eps, n / T) for n in marks])
-bug_b = np.stack([p.alpha(n / T) * some + p.sigma(n / T) ** 2 * eps for n in marks])
+right_x = np.stack([process.add_noise(linear, some, some_noise, n / T) for n in marks])
+bug_b = np.stack([linear.alpha(n / T) * some + linear.sigma(n / T) ** 2 * some_noise
+                  for n in marks])  # fmt: skip
 plots.image_grid([x[:, 3] for x in (right_x, walk_a, bug_b)], ["right", "bug A", "bug B"],
                  "One digit, from $t$ = 0 to $t$ = 1", scale=0.7)  # fmt: skip
 plt.show()
 
 # %% [markdown]
-# Bug A fades to grey: the signal dies, and hardly any noise takes its place. One look at $x_1$ finds
-# it. Bug B is nastier. It starts right and ends right, since $0^2 = 0$ and $1^2 = 1$, and by eye the
-# middle looks plausible. Moments find both: measure the standard deviation of what was added,
-# $x_t - \alpha(t)\,x_0$, and compare it with $\sigma(t)$.
+# With bug A the picture fades to grey: the signal disappears, and hardly any noise takes its place.
+# You find this bug when you look at $x_1$. Bug B is harder to find. It is right at both ends, since
+# $0^2 = 0$ and $1^2 = 1$, and to the eye the middle looks plausible. The moments show both bugs:
+# measure the standard deviation of the added noise, $x_t - \alpha(t)\,x_0$, and compare it with
+# $\sigma(t)$.
 #
-# Theory says what the bugs must do. For A the variance obeys
-# $v_n = (1-\beta_n)\,v_{n-1} + \beta_n^2$; for B the standard deviation is $\sigma^2$.
+# We can also compute what the bugs do. With bug A the variance obeys
+# $v_n = (1-\beta_n)\,v_{n-1} + \beta_n^2$. With bug B the standard deviation is $\sigma^2$.
 
 # %%
 v = [0.0]
 for beta in schedules["linear"]:
     v.append((1 - beta) * v[-1] + beta**2)
-t = np.arange(T + 1) / T
-theory = {"right: σ": p.sigma(t), "bug A: √v": np.sqrt(v), "bug B: σ²": p.sigma(t) ** 2}
-signal = np.asarray(p.alpha(marks / T))[:, None, None, None, None] * np.asarray(some)
+level = np.asarray(linear.sigma(clock))
+theory = {"right: σ": level, "bug A: √v": np.sqrt(v), "bug B: σ²": level**2}
+signal = np.asarray(linear.alpha(marks / T))[:, None, None, None, None] * np.asarray(some)
 measured = [np.std(x - signal, axis=(1, 2, 3, 4)) for x in (right_x, walk_a, bug_b)]
-ax = plots.curves(t, theory, xlabel="time $t$", ylabel="std of the noise", label_at=0.35)
+ax = plots.curves(clock, theory, xlabel="time $t$", ylabel="std of the noise", label_at=0.35)
 for values, color in zip(measured, plots.SERIES, strict=False):
     ax.plot(marks / T, values, "o", ms=5, color=color)
 plt.show()
+off_a, off_b, end_b = (values[k] / level[marks[k]]
+                       for values, k in ((measured[1], -1), (measured[2], 1), (measured[2], -1)))  # fmt: skip
+print(f"bug A at t = 1: {off_a:.0%} of the noise. "
+      f"Bug B at t = 1/8: {off_b:.0%}; at t = 1: {end_b:.0%}")  # fmt: skip
 
-# %%
+# %% tags=["claims"]
+# @title Checked: the moments show both bugs, and theory predicts them
 # 12,800 values: the standard error of a standard deviation s is s/sqrt(2·12800).
 limit = 4 / np.sqrt(2 * some.size)
 for (name, line), values in zip(theory.items(), measured, strict=True):
-    line = np.asarray(line)[marks]
-    assert np.all(np.abs(values[1:] / line[1:] - 1) < limit), name
-sigma = np.asarray(p.sigma(marks / T))
-off_a, off_b = measured[1][-1] / sigma[-1], measured[2][1] / sigma[1]
-print(f"bug A at t = 1: {off_a:.0%} of the noise. Bug B at t = 1/8: {off_b:.0%}; at t = 1: "
-      f"{measured[2][-1] / sigma[-1]:.0%}")  # fmt: skip
-assert np.allclose(process.sub_vp().sigma(t), process.vp_linear().sigma(t) ** 2, atol=1e-6)
-assert off_a < 0.15 and off_b < 0.5 and abs(measured[2][-1] / sigma[-1] - 1) < limit
+    assert np.all(np.abs(values[1:] / line[marks][1:] - 1) < limit), name
+assert np.allclose(process.sub_vp().sigma(clock), process.vp_linear().sigma(clock) ** 2, atol=1e-6)
+assert off_a < 0.15 and off_b < 0.5 and abs(end_b - 1) < limit
 
 # %% [markdown]
-# Why does nobody notice B? Training runs, the loss falls, and every sample starts from the right
-# noise. But a sampler that believes in $\sigma$ takes a noise level that never occurred. As a
-# process in its own right B is legitimate, if *everyone* knows: it is the sub-VP process of Song et
-# al. 2021 (`process.sub_vp`). A bug is often a correct formula in the wrong place.
+# Why is bug B so hard to notice? Training runs, the loss falls, and every sample starts from the right
+# noise. But the sampler uses $\sigma$, a noise level that the training has never shown. Used on
+# purpose, in training *and* sampling, the formula of bug B is correct: it is the sub-VP process of
+# Song et al. 2021 (`process.sub_vp`). A bug is often a correct formula in the wrong place.
 #
-# **The lesson:** test moments in the middle, not only at the ends, and on data whose mean isn't 0
+# **The lesson:** test the moments in the middle and not only at the ends. Use data whose mean isn't 0
 # and whose variance isn't 1.
 #
 # ## 10 · What to inspect
 #
 # Before training anything on a new schedule, a practitioner looks at
 #
-# 1. pictures at $t = 0, ½, 1$: data, something in between, nothing;
+# 1. pictures at $t = 0, ½, 1$: they show the data, a mixture, and pure noise;
 # 2. $\alpha(1)$: is the end really noise, for pictures of *this* size?
-# 3. log-SNR: does it fall all the way, and how many steps are useful?
+# 3. log-SNR: does it fall at every step, and how many steps are useful?
 # 4. the moments of $x_t$ in the middle.
 
 # %%
-eps = jax.random.normal(jax.random.key(15), digits.x.shape)
-ns = np.arange(1, T + 1)
+half_noise = jax.random.normal(jax.random.key(15), digits.x.shape)
+stds = {}
 print("schedule        alpha(1)   λ = 0 at t   useful steps   std at t = ½ (theory)")
-for name, p in processes.items():
-    assert np.all(np.diff(np.asarray(p.log_snr(ns / T), np.float64)[:-1]) < 0), name  # always falls
-    x = np.asarray(process.add_noise(p, digits.x, eps, 0.5))
-    theory = np.sqrt(float(p.alpha(0.5)) ** 2 * digits.x.var() + float(p.sigma(0.5)) ** 2)
-    print(f"{name:15s} {float(p.alpha(1.0)):8.5f}   {halfway[name]:10.2f}   {useful(p, T):12.0%}"
-          f"   {x.std():12.3f} ({theory:.3f})")  # fmt: skip
+for name, each in processes.items():
+    x_half = np.asarray(process.add_noise(each, digits.x, half_noise, 0.5))
+    by_theory = np.sqrt(float(each.alpha(0.5)) ** 2 * digits.x.var() + float(each.sigma(0.5)) ** 2)
+    stds[name] = x_half.std(), by_theory
+    print(f"{name:15s} {left_over[name]:8.5f}   {halfway[name]:10.2f}   {useful(each, T):12.0%}"
+          f"   {x_half.std():12.3f} ({by_theory:.3f})")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: every log-SNR falls, and every standard deviation is the one of theory
+for name, (found, by_theory) in stds.items():
+    assert np.all(np.diff(log_snrs[name].astype(np.float64)[1:-1]) < 0), name  # always falls
     # 92,000 pixels: 4 standard errors of a standard deviation are below 1 %.
-    assert abs(x.std() / theory - 1) < 0.01
+    assert abs(found / by_theory - 1) < 0.01
 
 # %% [markdown]
 # ## 11 · Outlook: the same two functions of time
 #
-# Since section 3 nothing has needed the chain. Equation (3) asks for two functions, and any pair that leads
-# from $(1, 0)$ to noise will do. The processes that you'll meet later differ in nothing else:
+# After section 3 we have not needed the chain any more. Equation (3) needs only two functions, and
+# any pair that leads from $(1, 0)$ to noise is a process. The processes of later chapters differ
+# in these two functions only:
 #
 # | name | $\alpha(t)$ | $\sigma(t)$ | chapter |
 # |---|---|---|---|
@@ -819,17 +864,18 @@ continuous = {
 }
 
 # %%
-t = np.linspace(0, 1, 501)
+alphas = {name: np.asarray(each.alpha(clock)) for name, each in continuous.items()}
+sigmas = {name: np.asarray(each.sigma(clock)) for name, each in continuous.items()}
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.3))
-plots.curves(t, {name: p.alpha(t) for name, p in continuous.items()}, ax=axes[0],
+plots.curves(clock, alphas, ax=axes[0],
              xlabel="time $t$", ylabel=r"$\alpha$, signal level", label_at=0.45)  # fmt: skip
 axes[1].set_ylim(1e-3, 120)
-plots.curves(t[1:], {name: p.sigma(t)[1:] for name, p in continuous.items()}, ax=axes[1], log="y",
+plots.curves(clock[1:], {name: s[1:] for name, s in sigmas.items()}, ax=axes[1], log="y",
              xlabel="time $t$", ylabel=r"$\sigma$, noise level", label_at=0.6)  # fmt: skip
-for p, color, dash in zip(continuous.values(), plots.SERIES, plots.DASHES, strict=False):
-    axes[2].plot(p.alpha(t), p.sigma(t), color=color, ls=dash)
-for log_snr in (3, 0, -3):
-    axes[2].plot([0, 2], [0, 2 * np.exp(-log_snr / 2)], color=plots.NOISE, lw=0.8)
+for name, color, dash in zip(continuous, plots.SERIES, plots.DASHES, strict=False):
+    axes[2].plot(alphas[name], sigmas[name], color=color, ls=dash)
+for rung in (3, 0, -3):
+    axes[2].plot([0, 2], [0, 2 * np.exp(-rung / 2)], color=plots.NOISE, lw=0.8)
 for x, y, text in ((0.22, 1.04, "variance-preserving"), (0.72, 1.2, "VE, EDM"),
                    (0.45, 0.03, r"$\lambda = 3$"), (0.8, 0.74, r"$\lambda = 0$")):  # fmt: skip
     axes[2].text(x, y, text, size="small")
@@ -839,43 +885,43 @@ axes[2].set(xlabel=r"$\alpha$, signal level", ylabel=r"$\sigma$, noise level")
 plt.show()
 
 # %% [markdown]
-# The right panel shows each process as a path from the data, at $(1, 0)$. Variance-preserving ones
-# follow the quarter circle, rectified flow cuts straight across, and VE and EDM climb the
-# vertical line and leave the picture. Each grey ray from the origin is one log-SNR. All paths cross
-# all rays in the same order, so each is a rescaled version of the others, on another clock.
+# The right panel shows each process as a path that starts at the data, $(1, 0)$. Variance-preserving
+# processes follow the quarter circle. Rectified flow goes along a straight line. VE and EDM climb the
+# vertical line and leave the picture. On each grey ray from the origin the log-SNR is constant. All
+# paths cross all rays in the same order. So each process is a rescaled version of the others, with
+# another time.
 
 # %%
-discrete, limit = processes["linear"], continuous["VP linear"]
-t = np.linspace(0, 1, 1001)
-gap = np.abs(discrete.alpha(t) - limit.alpha(t)).max()
+gap = np.abs(alphas["VP linear"] - np.sqrt(alpha_bars["linear"])).max()
 print(f"DDPM's 1000 steps and the continuous process differ by at most {gap:.4f} in alpha")
-assert gap < 2e-3  # of the order of 1/T
 
-circle = continuous["VP cosine"].alpha(t) ** 2 + continuous["VP cosine"].sigma(t) ** 2
+# %% tags=["claims"]
+# @title Checked: VP linear is DDPM's limit; a circle, a straight line; every log-SNR falls
+assert gap < 2e-3  # of the order of 1/T
+circle = alphas["VP cosine"] ** 2 + sigmas["VP cosine"] ** 2
 assert np.abs(circle - 1).max() < 1e-5
-flow = continuous["rectified flow"]
-assert np.abs(flow.alpha(t) + flow.sigma(t) - 1).max() < 1e-6
-for p in continuous.values():
-    assert np.all(np.diff(np.asarray(p.log_snr(t[1:-1]), np.float64)) < 0)
+assert np.abs(alphas["rectified flow"] + sigmas["rectified flow"] - 1).max() < 1e-6
+for each in continuous.values():
+    assert np.all(np.diff(np.asarray(each.log_snr(clock[1:-1]), np.float64)) < 0)
 
 # %% [markdown]
 # ## Recap
 #
 # 1. A step shrinks by $\sqrt{1-\beta}$ and adds noise of variance $\beta$; variances add up.
-# 2. All steps together are one: $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, with $t = 0$ exactly
-#    the data.
-# 3. Log-SNR says how noisy a picture is; a schedule only says how long to stay at each log-SNR.
-# 4. Look at both ends: $\alpha(1)$ should be as good as 0 for pictures of your size, and the table starts at
-#    $\bar\alpha_0 = 1$.
+# 2. All steps together are one jump: $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$. At $t = 0$ it
+#    gives exactly the data.
+# 3. The log-SNR says how noisy a picture is. A schedule only says how long to stay at each log-SNR.
+# 4. Look at both ends. $\alpha(1)$ should be practically 0 for pictures of your size, and the table
+#    starts at $\bar\alpha_0 = 1$.
 # 5. A bug can be right at both ends. Test the moments in the middle, on lopsided data.
 #
 # ## Try it yourself
 #
-# 1. Design a schedule of your own from its log-SNR: a straight line from 10 to −10. How many of its
-#    steps are useful? How far apart are $\beta_1$ and $\beta_T$?
+# 1. Design a schedule whose log-SNR is a straight line from 10 to −10. How many of its steps are
+#    useful? How far apart are $\beta_1$ and $\beta_T$?
 # 2. With `linear_betas(250, …)`, which end points give the curve of $T = 1000$?
-# 3. Replace Gaussian noise in `chain` by coin flips of ±1. At which steps do the moments still
-#    agree, and when do the histograms?
+# 3. Replace the Gaussian noise in `chain` by coin flips of ±1. At which steps do the moments still
+#    agree? At which steps do the histograms agree?
 
 # %% [markdown]
 # ## Further reading

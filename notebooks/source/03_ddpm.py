@@ -24,7 +24,7 @@
 # - recognise a model whose time input is dead, although its loss falls.
 #
 # **You need** chapters 01 (the forward process) and 02 (denoising is the posterior mean).
-# **Time**: about 75 minutes of reading; the notebook itself runs for a minute and a half on two
+# **Time**: reading takes about 75 minutes. The notebook itself runs for a minute and a half on two
 # CPU cores.
 
 # %%
@@ -65,19 +65,19 @@ plots.use_style()
 # %% [markdown]
 # ## 1 · One picture
 #
-# The top row is pure noise. Each row below is the same ten images a little later, and the last row
-# is the answer. The model was asked for one digit of each class. Nothing in the loop that made
-# this looks at a real image: it only calls a network that guesses what lies under the noise.
+# The top row is pure noise. Each row below shows the same ten images a little later, and the last row
+# is the result. We asked the model for one digit of each class. The loop that made the picture uses no
+# real image. It only calls a network that guesses what lies under the noise.
 
 # %%
 released = weights.load("digits")
 D = denoiser.denoiser(released.model, released.process, "v", jnp.arange(10))
 start = jax.random.normal(jax.random.key(3), (10, 8, 8, 1))
-_, path = sampling.sample(
+_, on_the_way = sampling.sample(
     samplers.ddpm(released.process), D, start, sampling.uniform(250), jax.random.key(4)
 )
-rows = [start, path[62], path[124], path[187], path[249]]
-plots.image_grid(rows, ["t = 1", "t = 3/4", "t = 1/2", "t = 1/4", "t = 0"])
+plots.image_grid([start, *(on_the_way[k] for k in (62, 124, 187, 249))],
+                 ["t = 1", "t = 3/4", "t = 1/2", "t = 1/4", "t = 0"])  # fmt: skip
 plt.show()
 
 # %% [markdown]
@@ -86,14 +86,15 @@ plt.show()
 # We start in the plane, where the exact answer is known, with the linear schedule of the paper.
 # The data are three unequal clouds; `oracle` is their exact denoiser from chapter 02.
 #
-# The network sees the noisy point and the time, and guesses the noise. The loss is
+# The network sees the noisy point and the time, and guesses the noise. If it always answered 0, each
+# coordinate would cost 1 on average, the variance of the noise. Training makes this number smaller:
 #
 # $$L_\text{simple} = \mathbb{E}_{n,\,x_0,\,\varepsilon}\,
 #   \big\|\varepsilon - \varepsilon_\theta(\sqrt{\bar\alpha_n}\,x_0 +
 #   \sqrt{1-\bar\alpha_n}\,\varepsilon,\; n)\big\|^2 \tag{1}$$
 #
-# (Ho, Jain & Abbeel 2020, eq. 14; the code divides by the dimension). Chapter 02 showed that its minimiser is the posterior mean in
-# disguise.
+# (Ho, Jain & Abbeel 2020, eq. 14; the code divides by the dimension). Chapter 02 showed that the best
+# guess at $\varepsilon$ is the posterior mean, converted by equation (4) of that chapter.
 
 # %%
 T = 1000
@@ -103,9 +104,9 @@ oracle = denoiser.gaussian_mixture(p, *toy2d.MIXTURE)
 cloud = data.load("toy2d", kind="mixture", n=20_000)
 
 # %% [markdown]
-# Algorithm 1 of the paper, written out. `n` is the step of the chain, from 1 to $T$; our network
-# takes the time $t = n/T$. Note the keys: the batch's key is split, one half for the step and one for
-# the noise, and is itself not used again.
+# The next cell writes out algorithm 1 of the paper. `n` is the step of the chain, from 1 to $T$, and our
+# network takes the time $t = n/T$. Note the keys: we split the batch's key, use one half for the step
+# and the other half for the noise, and do not use the batch's key again.
 
 
 # %%
@@ -136,32 +137,36 @@ trace = [
     for i in range(200)
 ]
 print(f"loss at step 1 {trace[0]:.2f}, mean of the last 10 {np.mean(trace[-10:]):.3f}")
+
+# %% tags=["claims"]
+# @title Checked: the loss starts near 1 and leaves it
 # The last layer starts at 0: the first loss is a mean of 1,024 squares of N(0, 1), of variance 2.
 assert abs(trace[0] - 1) < 4 * np.sqrt(2 / 1024)
 assert np.mean(trace[-10:]) < 0.25 * trace[0]  # measured .96 and .13
 
 # %% [markdown]
-# A network that always answers 0 has a loss of 1, since each coordinate of $\varepsilon$ has
-# variance 1. That is the first thing to check of any training curve: it must start near 1 and leave
-# it.
+# Our network starts with a last layer of zeros, so it first answers 0. The loss then is the mean square
+# of the target. This is the first thing to check in any training curve: it must start at the mean
+# square of the target, and then fall. For $\varepsilon$ this number is 1. For other targets it is
+# another number.
 #
 # The library's `losses.diffusion_loss` is the same function. It works for every process and every
-# target, and draws the steps through `times`. Given the same key it returns the same number.
+# target, and it draws the steps through `times`. Given the same key it returns the same number.
 
-# %%
+# %% tags=["comparison"]
 x0 = jnp.asarray(cloud.x[:512])
-key = jax.random.key(11)
-ours = algorithm_1(model, x0, key)
-library = losses.diffusion_loss(model, p, "eps", x0, None, key, times=losses.discrete_times(T))
+loss_key = jax.random.key(11)
+ours = algorithm_1(model, x0, loss_key)
+library = losses.diffusion_loss(model, p, "eps", x0, None, loss_key, times=losses.discrete_times(T))
 print(f"ours {ours:.6f}, library {library:.6f}")
 # Different order of the same float32 operations, over 1024 terms of size about 1.
 np.testing.assert_allclose(ours, library, rtol=1e-5)
 
 # %% [markdown]
-# `loop.fit` wraps such a step in what every real run needs: donated buffers, an average of the weights,
-# a progress bar, a stop with an error if the loss becomes NaN, and, unless we pass an optimiser of our
-# own, clipping, warm-up and a falling learning rate. For the points we pass plain Adam at a constant
-# rate, as in the paper; the digits of section 6 use the default.
+# `loop.fit` adds to such a step what every real run needs. It donates buffers, averages the weights and
+# shows a progress bar. It stops with an error if the loss becomes NaN. Its default optimiser clips
+# the gradient, warms up and lets the learning rate fall. For the points we pass plain Adam at a
+# constant rate, as in the paper. The digits of section 6 use the default.
 
 
 # %%
@@ -181,10 +186,10 @@ fitted.history.plot()
 plt.show()
 
 # %% [markdown]
-# The loss falls fast, then stays flat and noisy at about 0.13. It will never reach 0: the noise
-# cannot be known exactly from a noisy point. The floor is not a failure. It is the variance that is
-# left after the best possible guess, and here we can compute it. (The network is taken with its
-# averaged weights, which section 5 explains.)
+# The loss falls fast, and then it stays flat and noisy at about 0.13. It will never reach 0, because
+# nobody can know the noise exactly from a noisy point. So this floor is not a failure. It is the
+# variance that is left after the best possible guess, and here we can compute it. (We use the network
+# with its averaged weights, which section 5 explains.)
 
 # %%
 eps = jax.random.normal(jax.random.key(21), (20_000, 2))
@@ -195,34 +200,42 @@ floor = float(jnp.mean((eps - best) ** 2))
 flat = np.mean(fitted.history.loss[-200:])
 reached = float(jnp.mean((eps - fitted.ema(x_n, n / T)) ** 2))
 print(f"training curve {flat:.3f}; floor {floor:.4f}; averaged weights, same points {reached:.4f}")
+
+# %% tags=["claims"]
+# @title Checked: the network is within 3 % of the floor
 assert 0.12 < flat < 0.14
 assert floor < reached < 1.03 * floor  # the same 20,000 points and noise: they differ by learning
 
 # %% [markdown]
 # ## 3 · Sampling: many small steps back
 #
-# One step back is easy if $x_0$ is known. Bayes' rule for $q(x_n|x_{n-1})$ and $q(x_{n-1}|x_0)$ gives a
-# Gaussian, the posterior, with
+# We want to undo one step of the chain. This is easy if we know $x_0$: then $x_{n-1}$ lies between
+# $x_0$ and $x_n$, and almost all the way at $x_n$. Let $q$ stand for the distributions of the
+# noising chain. Bayes' rule for $q(x_n|x_{n-1})$ and $q(x_{n-1}|x_0)$ gives a Gaussian, the posterior,
+# with
 #
 # $$\tilde\mu_n = \frac{\sqrt{\bar\alpha_{n-1}}\,\beta_n}{1-\bar\alpha_n}\,x_0 +
 #   \frac{\sqrt{\alpha_n}\,(1-\bar\alpha_{n-1})}{1-\bar\alpha_n}\,x_n, \qquad
 #   \tilde\beta_n = \frac{1-\bar\alpha_{n-1}}{1-\bar\alpha_n}\,\beta_n \tag{2}$$
 #
-# (Ho et al. 2020, eq. 6 and 7; $\alpha_n = 1-\beta_n$). Sampling puts the network's guess
-# $\hat x_0 = (x_n - \sqrt{1-\bar\alpha_n}\,\varepsilon_\theta)/\sqrt{\bar\alpha_n}$ in the place of
-# $x_0$. Collect the terms:
+# (Ho et al. 2020, eq. 6 and 7; $\alpha_n = 1-\beta_n$). When we sample, we do not know $x_0$. So we put
+# the network's guess
+# $\hat x_0 = (x_n - \sqrt{1-\bar\alpha_n}\,\varepsilon_\theta)/\sqrt{\bar\alpha_n}$ in its place. If we
+# collect the terms, we get
 #
 # $$x_{n-1} = \frac{1}{\sqrt{\alpha_n}}\Big(x_n - \frac{\beta_n}{\sqrt{1-\bar\alpha_n}}\,
 #   \varepsilon_\theta(x_n, n)\Big) + \sqrt{\tilde\beta_n}\, z \tag{3}$$
 #
-# (algorithm 2, with the smaller of the two variances of section 3.2). The last step, $n = 1$, has
-# $\tilde\beta_1 = 0$: no noise is added to the result.
+# (algorithm 2, with the smaller of the two variances of section 3.2). In the last step, $n = 1$, we
+# have $\tilde\beta_1 = 0$, so no noise is added to the result. This way of sampling, with fresh noise
+# $z$ in every step, is called **ancestral sampling**: each state is drawn given the state before it,
+# its ancestor.
 
 # %% [markdown]
-# Careful, two alphabets. The paper's $\alpha_n = 1-\beta_n$ belongs to one step; the course's
-# $\alpha(t) = \sqrt{\bar\alpha_n}$ to all steps so far. And $\sqrt{\tilde\beta_n}$, which the paper
-# calls $\sigma_n$, is the noise *added* in one step, while $\sigma(t) = \sqrt{1-\bar\alpha_n}$ is the
-# noise *present*.
+# Do not confuse the letters of the paper with those of the course. The paper's $\alpha_n = 1-\beta_n$
+# belongs to one step, and the course's $\alpha(t) = \sqrt{\bar\alpha_n}$ belongs to all steps so far.
+# The paper calls $\sqrt{\tilde\beta_n}$ $\sigma_n$: this noise is *added* in one step. The course's
+# $\sigma(t) = \sqrt{1-\bar\alpha_n}$ is the noise that is *present*.
 
 
 # %%
@@ -240,14 +253,14 @@ def algorithm_2(model, x, keys):
 
 
 # %% [markdown]
-# The library writes the same step with the denoiser $D(x, t)$ and for any two times $s < t$. It is one
-# `lax.scan`, so that the thousand steps are one compiled program with the model as an argument.
+# The library writes the same step with the denoiser $D(x, t)$ and for any two times $s < t$. It uses one
+# `lax.scan`, so the thousand steps are one compiled program, and the model is its argument.
 #
-# **Predict, then run.** With the same start and the same noise, how far apart will the two results
-# be after a thousand steps?
+# **Predict, then run.** The loop and the library use the same start and the same noise. How far apart
+# will the two results be after a thousand steps?
 
 
-# %%
+# %% tags=["comparison"]
 @partial(jax.jit, static_argnames="steps")
 def draw(model, x_start, key, steps=T):
     D = denoiser.denoiser(model, p, "eps")
@@ -266,8 +279,8 @@ np.testing.assert_allclose(written_out, learned, atol=5e-3)
 # %% [markdown]
 # ## 4 · Side by side with the oracle
 #
-# The same sampler, the same start and the same noise; only the denoiser differs. Above, the exact one:
-# no network, no training. Below, ours.
+# Now we change only the denoiser. The sampler, the start and the noise stay the same. The upper row of
+# the figure uses the exact denoiser, which needs no network and no training. The lower row uses ours.
 #
 # **Predict, then run.** Where will the two clouds differ most: in the middle of the modes, or between
 # them?
@@ -278,39 +291,30 @@ exact, exact_path = jax.jit(
 )(x_start, key)
 
 
-def side_by_side(index):
-    """Both clouds after `index` steps; 0 is the start."""
-    fig, axes = plt.subplots(1, 2, figsize=(7, 3.4))
-    for ax, path, name, colour in (
-        (axes[0], exact_path, "exact denoiser", plots.TRUTH),
-        (axes[1], learned_path, "trained network", plots.PREDICTION),
-    ):
-        points = x_start if index == 0 else path[index - 1]
-        plots.points(ax, points, colour, size=5)
-        ax.set(title=name, xlim=(-3, 3), ylim=(-3, 3), xlabel="$x_1$", ylabel="$x_2$")
-    return fig
+states = {"exact denoiser": np.concatenate([x_start[None], exact_path]),
+          "trained network": np.concatenate([x_start[None], learned_path])}  # fmt: skip
+color = {"exact denoiser": plots.TRUTH}
+
+
+def side_by_side(step):
+    """Both clouds after `step` steps; 0 is the start."""
+    clouds = {name: path[step] for name, path in states.items()}
+    return plots.panels(clouds, color=color, limits=(-3, 3), size=5, scale=3.2)
 
 
 # %%
-fig, axes = plt.subplots(2, 5, figsize=(11, 4.6), sharex=True, sharey=True)
-for column, index in enumerate((0, 500, 750, 900, 1000)):
-    for ax, path, colour in (
-        (axes[0, column], exact_path, plots.TRUTH),
-        (axes[1, column], learned_path, plots.PREDICTION),
-    ):
-        plots.points(ax, x_start if index == 0 else path[index - 1], colour, size=3)
-        ax.set(xlim=(-3, 3), ylim=(-3, 3))
-    axes[0, column].set_title(f"t = {1 - index / T:g}")
-    axes[1, column].set_xlabel("$x_1$")
-axes[0, 0].set_ylabel("exact denoiser\n\n$x_2$")
-axes[1, 0].set_ylabel("trained network\n\n$x_2$")
+columns = {f"t = {1 - step / T:g}": step for step in (0, 500, 750, 900, 1000)}
+rows = {name: {title: path[step] for title, step in columns.items()}
+        for name, path in states.items()}  # fmt: skip
+plots.panels(rows, color=color, limits=(-3, 3), size=3, scale=2.1)
 plt.show()
 
 # %% [markdown]
-# Now by numbers. The mean of the exact denoiser's samples must equal that of the data, up to the luck of
-# 2,000 draws. For the network we use the maximum mean discrepancy (MMD; Gretton et al. 2012, eq. 3): a
-# squared distance between two clouds that scatters around 0 when they come from one distribution. We
-# compare it with that scatter, and with the MMD of the noise we started from.
+# Now we compare numbers. The mean of the exact denoiser's samples must equal the mean of the data, up
+# to the chance of 2,000 draws. For the network we use the maximum mean discrepancy (MMD; Gretton et al.
+# 2012, eq. 3). It is a squared distance between two clouds, and it scatters around 0 if both come from
+# one distribution. We compare it with this scatter, and with the MMD of the noise from which we
+# started.
 
 # %%
 fresh = np.asarray(oracle.sample(jax.random.key(7), 2000))
@@ -319,14 +323,11 @@ mean = shares @ means
 variance = shares @ (stds[:, None] ** 2 + means**2) - mean**2
 off = np.abs(np.asarray(exact).mean(0) - mean) / np.sqrt(variance / 2000)
 print(f"exact denoiser: the mean is {off.max():.1f} standard errors off")
-assert (off < 4).all()
 others = [oracle.sample(jax.random.key(40 + i), 2000) for i in range(4)]
 scatter = max(abs(metrics.mmd(other, fresh)) for other in others)
 start_mmd, learned_mmd = metrics.mmd(x_start, fresh), metrics.mmd(learned, fresh)
 print(f"MMD to fresh data (2,000 points): noise {start_mmd:.3f}, network {learned_mmd:.4f}")
 print(f"largest of four sets of real data: {scatter:.4f}")
-# A network may be a little worse than real data, but by little beside the noise it began with.
-assert abs(learned_mmd) < 0.002 and start_mmd > 0.05
 
 
 # %%
@@ -336,15 +337,22 @@ def stray(x):
     return (distance.min(1) > 4).mean()
 
 
-print(f"between the modes: exact {stray(exact):.2%}, network {stray(learned):.2%} of 2,000 points")
+print(f"outside the modes: exact {stray(exact):.2%}, network {stray(learned):.2%} of 2,000 points")
+
+# %% tags=["claims"]
+# @title Checked: the exact samples are right, the network's nearly; it puts points outside the modes
+assert (off < 4).all()
+# A network may be a little worse than real data, but by little beside the noise it began with.
+assert abs(learned_mmd) < 0.002 and start_mmd > 0.05
 # A Gaussian in the plane has exp(−8) = 0.03 % of its points that far out.
 assert stray(learned) > 0.003 > stray(exact)
 
 # %% [markdown]
-# Between the modes. A network is smooth: it draws a faint bridge where the exact denoiser jumps.
+# The clouds differ most between the modes. A network is smooth, so it draws a few points on the way
+# from one mode to the next, where the exact denoiser jumps.
 #
-# **Explorer.** Move the slider through the thousand steps. For a long way hardly anything seems to happen,
-# and then the modes part. When is it decided which mode a point ends in?
+# **Explorer.** Move the slider through the thousand steps. For many steps the cloud seems to stay
+# the same, and then the modes separate. At what time is it decided in which mode a point ends?
 
 # %%
 nearest = lambda x: (np.linalg.norm(np.asarray(x)[:, None] - means, axis=-1) / stds).argmin(1)
@@ -353,7 +361,6 @@ for t in (0.5, 0.25, 0.1, 0.05):
     state = exact_path[round((1 - t) * T) - 1]
     decided[t] = (nearest(oracle.denoise(state, t)) == nearest(exact)).mean()
     print(f"t = {t}: the guess points to the final mode for {decided[t]:.0%} of 2,000 points")
-assert decided[0.5] < 0.75 and decided[0.05] > 0.95
 
 # %%
 stops = [*range(0, 400, 100), *range(400, 1001, 50)]
@@ -361,16 +368,21 @@ widgets.explorer(
     widgets.render(side_by_side, stops), [f"t = {1 - i / T:.2f}" for i in stops], slider="steps"
 )
 
+# %% tags=["claims"]
+# @title Checked: at t = 1/2 the mode is open for many points, at t = 0.05 for hardly any
+assert decided[0.5] < 0.75 and decided[0.05] > 0.95
+
 # %% [markdown]
 # ## 5 · The average of the weights
 #
-# With a constant learning rate the weights never settle: they jitter around a good place. An
-# exponential moving average (EMA) of them is a better estimate of that place than any single step:
+# With a constant learning rate the weights never settle. They move at random around a good place. An
+# exponential moving average (EMA) of the weights estimates this place better than any single step.
+# With $d = 0.999$ it averages over about the last 1,000 steps:
 #
 # $$\bar\theta \leftarrow d\,\bar\theta + (1-d)\,\theta. \tag{4}$$
 #
 # DDPM samples from $\bar\theta$ with $d = 0.9999$ (Ho et al. 2020, appendix B). Our short run uses
-# $d = 0.999$. We can measure what it buys, because we know the exact denoiser.
+# $d = 0.999$. We can measure how much the average helps, because we know the exact denoiser.
 
 # %%
 times = (0.1, 0.3, 0.5, 0.7)
@@ -387,12 +399,11 @@ pair = jnp.asarray(cloud.x[:4000]), jax.random.normal(jax.random.key(8), (4000, 
 raw, averaged = distance_to_oracle(fitted.model, *pair), distance_to_oracle(fitted.ema, *pair)
 for t, a, b in zip(times, raw, averaged, strict=True):
     print(f"t = {t}: raw weights {a:.5f}, averaged {b:.5f}, {a / b:.0f} times closer")
-assert (averaged < 0.5 * raw).all()  # the same run, the same noise: only the weights differ
 
 # %% [markdown]
-# **A trap.** The average starts at the random initial weights. With $d = 0.9999$ from the first step,
-# how much of them is left after 2,000 steps? The answer is $d^{2000}$. The remedy is to let the decay
-# grow, $d_n = \min(d, (1+n)/(10+n))$, which is what `update.ema_decay` does.
+# **A trap.** The average starts at the random initial weights. If we use $d = 0.9999$ from the first
+# step, a share of $d^{2000}$ of them is left after 2,000 steps. The remedy is to let the decay
+# grow: $d_n = \min(d, (1+n)/(10+n))$. The library's `update.ema_decay` does this.
 
 # %%
 plain = 0.9999**2000
@@ -400,26 +411,31 @@ warmed = np.prod([min(0.9999, (1 + n) / (10 + n)) for n in range(2000)])
 print(
     f"share of the random weights after 2,000 steps: plain {plain:.0%}, with warm-up {warmed:.0e}"
 )
+
+# %% tags=["claims"]
+# @title Checked: averaged weights are closer to the oracle; warm-up forgets the random start
+assert (averaged < 0.5 * raw).all()  # the same run, the same noise: only the weights differ
 assert plain > 0.8 and warmed < 1e-6
 assert np.isclose(update.ema_decay(500, 0.9999), 501 / 510)
 
 # %% [markdown]
 # ## 6 · Real digits
 #
-# The same algorithm, with images and a U-Net. (What is inside the U-Net is chapter 04; here it is a box:
-# image and time in, image out.) What differs from the plane:
+# Now we use the same algorithm with images and a U-Net. (Chapter 04 explains the U-Net. Here you only
+# need to know that it takes an image and a time and returns an image.) Four things differ from the
+# plane:
 #
-# - the network predicts $v = \alpha\varepsilon - \sigma x_0$, whose determinant never vanishes
-#   (chapter 02);
-# - the schedule is the cosine (chapter 01, and section 8 below);
-# - times are continuous, one in each of $B$ equal intervals of $(0, 1)$, so that every batch of $B$
-#   images holds every noise level;
-# - the network gets the digit's class as an input. A tenth of the labels are replaced by "no label", so
-#   that one network learns both $D_c = D(x, t \mid \text{class})$ and $D_u = D(x, t)$. Chapter 07 lives
-#   on that. Here we only use the scale $w$ of $D_u + w\,(D_c - D_u)$: $w = 1$ is the conditional network
-#   as trained, $w = 2$ goes twice as far from the unlabelled one.
+# - The network predicts $v = \alpha\varepsilon - \sigma x_0$, whose determinant is never 0
+#   (chapter 02).
+# - The schedule is the cosine (chapter 01, and section 8 below).
+# - Times are continuous. We draw one in each of $B$ equal intervals of $(0, 1)$, so that every batch of
+#   $B$ images holds every noise level.
+# - The network gets the digit's class as an input. We replace a tenth of the labels by "no label", so
+#   that one network learns both $D_c = D(x, t \mid \text{class})$ and $D_u = D(x, t)$. Chapter 07 is
+#   about this. Here we only use the scale $w$ of $D_u + w\,(D_c - D_u)$. With $w = 1$ it is the
+#   conditional network as trained. With $w = 2$ it goes twice as far from the unlabelled one.
 #
-# For pictures during training we use a quick sampler, 50 steps of DDIM (chapter 06).
+# For pictures during training we use a quick sampler: 50 steps of DDIM (chapter 06).
 
 # %%
 profile = course.profile
@@ -454,13 +470,13 @@ plots.image_grid(
 plt.show()
 
 # %% [markdown]
-# The first row is readable for many classes already, and the later ones grow cleaner.
+# In the first row you can already read many classes, and the later rows are cleaner.
 #
 # ### What a practitioner looks at
 #
-# **The loss over time says little.** It falls fast at first, then slowly, and it cannot say which sample
-# is a digit. The loss *by noise level* says more: at which times does the network still learn, and is it
-# as good on images it has never seen?
+# **The loss over time says little.** It falls fast at first and then slowly, and it cannot tell which
+# sample is a digit. The loss *by noise level* says more. It shows at which times the network still
+# learns. It also shows whether the network is as good on images that it has never seen.
 
 
 # %%
@@ -481,40 +497,38 @@ plots.curves(grid_t, errors, xlabel="time $t$", ylabel="squared error of $v$", a
 plt.show()
 
 # %% [markdown]
-# Towards $t = 0$ the target $v$ is nearly all noise, and little of it can be read off a nearly clean
-# image: here most networks have their largest error of $v$. It matters little there, because an error of
-# $v$ counts $\sigma$ times in $x_0$ (chapter 02).
+# Near $t = 0$ the target $v$ is nearly all noise, and a nearly clean image tells little about this noise.
+# So most networks have their largest error of $v$ there. This error does little harm, because an error
+# of $v$ is multiplied by $\sigma$ in $x_0$ (chapter 02).
 #
-# The two curves lie close together, so after this short training the network has not
-# learned its images by heart. We check the gap, and then look at the states on the way, one row for
-# each time: if the row at $t = 1/4$ shows no trace of a digit at the end of a long training, the middle
-# of the schedule was not learned.
+# The two curves lie close together. So after this short training the network has not memorised its
+# images. We check the gap. Then we look at the states on the way, one row for each time. If you see no
+# trace of a digit in the row of $t = 1/4$ after a long training, the network has not learned the middle
+# of the schedule.
 
 # %%
 gap = errors["unseen images"].mean() / errors["training images"].mean()
 print(f"error on unseen images / on training images: {gap:.2f} (360 images each)")
-assert gap < 1.25
 
 
-# %%
 @jax.jit
-def ancestral(model, x_start, labels, key):
+def ancestral(model, start, labels, key):
     D = denoiser.denoiser(model, q, "v", labels)
-    return sampling.sample(samplers.ddpm(q), D, x_start, sampling.uniform(1000), key)[1]
+    return sampling.sample(samplers.ddpm(q), D, start, sampling.uniform(1000), key)[1]
 
 
-x_start = jax.random.normal(jax.random.key(12), (10, *shape))
-path = ancestral(trained.ema, x_start, jnp.arange(10), jax.random.key(13))
-rows = [x_start, path[249], path[499], path[749], path[999]]
-plots.image_grid(rows, ["t = 1", "t = 3/4", "t = 1/2", "t = 1/4", "t = 0"])
+ten_noises = jax.random.normal(jax.random.key(12), (10, *shape))
+stages = ancestral(trained.ema, ten_noises, jnp.arange(10), jax.random.key(13))
+plots.image_grid([ten_noises, *(stages[k] for k in (249, 499, 749, 999))],
+                 ["t = 1", "t = 3/4", "t = 1/2", "t = 1/4", "t = 0"])  # fmt: skip
 plt.show()
 
 # %% [markdown]
 # ### Are they digits?
 #
-# Looking is not measuring. A classifier that was trained on real digits only is the judge: of 500
-# samples, how many does it recognise as the class that was asked for? (The samples come from 50 steps
-# of DDIM, chapter 06, so that we need not wait for 1,000.)
+# So far we have only looked at the samples. Now we measure. A classifier that was trained on real
+# digits only is the judge. Of 500 samples, how many does it recognise as the class that we asked for?
+# (The samples come from 50 steps of DDIM, chapter 06, so that we need not wait for 1,000 steps.)
 
 # %%
 expert = recipes.judge_for(profile.dataset)
@@ -525,18 +539,17 @@ quality = measure(
 )
 for w, r in quality.items():
     print(f"w = {w}: {r.accuracy:.1%} of {r.samples} recognised, worst class {r.worst_class:.0%}")
-assert quality[1.0].accuracy >= 0.93 and quality[2.0].accuracy >= 0.98
 
 # %% [markdown]
-# Accuracy alone is not quality: a model that draws one perfect 7 for every "7" would score 100 %.
-# So we also report
+# Accuracy alone does not measure quality. A model that draws one perfect 7 for every "7" would have an
+# accuracy of 100 %. So we also report
 #
 # - the **Fréchet distance** between the judge's features of samples and of training images,
 #   $\|m_x-m_y\|^2+\operatorname{tr}(C_x+C_y-2(C_xC_y)^{1/2})$ of their means and covariances (Heusel et
 #   al. 2017, eq. 6), beside its floor, the same distance for unseen real digits;
-# - the **worst class**, so that no hole hides in a mean;
-# - the distance to the **nearest training image**, beside the same for unseen real digits. A model that
-#   copies would lie far below.
+# - the **worst class**, because a mean can hide a class that fails;
+# - the distance to the **nearest training image**, beside the same distance for unseen real digits. A
+#   model that copies would have a much smaller distance.
 
 # %%
 for w, r in quality.items():
@@ -544,30 +557,36 @@ for w, r in quality.items():
         f"w = {w}: Fréchet {r.frechet:.2f} (floor {r.frechet_floor:.2f}), nearest training image "
         f"{r.nearest:.2f} (unseen real {r.nearest_real:.2f}), copies {r.exact_copies:.1%}"
     )
+
+# %% tags=["claims"]
+# @title Checked: legible, not memorised; w = 2 is more legible and further from the data
+assert gap < 1.25
+assert quality[1.0].accuracy >= 0.93 and quality[2.0].accuracy >= 0.98
 assert quality[1.0].frechet < quality[2.0].frechet  # sharper is not closer to the data
 assert quality[2.0].accuracy > quality[1.0].accuracy
 assert all(r.worst_class >= 0.7 for r in quality.values())
 assert all(r.nearest > 0.75 * r.nearest_real and r.exact_copies == 0 for r in quality.values())
 
 # %% [markdown]
-# Guidance, $w = 2$, makes more digits legible and moves the samples *away* from the data: accuracy up,
-# Fréchet distance up. Neither number alone would have shown it. And nothing is copied: the samples are
-# about as far from the training images as unseen real digits are.
+# Guidance with $w = 2$ makes more digits legible, and it moves the samples *away* from the data. Both
+# the accuracy and the Fréchet distance rise. One of these numbers alone would not show this. The
+# network copies nothing: the samples are about as far from the training images as unseen real digits
+# are.
 
 # %%
 samples = generate(trained.ema, jax.random.key(1), n=10, labels=np.arange(10))
-index, _ = metrics.nearest(samples, digits.x)
-plots.image_grid([samples, digits.x[index]], ["samples, w = 1", "nearest in training"])
+closest, _ = metrics.nearest(samples, digits.x)
+plots.image_grid([samples, digits.x[closest]], ["samples, w = 1", "nearest in training"])
 plt.show()
 
 # %% [markdown]
 # ## 7 · Break it on purpose: the dead time input
 #
-# An easy slip: the time embedding is computed, and never reaches the layers (or is
-# passed as a constant). The program runs, and the loss falls.
+# A mistake is easily made here: the code computes the time embedding, but the embedding never reaches
+# the layers (or the code passes a constant time). The program runs, and the loss falls.
 #
-# **Predict, then run.** What will the samples of a network look like that doesn't know how noisy its
-# input is?
+# **Predict, then run.** Such a network does not know how noisy its input is. What will its samples
+# look like?
 
 
 # %%
@@ -578,39 +597,31 @@ def deaf(model):
 
 broken = fit_cloud(lambda model, x, labels, key: objective(deaf(model), x, labels, key))
 D_broken = denoiser.denoiser(deaf(broken.ema), p, "eps")
-x_start = jax.random.normal(jax.random.key(5), (2000, 2))
 failed, _ = sampling.sample(
     samplers.ddpm(p), D_broken, x_start, sampling.uniform(T), jax.random.key(6)
 )
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
-steps = np.arange(len(broken.history.loss))
 smooth = {
     name: np.convolve(np.pad(run.history.loss, (99, 0), "edge"), np.ones(100) / 100, "valid")
     for name, run in (("with time", fitted), ("time cut", broken))
 }
-plots.curves(steps, smooth, xlabel="training step", ylabel="loss, mean of 100", ax=axes[0], log="y")
-for ax, cloud_, name in ((axes[1], learned, "with time"), (axes[2], failed, "time cut")):
-    plots.points(ax, fresh, plots.DATA, size=3, alpha=0.15)
-    plots.points(ax, cloud_, plots.PREDICTION, size=3)
-    ax.set(title=name, xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xlabel="$x_1$", ylabel="$x_2$")
+plots.curves(np.arange(len(smooth["time cut"])), smooth, log="y",
+             xlabel="training step", ylabel="loss, mean of 100")  # fmt: skip
+plots.panels({"with time": learned, "time cut": failed}, behind=fresh, limits=(-1.5, 1.5),
+             size=3, scale=3.2)  # fmt: skip
 plt.show()
-
-# %%
 falls = np.mean(broken.history.loss[-100:])
 failed_mmd = metrics.mmd(failed, fresh)
 print(f"loss: {falls:.3f} with the time cut, {flat:.3f} with it")
 print(f"MMD to data (2,000 points): {failed_mmd:.4f} with the time cut, {learned_mmd:.4f} with it")
-assert falls < 0.25  # it fell from 1: without the other curve beside it, nothing looks alarming
-assert failed_mmd > 10 * scatter
 
 # %% [markdown]
-# Without a run to compare with, the loss would not have told you. The test that would: **move $t$ at a fixed $x$, and see
-# whether the output changes.** Put it into every project.
+# If you have no other run to compare with, the loss does not show the bug. This test shows it: **change
+# $t$ at a fixed $x$, and see whether the output changes.** Use it in every project.
 #
-# (In high dimension the damage is smaller, because an image tells how noisy it is by itself: Sun et
-# al. 2025 train networks without any time input. In the plane, a point tells almost nothing.)
+# (In high dimension the damage is smaller, because an image itself shows how noisy it is. Sun et
+# al. 2025 train networks without any time input. In the plane, a point shows almost nothing.)
 
 
 # %%
@@ -619,14 +630,20 @@ def hears_the_time(model):
     return bool(jnp.abs(jnp.diff(model(x, jnp.array([0.2, 0.8])), axis=0)).max() > 1e-3)
 
 
+print("hears the time:", hears_the_time(fitted.ema), "and, cut,", hears_the_time(deaf(broken.ema)))
+
+# %% tags=["claims"]
+# @title Checked: with the time cut the loss falls all the same, and the samples are wrong
+assert falls < 0.25  # it fell from 1: without the other curve beside it, nothing looks alarming
+assert failed_mmd > 10 * scatter
 assert hears_the_time(fitted.ema) and not hears_the_time(deaf(broken.ema))
 
 # %% [markdown]
 # ## 8 · Linear against cosine
 #
-# Does the schedule matter once the network is perfect? It does as soon as steps are few. We take the
-# *exact* denoiser, so that nothing but the schedule differs, and draw 4,000 points with fewer and fewer
-# ancestral steps.
+# Does the schedule matter if the network is perfect? It does if we take few steps. We use the *exact*
+# denoiser, so that only the schedule differs. Then we draw 4,000 points with fewer and fewer ancestral
+# steps.
 #
 # **Predict, then run.** The linear schedule destroys the data faster (chapter 01). Which of the two will
 # need more steps for the same quality?
@@ -640,9 +657,9 @@ for name, made in (("linear", process.linear_betas(T)), ("cosine", process.cosin
     exact_chain = denoiser.gaussian_mixture(chain, *toy2d.MIXTURE)
     real = exact_chain.sample(jax.random.key(31), 4000)
     x = jax.random.normal(jax.random.key(32), (4000, 2))
-    for steps in counts:
-        times = sampling.uniform(steps)
-        drawn, _ = sampling.sample(ancestor, exact_chain.denoise, x, times, jax.random.key(33))
+    for count in counts:
+        grid = sampling.uniform(count)
+        drawn, _ = sampling.sample(ancestor, exact_chain.denoise, x, grid, jax.random.key(33))
         distance[name].append(metrics.frechet(drawn, real))
 ax = plots.curves(
     counts, distance, xlabel="number of steps", ylabel="Fréchet distance", log="xy", label_at=0.5
@@ -650,38 +667,42 @@ ax = plots.curves(
 ax.set_xticks(counts, counts)
 ax.minorticks_off()
 plt.show()
-
-# %%
-for steps, linear, cosine in zip(counts, *distance.values(), strict=True):
-    print(f"{steps:3} steps: linear {linear:.4f}, cosine {cosine:.4f} (4,000 points)")
+for count, linear, cosine in zip(counts, *distance.values(), strict=True):
+    print(f"{count:3} steps: linear {linear:.4f}, cosine {cosine:.4f} (4,000 points)")
 fresh_sets = [exact_chain.sample(jax.random.key(40 + i), 4000) for i in range(5)]
 print(f"two sets of real points: at most {max(metrics.frechet(z, real) for z in fresh_sets):.4f}")
+
+# %% tags=["claims"]
+# @title Checked: up to 20 steps the linear schedule is at least twice as far from the data
 ratio = np.array(distance["linear"]) / np.array(distance["cosine"])
 assert (ratio[:3] > 2).all()  # up to 20 steps; at 50 the cosine is as close as real points are
 # Five steps on the cosine do what takes ten on the linear schedule.
 assert distance["cosine"][0] < 1.2 * distance["linear"][1]
 
 # %% [markdown]
-# The linear schedule. In equal steps of $t$ it spends many where there is little left but noise; the
-# cosine spreads its steps more evenly over the noise levels. A perfect denoiser doesn't care about the
-# schedule. The *grid* of steps does. (This Fréchet distance is one of the points themselves: it compares
-# their means and covariances.)
+# The linear schedule needs more steps. With equal steps of $t$ it takes many steps at levels where almost
+# only noise is left. The cosine spreads its steps more evenly over the noise levels. The exact denoiser
+# is equally good on both schedules. The schedules differ in the noise levels at which a *grid* of
+# equal steps stops. (Here the Fréchet distance compares the means and covariances of the points
+# themselves.)
 
 # %% [markdown]
 # ## 9 · Recap
 #
-# 1. Training: draw a step, add noise, guess it, square the difference. The loss has a floor above 0.
-# 2. Sampling: put the guess into the posterior $q(x_s \mid x_t, x_0)$ and draw; the last step adds none.
+# 1. Training draws a step, adds noise, guesses the noise and squares the difference. The loss has a floor
+#    above 0.
+# 2. Sampling puts the guess into the posterior $q(x_s \mid x_t, x_0)$ and draws from it. The last step
+#    adds no noise.
 # 3. Sample from the average of the weights, and let its decay warm up.
-# 4. Judge by accuracy, the worst class, Fréchet distance *and* nearest neighbours, each beside the same
-#    number for real data, and say how many samples. The loss says little.
-# 5. A dead time input lets the loss fall. Test that the output moves with $t$.
+# 4. Judge by accuracy, the worst class, Fréchet distance *and* nearest neighbours. Give each number
+#    beside the same number for real data, and say how many samples you used. The loss says little.
+# 5. With a dead time input the loss falls all the same. Test that the output changes with $t$.
 
 # %% [markdown]
 # **Try it yourself.** (a) `samplers.ddpm(p, variance="transition")` takes $\beta$ instead of
 # $\tilde\beta$. With `oracle.denoise` and `sampling.uniform(20)`, which moments change? (b) Leave out the
-# noise $z$ in `algorithm_2`: what is the standard deviation of each mode? (c) Train on `data.load("toy2d", kind="checkerboard")`: where do points fall
-# that belong to no square?
+# noise $z$ in `algorithm_2`. What is the standard deviation of each mode? (c) Train on
+# `data.load("toy2d", kind="checkerboard")`. Some points fall into no square: where do they lie?
 #
 # **Words introduced.** Ancestral sampling, simple loss, exponential moving average, warm-up, dead time
 # input, maximum mean discrepancy, Fréchet distance, judge.

@@ -1,0 +1,109 @@
+"""Whole runs of a sampler on an exact denoiser, compiled once for all processes, data and grids.
+
+A program of its own for every process, grid and data set would be nearly all the time of these
+tests. Here all three are arguments of the program.
+"""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from oracles import PROCESSES
+
+from diffusion_course import denoiser, process, samplers
+
+STEPS = 1000  # the longest grid; of a shorter one the rest is not run
+SAMPLERS = {
+    "ddpm posterior": samplers.ddpm,
+    "ddpm transition": lambda p: samplers.ddpm(p, "transition"),
+    "ddim": samplers.ddim,
+    "ddim 0.4": lambda p: samplers.ddim(p, 0.4),
+    "ddim 1": lambda p: samplers.ddim(p, 1.0),
+}
+SOLVERS = {
+    "euler": samplers.euler,
+    "heun": samplers.heun,
+    "dpm_solver_pp_2m": samplers.dpm_solver_pp_2m,
+    "dpm_solver 1": lambda p: samplers.dpm_solver(p, 1),
+    "dpm_solver 2": lambda p: samplers.dpm_solver(p, 2),
+    "dpm_solver 3": lambda p: samplers.dpm_solver(p, 3),
+    "pndm": samplers.pndm,
+}
+# Schedules whose signal float32 cannot hold at the end, or whose neighbours it cannot tell apart.
+EXTREME = {
+    "a thousand betas up to .5": process.from_betas(process.linear_betas(1000, 1e-4, 0.5)),
+    "twenty thousand betas": process.from_betas(process.linear_betas(20_000)),
+    "vp_linear up to 400": process.vp_linear(0.1, 400.0),
+}
+STRAIGHT = {"edm, straight": process.edm(rho=1.0)}  # on a clock that is sigma itself
+ALL = {name: o.process for name, o in PROCESSES.items()} | EXTREME | STRAIGHT
+seen: list[float] = []  # the times at which the denoiser was evaluated in the last run
+
+
+def one_of_all(index) -> process.Process:
+    """The process with this number among ALL; the number may be traced."""
+
+    def choose(functions):
+        return lambda t: jax.lax.switch(index, functions, jnp.asarray(t, jnp.float32))
+
+    alpha, sigma = (choose([getattr(p, f) for p in ALL.values()]) for f in ("alpha", "sigma"))
+    log_alpha = choose([p.log_alpha or (lambda t, p=p: jnp.log(p.alpha(t))) for p in ALL.values()])
+    return process.Process(alpha, sigma, log_alpha=log_alpha)
+
+
+@cache
+def _program(name: str):
+    make = (SAMPLERS | SOLVERS)[name]
+
+    @jax.jit
+    def program(index, data, x, times, n, key):
+        p = one_of_all(index)
+        sampler = make(p)
+        gm = denoiser.GaussianMixture(p, *data)
+
+        def D(x, t):
+            jax.debug.callback(lambda t: seen.append(float(t)), t)
+            return gm.denoise(x, t)
+
+        def body(i, carry):
+            x, state = carry
+            return sampler.step(D, x, times[i], times[i + 1], jax.random.fold_in(key, i), state)
+
+        return jax.lax.fori_loop(0, n, body, (x, sampler.init(x)))[0]
+
+    return program
+
+
+def run(sampler: str, of: str, data, x, times, seed: int = 0) -> np.ndarray:
+    """The last state, float64 [N], of a sampler and a process of these names, from x [N]."""
+    times = np.asarray(times, np.float32)
+    padded = np.concatenate([times, np.zeros(STEPS + 1 - len(times), np.float32)])
+    means, stds, weights = (np.asarray(part, np.float32) for part in data)
+    # One shape for all data: a component of next to no weight is none.
+    fill = 3 - len(means)
+    means = np.concatenate([means, np.full(fill, means[0])])[:, None]
+    stds = np.concatenate([stds, np.full(fill, stds[0])])
+    weights = np.concatenate([weights, np.full(fill, 1e-30, np.float32)])
+    x = jnp.asarray(np.asarray(x)[:, None], jnp.float32)
+    index, n = np.int32(list(ALL).index(of)), np.int32(len(times) - 1)
+    seen.clear()
+    got = _program(sampler)(index, (means, stds, weights), x, padded, n, jax.random.key(seed))
+    got = np.asarray(got, np.float64)[:, 0]
+    jax.effects_barrier()
+    return got
+
+
+def quantile(exact, quantiles, t):
+    """Where the exact distribution at time t has these quantiles."""
+    low, high = np.full_like(quantiles, -500.0), np.full_like(quantiles, 500.0)
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = exact.cdf(middle, t) < quantiles
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return (low + high) / 2
+
+
+def noise_of(of: str, n: int, seed: int = 0) -> np.ndarray:
+    """n draws of the noise that a run from t = 1 begins with."""
+    return float(ALL[of].sigma(1.0)) * np.random.default_rng(seed).normal(size=n)
