@@ -210,8 +210,8 @@ print(f"prior {parts[0]:.4f} + transitions {parts[1]:.3f} + reconstruction {part
       f" = {sum(parts):.3f} bits/dim (2,000 points)")  # fmt: skip
 print(f"exact -log p: {truth.mean():.3f} bits/dim")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: even with the exact denoiser the bound lies above the truth
 assert library.total.mean() > truth.mean() + 0.1
 
 # %% [markdown]
@@ -253,8 +253,8 @@ for n in (1, 5, 50):
     tight[n] = found.total.mean(), found.total.std() / np.sqrt(len(draws)), found.prior.max()
     print(f"{n:2} steps: {tight[n][0]:+.4f} ± {tight[n][1]:.4f}; entropy {entropy:+.4f} bits/dim")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: on Gaussian data the bound is the entropy, with 1, 5 or 50 steps
 for value, se, prior in tight.values():
     assert abs(value - entropy) < 4 * se and prior == 0
 
@@ -276,8 +276,8 @@ wider = bound.fixed(q, lambda x, t: answer, first=1 / 20, variance="transition")
 unsure = bound.evaluate(wider, q, answer, sampling.uniform(20), jax.random.key(4), levels=17)
 print(f"with the variance of the transition: largest KL {unsure.steps[:-1].max():.3f}")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: an oracle pays nothing for the transitions, if its variance is right
 assert float(jnp.abs(sure.steps[:-1]).max()) < 1e-4  # float32 cancellation
 assert (unsure.steps[:-1] > sure.steps[:-1]).all()
 
@@ -388,8 +388,8 @@ ax.set_xticks(counts, counts)
 ax.minorticks_off()
 plt.show()
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the best variance closes the gap first, and the posterior's does not close it
 # The same points and noise for all three; a standard error of "best" is 0.01.
 assert (gap[2] < gap[1] - 0.05).all() and gap[2, -1] < 0.05
 assert gap[1, -1] < 0.45 * gap[1, -3] and gap[0, -1] > 4 * gap[1, -1]
@@ -416,8 +416,8 @@ for n in (32, 64, 128):
     print(f"{n} steps: β/β̃ of steps 2, 3, 4 is " + ", ".join(f"{r:.2f}" for r in mismatch[n])
           + "; the wrong variance costs " + ", ".join(f"{c:.2f}" for c in price) + " bits")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: from step 2 to step 1 the noise loses more than half of its variance
 assert min(ratios[0] for ratios in mismatch.values()) > 2
 
 # %% [markdown]
@@ -510,8 +510,8 @@ of_exact = gap[:, counts.index(32)]
 for name, a, b in zip(("posterior", "transition", "learned / best"), of_net, of_exact, strict=True):
     print(f"{name:15} gap of the network {a:.3f}, of the exact denoiser {b:.3f} bits/dim")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the learned variance halves the gap of the transition's
 # The points and the noise are the same: what differs is the variance. Standard errors 0.01.
 assert of_net[2] < 0.5 * of_net[1] < 0.5 * of_net[0]
 assert (of_net > of_exact - 0.03).all()
@@ -555,8 +555,8 @@ for k, value in agreement.items():
     print(f"t = {at[k]:.2f}: correlation of exact and learned share {value:.2f} (2,000 points), "
           f"the ends {rows[k][1][1] - rows[k][1][0]:.3f} apart in log v")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the network has learned the share, less well at large t
 assert agreement[middle] > 0.75 and agreement[late] < agreement[middle] - 0.2
 
 # %% [markdown]
@@ -590,8 +590,8 @@ shared_code = -np.log2(anywhere)[grey(unseen)].mean()
 print(f"without a model {np.log2(17):.2f}, one histogram for all pixels {shared_code:.2f}, "
       f"one for each pixel {pixel_code:.2f} bits/dim (360 unseen digits)")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: one histogram for each pixel is the best of the trivial codes
 assert pixel_code < shared_code < np.log2(17)
 
 # %% [markdown]
@@ -639,8 +639,8 @@ def measure_doubt(model, images, key):
 
 table = measure_doubt(released.model, digits.x[:360], jax.random.key(8))
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: below t = 0.01 few pixels would be rounded wrongly
 assert noise < 0.22 and missed < 0.02
 assert table.shape == (48, 64) and table[0].mean() < 1e-3 < table[-1].mean()
 
@@ -730,8 +730,8 @@ best = lengths[int(np.argmin(total["matched"]))]
 print(f"best number of steps: {best} (matched), "
       f"{lengths[int(np.argmin(total['matched, rounded']))]} (matched, rounded)")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: more steps make it worse again, the matched variance is best, rounding helps
 assert total["posterior"][-1] > total["posterior"].min() + 0.2  # many standard errors
 assert total["matched"][-1] > total["matched"].min() + 0.2
 assert (total["matched"] < np.minimum(total["posterior"], total["transition"]) - 0.05).all()
@@ -802,8 +802,8 @@ for length in (32, 64, 128, 256):
 saved = chains[256]["matched"].mean(1).sum() - chains[256]["matched, rounded"].mean(1).sum()
 print(f"256 steps: rounding saves {saved:.2f} bits/dim")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: most bits are sent below a noise of 2 grey levels
 assert all(part > 0.5 and rms < 1.5 for part, rms in at_the_end.values())
 
 # %% [markdown]
@@ -872,8 +872,8 @@ near_data = {name: v.mean(1)[t_64 <= 0.1].sum() / v.mean(1).sum() for name, v in
 for name, part in near_data.items():
     print(f"{name}: {part:.0%} of it comes from the tenth of the times next to the data")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the bound spends most next to the data, and the simple loss of v least
 assert near_data["bound"] > 1.5 * near_data["simple (ε)"]
 assert near_data["simple (ε)"] > 1.5 * near_data["simple (v)"]
 
@@ -909,8 +909,8 @@ for name, draw in (("uniform", losses.stratified_times), ("importance", times_of
           f"scatter of one draw {scatter / average:.0%}")  # fmt: skip
 print(f"simple loss: scatter of one draw {simple.std() / simple.mean():.0%}")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: both ways to draw steps have the same mean, importance sampling less scatter
 for e in estimates.values():
     assert abs(e.mean() - bits.mean(1).sum()) < 4 * e.std() / np.sqrt(len(e))
 assert estimates["importance"].std() < 0.5 * estimates["uniform"].std()
@@ -962,8 +962,8 @@ half = denoiser.gaussian_mixture(
 gain = (half.log_prob(x0 / 2, 0.0) - gm.log_prob(x0, 0.0)) / (2 * np.log(2))
 print(f"the same clouds at half the size: {gain.mean():+.3f} bits/dim 'better'")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: without bins the number falls without end, with bins it stays
 # The noise halves its variance at least with each k, and a density doubles with half the width.
 assert as_density[-1] < -1 and np.all(np.diff(as_density[2:]) < -0.4)
 assert np.ptp(probability[2:]) < 0.1 and min(probability) > 1.5
@@ -1007,8 +1007,8 @@ print(f"training digits {seen.mean(1).sum():.3f}, unseen digits {new.mean(1).sum
 print(f"32 steps: prior {float(bound.prior_term(q, own[:1])[0]):.0e}, "
       f"reconstruction {new[-1].mean() / new.mean(1).sum():.0%} of the bits")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: unseen digits cost more bits than training digits
 assert 4 * both_se < difference < 0.4
 
 # %% [markdown]

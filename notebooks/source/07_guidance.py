@@ -210,6 +210,7 @@ for name in (*tries, "no guidance"):
     print(f"{name:14s} error {error[name, 4]:.5f} in a batch of 4, {error[name, 400]:.5f} of 400")
 
 # %% tags=["claims"]
+# @title Checked: only the right one is right, and the batch mean fades with the batch
 push = error["no guidance", 400]
 # Exact but for rounding; the others are wrong by a good share of the whole push.
 assert max(error["right", 4], error["right", 400]) < 1e-5
@@ -308,8 +309,8 @@ for t in (0.1, 0.3, 0.5, 0.7, 0.9):
     print(f"t = {t}: error of the gradient / its size: noise-aware "
           f"{gradients['noise-aware', t]:.2f}, clean only {gradients['clean only', t]:.1f}")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the clean classifier's gradient is many times too large
 # Measured with three seeds: noise-aware .1 to .5, the clean one 5 at t = .3 and 145 at t = .9.
 assert all(gradients["noise-aware", t] < 1 for t in (0.1, 0.3, 0.5, 0.7, 0.9))
 assert gradients["clean only", 0.5] > 5 and gradients["clean only", 0.9] > 50
@@ -343,8 +344,8 @@ for name, x in drawn.items():
     print(f"{name:12s} Fréchet distance to the cloud {distance[name]:.4f}, "
           f"outside it {stray(x):.1%}")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the clean classifier throws points out of their cloud
 # 2,000 points; a Gaussian has 0.03 % beyond 4 standard deviations. Three seeds of the clean one
 # gave 63 to 68 % and distances above 8, of the noise-aware one at most 0.1 % and 0.001.
 assert stray(drawn["noise-aware"]) < 0.01 and stray(drawn["clean only"]) > 0.5
@@ -491,8 +492,8 @@ def fit_with(rate):
     return fit(MLP(num_classes=3, rngs=nnx.Rngs(0)), loss)
 
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: a tenth of the labels is dropped, and the others are unchanged
 assert abs(dropped - 0.1) < 4 * np.sqrt(0.1 * 0.9 / len(drop))
 assert bool(jnp.all((drop == 3) | (drop == cloud.labels)))
 
@@ -539,8 +540,8 @@ for name in networks:
     print(f"{name}: distance to the exact sample of the same noise, 2,000 points: "
           + ", ".join(f"w = {w:g} {off[name, w]:.3f}" for w in shown))  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: without dropped labels only w = 1 is right
 # Measured with three seeds: .01 for both at w = 1; at w = 3 below .05 against above 1.1.
 assert max(off[name, 1.0] for name in networks) < 0.05
 assert off["none dropped", 3.0] > 0.5 and off["none dropped", 0.0] > 0.3
@@ -563,8 +564,8 @@ row_moves = {
 for name, rows_moved in row_moves.items():
     print(f"{name}: the rows of the embedding moved by", rows_moved.round(2), "(the last is null)")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the null row moved only where labels were dropped
 assert row_moves["none dropped"][3] < 1e-5 < row_moves["10 % dropped"][3]
 assert all((rows_moved[:3] > 0.1).all() for rows_moved in row_moves.values())
 
@@ -704,8 +705,8 @@ with_100, with_400 = by_ddpm[list(scales).index(1)].std(0).mean(), np.asarray(fi
 print(f"DDPM at w = 1: std {with_100:.3f} with 100 steps, {with_400:.3f} with 400; "
       f"the cloud's {stds[WANTED]:.3f}")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: guidance leaves the sharpened density, and the two samplers differ
 for scale in scales[scales >= 1]:
     centre, width, *_ = moments[float(scale)]
     # The cloud itself, to a thousandth: the classes hardly overlap.
@@ -735,8 +736,8 @@ for t in (0.05, 0.2, 0.35, 0.5, 0.7):
     apart[t] = rms(classes[WANTED].denoise(noisy, t) - mixture.denoise(noisy, t))
     print(f"t = {t:.2f}: D(x_t|y) and D(x_t) are {apart[t]:.4f} apart (rms of 1,000 points)")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: near the data the two denoisers agree
 assert apart[0.05] < 0.1 * apart[0.5]
 
 # %% [markdown]
@@ -829,8 +830,8 @@ print(f"digits: Fréchet least at w = {ws[d['Fréchet'].argmin()]}; spread at w 
 print(f"MNIST: accuracy {m['accuracy'][0]:.1%} at w = 1, {m['accuracy'][1]:.1%} at w = 2; spread at "
       f"w = 7 is {m['spread'][-1] / m['spread'][0]:.0%} of that at w = 1")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the Fréchet distance has its least value at w = 1, and the spread only falls
 assert ws[d["Fréchet"].argmin()] == 1  # three seeds; w = 0.5 and 1.5 are at least 1.5 times as far
 assert (np.diff(d["Fréchet"][2:]) > 0).all() and d["Fréchet"][-1] > 3 * d["Fréchet"].min()
 assert d["accuracy"][1] < 0.9 and d["accuracy"][2:].min() > 0.97
@@ -860,8 +861,8 @@ for title, found in (("8×8 digits", curve), ("MNIST", mnist_curve)):
     print(f"{title}: elbow at w = {elbow:g}; at w = 5 the Fréchet distance is "
           f"{price[title]:.1f} times that")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the elbows are low, and w = 5 lies far beyond them
 assert min(price.values()) > 1.5
 assert elbows["8×8 digits"] <= 1.5 and elbows["MNIST"] <= 2
 
@@ -925,6 +926,7 @@ plots.image_grid(strips, list(results), scale=0.5)
 plt.show()
 
 # %% tags=["claims"]
+# @title Checked: the interval helps most, and thresholding does not bring the samples nearer
 plain = table["w = 5"]
 assert all(r["accuracy"] > 0.97 for r in table.values())
 # Three seeds, share of the plain distance: interval .42 to .55, rescale .77 to .86, threshold
@@ -990,8 +992,8 @@ too_hard = (1 + course_w) * eps_c - course_w * eps_u  # 1 + w with the course's 
 too_hard = parameterization.to_x0("eps", p, too_hard, points, at_t)
 print(f"(1 + w) with the course's own w: off by up to {jnp.abs(too_hard - course_says).max():.2f}")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the wrong convention gives a different result
 assert jnp.abs(too_hard - course_says).max() > 0.1
 
 # %% [markdown]

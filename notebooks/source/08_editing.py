@@ -239,8 +239,8 @@ for name in kept:
         print(f"{name}, strength {s}: {share:.0%} of 360 kept, Fréchet distance {far:.2f}")
 print(f"unseen real digits: Fréchet distance {floor:.2f}")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: strength 0.3 is best without a label, and with a label nothing is lost
 free, labelled = distance["no label"], distance["its label"]
 # Measured 6.0, 1.1 and 3.7 at strengths 0, .3 and 1; other seeds move them by a few tenths.
 assert free[3] < 0.4 * free[0] and free[3] < 0.6 * free[6]
@@ -299,8 +299,8 @@ as_told = int(np.sum(seen[10] == (np.arange(10) + 1) % 10))
 print(f"the next digit's label: at 0.5 {as_drawn} of 10 are still the sketch's digit")
 print(f"at 1.0 {as_told} of 10 are the label's")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: at 0.5 most digits are the sketch's, at 1.0 the label's
 assert as_drawn >= 7 and as_told >= 6
 
 # %% [markdown]
@@ -360,8 +360,8 @@ print(f"exact:        mean {right_mean:.3f}, std {right_std:.3f}")
 more = sampling.sample(samplers.ddpm(p), D, x_start, sampling.uniform(800), jax.random.key(3))[0]
 print(f"800 steps:    mean {more[:, 1].mean():.3f}")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the known pixel is exact, and the second one is wrong with 50 and 800 steps
 np.testing.assert_allclose(x0[:, 0], 0.75, rtol=1e-6)  # the known pixel, exactly
 # 8,000 draws: a standard deviation is known to 0.8 %, and 49 of them are looked at.
 assert np.abs(spread - 1).max() < 0.04
@@ -440,8 +440,8 @@ for ax, found, truth, name in zip(
     ax.text(1, truth, "exact", va="bottom", size="small")
 plt.show()
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: repeats correct the mean
 mean_off = [abs(mean - right_mean) for mean in means]
 # Standard errors of 8,000 draws are below .004, and the steps between repeats are far larger.
 assert mean_off[0] > 0.15 and mean_off[2] < 0.4 * mean_off[0] and mean_off[4] < 0.2 * mean_off[0]
@@ -463,8 +463,8 @@ for n in (50, 200):
         print(f"20 repeats of {n:3} steps, {name:10} variance: mean {second.mean():.3f}, "
               f"std {second.std():.3f}")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the two variances lie on both sides, and smaller steps bring them together
 low, high = ([widths[name, n] for n in (50, 200)] for name in ("posterior", "transition"))
 # A standard deviation of 8,000 draws is known to 0.8 %.
 assert low[0] < 0.95 and high[0] > 1.02 and high[1] - low[1] < 0.6 * (high[0] - low[0])
@@ -502,6 +502,7 @@ for name, (share, far) in graded.items():
     print(f"{name:26} {share:.0%} of 360 seen as the digit, Fréchet distance {far:.2f}")
 
 # %% tags=["claims"]
+# @title Checked: known pixels come back exactly; repeats help, and a label helps more
 for x in (once, repeated, filled):  # known pixels come back bit for bit
     np.testing.assert_array_equal(np.where(upper, x, 0), np.where(upper, unseen.x, 0))
 # Shares of 360 have standard errors of 2.6 %. Measured .22, .56, .65 and .98.
@@ -532,8 +533,8 @@ tall = np.repeat(np.stack(list(masks.values())), 6, axis=0)[..., None]
 pictures, labels = np.tile(redrawn[chosen], (5, 1, 1, 1)), np.tile(chosen, 5)
 completed, path = inpaint(mnist, pictures, tall, labels, jax.random.key(6), 4)
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: known pixels come back exactly
 np.testing.assert_array_equal(np.where(tall, completed, 0), np.where(tall, pictures, 0))
 
 
@@ -650,8 +651,8 @@ every = slice(0, 360, 30)
 plots.image_grid([unseen.x[every], *(x[every] for x in results.values())], ["truth", *results])
 plt.show()
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the noise level shows both mistakes, and the accuracy shows neither
 # 360 × 32 pixels: a standard deviation is known to 0.7 %, and there are 19 of them.
 np.testing.assert_allclose(ratios["right"], 1, atol=0.03)
 np.testing.assert_allclose(ratios["late"], sigma_t / sigma_s, rtol=0.03)
@@ -715,8 +716,8 @@ back = from_noise(small, z, unseen.labels)
 error = float(jnp.sqrt(jnp.mean((back - unseen.x) ** 2)))
 print(f"to noise and back: {error:.4f} per pixel; the noise has std {z.std():.3f}")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: digits come back from their noise, whose spread is near 1
 assert error < 0.05 and abs(float(z.std()) - 1) < 0.1  # pixels have a standard deviation of .75
 
 # %%
@@ -730,8 +731,8 @@ for name, (share, far) in between.items():
     print(f"{name:18} {share:.0%} of 360 seen as the digit, Fréchet distance {far:.2f}")
 print(f"unseen real digits: Fréchet distance {floor:.2f}")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the middle of the arc is most like real digits
 pixels, noises, arcs = (value[1] for value in between.values())
 # Measured 1.9, 1.7 and 1.1; with two other pairings the last is 0.9, the others hardly move.
 assert arcs < 0.65 * pixels and arcs < 0.85 * noises
@@ -786,8 +787,8 @@ def survived(x):
     return wanted.mean(), (away[0] < 0.15).mean(), (away[1] < 2).mean()
 
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the judge of shapes is good enough
 assert released.card.metrics["test_accuracy"] > 0.995 and released.card.metrics["of"] == 30_000
 
 # %%
@@ -813,8 +814,8 @@ shifted = size_of(np.roll(shapes.x, 3, axis=2) - shapes.x)
 print(f"distance to the same picture in another colour {recoloured:.1f}, "
       f"moved by 3 pixels {shifted:.1f}")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the shape goes first, then the colour, then the place
 # Shares of 100 have standard errors of at most .05.
 assert fate[0, 0] == 0 and fate[0, 3] > 0.5  # strength .7: most have the new shape
 assert fate[0, 2] > 0.3 and fate[1, 2] > 0.5  # strength .5
@@ -889,8 +890,8 @@ for name, (shape, colour, place) in kept_by.items():
     print(f"strength .85, holding {name:9}: new shape {shape:.0%}, colour {colour:.0%}, "
           f"place {place:.0%}")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: block means are exact, colour and place are held
 np.testing.assert_allclose(shrink(np.asarray(held), 6), coarse, atol=1e-4)  # float32
 by_6, by_3 = kept_by["6×6 means"], kept_by["3×3 means"]
 assert by_6[1] > fate[1, 4] + 0.2 and by_6[2] > 0.9 and by_6[0] > 0.25
@@ -929,8 +930,8 @@ moved = np.linalg.norm(look(repaired)[0] - look(shapes.x)[0], axis=1)
 print(f"hue off the palette: turned {before:.3f}, repaired {after:.3f} (100 pictures)")
 print(f"shape kept {same_shape:.0%}; another colour {np.nanmean(moved > 0.15):.0%}")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: repaired hues lie nearer to the palette, and shapes are kept
 assert np.mean(off_palette(shapes.x)) < 0.2 * before  # real ones are on the palette
 assert after < 0.8 * before and same_shape > 0.8
 
@@ -974,8 +975,8 @@ for name, x in steps.items():
     print(f"{name:14} seen as the digit: {share:.0%} of 40; grey pixels {grey(x):.0%}; "
           f"shrunk again {away(x):.3f} from the shrunk enlargement")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: strength 0.25 is enough, and more moves away from the given picture
 greys, shifts = ([f(x) for x in steps.values()] for f in (grey, away))
 assert greys[2] < 0.6 * greys[0] and abs(greys[4] - greys[2]) < 0.05  # .25 is enough
 assert (np.diff(shifts) > 0).all() and shifts[4] > 2 * shifts[2]
@@ -1003,8 +1004,8 @@ differ = float(jnp.sqrt(jnp.mean((invented[0] - invented[1]) ** 2)))
 print("seen as the digit:", ", ".join(f"{share:.0%}" for share in readable), "of 40; "
       f"two of them differ by {differ:.2f} per pixel")  # fmt: skip
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: every enlargement shrinks back to its thumbnail, and two of them differ
 for x in invented:
     np.testing.assert_allclose(shrink(np.asarray(x), 7), thumbnails, atol=1e-4)  # float32
 assert min(readable) > 0.5 and differ > 0.1
@@ -1045,8 +1046,8 @@ axes[1, 0].set_ylabel("std over 10 seeds")
 fig.colorbar(picture, ax=axes[1], shrink=0.8)
 plt.show()
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: variety grows with the strength, and known pixels do not vary
 variety = [float(np.asarray(seeds[s]).std(0).mean()) for s in (0.3, 0.6, 0.9)]
 assert variety[0] < variety[1] < variety[2]
 assert np.ptp(np.asarray(seeds["mask"]), axis=0)[cover].max() == 0  # known is known
@@ -1056,8 +1057,8 @@ brighter = redo(np.clip(fives + 0.5, -1, 1), 0.3)
 change = float(jnp.abs(brighter - seeds[0.3]).mean())
 print(f"a brighter sketch, the same noise: the result changes by {change:.3f} per pixel")
 
-# %% tags=["claims"] jupyter={"source_hidden": true}
-# @title Claims of this section, checked
+# %% tags=["claims"]
+# @title Checked: the editor looks at its input
 assert change > 0.01  # far above rounding, 1e-6: the editor looks at its input
 
 # %% [markdown]
