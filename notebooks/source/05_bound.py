@@ -12,24 +12,24 @@
 # # 05 · The bound
 #
 # **The question.** How many bits is a digit worth to a diffusion model, and at which noise levels
-# does it pay them?
+# are these bits spent?
 #
-# A diffusion model can be read as a code: it sends an image as a chain of ever cleaner versions of
-# it. The length of that code is an upper bound on $-\log p(x_0)$, the number that likelihood-based
-# models compete in. This chapter takes the bound apart.
+# We can read a diffusion model as a code: it sends an image as a chain of ever cleaner versions of
+# it. The length of this code is an upper bound on $-\log p(x_0)$. This is the number that
+# likelihood-based models compete in. The chapter takes the bound apart, term by term.
 
 # %% [markdown]
 # **You will be able to**
 #
-# - derive the bound in three steps, and name what each of its terms costs;
+# - derive the bound in three steps, and say what each of its terms costs;
 # - say exactly how far the bound is from the truth, and which choice closes the gap;
 # - derive the best variance of a reverse step, and train a network that learns it;
-# - turn the simple loss into the bound and back, and say what each cares about;
-# - report bits per dimension that mean something, and spot those that don't.
+# - turn the simple loss into the bound and back, and say which errors each of them weighs most;
+# - report bits per dimension that mean something, and recognise those that do not.
 #
 # **You need** chapters 02 (the posterior mean, doubt) and 03 (DDPM), and logarithms.
 #
-# **Time:** about 75 minutes of reading; the cells run for about a minute on two CPU cores.
+# **Time:** about 75 minutes of reading. The cells run for about a minute on two CPU cores.
 
 # %%
 import importlib.util
@@ -59,10 +59,10 @@ from diffusion_course.models.mlp import MLP
 plots.use_style()
 
 # %% [markdown]
-# A digit that the released model has never seen, under less and less noise, and below it the
-# model's guess. The titles say how many bits per pixel the code has sent by then, as a share of its
-# whole length. When you can read the digit, most of the bill is still to come. What are the other
-# bits for?
+# Below is a digit that the released model has never seen, under less and less noise. Under each
+# noisy digit stands the model's guess. The titles say how many bits per pixel the code has sent by
+# then, as a share of its whole length. When you can read the digit, most of the bits have not been
+# sent yet. What are these other bits for?
 
 # %%
 released = weights.load("digits")
@@ -88,8 +88,8 @@ sent = np.cumsum(np.concatenate([[0], steps])) / np.sum(steps)
 fig, axes = plt.subplots(2, 8, figsize=(9, 2.7))
 for column, i in enumerate(shown):
     axes[0, column].set_title(f"{sent[i]:.0%}")
-    for ax, images in zip(axes[:, column], (noisy, guesses), strict=True):
-        ax.imshow(images[column, ..., 0], vmin=-1, vmax=1)
+    for ax, pictures in zip(axes[:, column], (noisy, guesses), strict=True):
+        ax.imshow(pictures[column, ..., 0], vmin=-1, vmax=1)
         ax.set(xticks=[], yticks=[])
 axes[0, 0].set_ylabel("noisy $x_t$")
 axes[1, 0].set_ylabel("guess")
@@ -98,28 +98,28 @@ plt.show()
 # %% [markdown]
 # ## 1 · Three steps to the bound
 #
-# The model draws $x_T$ from noise and goes back: $p(x_{0:T}) = p(x_T)\prod_n p(x_{n-1}|x_n)$. What we
-# want is $p(x_0)$, an integral over all the ways that lead there. Nobody can compute it.
+# The model draws $x_T$ from noise and goes back: $p(x_{0:T}) = p(x_T)\prod_n p(x_{n-1}|x_n)$. We
+# want $p(x_0)$. It is an integral over all the ways that lead to $x_0$, and nobody can compute it.
 #
-# **Step 1.** Write the integral as an average over the *forward* process, and use that $-\log$ is
-# convex (Jensen's inequality):
+# **Step 1.** We write the integral as an average over the *forward* process. Then we use that $-\log$
+# is convex (Jensen's inequality):
 #
 # $$-\log p(x_0) = -\log \mathbb E_q\!\left[\frac{p(x_{0:T})}{q(x_{1:T}|x_0)}\right]
 # \le \mathbb E_q\!\left[\log\frac{q(x_{1:T}|x_0)}{p(x_{0:T})}\right] =: L \tag{1}$$
 #
-# (Ho, Jain & Abbeel 2020, eq. 3). $-L$ is called the **evidence lower bound** (ELBO). The forward process
-# is ours: we can draw from it as often as we like.
+# (Ho, Jain & Abbeel 2020, eq. 3). $-L$ is called the **evidence lower bound** (ELBO). We chose the
+# forward process ourselves, so we can draw from it as often as we like.
 
 # %% [markdown]
-# **Step 2.** Turn each forward step around with Bayes' rule. Knowing $x_0$ as well changes nothing
-# about $q(x_n|x_{n-1})$, so
+# **Step 2.** We turn each forward step around with Bayes' rule. If $x_{n-1}$ is known, then $x_0$
+# adds nothing to what we know about $x_n$. So
 #
 # $$q(x_n|x_{n-1}) = q(x_{n-1}|x_n, x_0)\;\frac{q(x_n|x_0)}{q(x_{n-1}|x_0)}. \tag{2}$$
 #
-# In the product over $n = 2 \dots T$ the fractions cancel, all but $q(x_T|x_0)/q(x_1|x_0)$; and
-# $q(x_1|x_0)$ cancels against the first step, which is not turned around.
+# In the product over $n = 2 \dots T$ nearly all fractions cancel. Only $q(x_T|x_0)/q(x_1|x_0)$ is
+# left. Its denominator $q(x_1|x_0)$ cancels against the first forward step, which we do not turn around.
 #
-# **Step 3.** Collect:
+# **Step 3.** We collect the terms:
 #
 # $$L = \mathbb E_q\Big[ \underbrace{\mathrm{KL}\big(q(x_T|x_0)\,\|\,p(x_T)\big)}_{\text{prior } L_T}
 # + \sum_{n=2}^{T} \underbrace{\mathrm{KL}\big(q(x_{n-1}|x_n,x_0)\,\|\,p(x_{n-1}|x_n)\big)}_{\text{transition } L_{n-1}}
@@ -128,35 +128,38 @@ plt.show()
 # (eq. 5; appendix A of the paper has the same steps).
 
 # %% [markdown]
-# Read as a code: the *prior* term pays for $x_T$, each *transition* for making the image a little
-# cleaner, the *reconstruction* for the last step from the faintest noise to the exact pixels.
+# Read (3) as a code. The *prior* term is the cost of $x_T$. Each *transition* term is the cost of
+# making the image a little cleaner. The *reconstruction* is the cost of the last step, from the
+# faintest noise to the exact pixels.
 #
-# Each KL is one of two Gaussians, and has a closed form. For one coordinate, in nats,
+# Each KL compares two Gaussians, so it has a closed form. For example, the first line below compares
+# two equal Gaussians and costs 0 nats. For one coordinate, in nats,
 #
 # $$\mathrm{KL} = \tfrac12\Big(\frac{v_q}{v_p} - 1 - \log\frac{v_q}{v_p} + \frac{(m_q - m_p)^2}{v_p}\Big). \tag{4}$$
 #
-# Two ways to pay: for a wrong variance, and for a wrong mean. Dividing by $\log 2$ and by the number
-# of coordinates gives **bits per dimension**, the unit of this chapter.
+# The formula has two parts: one is the cost of a wrong variance, the other the cost of a wrong mean.
+# We divide nats by $\log 2$ and by the number of coordinates. This gives **bits per dimension**, the
+# unit of this chapter.
 
-# %%
-x = np.linspace(-12, 12, 200_001)
-bell = lambda m, v: np.exp(-0.5 * (x - m) ** 2 / v) / np.sqrt(2 * np.pi * v)
+# %% tags=["comparison"]
+line = np.linspace(-12, 12, 200_001)
+bell = lambda m, v: np.exp(-0.5 * (line - m) ** 2 / v) / np.sqrt(2 * np.pi * v)
 for m_q, v_q, m_p, v_p in ((0.3, 0.4, 0.3, 0.4), (0.3, 0.4, -0.5, 0.4), (0.3, 0.4, -0.5, 1.7)):
-    by_hand = 0.5 * (v_q / v_p - 1 - np.log(v_q / v_p) + (m_q - m_p) ** 2 / v_p)
+    by_us = 0.5 * (v_q / v_p - 1 - np.log(v_q / v_p) + (m_q - m_p) ** 2 / v_p)
     density, other = bell(m_q, v_q), bell(m_p, v_p)
-    ratio = np.log(density, where=density > 0, out=np.zeros_like(x)) - np.log(other)
-    integral = np.sum(density * ratio) * (x[1] - x[0])
-    library = bound.gaussian_kl(m_q, np.log(v_q), m_p, np.log(v_p))
-    print(f"KL by (4) {by_hand:.6f}, by integration {integral:.6f}, library {library:.6f} nats")
-    np.testing.assert_allclose([integral, library], by_hand, atol=1e-5)  # float32
+    ratio = np.log(density, where=density > 0, out=np.zeros_like(line)) - np.log(other)
+    integral = np.sum(density * ratio) * (line[1] - line[0])
+    by_library = bound.gaussian_kl(m_q, np.log(v_q), m_p, np.log(v_p))
+    print(f"KL by (4) {by_us:.6f}, by integration {integral:.6f}, library {by_library:.6f} nats")
+    np.testing.assert_allclose([integral, by_library], by_us, atol=1e-5)  # float32
 
 # %% [markdown]
 # ## 2 · The bound, written out
 #
-# Three unequal clouds in the plane are our data again: their exact denoiser is known, and so is the
-# exact $-\log p$. A short chain of $T = 40$ steps. The model's mean is the posterior's with the guess
-# in the place of $x_0$ (chapter 03, equation 2), its variance is $\beta_n$, one of DDPM's two
-# choices.
+# Our data are again three unequal clouds in the plane. We know their exact denoiser, and also the
+# exact $-\log p$. The chain is short: $T = 40$ steps. The model's mean is the posterior's mean, with
+# the guess in the place of $x_0$ (chapter 03, equation 2). Its variance is $\beta_n$, one of DDPM's
+# two choices.
 
 # %%
 T = 40
@@ -185,45 +188,48 @@ def the_bound(D, x0, noises):
 
 # %% [markdown]
 # The library keeps the bound apart from the model. A *reverse model* is any function
-# `reverse(x, t, s)` that returns mean and log-variance of $p(x_s|x_t)$; `bound.evaluate` adds up its
-# terms over any grid of times, in one compiled loop. With the same noise it must give the same
-# numbers.
+# `reverse(x, t, s)` that returns mean and log-variance of $p(x_s|x_t)$. `bound.evaluate` adds up the
+# terms of such a model over any grid of times, in one compiled loop. With the same noise it must give
+# the same numbers as our own code.
 
-# %%
+# %% tags=["comparison"]
 clouds = denoiser.gaussian_mixture(chain, *toy2d.MIXTURE)
-x0 = clouds.sample(jax.random.key(0), 2000)
+drawn = clouds.sample(jax.random.key(0), 2000)
 key = jax.random.key(1)
-noises = [jax.random.normal(jax.random.fold_in(key, i), x0.shape) for i in range(T)]
-written_out = the_bound(clouds.denoise, np.asarray(x0, np.float64), np.asarray(noises))
+noises = [jax.random.normal(jax.random.fold_in(key, i), drawn.shape) for i in range(T)]
+written_out = the_bound(clouds.denoise, np.asarray(drawn, np.float64), np.asarray(noises))
 
 reverse = bound.fixed(chain, clouds.denoise, first=1 / T, variance="transition")
-library = bound.evaluate(reverse, chain, x0, sampling.uniform(T), key)
+library = bound.evaluate(reverse, chain, drawn, sampling.uniform(T), key)
 # float32 against float64. The terms are differences of numbers near 1, a few of them large.
 np.testing.assert_allclose(library.prior, written_out[0], atol=1e-5)
 np.testing.assert_allclose(library.steps, written_out[1:], rtol=2e-3, atol=2e-3)
-exact = -clouds.log_prob(x0, 0.0) / (2 * np.log(2))
-mean = [float(v.mean()) for v in (library.prior, library.steps[:-1].sum(0), library.steps[-1])]
-print(f"prior {mean[0]:.4f} + transitions {mean[1]:.3f} + reconstruction {mean[2]:.3f}"
-      f" = {sum(mean):.3f} bits/dim (2,000 points)")  # fmt: skip
-print(f"exact -log p: {exact.mean():.3f} bits/dim")
-assert library.total.mean() > exact.mean() + 0.1
+truth = -clouds.log_prob(drawn, 0.0) / (2 * np.log(2))
+parts = [float(v.mean()) for v in (library.prior, library.steps[:-1].sum(0), library.steps[-1])]
+print(f"prior {parts[0]:.4f} + transitions {parts[1]:.3f} + reconstruction {parts[2]:.3f}"
+      f" = {sum(parts):.3f} bits/dim (2,000 points)")  # fmt: skip
+print(f"exact -log p: {truth.mean():.3f} bits/dim")
+
+# %% tags=["claims"]
+# @title Checked: even with the exact denoiser the bound lies above the truth
+assert library.total.mean() > truth.mean() + 0.1
 
 # %% [markdown]
-# Two things to notice. A density can exceed 1, so these bits may be negative: for continuous data
-# only *differences* mean something. (Section 6 mends that for pixels.) And with a perfect denoiser
-# the bound is still not the truth. Why?
+# Notice two things. First, a density can exceed 1, so these bits may be negative. For continuous data
+# only *differences* of bits mean something. (Section 6 changes that for pixels.) Second, even with a
+# perfect denoiser the bound is larger than the exact value. Why?
 #
 # ## 3 · The gap, exactly
 #
-# Average (3) over the data, and sort the same logarithms in another way:
+# We average (3) over the data, and sort the same logarithms in another way:
 #
 # $$\mathbb E[L] = \underbrace{\mathbb E[-\log q(x_0)]}_{\text{entropy of the data}}
 # + \mathrm{KL}\big(q(x_T)\,\|\,p(x_T)\big)
 # + \sum_{n=1}^{T}\mathbb E\,\mathrm{KL}\big(q(x_{n-1}|x_n)\,\|\,p(x_{n-1}|x_n)\big) \tag{5}$$
 #
-# (Ho et al. 2020, end of appendix A). Nobody can compute these terms for images, but they say what
-# the gap *is*: the model goes back with a Gaussian, the truth $q(x_{n-1}|x_n)$, which does not know
-# $x_0$, is another distribution.
+# (Ho et al. 2020, end of appendix A). Nobody can compute these terms for images, but they tell us what
+# the gap *is*. The model goes back with a Gaussian. The true $q(x_{n-1}|x_n)$ does not know $x_0$, and
+# in general it is not a Gaussian.
 #
 # **Predict, then run.** Let the data themselves be Gaussian. With how many steps is the bound tight?
 
@@ -240,58 +246,68 @@ def gaussian_reverse(x, t, s):
 
 
 entropy = 0.5 * np.log2(2 * np.pi * np.e * std0**2)
-x0 = mean0 + std0 * jax.random.normal(jax.random.key(2), (20_000, 1))
-for steps in (1, 5, 50):
-    terms = bound.evaluate(gaussian_reverse, q, x0, sampling.uniform(steps), jax.random.key(3))
-    total, error = float(terms.total.mean()), float(terms.total.std()) / np.sqrt(len(x0))
-    print(f"{steps:2} steps: {total:+.4f} ± {error:.4f}; entropy {entropy:+.4f} bits/dim")
-    assert abs(total - entropy) < 4 * error and float(terms.prior.max()) == 0
+draws = mean0 + std0 * jax.random.normal(jax.random.key(2), (20_000, 1))
+tight = {}
+for n in (1, 5, 50):
+    found = bound.evaluate(gaussian_reverse, q, draws, sampling.uniform(n), jax.random.key(3))
+    tight[n] = found.total.mean(), found.total.std() / np.sqrt(len(draws)), found.prior.max()
+    print(f"{n:2} steps: {tight[n][0]:+.4f} ± {tight[n][1]:.4f}; entropy {entropy:+.4f} bits/dim")
+
+# %% tags=["claims"]
+# @title Checked: on Gaussian data the bound is the entropy, with 1, 5 or 50 steps
+for value, se, prior in tight.values():
+    assert abs(value - entropy) < 4 * se and prior == 0
 
 # %% [markdown]
-# With any number of them, even one. For Gaussian data the true way back *is* Gaussian, however long
-# the step. (The prior is exactly 0: the cosine process keeps no signal at $t = 1$.)
+# The bound is tight with any number of steps, even with one. For Gaussian data the true reverse step
+# *is* Gaussian, however long it is. (The prior term is exactly 0, because the cosine process keeps no
+# signal at $t = 1$.)
 #
-# The other extreme is an oracle that knows $x_0$. Its mean is right, and with the variance
-# $\tilde\beta$ of the posterior so is its variance: every KL in (3) is 0.
+# The other extreme is an oracle that knows $x_0$. Its mean is right. If we also give it the variance
+# $\tilde\beta$ of the posterior, its variance is right too. Then every KL in (3) is 0.
 
 # %%
-x0 = jnp.asarray(unseen.x[:50])
-knows = bound.fixed(q, lambda x, t: x0, first=1 / 20, variance="posterior")
-terms = bound.evaluate(knows, q, x0, sampling.uniform(20), jax.random.key(4), levels=17)
-print(f"largest KL {terms.steps[:-1].max():.1e}, "
-      f"reconstruction {terms.steps[-1].mean():.3f} bits/dim")  # fmt: skip
-assert float(jnp.abs(terms.steps[:-1]).max()) < 1e-4  # float32 cancellation
-unsure = bound.fixed(q, lambda x, t: x0, first=1 / 20, variance="transition")
-larger = bound.evaluate(unsure, q, x0, sampling.uniform(20), jax.random.key(4), levels=17)
-print(f"with the variance of the transition: largest KL {larger.steps[:-1].max():.3f}")
-assert (larger.steps[:-1] > terms.steps[:-1]).all()
+answer = jnp.asarray(unseen.x[:50])
+knows = bound.fixed(q, lambda x, t: answer, first=1 / 20, variance="posterior")
+sure = bound.evaluate(knows, q, answer, sampling.uniform(20), jax.random.key(4), levels=17)
+print(f"largest KL {sure.steps[:-1].max():.1e}, "
+      f"reconstruction {sure.steps[-1].mean():.3f} bits/dim")  # fmt: skip
+wider = bound.fixed(q, lambda x, t: answer, first=1 / 20, variance="transition")
+unsure = bound.evaluate(wider, q, answer, sampling.uniform(20), jax.random.key(4), levels=17)
+print(f"with the variance of the transition: largest KL {unsure.steps[:-1].max():.3f}")
+
+# %% tags=["claims"]
+# @title Checked: an oracle pays nothing for the transitions, if its variance is right
+assert float(jnp.abs(sure.steps[:-1]).max()) < 1e-4  # float32 cancellation
+assert (unsure.steps[:-1] > sure.steps[:-1]).all()
 
 # %% [markdown]
-# Who knows the answer pays nothing for it, and if such a model were allowed, it would win every
-# contest. It is a test, not a model: an implementation whose KL is not 0 here has a wrong mean or
-# a wrong variance.
+# The oracle pays nothing for the transitions, because it knows the answer. If such a model were allowed,
+# it would win every contest. Use it as a test, not as a model. If an implementation has a KL that is
+# not 0 here, its mean or its variance is wrong.
 #
 # ## 4 · The best variance
 #
-# A real model does not know $x_0$. Which Gaussian is nearest to $q(x_s|x_t)$? The one with its mean
-# and its variance. The posterior mean is $c\,x_0 + (\dots)\,x_t$, so by the law of total variance
-# (chapter 02),
+# A real model does not know $x_0$. Which Gaussian is nearest to $q(x_s|x_t)$? It is the one with the
+# same mean and the same variance. The posterior mean is $c\,x_0 + (\dots)\,x_t$. So the law of total
+# variance (chapter 02) gives
 #
 # $$v^*(x_t) = \tilde\beta + c^2\,\operatorname{Var}(x_0 \mid x_t), \qquad
 # c = \alpha_s\Big(1 - \tfrac{\mathrm{SNR}(t)}{\mathrm{SNR}(s)}\Big) \tag{6}$$
 #
-# (Bao et al. 2022, theorem 1, for the mean over $x_t$). The noise of the step, plus the doubt about
-# $x_0$ that it carries along.
+# (Bao et al. 2022, theorem 1, for the mean over $x_t$). The first part is the noise of the step. The
+# second part is the doubt about $x_0$, as far as the step carries it along.
 
 # %% [markdown]
-# Both of DDPM's choices are ends of (6):
+# Both of DDPM's choices are extreme cases of (6):
 #
-# - data that are one point: no doubt, $v^* = \tilde\beta$, the variance of the *posterior*;
-# - data $\mathcal N(0, I)$: doubt $\sigma_t^2$, and $v^*$ becomes $\beta$, the variance of the
-#   *transition* $q(x_t|x_s)$
+# - If the data are one single point, there is no doubt. Then $v^* = \tilde\beta$, the variance of the
+#   *posterior*.
+# - If the data are $\mathcal N(0, I)$, the doubt is $\sigma_t^2$. Then $v^*$ becomes $\beta$, the
+#   variance of the *transition* $q(x_t|x_s)$
 #
-# (Ho et al. 2020, section 3.2). Between them lies (6), a reverse model in five lines. For our clouds
-# the doubt is known exactly.
+# (Ho et al. 2020, section 3.2). Other data lie between these two. Equation (6) is a reverse model in
+# five lines. For our clouds the doubt is known exactly.
 
 
 # %%
@@ -320,7 +336,7 @@ def doubt(x, t):
     return jnp.sum(r * (within + (centre - gm.denoise(x, t)[:, None]) ** 2), axis=1)
 
 
-# %%
+# %% tags=["comparison"]
 one = jnp.ones((1, 1))
 for t, s in ((1.0, 0.6), (0.5, 0.45), (0.2, 0.1)):
     beta_tilde, beta = (float(np.exp(v)) for v in bound.variance_limits(q, t, s, first=0.01))
@@ -330,13 +346,13 @@ for t, s in ((1.0, 0.6), (0.5, 0.45), (0.2, 0.1)):
     np.testing.assert_allclose(np.exp([no_doubt, normal]).ravel(), [beta_tilde, beta], rtol=1e-4)
 
 points = jnp.array([[0.1, -0.2], [-0.3, 0.4]])
-slope = jax.vmap(jax.jacfwd(lambda x: gm.denoise(x[None], 0.4)[0]))(points)
-by_slope = q.sigma(0.4) ** 2 / q.alpha(0.4) * jnp.diagonal(slope, axis1=1, axis2=2)
+jacobian = jax.vmap(jax.jacfwd(lambda x: gm.denoise(x[None], 0.4)[0]))(points)
+by_slope = q.sigma(0.4) ** 2 / q.alpha(0.4) * jnp.diagonal(jacobian, axis1=1, axis2=2)
 np.testing.assert_allclose(doubt(points, 0.4), by_slope, rtol=1e-3)  # exercise 02.7, float32
 
 # %% [markdown]
-# Now the exact denoiser of the clouds, three variances, more and more steps. Nothing is trained, so
-# by (5) what we see is the price of being Gaussian.
+# Now we take the exact denoiser of the clouds, three variances, and more and more steps. Nothing is
+# trained. So by (5) the gap that we see is the price of using a Gaussian.
 #
 # **Predict, then run.** In a long chain $\beta$ and $\tilde\beta$ nearly agree at almost every step
 # (Nichol & Dhariwal 2021, figure 1). So which of the three gaps go to 0?
@@ -357,12 +373,12 @@ def three_gaps(times):
 
 counts = (4, 8, 16, 32, 64, 128)
 gaps = np.stack([np.asarray(three_gaps(sampling.uniform(n))) for n in counts])  # [T, 3, B]
-gap, error = gaps.mean(2).T, gaps.std(2).T / np.sqrt(gaps.shape[2])
+gap, gap_se = gaps.mean(2).T, gaps.std(2).T / np.sqrt(gaps.shape[2])
 for n, row in zip(counts, gap.T, strict=True):
     print(
         f"{n:3} steps: gap {row[0]:.3f} (posterior)  {row[1]:.3f} (transition)  {row[2]:.3f} (best)"
     )
-print(f"standard errors: at most {error.max():.3f} bits/dim (10,000 points)")
+print(f"standard errors: at most {gap_se.max():.3f} bits/dim (10,000 points)")
 
 # %%
 names = ("posterior", "transition", "best")
@@ -371,44 +387,56 @@ ax = plots.curves(counts, dict(zip(names, gap, strict=True)), log="xy", label_at
 ax.set_xticks(counts, counts)
 ax.minorticks_off()
 plt.show()
+
+# %% tags=["claims"]
+# @title Checked: the best variance closes the gap first, and the posterior's does not close it
 # The same points and noise for all three; a standard error of "best" is 0.01.
 assert (gap[2] < gap[1] - 0.05).all() and gap[2, -1] < 0.05
 assert gap[1, -1] < 0.45 * gap[1, -3] and gap[0, -1] > 4 * gap[1, -1]
 assert gap[0].min() > 0.4
 
 # %% [markdown]
-# The best variance closes it first (what is left below 0.02 is the luck of the draw). $\beta$ roughly halves its gap with each doubling. The gap of
-# $\tilde\beta$ **does not close**. Look at the steps next to the data. There the noise is smaller than
-# anything in the clouds, which look flat to it, and going back from a flat density needs $\beta$. The
-# ratio $\beta/\tilde\beta \approx \sigma_t^2/\sigma_s^2$ is far from 1 there, *however many steps there
-# are*: from step 2 to step 1 the noise loses half of its variance or more, for every $T$.
+# The gap of the best variance closes first (below 0.02, only sampling error is left). The gap of
+# $\beta$ roughly halves each time we double the number of steps. The gap of $\tilde\beta$ **does not
+# close** on these grids, which are uniform in time.
 #
-# For samples it hardly matters (Ho et al. found both alike, section 3.2): this noise is too faint to
-# be seen. The bound sees everything.
+# The cause lies in the steps next to the data. There the noise is smaller than anything in the clouds,
+# so the density looks flat at that scale. To go back from a flat density, a step needs the variance
+# $\beta$. But $\beta/\tilde\beta \approx \sigma_t^2/\sigma_s^2$ is far from 1 there. From step 2 to step 1
+# of a uniform grid the noise loses half of its variance or more, *however many steps there are*.
+#
+# For samples this hardly matters. Ho et al. found both variances alike (section 3.2), because this noise
+# is too faint to be seen. The bound does measure it.
 
 # %%
+mismatch = {}
 for n in (32, 64, 128):
-    ratios = [float(q.sigma(k / n) / q.sigma((k - 1) / n)) ** 2 for k in (2, 3, 4)]
-    price = [0.5 * (r - 1 - np.log(r)) / np.log(2) for r in ratios]  # equation (4), flat data
-    print(f"{n} steps: β/β̃ of steps 2, 3, 4 is " + ", ".join(f"{r:.2f}" for r in ratios)
+    mismatch[n] = [float(q.sigma(k / n) / q.sigma((k - 1) / n)) ** 2 for k in (2, 3, 4)]
+    price = [0.5 * (r - 1 - np.log(r)) / np.log(2) for r in mismatch[n]]  # (4), flat data
+    print(f"{n} steps: β/β̃ of steps 2, 3, 4 is " + ", ".join(f"{r:.2f}" for r in mismatch[n])
           + "; the wrong variance costs " + ", ".join(f"{c:.2f}" for c in price) + " bits")  # fmt: skip
-    assert ratios[0] > 2
+
+# %% tags=["claims"]
+# @title Checked: from step 2 to step 1 the noise loses more than half of its variance
+assert min(ratios[0] for ratios in mismatch.values()) > 2
 
 # %% [markdown]
 # ## 5 · A network that learns its variance
 #
-# For images, (6) is out of reach: a number for each pixel and each $x_t$. Nichol & Dhariwal let the
-# network say where between the two ends the variance lies, **on a logarithmic scale**:
+# For images we cannot use (6) directly: it needs a number for each pixel and each $x_t$. Nichol &
+# Dhariwal let the network predict the variance. The network says where between the two extremes it
+# lies, **on a logarithmic scale**. For example, a share $\rho = \tfrac12$ means the geometric mean of
+# both:
 #
 # $$\log v = \rho\,\log\beta + (1 - \rho)\,\log\tilde\beta \tag{7}$$
 #
-# (2021, eq. 15, who write $v$ for our share $\rho$). The network gets a second output $u$ for it, and
-# $\rho = (u+1)/2$, so that an untrained network, $u = 0$, starts in the middle.
+# (2021, eq. 15, who write $v$ for our share $\rho$). The network gets a second output $u$ for this, and
+# $\rho = (u+1)/2$. So an untrained network, with $u = 0$, starts in the middle.
 #
-# **A trap.** At the last step $\tilde\beta = 0$, and its logarithm is $-\infty$. The library does as
-# the authors' code does: it takes $\tilde\beta$ from the step before.
+# **A trap.** At the last step $\tilde\beta = 0$, and its logarithm is $-\infty$. The library does the
+# same as the authors' code: it takes $\tilde\beta$ from the step before.
 
-# %%
+# %% tags=["comparison"]
 first = 1 / 32
 model = lambda u: lambda x, t, cond: jnp.concatenate([0.3 * x, jnp.full_like(x, u)], axis=-1)
 x = jnp.array([[0.4, -0.7]])
@@ -420,18 +448,19 @@ for t in (1.0, 0.5, first):
 assert jnp.log(process.posterior(q, x, x, first, 0.0)[1]) == -jnp.inf  # the trap
 
 # %% [markdown]
-# What trains $u$? The simple loss does not know about variances, the bound does. The **hybrid**
-# objective takes both,
+# What trains $u$? The simple loss does not depend on the variance, but the bound does. So the **hybrid**
+# objective adds a small multiple of the bound:
 #
 # $$L_\text{hybrid} = L_\text{simple} + \lambda\, L, \qquad \lambda = 0.001 \tag{8}$$
 #
-# (eq. 16), and in $L$ the mean is held fixed: a *stop-gradient* lets the bound speak to $u$ only. So
-# the mean is trained by the simple loss, which makes good samples, and the variance by the bound. For
-# each example one step is drawn, and its term counts $T$ times.
+# (eq. 16). In $L$ the mean is held fixed by a *stop-gradient*, so the bound trains $u$ only. The simple
+# loss trains the mean, because it makes good samples. The bound trains the variance. For each example
+# we draw one step at random, and multiply its term by $T$.
 #
-# We check the stop-gradient by nudging the network's outputs and asking for the slope of the loss.
+# We check the stop-gradient in this way: we shift the network's outputs a little, and compute the slope
+# of the loss.
 
-# %%
+# %% tags=["comparison"]
 two_headed = MLP(width=64, learned_variance=True, rngs=nnx.Rngs(0))
 cloud = data.load("toy2d", kind="mixture", n=50_000)
 
@@ -462,9 +491,9 @@ D_net = denoiser.denoiser(lambda *a: bound.split_output(net(*a))[0], q, "v")
 learned = bound.learned(net, q, "v", first)
 
 # %% [markdown]
-# **Predict, then run.** One network, one mean, three variances: $\tilde\beta$, $\beta$, and its own.
-# The row "32 steps" of the table above has the gaps of the exact denoiser. Where will the learned
-# variance end: near $\beta$, or near the best?
+# **Predict, then run.** We compare three variances with one network and one mean: $\tilde\beta$, $\beta$,
+# and the learned one. The row "32 steps" of the table above has the gaps of the exact denoiser. Where
+# will the learned variance end: near $\beta$, or near the best?
 
 
 # %%
@@ -480,6 +509,9 @@ of_net = np.asarray(gap_of_network(sampling.uniform(32))).mean(1)
 of_exact = gap[:, counts.index(32)]
 for name, a, b in zip(("posterior", "transition", "learned / best"), of_net, of_exact, strict=True):
     print(f"{name:15} gap of the network {a:.3f}, of the exact denoiser {b:.3f} bits/dim")
+
+# %% tags=["claims"]
+# @title Checked: the learned variance halves the gap of the transition's
 # The points and the noise are the same: what differs is the variance. Standard errors 0.01.
 assert of_net[2] < 0.5 * of_net[1] < 0.5 * of_net[0]
 assert (of_net > of_exact - 0.03).all()
@@ -522,23 +554,28 @@ agreement = {k: np.corrcoef(*shares(rows[k]))[0, 1] for k in (middle, late)}
 for k, value in agreement.items():
     print(f"t = {at[k]:.2f}: correlation of exact and learned share {value:.2f} (2,000 points), "
           f"the ends {rows[k][1][1] - rows[k][1][0]:.3f} apart in log v")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: the network has learned the share, less well at large t
 assert agreement[middle] > 0.75 and agreement[late] < agreement[middle] - 0.2
 
 # %% [markdown]
-# Nobody told the network formula (6). From the bound alone it has found which points are in doubt. Where
-# the two ends nearly coincide, at large $t$, the share hardly matters, and less of it is learned.
+# Nobody gave formula (6) to the network. It has learned from the bound alone at which points the doubt
+# is large. At large $t$ the two extremes nearly coincide. There the share hardly matters, and the network
+# learns less of it.
 #
 # ## 6 · Pixels are not real numbers
 #
-# A digit of our data set has 64 pixels of 17 grey levels. For such data $p(x_0)$ is a probability, not
-# a density, and the reconstruction must be one too. DDPM gives each level the Gaussian's mass in its
-# *bin*, and the first and the last bin reach to infinity:
+# A digit of our data set has 64 pixels, and each pixel has one of 17 grey levels. For such data $p(x_0)$
+# is a probability, not a density. So the reconstruction must be a probability too. DDPM gives each level
+# the Gaussian's mass in a *bin* around this level. The first and the last bin reach to infinity:
 #
 # $$p(x_0|x_1) = \prod_i \int_{\delta_-(x_0^i)}^{\delta_+(x_0^i)} \mathcal N\big(u;\ \mu^i,\ v^i\big)\,du \tag{9}$$
 #
-# (Ho et al. 2020, eq. 13), with edges half-way between the levels. Now bits are bits.
+# (Ho et al. 2020, eq. 13), with edges half-way between the levels. Now the number of bits is the length
+# of a real code.
 
-# %%
+# %% tags=["comparison"]
 LEVELS = jnp.linspace(-1, 1, 17)
 for mean, std in ((0.1, 0.3), (-1.2, 0.05), (0.99, 2.0)):
     log_p = bound.discretized_log_likelihood(LEVELS, mean, 2 * jnp.log(std), 17)
@@ -552,20 +589,23 @@ anywhere = count.sum(1) / count.sum()
 shared_code = -np.log2(anywhere)[grey(unseen)].mean()
 print(f"without a model {np.log2(17):.2f}, one histogram for all pixels {shared_code:.2f}, "
       f"one for each pixel {pixel_code:.2f} bits/dim (360 unseen digits)")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: one histogram for each pixel is the best of the trivial codes
 assert pixel_code < shared_code < np.log2(17)
 
 # %% [markdown]
 # A number in bits means something only beside such trivial codes. The last one knows how often each
-# pixel has each grey, and nothing about strokes. Corners are nearly always black, so they are nearly
-# free: it is harder to beat than it looks.
+# pixel has each grey level, and it knows nothing about strokes. Still it is not easy to beat: the corners
+# are nearly always black, so they cost almost nothing.
 #
-# Now the released network, with four reverse models:
+# Now we take the released network with four reverse models:
 #
 # - *posterior* and *transition*: the fixed variances;
-# - *matched*: equation (6), with the doubt of each pixel at each time measured on **training** images,
-#   $\mathbb E\,(x_0 - \hat x_0)^2$. No retraining: one table;
-# - *matched, rounded*: the same, but below $t = 0.01$ guess and doubt do not come from the network.
-#   They come from one fact, that a pixel has one of 17 levels. What that is for, you will see.
+# - *matched*: equation (6). The doubt of each pixel at each time is measured on **training** images, as
+#   $\mathbb E\,(x_0 - \hat x_0)^2$. This needs no retraining, only one table;
+# - *matched, rounded*: the same, but below $t = 0.01$ we do not use the network. Guess and doubt follow
+#   from one fact: a pixel has one of 17 levels. Section 7 shows what this is good for.
 
 
 # %%
@@ -582,7 +622,6 @@ ROUND_BELOW = 0.01
 noise = 8 * float(q.sigma(ROUND_BELOW))  # in grey levels, which are 2/16 apart
 missed = 2 * float(jax.scipy.stats.norm.sf(0.5 / noise))
 print(f"noise at t = {ROUND_BELOW}: {noise:.2f} grey levels; {missed:.1%} would be rounded wrongly")
-assert noise < 0.22 and missed < 0.02
 
 
 @jax.jit
@@ -599,13 +638,17 @@ def measure_doubt(model, images, key):
 
 
 table = measure_doubt(released.model, digits.x[:360], jax.random.key(8))
+
+# %% tags=["claims"]
+# @title Checked: below t = 0.01 few pixels would be rounded wrongly
+assert noise < 0.22 and missed < 0.02
 assert table.shape == (48, 64) and table[0].mean() < 1e-3 < table[-1].mean()
 
-
 # %% [markdown]
-# The bound of a chain of $T$ steps needs $T$ evaluations for each image. To compare chains of
-# different lengths at equal cost we always evaluate 6,144 pairs of image and step: 16 steps with 384
-# images each, or 256 steps with 24, where every step goes on in the list of the 360 unseen images.
+# The bound of a chain of $T$ steps needs $T$ evaluations for each image. We want to compare chains of
+# different lengths at equal cost. So we always evaluate 6,144 pairs of an image and a step: 16 steps with
+# 384 images each, for example, or 256 steps with 24 images each. Each step takes the next images from the
+# list of the 360 unseen ones.
 
 
 # %%
@@ -666,14 +709,14 @@ lengths = (4, 8, 16, 32, 64, 128, 256)
 chains = {T: chain_of(T) for T in lengths}
 methods = ("posterior", "transition", "matched", "matched, rounded")
 total = {m: np.array([chains[T][m].mean(1).sum() for T in lengths]) for m in methods}
-error = max(np.sqrt((c[m].var(1) / c[m].shape[1]).sum()) for c in chains.values() for m in methods)
-for i, T in enumerate(lengths):
-    print(f"{T:3} steps: " + ", ".join(f"{m} {total[m][i]:.2f}" for m in methods))
-print(f"standard errors at most {error:.2f} bits/dim")
+squared = [(c[m].var(1) / c[m].shape[1]).sum() for c in chains.values() for m in methods]
+for i, length in enumerate(lengths):
+    print(f"{length:3} steps: " + ", ".join(f"{m} {total[m][i]:.2f}" for m in methods))
+print(f"standard errors at most {np.sqrt(max(squared)):.2f} bits/dim")
 
 # %% [markdown]
-# **Predict, then run.** By (5), more steps bring a perfect denoiser closer to the entropy. Below, the
-# bound on unseen digits against the number of steps. What will a real network do?
+# **Predict, then run.** By (5), more steps bring a perfect denoiser closer to the entropy. The figure
+# below shows the bound on unseen digits against the number of steps. What will a real network do?
 
 # %%
 ax = plots.curves(lengths, total, log="x", xlabel="number of steps $T$", ylabel="bound, bits/dim")
@@ -686,6 +729,9 @@ plt.show()
 best = lengths[int(np.argmin(total["matched"]))]
 print(f"best number of steps: {best} (matched), "
       f"{lengths[int(np.argmin(total['matched, rounded']))]} (matched, rounded)")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: more steps make it worse again, the matched variance is best, rounding helps
 assert total["posterior"][-1] > total["posterior"].min() + 0.2  # many standard errors
 assert total["matched"][-1] > total["matched"].min() + 0.2
 assert (total["matched"] < np.minimum(total["posterior"], total["transition"]) - 0.05).all()
@@ -694,21 +740,25 @@ assert total["matched"].min() < pixel_code - 0.25 < total["posterior"].min()
 assert total["matched, rounded"][-1] < total["matched"][-1] - 0.3
 
 # %% [markdown]
-# It gets *worse* again. The network is not perfect, and each further step next to the data pays for its
-# errors once more. The right variance alone is worth more than 0.3 bits: without it the network is no better than
-# a table of histograms; with it it wins clearly.
+# On these grids the bound gets *worse* again. But a uniform grid changes two things at once: with more
+# steps, its last time $1/T$ also moves closer to the data. There the network's guess is not good enough.
+# The bins come in too late, and the steps in between cost bits.
 #
-# ## 7 · Which steps are paid for?
+# On the same grids the right variance saves more than 0.3 bits, if each variance may choose its best
+# number of steps. With the fixed variances the network is no better than a table of histograms. With the
+# matched variance it is clearly better.
 #
-# **Explorer.** On the left the bits of every step, against the noise that is on the image before it,
-# measured in *grey levels*. On the right the bill so far, from pure noise to the pixels. Choose a
-# reverse model, and move the slider through the number of steps. Where are most bits spent? Which steps
-# does rounding make free?
+# ## 7 · Which steps cost the bits?
+#
+# **Explorer.** On the left are the bits of every step, against the noise that is on the image before the
+# step. The noise is measured in *grey levels*. On the right is the sum of the bits so far, from pure noise
+# to the pixels. Choose a reverse model, and move the slider through the number of steps. Which steps cost
+# most bits? Which steps cost nothing with rounding?
 
 
 # %%
-def bill(T, method, axes):
-    """Bits of each step and the bill so far, against the noise in grey levels (2/16 apart)."""
+def step_bits(T, method, axes):
+    """Bits of each step, and their sum so far, against the noise in grey levels (2/16 apart)."""
     bits = chains[T][method].mean(1)
     edges = np.maximum(np.asarray(q.sigma(sampling.uniform(T))) * 8, 0.05)
     axes[0].bar(edges[1:], bits, edges[:-1] - edges[1:], align="edge", color=plots.DATA,
@@ -726,7 +776,7 @@ def bill(T, method, axes):
 
 def frame(setting):
     fig, axes = plt.subplots(1, 2, figsize=(8.5, 3))
-    bill(*setting, axes)
+    step_bits(*setting, axes)
     return fig
 
 
@@ -734,121 +784,145 @@ frames = {m: widgets.render(frame, [(T, m) for T in lengths]) for m in methods}
 widgets.explorer(frames, [f"T = {T}" for T in lengths], slider="steps", choice="model", start=3)
 
 # %% [markdown]
-# The same on paper, for 256 steps.
+# Here is the same figure for 256 steps, without a slider.
 
 # %%
 fig, axes = plt.subplots(2, 2, figsize=(8.5, 5.6))
 for row, method in zip(axes, ("matched", "matched, rounded"), strict=True):
-    bill(256, method, row)
+    step_bits(256, method, row)
 plt.show()
-for T in (32, 64, 128, 256):
-    noise = np.asarray(q.sigma(sampling.uniform(T)[:-1])) * 8
-    bits, rms = chains[T]["matched"].mean(1), np.sqrt(chains[T]["error"].mean(1)) * 8
-    late = np.argmax(noise < 2)
-    print(f"{T} steps: {bits[late:].sum() / bits.sum():.0%} of the bits are paid once the noise is "
-          f"below 2 grey levels; the guess is then {rms[late]:.1f} levels off")  # fmt: skip
-    assert bits[late:].sum() > 0.5 * bits.sum() and rms[late] < 1.5
+at_the_end = {}
+for length in (32, 64, 128, 256):
+    paid = chains[length]["matched"].mean(1)
+    begin = np.argmax(np.asarray(q.sigma(sampling.uniform(length)[:-1])) * 8 < 2)
+    rms = np.sqrt(chains[length]["error"].mean(1)[begin]) * 8
+    at_the_end[length] = paid[begin:].sum() / paid.sum(), rms
+    print(f"{length} steps: {at_the_end[length][0]:.0%} of the bits are sent once the noise is "
+          f"below 2 grey levels; the guess is then {rms:.1f} levels off")  # fmt: skip
 saved = chains[256]["matched"].mean(1).sum() - chains[256]["matched, rounded"].mean(1).sum()
 print(f"256 steps: rounding saves {saved:.2f} bits/dim")
 
+# %% tags=["claims"]
+# @title Checked: most bits are sent below a noise of 2 grey levels
+assert all(part > 0.5 and rms < 1.5 for part, rms in at_the_end.values())
+
 # %% [markdown]
-# Here is the answer to the first picture. Most of the bits are paid at the end, when the guess is already
-# off by about one grey level: they send details that nobody sees. DDPM's authors found the same on
-# CIFAR-10, where more than half of the code describes imperceptible distortions (Ho et al. 2020,
-# section 4.3). A model can win at bits and lose at pictures, and the other way round.
+# This answers the question of the first picture. Most of the bits are sent at the end, when the guess is
+# already off by only about one grey level of 16. These bits describe the exact grey levels, not the shape
+# of the digit. DDPM's code on CIFAR-10 has a similar structure: more than half of it describes the
+# smallest distortions, of about one grey level of 255 (Ho et al. 2020, section 4.3). That these cannot be
+# seen is their finding; our coarse grey levels do not show it. A model can be good at bits and bad at
+# pictures, and the other way round.
 #
-# And the last bits of all are a scandal. Below a fifth of a grey level the pixel *is* known, one only has
-# to round. The network was never told, so it takes the rest of the noise for signal and pays for each
-# step anew. A few lines of arithmetic know better.
+# The last bits are wasted. Below a fifth of a grey level the pixel *is* known: one only has to round it.
+# But nobody told the network about the 17 levels. It takes part of the remaining noise for signal, and this
+# costs bits at every further step. A few lines of arithmetic avoid it.
 
 # %% [markdown]
 # ## 8 · The simple loss against the bound
 #
-# Now training. If the model's variance is $\tilde\beta$, a transition costs, in nats (chapter 02, equation 7),
+# Now we turn to training. If the model's variance is $\tilde\beta$, a transition costs, in nats
+# (chapter 02, equation 7),
 #
 # $$L_{n-1} = \tfrac12\big(\mathrm{SNR}(s) - \mathrm{SNR}(t)\big)\,\|x_0 - \hat x_0\|^2
 # = \tfrac12\Big(\tfrac{\mathrm{SNR}(s)}{\mathrm{SNR}(t)} - 1\Big)\|\varepsilon - \hat\varepsilon\|^2 \tag{10}$$
 #
-# (Kingma et al. 2021, section 4; Ho et al. 2020, eq. 12). The simple loss has 1 in the place of the
-# factor before $\|\varepsilon - \hat\varepsilon\|^2$. Three names for one error: an error $\delta$ of the target $v$ is $\sigma\delta$ in $x_0$ and
-# $\alpha\delta$ in $\varepsilon$. So the released network, trained on $\|v - \hat v\|^2$ with weight 1,
-# has weight $1/\sigma^2$ on the error of $x_0$.
+# (Kingma et al. 2021, section 4; Ho et al. 2020, eq. 12). The simple loss of DDPM replaces the factor
+# before $\|\varepsilon - \hat\varepsilon\|^2$ by 1. One and the same error can be given in three units: an
+# error $\delta$ of the target $v$ is an error $\sigma\delta$ of $x_0$ and $\alpha\delta$ of $\varepsilon$.
+# The released network was trained on $\|v - \hat v\|^2$ with weight 1. So its loss has weight
+# $1/\sigma^2$ on the squared error of $x_0$. DDPM's simple loss has weight $\alpha^2/\sigma^2$.
 #
 # First we check (10) against the bits of 64 steps.
 
-# %%
-T = 64
-times = sampling.uniform(T)
-t, s = times[:-1], times[1:]
+# %% tags=["comparison"]
+STEPS = 64
+times = sampling.uniform(STEPS)
+t_64, s_64 = times[:-1], times[1:]
 snr = lambda u: np.float64(q.alpha(u)) ** 2 / np.maximum(np.float64(q.sigma(u)) ** 2, 1e-12)
-on_x0 = 0.5 * (snr(s) - snr(t)) / np.log(2)
-error = chains[T]["error"]
+on_x0 = 0.5 * (snr(s_64) - snr(t_64)) / np.log(2)
+error = chains[STEPS]["error"]
 by_weight = on_x0[:-1, None] * error[:-1]
 # float32 differences of log-SNR, whose steps are a hundredth of it.
-np.testing.assert_allclose(chains[T]["posterior"][:-1], by_weight, rtol=2e-3, atol=1e-5)
+np.testing.assert_allclose(chains[STEPS]["posterior"][:-1], by_weight, rtol=2e-3, atol=1e-5)
 print(f"equation (10) gives all {by_weight.size:,} transition terms")
 
-
 # %%
-simple = error / np.asarray(q.sigma(t))[:, None] ** 2  # the squared error of v
-spent = {"bound": chains[T]["posterior"], "simple (v)": simple}
+alpha, sigma = np.asarray(q.alpha(t_64)), np.asarray(q.sigma(t_64))
+on_error = {  # the weight of each loss on the squared error of x0
+    "bound": on_x0,
+    "simple (ε)": (alpha / sigma) ** 2,
+    "simple (v)": 1 / sigma**2,
+}
+simple = error * on_error["simple (v)"][:, None]  # the squared error of v
+spent = {"bound": chains[STEPS]["posterior"], "simple (v)": simple}
+spent["simple (ε)"] = error * on_error["simple (ε)"][:, None]
+share = {k: np.cumsum(spent[k].mean(1)[::-1]) / spent[k].mean(1).sum() for k in on_error}
+weight = {k: (w / w[32])[1:-1] for k, w in on_error.items()}
+
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.2))
-inside = slice(1, -1)
-on_v = 1 / np.asarray(q.sigma(t)) ** 2  # the simple loss of v, seen from x0
-weight = {"bound": (on_x0 / on_x0[32])[inside], "simple (v)": (on_v / on_v[32])[inside]}
-plots.curves(t[inside], weight, ax=axes[0], log="y", xlabel="time $t$", ylabel="weight on the error of $x_0$")  # fmt: skip
-share = {k: np.cumsum(v.mean(1)[::-1]) / v.mean(1).sum() for k, v in spent.items()}
-plots.curves(t[::-1], share, ax=axes[1], xlabel="time $t$", ylabel="share of the loss below $t$",
+plots.curves(t_64[1:-1], weight, ax=axes[0], log="y", xlabel="time $t$",
+             ylabel="weight on the error of $x_0$")  # fmt: skip
+plots.curves(t_64[::-1], share, ax=axes[1], xlabel="time $t$", ylabel="share of the loss below $t$",
              label_at=0.3)  # fmt: skip
 plt.show()
 
 # %%
-below = t <= 0.1
-late = {name: v.mean(1)[below].sum() / v.mean(1).sum() for name, v in spent.items()}
-for name, part in late.items():
+near_data = {name: v.mean(1)[t_64 <= 0.1].sum() / v.mean(1).sum() for name, v in spent.items()}
+for name, part in near_data.items():
     print(f"{name}: {part:.0%} of it comes from the tenth of the times next to the data")
-assert late["bound"] > 2 * late["simple (v)"]
+
+# %% tags=["claims"]
+# @title Checked: the bound spends most next to the data, and the simple loss of v least
+assert near_data["bound"] > 1.5 * near_data["simple (ε)"]
+assert near_data["simple (ε)"] > 1.5 * near_data["simple (v)"]
 
 # %% [markdown]
-# On the left, the weights are scaled to agree at $t = ½$. Why does the bound look at the data's end? Seen
-# from $\varepsilon$, (10) is simple: for small steps the weight is half the fall of the log-SNR. Errors of
-# $\varepsilon$ count equally per unit of *log-SNR*. And they are large next to the data, since faint noise
-# can't be told from texture; in pure noise, $\varepsilon$ is plain to see.
+# On the left, the weights are scaled so that they agree at $t = ½$. Why does the bound put so much weight
+# next to the data? Look at the $\varepsilon$ form of (10): for small steps the weight is half the fall of the
+# log-SNR. So errors of $\varepsilon$ count equally per unit of *log-SNR*. And these errors are large next to
+# the data, because faint noise is hard to tell from texture. In pure noise, $\varepsilon$ is easy to see.
 #
-# The simple loss of $v$ spends its effort almost evenly over time, where digits take shape. To turn away
-# from the smallest noise is why it draws better pictures, say its authors (Ho et al. 2020, section 3.4).
+# Both simple losses spend less on the smallest noise than the bound does. Ho et al. (2020, section 3.4)
+# give this as the reason why the simple loss of $\varepsilon$ draws better pictures. The simple loss of $v$
+# goes further: it spreads its effort almost evenly over time, including the times where digits take shape.
 
 # %% [markdown]
-# There is a second difference: noise. The estimate of the bound from one step, drawn at random, is
-# $T\,L_n$, and it jumps from step to step. Nichol & Dhariwal (2021, eq. 18) draw steps in proportion to
-# $\sqrt{\mathbb E[L_n^2]}$ and divide by that probability: the mean stays, the scatter falls.
+# The two losses differ in a second way: in their noise. To estimate the bound, we draw one step at random
+# and take $T\,L_n$. This number is very different from step to step. Nichol & Dhariwal (2021, eq. 18)
+# therefore draw steps in proportion to $\sqrt{\mathbb E[L_n^2]}$, and divide by that probability. A step that
+# is drawn twice as often counts half as much. So the mean stays the same, and the scatter becomes smaller.
 
 # %%
-bits = chains[T]["transition"]
-times_of, weight = losses.importance_times((bits**2).mean(1)[::-1])  # in increasing time
+bits = chains[STEPS]["transition"]
+times_of, weight_of = losses.importance_times((bits**2).mean(1)[::-1])  # in increasing time
 rng = np.random.default_rng(0)
 estimates = {}
 for name, draw in (("uniform", losses.stratified_times), ("importance", times_of)):
     u = np.asarray(draw(jax.random.key(10), 20_000))
-    row = T - 1 - np.minimum((u * T).astype(int), T - 1)  # the step to which the time belongs
-    w = np.asarray(weight("v", q, u)) if name == "importance" else 1.0
-    estimates[name] = T * w * bits[row, rng.integers(bits.shape[1], size=len(row))]
-    mean, spread = estimates[name].mean(), estimates[name].std()
-    print(f"{name:10} steps: mean {mean:.3f} bits/dim, scatter of one draw {spread / mean:.0%}")
+    # The step to which a time belongs; the steps fall in time.
+    row = STEPS - 1 - np.minimum((u * STEPS).astype(int), STEPS - 1)
+    w = np.asarray(weight_of("v", q, u)) if name == "importance" else 1.0
+    estimates[name] = STEPS * w * bits[row, rng.integers(bits.shape[1], size=len(row))]
+    average, scatter = estimates[name].mean(), estimates[name].std()
+    print(f"{name:10} steps: mean {average:.3f} bits/dim, "
+          f"scatter of one draw {scatter / average:.0%}")  # fmt: skip
 print(f"simple loss: scatter of one draw {simple.std() / simple.mean():.0%}")
-exact_sum = bits.mean(1).sum()
+
+# %% tags=["claims"]
+# @title Checked: both ways to draw steps have the same mean, importance sampling less scatter
 for e in estimates.values():
-    assert abs(e.mean() - exact_sum) < 4 * e.std() / np.sqrt(len(e))
+    assert abs(e.mean() - bits.mean(1).sum()) < 4 * e.std() / np.sqrt(len(e))
 assert estimates["importance"].std() < 0.5 * estimates["uniform"].std()
 
 # %% [markdown]
 # ## 9 · Break it on purpose: pixels without bins
 #
-# The easiest way to wonderful bits: forget (9), and take the Gaussian *density* at the pixel, as we did
-# in the plane. It is one argument less. And it has a benefit: the chain can be continued towards the
-# data, $t = 1/128, 1/256, 1/512, \dots$, and the numbers improve each time.
+# There is an easy way to report very few bits: forget (9), and take the Gaussian *density* at the pixel, as
+# we did in the plane. In code this is one argument less. And it seems to have a benefit. We can continue the
+# chain towards the data, $t = 1/128, 1/256, 1/512, \dots$, and the numbers improve each time.
 #
-# **Predict, then run.** How good can they get?
+# **Predict, then run.** How good can these numbers get?
 
 # %%
 images = jnp.asarray(unseen.x)
@@ -865,95 +939,104 @@ def tail(t, key):
     return bound.step_term(matched(q, mean, doubt), q, images, x_t, t, t / 2).mean(), *ends
 
 
-probability, density = [], []
+probability, as_density = [], []
 for k in range(9):
-    transition, with_bins, without = map(float, tail(2.0 ** -(7 + k), jax.random.key(k)))
+    transition, with_bins, bare = map(float, tail(2.0 ** -(7 + k), jax.random.key(k)))
     probability.append(head + with_bins)
-    density.append(head + without)
+    as_density.append(head + bare)
     head += transition
 for k in (0, 2, 4, 6, 8):
     print(f"last step from t = 1/{2 ** (7 + k)}: {probability[k]:.2f} bits/dim with bins, "
-          f"{density[k]:+.2f} without")  # fmt: skip
+          f"{as_density[k]:+.2f} without")  # fmt: skip
 
 # %%
 ends = 2.0 ** -(7 + np.arange(9))
-ax = plots.curves(ends, {"with bins": probability, "density": density}, log="x",
+ax = plots.curves(ends, {"with bins": probability, "density": as_density}, log="x",
                   xlabel="time $t$ of the last step", ylabel="“bits/dim”", label_at=0.75)  # fmt: skip
 ax.invert_xaxis()
 ax.axhline(0, color=plots.TRUTH, lw=0.6)
 plt.show()
-# The noise halves its variance at least with each k, and a density doubles with half the width.
-assert density[-1] < -1 and np.all(np.diff(density[2:]) < -0.4)
-assert np.ptp(probability[2:]) < 0.1 and min(probability) > 1.5
 half = denoiser.gaussian_mixture(
     q, toy2d.MIXTURE.means / 2, toy2d.MIXTURE.stds / 2, toy2d.MIXTURE.weights
 )
 gain = (half.log_prob(x0 / 2, 0.0) - gm.log_prob(x0, 0.0)) / (2 * np.log(2))
 print(f"the same clouds at half the size: {gain.mean():+.3f} bits/dim 'better'")
+
+# %% tags=["claims"]
+# @title Checked: without bins the number falls without end, with bins it stays
+# The noise halves its variance at least with each k, and a density doubles with half the width.
+assert as_density[-1] < -1 and np.all(np.diff(as_density[2:]) < -0.4)
+assert np.ptp(probability[2:]) < 0.1 and min(probability) > 1.5
 assert abs(float(gain.mean()) - 1) < 1e-4
 
 # %% [markdown]
-# As good as you like: half a bit for each halving of $t$, for ever. (With bins the numbers stay where they
-# are.) All images lie on a grid of points, and the density on a
-# point has no limit. The images are the same, the model is the same; only the ruler shrinks. Halving
-# the *scale* of continuous data gives a bit per dimension for free, too.
+# The numbers become as good as you like: half a bit better for each halving of $t$, without end. (With bins
+# they stay where they are.) All images lie on a grid of points, and the density on a point has no limit. The
+# images and the model stay the same, and only the unit of length shrinks. For the same reason, halving the
+# *scale* of continuous data gives one bit per dimension for free.
 #
-# **The lesson.** Before you compare two numbers in bits per dimension, ask: probability or density?
-# How many grey levels? On which scale, and if noise was added to the pixels (dequantisation, chapter
-# 10), was it paid for? Between two different answers the comparison means nothing.
+# **The lesson.** Before you compare two numbers in bits per dimension, ask three questions. Is it a
+# probability or a density? How many grey levels are there? On which scale are the data? If noise was added
+# to the pixels (dequantisation, chapter 10), ask a fourth: was the cost of this noise counted? If two
+# papers give different answers, their numbers cannot be compared.
 
 # %% [markdown]
 # ## 10 · What to inspect
 #
-# 1. **The prior term.** It must be near 0. If not, the chain ends with signal left.
-# 2. **Bits by step**, section 7. A spike at one step is a wrong variance or a broken guess there.
-# 3. **The share of the reconstruction.** Large: the last step is too long. Zero: steps are spent on
-#    noise below the grey levels.
-# 4. **The bound against the number of steps.** If it rises, find the step that pays.
+# 1. **The prior term.** It must be near 0. If it is not, the chain ends with signal left.
+# 2. **Bits by step**, as in section 7. A spike at one step means a wrong variance or a broken guess there.
+# 3. **The share of the reconstruction.** If it is large, the last step is too long. If it is zero, steps are
+#    spent on noise below the grey levels.
+# 4. **The bound against the number of steps.** If it rises, find the step that costs the most, and look at
+#    the last time of the grid.
 # 5. **Training images beside unseen ones**, and the trivial codes beside both.
 #
-# The last one is worth a look even for released weights.
+# The last point is worth a look even for released weights.
 
 # %%
-times = sampling.uniform(32)
+grid = sampling.uniform(32)
 step = np.arange(PAIRS) // (PAIRS // 32)
 own = jnp.asarray(digits.x)[360 + np.arange(PAIRS) % 1000]  # not those that the table was made from
-pairs = own, fresh, times[step], times[step + 1]
-seen = np.asarray(all_terms(released.model, table, *pairs, times[-2])["matched"]).reshape(32, -1)
+pairs = own, fresh, grid[step], grid[step + 1]
+seen = np.asarray(all_terms(released.model, table, *pairs, grid[-2])["matched"]).reshape(32, -1)
 new = chains[32]["matched"]
-spread = np.sqrt(sum((c.var(1) / c.shape[1]).sum() for c in (seen, new)))
+both_se = np.sqrt(sum((c.var(1) / c.shape[1]).sum() for c in (seen, new)))
 difference = new.mean(1).sum() - seen.mean(1).sum()
 print(f"training digits {seen.mean(1).sum():.3f}, unseen digits {new.mean(1).sum():.3f} bits/dim: "
-      f"{difference:.3f} ± {spread:.3f} apart")  # fmt: skip
+      f"{difference:.3f} ± {both_se:.3f} apart")  # fmt: skip
 print(f"32 steps: prior {float(bound.prior_term(q, own[:1])[0]):.0e}, "
       f"reconstruction {new[-1].mean() / new.mean(1).sum():.0%} of the bits")  # fmt: skip
-assert 4 * spread < difference < 0.4
+
+# %% tags=["claims"]
+# @title Checked: unseen digits cost more bits than training digits
+assert 4 * both_se < difference < 0.4
 
 # %% [markdown]
-# The network codes its own training digits in fewer bits: it knows some of them a little too well. The
-# samples of chapter 03 would never have told. Bits are a sensitive instrument for overfitting.
+# The network needs fewer bits for its own training digits than for unseen ones. So it has learned some of
+# them a little too well. The samples of chapter 03 did not show this. Bits are a sensitive measure of
+# overfitting.
 
 # %% [markdown]
 # ## Recap
 #
-# 1. The bound is a prior term, one KL of Gaussians per step, and a reconstruction; its gap is what the
-#    true way back differs from a Gaussian.
-# 2. An oracle that knows $x_0$ pays nothing for the transitions; on Gaussian data the exact reverse is
-#    tight with any number of steps.
-# 3. The best variance is $\tilde\beta$ plus the doubt carried along. A network learns it from the bound,
-#    while a stop-gradient leaves the mean to the simple loss.
-# 4. The bound weighs errors of $\varepsilon$ evenly in log-SNR, and most bits go to details below what the
-#    eye sees. The simple loss looks elsewhere.
+# 1. The bound is the sum of a prior term, one KL of Gaussians per step, and a reconstruction. Its gap is the
+#    difference between the true reverse steps and Gaussians.
+# 2. An oracle that knows $x_0$ pays nothing for the transitions. On Gaussian data the exact reverse process
+#    is tight with any number of steps.
+# 3. The best variance is $\tilde\beta$ plus the doubt that the step carries along. A network learns it from
+#    the bound, while a stop-gradient leaves the mean to the simple loss.
+# 4. The bound weighs errors of $\varepsilon$ evenly in log-SNR, and most bits describe exact grey levels. The
+#    simple losses spend less on them.
 # 5. Bits per dimension need bins, a scale and a trivial code beside them.
 #
 # Now do the [exercises](../exercises/05_bound.ipynb).
 
 # %% [markdown]
 # **Try it yourself.** (a) Which grid of 32 times gives the fewest bits on digits? Put another falling grid
-# into `chain_of` instead of `sampling.uniform(T)`. (b) Where should rounding begin: what happens with 0.02
-# instead of 0.01, and why? (c) Tell the network the digit's class,
-# `denoiser.denoiser(model, q, "v", labels)`. How many bits does that save, and how many would the label
-# itself cost?
+# into `chain_of` instead of `sampling.uniform(T)`, for example one whose last time stays at 1/32. (b) Where
+# should rounding begin? What happens with 0.02 instead of 0.01, and why? (c) Tell the network the digit's
+# class: `denoiser.denoiser(model, q, "v", labels)`. How many bits does this save, and how many would the
+# label itself cost?
 #
 # **Words introduced.** Evidence lower bound (the bound), prior term, transition term, reconstruction,
 # bits per dimension, hybrid objective, stop-gradient, learned variance, discretised likelihood,

@@ -11,20 +11,20 @@
 # %% [markdown]
 # # 07 · Guidance
 #
-# **The question.** We ask a model for a seven, and it draws something that might be a seven. How do we
-# make it mean what we asked for, and what does that cost?
+# **The question.** We ask a model for a seven, and it draws something that might be a seven. How do we get a
+# clear seven, and what does this cost?
 #
 # At the end of this chapter you will be able to
 #
 # - derive classifier guidance from Bayes' rule, and check it against an exact answer;
 # - write classifier-free guidance from memory, with one evaluation of the network per step;
-# - train a network for it, and recognise one that was not;
-# - translate the guidance scale of any paper into any other;
-# - draw the curve of quality against diversity, find its elbow, and treat a model that was guided
+# - train a network for it, and recognise a network that was not trained for it;
+# - convert the guidance scale of any paper into that of any other paper;
+# - draw the curve of quality against diversity, find its elbow, and repair samples of a model that was guided
 #   too hard.
 #
-# **You need** chapters 02 and 03; 06 helps. **Time**: about 75 minutes of reading; the notebook itself
-# runs for about a minute and a half on two CPU cores.
+# **You need** chapters 02 and 03; chapter 06 helps. **Time**: about 75 minutes of reading. The notebook
+# itself runs for about a minute and a half on two CPU cores.
 
 # %%
 import importlib.util
@@ -63,12 +63,12 @@ plots.use_style()
 # %% [markdown]
 # ## 1 · One picture
 #
-# Ten classes, ten noises. Every column starts from the same noise in all four rows, and runs through the
-# same network. Only one number differs, the **guidance scale** $w$. At $w = 0$ the class is ignored. At
-# $w = 1$ the network does what it was trained to do. Above that it exaggerates.
+# The picture has ten classes and ten noises. Each column starts from the same noise in all four rows, and
+# goes through the same network. Only one number differs, the **guidance scale** $w$. At $w = 0$ the class
+# is ignored. At $w = 1$ the network does what it was trained to do. Above 1 it exaggerates the class.
 #
-# All pictures of this figure, and of the explorer in section 6, come from one compiled call, in which $w$
-# is an array with one entry per image. The solver is DPM-Solver++(2M) from chapter 06, with 12 steps.
+# One compiled call makes all pictures of this figure and of the explorer in section 6. In this call $w$ is an
+# array with one entry per image. The solver is DPM-Solver++(2M) from chapter 06, with 12 steps.
 
 # %%
 mnist = weights.load("mnist")
@@ -87,9 +87,10 @@ def draw(model, x_start, labels, w):
 
 thirty = jax.random.normal(jax.random.key(2), (30, 28, 28, 1))
 start = jnp.tile(thirty, (len(scales), 1, 1, 1))
-labels = jnp.tile(jnp.arange(10), 3 * len(scales))
-w = jnp.repeat(scales, 30).reshape(-1, 1, 1, 1)
-sweep = np.asarray(draw(mnist.model, start, labels, w)).reshape(len(scales), 30, 28, 28, 1)
+each_label = jnp.tile(jnp.arange(10), 3 * len(scales))
+each_w = jnp.repeat(scales, 30).reshape(-1, 1, 1, 1)
+sweep = np.asarray(draw(mnist.model, start, each_label, each_w))
+sweep = sweep.reshape(len(scales), 30, 28, 28, 1)
 at = {float(scale): row for scale, row in zip(scales, sweep, strict=True)}
 plots.image_grid([at[v][10:20] for v in (0, 1, 3, 8)], ["w = 0", "w = 1", "w = 3", "w = 8"])
 plt.show()
@@ -97,9 +98,9 @@ plt.show()
 # %% [markdown]
 # ## 2 · Bayes' rule, once for every noise level
 #
-# Somebody gives us a model that knows nothing of classes, and a classifier. Can we draw a class with
-# them? Bayes' rule holds for noisy states as for clean ones, and its denominator does not depend on $x_t$,
-# so it drops out of the gradient:
+# Somebody gives us a model that knows nothing of classes, and a classifier. Can we draw a class with them?
+# Bayes' rule holds for noisy states as well as for clean ones. Its denominator does not depend on $x_t$, so
+# it disappears from the gradient:
 #
 # $$\nabla \log p(x_t \mid y) = \nabla \log p(x_t) + \nabla \log p(y \mid x_t) \tag{1}$$
 #
@@ -108,17 +109,17 @@ plt.show()
 # $$D(x_t \mid y) = D(x_t) + \frac{\sigma^2}{\alpha}\,\nabla \log p(y \mid x_t), \qquad
 #   \hat\varepsilon = \varepsilon - \sigma\,\nabla \log p(y \mid x_t) \tag{2}$$
 #
-# (Dhariwal & Nichol 2021, section 4 and eq. 14). This is **classifier guidance**. A factor $s$ before the
-# gradient makes it stronger.
+# (Dhariwal & Nichol 2021, section 4 and eq. 14). This is **classifier guidance**: the classifier pushes the
+# sample towards the class. With a factor $s = 2$ before the gradient, the push is twice as strong.
 
 # %% [markdown]
-# In the plane everything in (2) is known exactly: each of the three clouds is a class. The library's
+# In the plane we know everything in (2) exactly: each of the three clouds is a class. The library's
 # `guidance.classifier` takes any denoiser and any $\log p(y \mid x_t)$, and differentiates the latter.
 #
-# **Predict, then run.** With the exact classifier, how close does it come to the exact denoiser of a
+# **Predict, then run.** With the exact classifier, how close does the result come to the exact denoiser of a
 # class?
 
-# %%
+# %% tags=["comparison"]
 means, stds, shares = toy2d.MIXTURE
 mixture = denoiser.gaussian_mixture(p, means, stds, shares)
 classes = [denoiser.gaussian_mixture(p, means[[k]], stds[[k]], [1.0]) for k in range(3)]
@@ -140,60 +141,59 @@ for t in (0.05, 0.3, 0.6, 0.95):
     assert gap < 1e-4
 
 # %% [markdown]
-# Exact, to rounding: Bayes' rule is an identity. In the picture, the grey tone is $p(y \mid x_t)$ for the upper
-# cloud. Left, the move from $x_t$ to $D(x_t)$, without a class. Middle, what the classifier adds. Right, the
-# sum of the two, which sends every point to the wanted cloud. (A quarter of each arrow is drawn. Blue are
-# the clouds' centres without noise, where $D$ points to; at this $t$ the noisy clouds' own lie nearer to 0.)
+# The two agree up to rounding, because Bayes' rule is an identity. In the picture below, the grey tone is
+# $p(y \mid x_t)$ for the upper cloud. On the left is the move from $x_t$ to $D(x_t)$, without a class. In
+# the middle is what the classifier adds. On the right is the sum of the two, which sends every point to the
+# wanted cloud. (A quarter of each arrow is drawn. The blue points are the clouds' centres without noise,
+# where $D$ points to. At this $t$ the centres of the noisy clouds lie nearer to 0.)
 
 # %%
-t, k = 0.4, 1
+AT, WANTED = 0.4, 1  # a time in the middle, and the upper cloud
+ticks = np.linspace(-1.7, 1.7, 61)
 tail, fine = jnp.asarray(plots.plane(-1.5, 1.5, 10)), jnp.asarray(plots.plane(-1.7, 1.7, 61))
-probability = np.exp(log_class(k)(fine, t)).reshape(61, 61)
-D_u, D_c = mixture.denoise(tail, t), classes[k].denoise(tail, t)
-moves = {"no class: $D(x_t)$": D_u - tail, "the classifier's push": D_c - D_u,
-         "the sum: $D(x_t | y)$": D_c - tail}  # fmt: skip
-fig, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True)
-u = np.linspace(-1.7, 1.7, 61)
-for ax, (title, move) in zip(axes, moves.items(), strict=True):
-    ax.contourf(u, u, probability, np.linspace(0, 1, 6), cmap="Greys", alpha=0.45)
-    plots.points(ax, means, plots.DATA, size=60, alpha=1)
+probability = np.exp(log_class(WANTED)(fine, AT)).reshape(61, 61)
+without, with_class = mixture.denoise(tail, AT), classes[WANTED].denoise(tail, AT)
+moves = {"no class: $D(x_t)$": without - tail, "the classifier's push": with_class - without,
+         "the sum: $D(x_t | y)$": with_class - tail}  # fmt: skip
+centres = dict.fromkeys(moves, means)
+fig = plots.panels(centres, color=plots.DATA, size=60, alpha=1, limits=(-1.7, 1.7), scale=3.4)
+for ax, (title, move) in zip(fig.axes, moves.items(), strict=True):
+    grey = {"cmap": "Greys", "alpha": 0.45, "zorder": 0}
+    ax.contourf(ticks, ticks, probability, np.linspace(0, 1, 6), **grey)
     colour = plots.TRUTH if "push" in title else plots.PREDICTION
     plots.arrows(ax, tail, tail + move, colour, scale=0.25)
-    ax.set(title=title, xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), xlabel="$x_1$")
-axes[0].set_ylabel("$x_2$")
 plt.show()
 
 # %% [markdown]
 # ### Three ways to get it wrong
 #
-# None of them raises an error, and all three are easily written.
+# None of these three raises an error, and all three are easy to write.
 #
 # - **A missing $\sigma$**: the gradient itself is subtracted from $\varepsilon$.
-# - **A batch mean**: deep-learning habits average over the batch, and the gradient of a mean is divided by
-#   the batch size.
+# - **A batch mean**: in deep learning one usually averages over the batch. But the gradient of a mean is
+#   divided by the batch size.
 # - **A raw logit**: the gradient of the class's own logit, here $\log\big(p(y)\,p(x_t|y)\big)$, without the
 #   softmax that makes it a probability.
 #
-# **Predict, then run.** What does the second one do when the batch grows from 4 to 400?
-
+# **Predict, then run.** What happens to the second one when the batch grows from 4 to 400?
 
 # %%
-t, k = 0.4, 1
-alpha, sigma = float(p.alpha(t)), float(p.sigma(t))
+alpha, sigma = float(p.alpha(AT)), float(p.sigma(AT))
 
 
 def pushed(x, log_p, total, factor):
-    return mixture.denoise(x, t) + factor * jax.grad(lambda x: total(log_p(x, t)))(x)
+    push = jax.grad(lambda x: total(log_p(x, AT)))(x)
+    return mixture.denoise(x, AT) + factor * push
 
 
 def raw_logit(x, t):
-    return jnp.log(shares[k]) + classes[k].log_prob(x, t)
+    return jnp.log(shares[WANTED]) + classes[WANTED].log_prob(x, t)
 
 
 tries = {
-    "right": (log_class(k), jnp.sum, sigma**2 / alpha),
-    "missing sigma": (log_class(k), jnp.sum, sigma / alpha),
-    "batch mean": (log_class(k), jnp.mean, sigma**2 / alpha),
+    "right": (log_class(WANTED), jnp.sum, sigma**2 / alpha),
+    "missing sigma": (log_class(WANTED), jnp.sum, sigma / alpha),
+    "batch mean": (log_class(WANTED), jnp.mean, sigma**2 / alpha),
     "raw logit": (raw_logit, jnp.sum, sigma**2 / alpha),
 }
 
@@ -202,15 +202,16 @@ rms = lambda difference: float(jnp.sqrt(jnp.mean(difference**2)))
 error = {}
 for size in (4, 400):
     x = 0.3 + 0.8 * jax.random.normal(jax.random.key(1), (size, 2))
-    wanted = classes[k].denoise(x, t)
+    wanted = classes[WANTED].denoise(x, AT)
     for name, settings in tries.items():
         error[name, size] = rms(pushed(x, *settings) - wanted)
-    error["no guidance", size] = rms(mixture.denoise(x, t) - wanted)
+    error["no guidance", size] = rms(mixture.denoise(x, AT) - wanted)
 for name in (*tries, "no guidance"):
     print(f"{name:14s} error {error[name, 4]:.5f} in a batch of 4, {error[name, 400]:.5f} of 400")
-push = error["no guidance", 400]
 
-# %%
+# %% tags=["claims"]
+# @title Checked: only the right one is right, and the batch mean fades with the batch
+push = error["no guidance", 400]
 # Exact but for rounding; the others are wrong by a good share of the whole push.
 assert max(error["right", 4], error["right", 400]) < 1e-5
 assert error["missing sigma", 400] > 0.3 * push and error["raw logit", 400] > 0.3 * push
@@ -219,16 +220,17 @@ np.testing.assert_allclose(error["batch mean", 400], (1 - 1 / 400) * push, rtol=
 np.testing.assert_allclose(error["batch mean", 4], 3 / 4 * error["no guidance", 4], rtol=1e-3)
 
 # %% [markdown]
-# The batch mean is the nastiest. It works in a test with one example, and fades out as the batch grows. The
-# remedy is to differentiate the **sum**: each term depends on its own example only, so each example gets
-# its own gradient. A test that finds it: the result must not depend on who else is in the batch.
+# The batch mean is the most dangerous mistake. It works in a test with one example, and its push becomes
+# weaker as the batch grows. The remedy is to differentiate the **sum**. Each term depends on its own
+# example only, so each example gets its own gradient. This test finds the mistake: the result must not
+# depend on the other examples in the batch.
 
 # %% [markdown]
 # ## 3 · The classifier must have seen noise
 #
-# Real classifiers are trained, usually on clean images. But (2) asks for $p(y \mid x_t)$ *at the noise
-# level $t$*. We train the same small network twice, once on points at all noise levels together with
-# their time, once on clean points only.
+# Classifiers are usually trained on clean images. But (2) asks for $p(y \mid x_t)$ *at the noise level
+# $t$*. We train the same small network twice. One network gets points at all noise levels together with
+# their time, and the other one gets clean points only.
 
 
 # %%
@@ -283,12 +285,12 @@ def learned_log_class(model, k, clean):
 
 
 # %% [markdown]
-# First the gradients, compared with the exact ones at noisy points: the size of the error, relative to the
-# size of the exact gradient. Then 2,000 samples of the upper cloud, with the exact denoiser and each
-# classifier.
+# First we compare the gradients with the exact ones at noisy points. The number is the size of the error,
+# divided by the size of the exact gradient. Then we draw 2,000 samples of the upper cloud with the exact
+# denoiser and each classifier.
 #
-# **Predict, then run.** A classifier of clean points is very sure of itself, and just as sure at noisy
-# points. What will its push be like at $t = 0.9$, where one can hardly know the class?
+# **Predict, then run.** A classifier of clean points is very sure of its answers, and it is just as sure at
+# noisy points. What will its push be like at $t = 0.9$, where one can hardly know the class?
 
 
 # %%
@@ -300,12 +302,15 @@ eps = jax.random.normal(jax.random.key(5), (2000, 2))
 gradients = {}
 for t in (0.1, 0.3, 0.5, 0.7, 0.9):
     x = process.add_noise(p, jnp.asarray(cloud.x[:2000]), eps, t)
-    exact = slope(log_class(k), x, t)
+    exact = slope(log_class(WANTED), x, t)
     for name, model in trained.items():
-        log_p = learned_log_class(model, k, clean=name == "clean only")
+        log_p = learned_log_class(model, WANTED, clean=name == "clean only")
         gradients[name, t] = rms(slope(log_p, x, t) - exact) / rms(exact)
     print(f"t = {t}: error of the gradient / its size: noise-aware "
           f"{gradients['noise-aware', t]:.2f}, clean only {gradients['clean only', t]:.1f}")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: the clean classifier's gradient is many times too large
 # Measured with three seeds: noise-aware .1 to .5, the clean one 5 at t = .3 and 145 at t = .9.
 assert all(gradients["noise-aware", t] < 1 for t in (0.1, 0.3, 0.5, 0.7, 0.9))
 assert gradients["clean only", 0.5] > 5 and gradients["clean only", 0.9] > 50
@@ -317,89 +322,90 @@ def points_from(D, x_start, steps=100):
     return np.asarray(sampling.sample(samplers.ddim(p), D, x_start, times, jax.random.key(0))[0])
 
 
-x_start = jax.random.normal(jax.random.key(1), (2000, 2))
-drawn = {"exact": points_from(classes[k].denoise, x_start)}
+noise_2d = jax.random.normal(jax.random.key(1), (2000, 2))
+drawn = {"exact": points_from(classes[WANTED].denoise, noise_2d)}
 for name, model in trained.items():
-    log_p = learned_log_class(model, k, clean=name == "clean only")
-    drawn[name] = points_from(guidance.classifier(mixture.denoise, p, log_p), x_start)
+    log_p = learned_log_class(model, WANTED, clean=name == "clean only")
+    drawn[name] = points_from(guidance.classifier(mixture.denoise, p, log_p), noise_2d)
 
-real = np.asarray(classes[k].sample(jax.random.key(9), 2000))
+upper_cloud = np.asarray(classes[WANTED].sample(jax.random.key(9), 2000))
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.7))
 for ax, (name, x) in zip(axes, drawn.items(), strict=True):
-    plots.points(ax, real, plots.DATA, size=4, alpha=0.3)
+    plots.points(ax, upper_cloud, plots.DATA, size=4, alpha=0.3)
     plots.points(ax, x, plots.PREDICTION, size=4, alpha=0.4)
     xlim, ylim = ((-4, 5), (-1, 8)) if name == "clean only" else ((-1, 2), (-1, 2))
     ax.set(title=f"{name} classifier", xlim=xlim, ylim=ylim, xlabel="$x_1$", ylabel="$x_2$")
 plt.show()
 
 # %%
-stray = lambda x: np.mean(np.linalg.norm(x - means[k], axis=1) > 4 * stds[k])
+stray = lambda x: np.mean(np.linalg.norm(x - means[WANTED], axis=1) > 4 * stds[WANTED])
+distance = {name: metrics.frechet(x, upper_cloud) for name, x in drawn.items()}
 for name, x in drawn.items():
-    distance = metrics.frechet(x, real)
-    print(f"{name:12s} Fréchet distance to the cloud {distance:.4f}, outside it {stray(x):.1%}")
+    print(f"{name:12s} Fréchet distance to the cloud {distance[name]:.4f}, "
+          f"outside it {stray(x):.1%}")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: the clean classifier throws points out of their cloud
 # 2,000 points; a Gaussian has 0.03 % beyond 4 standard deviations. Three seeds of the clean one
 # gave 63 to 68 % and distances above 8, of the noise-aware one at most 0.1 % and 0.001.
 assert stray(drawn["noise-aware"]) < 0.01 and stray(drawn["clean only"]) > 0.5
-assert (
-    metrics.frechet(drawn["noise-aware"], real)
-    < 0.01
-    < 1
-    < metrics.frechet(drawn["clean only"], real)
-)
+assert distance["noise-aware"] < 0.01 < 1 < distance["clean only"]
 
 # %% [markdown]
-# The clean classifier throws most points far out of their cloud: look at the scale of the right panel. The
-# exact *gradient* fades as $t \to 1$, because nothing can be known of the class there, and the factor
-# $\sigma^2/\alpha$ in (2), which grows, makes a finite push of it. The clean classifier's gradient does not fade: it is
-# more than fifty times too large, and meets the same factor.
+# With the clean classifier, most points end far outside their cloud: look at the scale of the right panel.
+# The exact *gradient* goes to 0 as $t \to 1$, because nothing can be known of the class there. The factor
+# $\sigma^2/\alpha$ in (2) grows, and both together give a finite push. The clean classifier's gradient does
+# not go to 0. It is more than fifty times too large, and the same factor multiplies it.
 #
-# (The noise-aware panel is good, not perfect: a wedge below the centre is denser than it should be. The
-# Fréchet distance, which sees means and covariances only, does not mind.)
+# (The noise-aware panel is good, but not perfect: a wedge below the centre is denser than it should be. The
+# Fréchet distance does not show this, because it uses only means and covariances.)
 #
-# So classifier guidance needs a second network, made for this process and this noise. Hence the wish to
-# do without.
+# Classifier guidance needs a second network, trained for this process and this noise. So we look for a method
+# without a classifier.
 
 # %% [markdown]
 # ## 4 · Guidance without a classifier
 #
-# A network that knows labels *is* a classifier. Solve (1) for it:
-# $\nabla \log p(y|x_t) = \nabla\log p(x_t|y) - \nabla\log p(x_t)$. Put this **implicit classifier**
-# into (1) with strength $w$ and turn scores into denoisers:
+# A network that knows labels also contains a classifier. To see it, we solve (1) for the classifier's
+# gradient: $\nabla \log p(y|x_t) = \nabla\log p(x_t|y) - \nabla\log p(x_t)$. This is the **implicit
+# classifier**. We put it into (1) with strength $w$ and turn scores into denoisers. With $w = 2$ we go
+# twice as far along the difference between the guess with the label and the guess without it:
 #
 # $$D_w(x_t) = D(x_t) + w\,\big(D(x_t \mid y) - D(x_t)\big) \tag{3}$$
 #
-# At $w=0$ it is the unconditional denoiser, at $w=1$ the conditional one. Ho & Salimans (2022, eq. 6) write
-# it for the noise, and count the scale from the conditional network:
+# At $w=0$ this is the unconditional denoiser, at $w=1$ the conditional one. Ho & Salimans (2022, eq. 6)
+# write it for the noise, and count the scale from the conditional network:
 #
 # $$\tilde\varepsilon = (1 + w')\,\varepsilon(x_t, y) - w'\,\varepsilon(x_t), \qquad w = 1 + w' \tag{4}$$
 #
-# Both say the same, since $\varepsilon$, $v$ and the score are $x_0$ times a common factor plus a common
-# term (chapter 02), and the weights add up to 1.
+# Both say the same. The reason: $\varepsilon$, $v$ and the score are $x_0$ times a common factor plus a
+# common term (chapter 02), and the weights add up to 1.
 
-# %%
-x, t = points[:50], 0.4
-c, u = classes[1].denoise(x, t), mixture.denoise(x, t)
-guided = guidance.classifier_free(classes[1].denoise, mixture.denoise, 3.0)(x, t)
+# %% tags=["comparison"]
+some = points[:50]
+c, u = classes[WANTED].denoise(some, AT), mixture.denoise(some, AT)
+guided = guidance.classifier_free(classes[WANTED].denoise, mixture.denoise, 3.0)(some, AT)
 for kind in ("eps", "v", "score"):
     # Every kind is a function of x0 and x_t; eps and x0 give the others (chapter 02).
     y_c, y_u = (
-        parameterization.target(kind, p, x0, parameterization.to_eps("x0", p, x0, x, t), t)
+        parameterization.target(kind, p, x0, parameterization.to_eps("x0", p, x0, some, AT), AT)
         for x0 in (c, u)
     )
     mixed = (1 + 2.0) * y_c - 2.0 * y_u  # equation (4) with w' = 2
     # float32, with errors that w and the conversion magnify.
-    np.testing.assert_allclose(parameterization.to_x0(kind, p, mixed, x, t), guided, atol=1e-4)
-by_classifier = guidance.classifier(mixture.denoise, p, log_class(1), scale=3.0)(x, t)
+    np.testing.assert_allclose(parameterization.to_x0(kind, p, mixed, some, AT), guided, atol=1e-4)
+by_classifier = guidance.classifier(mixture.denoise, p, log_class(WANTED), scale=3.0)(some, AT)
 np.testing.assert_allclose(by_classifier, guided, atol=1e-4)
 print("guiding eps, v, score or x0 is the same; and so is the exact classifier with s = w = 3")
 
 # %% [markdown]
 # ### The algorithm
 #
-# Here is sampling as in the paper (algorithm 2), with the step of DDIM. Our network predicts $v$, so we
-# mix $v$ and take $\hat x_0$ and $\hat\varepsilon$ from it. The network is the released one for the 8×8 digits.
+# Here is sampling as in the paper (algorithm 2), with the step of DDIM. Our network predicts $v$, so we mix
+# $v$ and compute $\hat x_0$ and $\hat\varepsilon$ from it. The network is the released one for the 8×8
+# digits.
 #
-# The paper's scale $w'$ counts from the conditional network. The library's $w$ must be one more.
+# The paper counts its scale $w'$ from the conditional network. So the library's $w$ must be one more.
 
 
 # %%
@@ -418,10 +424,9 @@ def algorithm_2(model, x, labels, w_paper, steps=20):
     return x
 
 
-# %%
+# %% tags=["comparison"]
 digits = weights.load("digits")
-x_start = jax.random.normal(jax.random.key(3), (20, 8, 8, 1))
-labels = jnp.arange(20) % 10
+noise_8x8, label_8x8 = jax.random.normal(jax.random.key(3), (20, 8, 8, 1)), jnp.arange(20) % 10
 
 
 @jax.jit
@@ -431,8 +436,8 @@ def library(model, x, labels, w):
     return sampling.sample(samplers.ddim(p), D, x, sampling.uniform(20), jax.random.key(0))[0]
 
 
-written_out = algorithm_2(digits.model, x_start, labels, w_paper=2.0)
-compiled = library(digits.model, x_start, labels, w=3.0)
+written_out = algorithm_2(digits.model, noise_8x8, label_8x8, w_paper=2.0)
+compiled = library(digits.model, noise_8x8, label_8x8, w=3.0)
 print(f"largest difference {jnp.abs(written_out - compiled).max():.1e}")
 # Two float32 programs that add in another order, over 20 steps; guidance magnifies threefold.
 np.testing.assert_allclose(written_out, compiled, atol=2e-3)
@@ -440,11 +445,11 @@ np.testing.assert_allclose(written_out, compiled, atol=2e-3)
 # %% [markdown]
 # ### One evaluation, not two
 #
-# The loop calls the network twice per step. The library calls it once, with twice the batch: the states
-# repeated, the labels followed by as many null labels. The arithmetic is the same, but one large call keeps
-# a processor busier than two small ones, above all on an accelerator.
+# The loop calls the network twice per step. The library calls it once, with twice the batch: it repeats the
+# states, and puts as many null labels after the labels. The arithmetic is the same. But one large call uses
+# a processor better than two small ones, above all on an accelerator.
 
-# %%
+# %% tags=["comparison"]
 toy = weights.load("toy2d")
 batches = []
 
@@ -454,10 +459,10 @@ def recorded(x, t, cond):
     return toy.model(x, t, cond)
 
 
-x, y, null = points[:40], jnp.arange(40) % 3, jnp.full(40, toy.model.null_label)
-D_c, D_u = (denoiser.denoiser(recorded, p, "v", cond) for cond in (y, null))
-twice = guidance.classifier_free(D_c, D_u, 3.0)(x, 0.5)
-once = guidance.classifier_free_batched(recorded, p, "v", y, null, 3.0)(x, 0.5)
+forty, y40, null40 = points[:40], jnp.arange(40) % 3, jnp.full(40, toy.model.null_label)
+D_c, D_u = (denoiser.denoiser(recorded, p, "v", cond) for cond in (y40, null40))
+twice = guidance.classifier_free(D_c, D_u, 3.0)(forty, 0.5)
+once = guidance.classifier_free_batched(recorded, p, "v", y40, null40, 3.0)(forty, 0.5)
 print("batches that the network saw:", batches)
 assert batches == [40, 40, 80]
 np.testing.assert_allclose(once, twice, atol=1e-4)  # float32
@@ -465,17 +470,15 @@ np.testing.assert_allclose(once, twice, atol=1e-4)  # float32
 # %% [markdown]
 # ## 5 · Drop the label in training
 #
-# Where does $D(x_t)$ come from, if there is only one network? From training: a tenth of the labels is
-# replaced by a **null class**, a label of its own (Ho & Salimans 2022, algorithm 1). The network then
-# learns the average over all classes under that name.
+# We have only one network. So where does $D(x_t)$ come from? It comes from training: we replace a tenth of
+# the labels by a **null class**, which is a label of its own (Ho & Salimans 2022, algorithm 1). For the
+# null class the network learns the average over all classes.
 
 # %%
 drop = losses.drop_labels(jax.random.key(0), jnp.asarray(cloud.labels), 3, 0.1)
 dropped = float(jnp.mean(drop == 3))
 print(f"{dropped:.2%} of {len(drop):,} labels dropped; the others are unchanged: "
       f"{bool(jnp.all((drop == 3) | (drop == cloud.labels)))}")  # fmt: skip
-assert abs(dropped - 0.1) < 4 * np.sqrt(0.1 * 0.9 / len(drop))
-assert bool(jnp.all((drop == 3) | (drop == cloud.labels)))
 
 
 def fit_with(rate):
@@ -489,28 +492,33 @@ def fit_with(rate):
     return fit(MLP(num_classes=3, rngs=nnx.Rngs(0)), loss)
 
 
+# %% tags=["claims"]
+# @title Checked: a tenth of the labels is dropped, and the others are unchanged
+assert abs(dropped - 0.1) < 4 * np.sqrt(0.1 * 0.9 / len(drop))
+assert bool(jnp.all((drop == 3) | (drop == cloud.labels)))
+
 # %% [markdown]
 # ### Break it on purpose: forget to drop
 #
-# Two networks, one line apart: ten per cent of the labels dropped, or none. The second has a row for the null
-# class as well, but no gradient ever reached it. It still holds the random numbers it began with.
+# We train two networks that differ in one line: ten per cent of the labels dropped, or none. The second
+# network has a row for the null class as well, but no gradient ever reached this row. It still holds the
+# random numbers that it began with.
 #
-# **Predict, then run.** Below, samples of both networks (orange), over the exact ones from the same noise
-# (black). At which $w$ does the second network look perfectly healthy?
+# **Predict, then run.** Below are samples of both networks (orange), over the exact ones from the same
+# noise (blue). At which $w$ does the second network look perfectly good?
 
 # %%
 networks = {"10 % dropped": fit_with(0.1), "none dropped": fit_with(0.0)}
-x_start = jax.random.normal(jax.random.key(1), (2000, 2))
-y, null = jnp.full(2000, 1), jnp.full(2000, 3)
+y, null = jnp.full(2000, WANTED), jnp.full(2000, 3)
 
 
 @jax.jit
 def both(model, w):
-    """The network's samples of class 1 and, from the same noise, the exact ones."""
+    """The network's samples of the upper cloud and, from the same noise, the exact ones."""
     learned = guidance.classifier_free_batched(model, p, "v", y, null, w)
-    exact = guidance.classifier_free(classes[1].denoise, mixture.denoise, w)
+    exact = guidance.classifier_free(classes[WANTED].denoise, mixture.denoise, w)
     times, key = sampling.uniform(50), jax.random.key(0)
-    run = lambda D: sampling.sample(samplers.ddim(p), D, x_start, times, key)[0]
+    run = lambda D: sampling.sample(samplers.ddim(p), D, noise_2d, times, key)[0]
     return run(learned), run(exact)
 
 
@@ -518,18 +526,9 @@ shown = (0.0, 1.0, 2.0, 3.0)
 clouds = {(name, w): np.asarray(both(model, w)) for name, model in networks.items() for w in shown}
 
 # %%
-fig, axes = plt.subplots(2, 4, figsize=(11, 5.6), sharex=True, sharey=True)
-for row, name in zip(axes, networks, strict=True):
-    for ax, w in zip(row, shown, strict=True):
-        learned, exact = clouds[name, w]
-        plots.points(ax, exact, plots.TRUTH, size=3, alpha=0.2)
-        plots.points(ax, learned, plots.PREDICTION, size=3)
-        ax.set(xlim=(-1.6, 2.2), ylim=(-1.2, 3))
-    row[0].set_ylabel(f"{name}\n\n$x_2$")
-for ax, w in zip(axes[0], shown, strict=True):
-    ax.set_title(f"w = {w:g}")
-for ax in axes[1]:
-    ax.set_xlabel("$x_1$")
+rows = {name: {f"w = {w:g}": clouds[name, w][0] for w in shown} for name in networks}
+exact_ones = {f"w = {w:g}": clouds["none dropped", w][1] for w in shown}
+plots.panels(rows, behind=exact_ones, limits=((-1.6, 2.2), (-1.2, 3)), size=3)
 plt.show()
 
 # %%
@@ -540,61 +539,70 @@ for name in networks:
         off[name, w] = np.linalg.norm(learned - exact, axis=1).mean()
     print(f"{name}: distance to the exact sample of the same noise, 2,000 points: "
           + ", ".join(f"w = {w:g} {off[name, w]:.3f}" for w in shown))  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: without dropped labels only w = 1 is right
 # Measured with three seeds: .01 for both at w = 1; at w = 3 below .05 against above 1.1.
 assert max(off[name, 1.0] for name in networks) < 0.05
 assert off["none dropped", 3.0] > 0.5 and off["none dropped", 0.0] > 0.3
 assert max(off["10 % dropped", w] for w in shown) < 0.15
 
 # %% [markdown]
-# At $w = 1$, where the null class has weight 0: there the two networks are equally good. At any other $w$ the
-# "unconditional" half of the broken one is a random embedding, and guidance runs away from nowhere in
-# particular. (Where no black is seen, the orange points cover it.)
+# It looks good at $w = 1$. There the null class has weight 0, and the two networks are equally good. At any
+# other $w$ the "unconditional" half of the broken network is a random embedding, and guidance pushes in a
+# meaningless direction. (Where no blue is seen, the orange points cover it.)
 #
-# **What to inspect**, then: samples at $w = 0$. They must look like the whole data set. And check that the
-# null row of the embedding has moved during training.
+# **What to inspect**: look at samples at $w = 0$. They must look like the whole data set. And check that
+# the null row of the embedding has moved during training.
 
 # %%
 initial = MLP(num_classes=3, rngs=nnx.Rngs(0)).embed.label.embedding[...]
-for name, model in networks.items():
-    moved = np.linalg.norm(model.embed.label.embedding[...] - initial, axis=1)
-    print(f"{name}: the rows of the embedding moved by", moved.round(2), "(the last is null)")
-    assert (moved[3] < 1e-5) == (name == "none dropped") and (moved[:3] > 0.1).all()
+row_moves = {
+    name: np.linalg.norm(model.embed.label.embedding[...] - initial, axis=1)
+    for name, model in networks.items()
+}
+for name, rows_moved in row_moves.items():
+    print(f"{name}: the rows of the embedding moved by", rows_moved.round(2), "(the last is null)")
+
+# %% tags=["claims"]
+# @title Checked: the null row moved only where labels were dropped
+assert row_moves["none dropped"][3] < 1e-5 < row_moves["10 % dropped"][3]
+assert all((rows_moved[:3] > 0.1).all() for rows_moved in row_moves.values())
 
 # %% [markdown]
 # ## 6 · How w bends the field
 #
-# Below, the exact guided denoiser of the upper cloud, at one time and four scales: arrows from $x_t$ to
-# $D_w(x_t)$. (In the panels of $w = 3$ and 8 they are drawn shorter, or they would cover each other.) The
+# Below is the exact guided denoiser of the upper cloud, at one time and four scales. The arrows go from
+# $x_t$ to $D_w(x_t)$. (For $w = 3$ and 8 they are drawn shorter, because they would cover each other.) The
 # lower row shows samples (orange) from the same noise, over real points of that cloud.
 #
-# **Predict, then run.** Will the samples at $w = 8$ be the best examples of their cloud, its very centre?
+# **Predict, then run.** At $w = 8$, will the samples gather at the centre of their cloud?
 
 # %%
-k, n = 1, 1000
-x_start = jax.random.normal(jax.random.key(6), (n, 2))
+noise_6 = jax.random.normal(jax.random.key(6), (1000, 2))
 
 
 @jax.jit
 def plane_sweep(x_start, scales):
-    """Exact guided samples for every scale, with two samplers: [W, n, 2] each."""
+    """Exact guided samples for every scale, with two samplers: [W, 1000, 2] each."""
 
     def one(w):
-        D = guidance.classifier_free(classes[k].denoise, mixture.denoise, w)
+        D = guidance.classifier_free(classes[WANTED].denoise, mixture.denoise, w)
         run = lambda s: sampling.sample(s, D, x_start, sampling.uniform(100), jax.random.key(7))[0]
         return run(samplers.ddim(p)), run(samplers.ddpm(p))
 
     return jax.lax.map(one, scales)
 
 
-by_ddim, by_ddpm = (np.asarray(x) for x in plane_sweep(x_start, jnp.asarray(scales)))
-own = np.asarray(classes[k].sample(jax.random.key(8), n))
+by_ddim, by_ddpm = (np.asarray(x) for x in plane_sweep(noise_6, jnp.asarray(scales)))
+own = np.asarray(classes[WANTED].sample(jax.random.key(9), 1000))
 
 
 # %%
 def bent_field(ax, w, t=0.3):
-    D = guidance.classifier_free(classes[k].denoise, mixture.denoise, w)
-    tail = jnp.asarray(plots.plane(-1.5, 1.9, 12))
-    plots.arrows(ax, tail, D(tail, t), scale=0.3 / max(1, w / 2))
+    D = guidance.classifier_free(classes[WANTED].denoise, mixture.denoise, w)
+    starts = jnp.asarray(plots.plane(-1.5, 1.9, 12))
+    plots.arrows(ax, starts, D(starts, t), scale=0.3 / max(1, w / 2))
     plots.points(ax, means, plots.DATA, size=40, alpha=1)
     ax.set(xlim=(-1.6, 2), ylim=(-1.6, 2), title=f"$w$ = {w:g}")
 
@@ -602,7 +610,7 @@ def bent_field(ax, w, t=0.3):
 def bent_samples(ax, w):
     plots.points(ax, own, plots.DATA, size=4, alpha=0.3)
     plots.points(ax, by_ddim[list(scales).index(w)], plots.PREDICTION, size=4)
-    ax.set(xlim=(-1.4, 1.6), ylim=(-1.4, 1.6))
+    ax.set(xlim=(-1.6, 2), ylim=(-1.6, 2))
 
 
 fig, axes = plt.subplots(2, 4, figsize=(11, 5.8))
@@ -615,10 +623,11 @@ axes[1, 0].set_ylabel("samples\n\n$x_2$")
 plt.show()
 
 # %% [markdown]
-# Not its centre: its far edge. Guidance moves *away from the other classes*, and does not stop at the data.
+# At $w = 8$ the samples do not gather at the centre of their cloud. They move to its far edge, because
+# guidance pushes *away from the other classes*, and this push does not stop at the data.
 #
-# **Explorer.** The same slider for both worlds. In the menu, choose digits or points. When do the digits
-# stop getting clearer, and what do they lose from there on?
+# **Explorer.** The same slider works for digits and for points: choose one of them in the menu. When do the
+# digits stop getting clearer, and what do they lose from there on?
 
 
 # %%
@@ -643,7 +652,7 @@ frames = {
 widgets.explorer(frames, [f"w = {w:g}" for w in scales], slider="w", choice="world", start=2)
 
 # %% [markdown]
-# The same for readers without a kernel: two noises per class, at six scales.
+# Here is the same without a kernel: two noises per class, at six scales.
 
 # %%
 pick = (0.5, 1, 2, 4, 6, 10)
@@ -657,16 +666,16 @@ plt.show()
 # %% [markdown]
 # ### What does guidance sample from?
 #
-# A common answer: from the **sharpened** density $p(x)\,p(y|x)^w$, normalised. At each noise level the score
-# that belongs to (3) is indeed that of $p_t(x)\,p_t(y|x)^w$. But these densities, for all $t$ together, are not the noisy versions of *one*
-# density. So the chain does not end in the sharpened one.
+# A common answer is: from the **sharpened** density $p(x)\,p(y|x)^w$, normalised. At each noise level the
+# score that belongs to (3) is indeed that of $p_t(x)\,p_t(y|x)^w$. But these densities, for all $t$
+# together, are not the noisy versions of *one* density. So the chain does not end in the sharpened one.
 #
-# The mixture shows it cleanly. Its clouds hardly overlap: on the cloud $p(y|x)$ is 1, and so is every power
-# of it. The sharpened density is the cloud itself, for every $w \ge 1$. We compute its moments by summing over a
-# grid, in float64.
+# The mixture shows this clearly. Its clouds hardly overlap. So on the cloud $p(y|x)$ is 1, and every power
+# of it is 1 too. The sharpened density is then the cloud itself, for every $w \ge 1$. We compute its
+# moments by summing over a grid, in float64.
 #
-# **Predict, then run.** By how many standard deviations does guidance at $w = 3$ miss its mean? And does
-# DDPM, with fresh noise, end where DDIM does?
+# **Predict, then run.** By how many standard deviations does guidance at $w = 3$ miss the mean of the
+# sharpened density? And does DDPM, with fresh noise, end in the same place as DDIM?
 
 # %%
 cells = plots.plane(-3, 3, 601).astype(np.float64)
@@ -678,7 +687,7 @@ log_data = np.logaddexp.reduce(log_joint)
 print("   w   sharpened: mean, std    DDIM: mean off by, std    DDPM: mean off by, std")
 moments = {}
 for i, w in enumerate(scales):
-    sharp = log_data + w * (log_joint[k] - log_data)
+    sharp = log_data + w * (log_joint[WANTED] - log_data)
     sharp = np.exp(sharp - sharp.max()) / np.exp(sharp - sharp.max()).sum()
     centre = sharp @ cells
     width = np.sqrt(sharp @ (cells - centre) ** 2)
@@ -689,60 +698,65 @@ for i, w in enumerate(scales):
           f"{x.std(0).mean():.3f} {moved[1]:17.2f} std {z.std(0).mean():.3f}")  # fmt: skip
 
 # %%
-for w in scales[scales >= 1]:
-    centre, width, *_ = moments[float(w)]
-    # The cloud itself, to a thousandth: the classes hardly overlap.
-    np.testing.assert_allclose(centre, means[k], atol=1e-3)
-    np.testing.assert_allclose(width, stds[k], atol=1e-3)
-assert max(moments[1.0][2:4]) < 0.15  # w = 1 is exact: 1,000 points, a standard error of .03
-assert (
-    1.2 < moments[3.0][2] < 1.6 and moments[8.0][2] > 2 and moments[3.0][4] < 0.85 * stds[k].mean()
-)
-assert moments[3.0][3] < 0.6 * moments[3.0][2]  # the other sampler, another distribution
 finer, _ = sampling.sample(
-    samplers.ddpm(p), classes[k].denoise, x_start, sampling.uniform(400), jax.random.key(7)
+    samplers.ddpm(p), classes[WANTED].denoise, noise_6, sampling.uniform(400), jax.random.key(7)
 )
-coarse, fine = by_ddpm[list(scales).index(1)].std(0).mean(), np.asarray(finer).std(0).mean()
-print(
-    f"DDPM at w = 1: std {coarse:.3f} with 100 steps, {fine:.3f} with 400; the cloud's {stds[k]:.3f}"
-)
-assert coarse < 0.95 * stds[k] < fine  # 2,000 numbers: a standard deviation is known to 1.6 %
+with_100, with_400 = by_ddpm[list(scales).index(1)].std(0).mean(), np.asarray(finer).std(0).mean()
+print(f"DDPM at w = 1: std {with_100:.3f} with 100 steps, {with_400:.3f} with 400; "
+      f"the cloud's {stds[WANTED]:.3f}")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: guidance leaves the sharpened density, and the two samplers differ
+for scale in scales[scales >= 1]:
+    centre, width, *_ = moments[float(scale)]
+    # The cloud itself, to a thousandth: the classes hardly overlap.
+    np.testing.assert_allclose(centre, means[WANTED], atol=1e-3)
+    np.testing.assert_allclose(width, stds[WANTED], atol=1e-3)
+assert max(moments[1.0][2:4]) < 0.15  # w = 1 is exact: 1,000 points, a standard error of .03
+assert 1.2 < moments[3.0][2] < 1.6 and moments[8.0][2] > 2
+assert moments[3.0][4] < 0.85 * stds[WANTED].mean()
+assert moments[3.0][3] < 0.6 * moments[3.0][2]  # the other sampler, another distribution
+# 2,000 numbers: a standard deviation is known to 1.6 %.
+assert with_100 < 0.95 * stds[WANTED] < with_400
 
 # %% [markdown]
-# By 1.4 standard deviations, and the two samplers end in different places although they use the same
-# $D_w$. (At $w=0$ the sharpened density is all three clouds. At $w=\tfrac12$ it is one
-# already, while the samples are spread over more. The standard deviations at $w = 1$ are a little too small,
-# and DDPM's more so: that is the error of 100 steps, not of guidance.) Bradley & Nakkiran
+# DDIM at $w = 3$ misses the mean by 1.4 standard deviations. The two samplers end in different places,
+# although they use the same $D_w$. (At $w=0$ the sharpened density is all three clouds. At $w=\tfrac12$ it
+# is already one cloud, while the samples are spread over more. The standard deviations at $w = 1$ are a
+# little too small, and DDPM's more so. This is the error of 100 steps, not of guidance.) Bradley & Nakkiran
 # (2024) show with Gaussians that neither sampler draws from the sharpened density.
 #
-# Where does the push come from, if $p(y|x)$ is 1 on the cloud? Compare the two denoisers at noisy versions of
-# the cloud's own points.
+# On the cloud $p(y|x)$ is 1. So where does the push come from? We compare the two denoisers at noisy
+# versions of the cloud's own points.
 
 # %%
 apart = {}
 for t in (0.05, 0.2, 0.35, 0.5, 0.7):
     noisy = process.add_noise(p, own, jax.random.normal(jax.random.key(4), own.shape), t)
-    apart[t] = rms(classes[k].denoise(noisy, t) - mixture.denoise(noisy, t))
+    apart[t] = rms(classes[WANTED].denoise(noisy, t) - mixture.denoise(noisy, t))
     print(f"t = {t:.2f}: D(x_t|y) and D(x_t) are {apart[t]:.4f} apart (rms of 1,000 points)")
+
+# %% tags=["claims"]
+# @title Checked: near the data the two denoisers agree
 assert apart[0.05] < 0.1 * apart[0.5]
 
 # %% [markdown]
-# From the noisy levels, where the clouds overlap. Near the data the two agree, and guidance has nothing more to
-# say: it cannot take back what it did before. DDIM carries the shift to the end. DDPM's fresh noise
-# forgets a part of it on the way.
+# The push comes from high noise levels, where the clouds overlap. Near the data the two denoisers agree, so
+# guidance changes nothing there. It cannot correct what it did before. DDIM carries the shift to the end.
+# DDPM's fresh noise removes a part of it on the way.
 
 # %% [markdown]
 # ## 7 · Quality against diversity
 #
-# Now the whole curve, on real images. Three numbers from the judge of chapter 03, always with the sample
-# count:
+# Now we measure the whole curve, on real images. The judge of chapter 03 gives three numbers, always with
+# the sample count:
 #
-# - **accuracy**: the share of samples recognised as the class asked for;
+# - **accuracy**: the share of samples that it recognises as the class asked for;
 # - **Fréchet distance** between the features of samples and of the training set;
-# - **spread**: how different samples of one class are, the root of the mean variance of the features within
-#   a class.
+# - **spread**: how different the samples of one class are. It is the root of the mean variance of the
+#   features within a class.
 #
-# And a fourth, from the pixels: the share beyond ±1.05, where no training image has any.
+# A fourth number comes from the pixels: the share beyond ±1.05. No training image has such pixels.
 
 
 # %%
@@ -772,21 +786,21 @@ for w in ws:
     curve[w] = report(made[w], labels, expert.model, real)
 
 # %% [markdown]
-# The same for MNIST, with 300 samples per scale and the network of the first picture.
+# We do the same for MNIST, with 300 samples per scale and the network of the first picture.
 #
-# **Predict, then run.** Which of the first three numbers has an optimum inside, and which only rise or fall
-# with $w$? And the fourth?
+# **Predict, then run.** Which of the first three numbers has its best value at some $w$ inside the range,
+# and which only rise or fall with $w$? And the fourth?
 
 # %%
 mnist_expert = weights.load("mnist_classifier")
 mnist_real = features.load("mnist", mnist_expert.card)
 mnist_labels = np.arange(300) % 10
-x_start = jax.random.normal(jax.random.key(101), (300, 28, 28, 1))
+x_mnist = jax.random.normal(jax.random.key(101), (300, 28, 28, 1))
 mnist_ws = (1, 2, 3, 5, 7)
 mnist_curve = {}
 for w in mnist_ws:
     scale = jnp.full((300, 1, 1, 1), w, jnp.float32)
-    x = np.asarray(draw(mnist.model, x_start, jnp.asarray(mnist_labels), scale))
+    x = np.asarray(draw(mnist.model, x_mnist, jnp.asarray(mnist_labels), scale))
     mnist_curve[w] = report(x, mnist_labels, mnist_expert.model, mnist_real)
 
 for title, found, count in (("8×8 digits", curve, 480), ("MNIST", mnist_curve, 300)):
@@ -800,12 +814,11 @@ fig, axes = plt.subplots(1, 3, figsize=(11, 3.3))
 for ax, name in zip(axes, ("accuracy", "Fréchet", "spread"), strict=True):
     for found, colour, dash, label in ((curve, plots.DATA, "o-", "8×8 digits, 480"),
                                        (mnist_curve, plots.PREDICTION, "s--", "MNIST, 300")):  # fmt: skip
-        y = np.array([r[name] for r in found.values()])
-        y = y if name == "accuracy" else y / found[1][name]
-        ax.plot(list(found), y, dash, color=colour, ms=4, label=label)
-    ax.set(
-        xlabel="guidance scale $w$", title=name if name == "accuracy" else f"{name} / that at w = 1"
-    )
+        values = np.array([r[name] for r in found.values()])
+        values = values if name == "accuracy" else values / found[1][name]
+        ax.plot(list(found), values, dash, color=colour, ms=4, label=label)
+    title = name if name == "accuracy" else f"{name} / that at w = 1"
+    ax.set(xlabel="guidance scale $w$", title=title)
 axes[0].set_ylabel("share recognised")
 axes[0].legend(loc="lower right")
 plt.show()
@@ -816,6 +829,9 @@ print(f"digits: Fréchet least at w = {ws[d['Fréchet'].argmin()]}; spread at w 
       f"{d['spread'][-1] / d['spread'][2]:.0%} of that at w = 1")  # fmt: skip
 print(f"MNIST: accuracy {m['accuracy'][0]:.1%} at w = 1, {m['accuracy'][1]:.1%} at w = 2; spread at "
       f"w = 7 is {m['spread'][-1] / m['spread'][0]:.0%} of that at w = 1")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: the Fréchet distance has its least value at w = 1, and the spread only falls
 assert ws[d["Fréchet"].argmin()] == 1  # three seeds; w = 0.5 and 1.5 are at least 1.5 times as far
 assert (np.diff(d["Fréchet"][2:]) > 0).all() and d["Fréchet"][-1] > 3 * d["Fréchet"].min()
 assert d["accuracy"][1] < 0.9 and d["accuracy"][2:].min() > 0.97
@@ -826,32 +842,34 @@ assert m["accuracy"][1:].min() > 0.97 and m["accuracy"][1:].mean() > m["accuracy
 assert (np.diff(m["spread"]) < 0).all() and (np.diff(m["Fréchet"]) > 0).all()
 
 # %% [markdown]
-# On the digits, the Fréchet distance has its optimum inside. To its right variety is missing. To its left
-# this network draws badly: at $w = 0$ the classes in their right shares would be the data, and a perfect
-# network would be as near to them as at $w = 1$; but without a label it is less sure of its strokes.
-# Accuracy rises until it is full. Spread falls and never comes back, and from $w = 1$ on more and more
-# pixels leave the range.
+# On the digits, the Fréchet distance has its best value inside the range, at $w = 1$. For larger $w$
+# variety is missing. For smaller $w$ this network draws badly. At $w = 0$ a perfect network would draw the
+# classes in their right shares, and would be as near to the data as at $w = 1$. But without a label this
+# network is less sure of its strokes. The accuracy rises until it is nearly 100 %. The spread falls and
+# does not come back, and from $w = 1$ on more and more pixels leave the range.
 #
-# **The elbow** is where accuracy stops rising. Up to it, guidance buys something, at a price; beyond it, one
-# only pays. We take the smallest $w$ within two points of the best accuracy.
+# **The elbow** is the point where the accuracy stops rising. Below the elbow, guidance improves the
+# accuracy and costs variety. Above it, guidance costs variety and improves nothing. We take the smallest
+# $w$ within two points of the best accuracy.
 
 # %%
-elbows = {}
+elbows, price = {}, {}
 for title, found in (("8×8 digits", curve), ("MNIST", mnist_curve)):
     best = max(r["accuracy"] for r in found.values())
     elbow = min(w for w, r in found.items() if r["accuracy"] >= best - 0.02)
-    price = found[5]["Fréchet"] / found[elbow]["Fréchet"]
-    elbows[title] = elbow
-    print(
-        f"{title}: elbow at w = {elbow:g}; at w = 5 the Fréchet distance is {price:.1f} times that"
-    )
-    assert price > 1.5
+    elbows[title], price[title] = elbow, found[5]["Fréchet"] / found[elbow]["Fréchet"]
+    print(f"{title}: elbow at w = {elbow:g}; at w = 5 the Fréchet distance is "
+          f"{price[title]:.1f} times that")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: the elbows are low, and w = 5 lies far beyond them
+assert min(price.values()) > 1.5
 assert elbows["8×8 digits"] <= 1.5 and elbows["MNIST"] <= 2
 
 # %% [markdown]
-# The elbow belongs to a model, not to the method. A model that is good at $w=1$ has its elbow there and
-# gains nothing from guidance. One that blurs its classes gains much. Text-to-image models stand far on that
-# side: 7.5 is the default for Stable Diffusion in the library diffusers.
+# The elbow belongs to a model, not to the method. If a model is good at $w=1$, its elbow lies there, and
+# guidance improves nothing. If a model blurs its classes, guidance improves much. Text-to-image models are
+# of the second kind: the library diffusers uses 7.5 as the default for Stable Diffusion.
 #
 # So a quality number without its $w$ and its sample count says little. Report the curve.
 
@@ -862,10 +880,11 @@ assert elbows["8×8 digits"] <= 1.5 and elbows["MNIST"] <= 2
 #
 # - **Interval** (Kynkäänniemi et al. 2024): guide only at middle noise levels, here $0.1 \le t \le 0.6$. At
 #   high noise the push drives all samples of a class to one place.
-# - **Rescale** (Lin et al. 2024, section 3.4): scale the estimate's standard deviation back towards that of the
-#   conditional one.
+# - **Rescale** (Lin et al. 2024, section 3.4): scale the standard deviation of the estimate back towards
+#   that of the conditional one. (They rescale the network's output; the course rescales $\hat x_0$.)
 # - **Dynamic thresholding** (Saharia et al. 2022, section 2.3): take the size $s$ that 99.5 % of an image's
-#   pixels do not exceed. If $s > 1$, cut the image at $\pm s$ and divide it by $s$.
+#   pixels do not exceed. If $s > 1$, cut the image at $\pm s$ and divide it by $s$. (Our images have 64
+#   pixels, so $s$ is close to the largest one.)
 #
 # **Predict, then run.** Which of them will bring the samples nearest to the data again?
 
@@ -902,11 +921,12 @@ print("8×8 digits, 480 samples, 12 steps; the cures at w = 5")
 for name, r in table.items():
     print(f"{name:18s} accuracy {r['accuracy']:6.1%}   Fréchet {r['Fréchet']:.2f}   "
           f"spread {r['spread']:.2f}   beyond ±1.05 {r['beyond']:5.1%}")  # fmt: skip
-rows = [x[20:36] for x in results.values()]
-plots.image_grid(rows, list(results), scale=0.5)
+strips = [x[20:36] for x in results.values()]
+plots.image_grid(strips, list(results), scale=0.5)
 plt.show()
 
-# %%
+# %% tags=["claims"]
+# @title Checked: the interval helps most, and thresholding does not bring the samples nearer
 plain = table["w = 5"]
 assert all(r["accuracy"] > 0.97 for r in table.values())
 # Three seeds, share of the plain distance: interval .42 to .55, rescale .77 to .86, threshold
@@ -919,12 +939,14 @@ assert table["dynamic threshold"]["beyond"] == 0
 assert table["dynamic threshold"]["Fréchet"] > 0.75 * plain["Fréchet"]
 
 # %% [markdown]
-# The interval: it leaves high noise alone, where variety is lost, and about halves the distance to the data.
-# (`guidance.limited` is the interval as a scale that depends on time; with it the cures combine, in one
-# batched evaluation as well.) Rescaling helps a little. Dynamic thresholding does what it says: the pixels are
-# in range. Its spread is as large as at $w = 1$, and yet the distance to the data does not fall: black has
-# become grey, as the last row shows. A spread that grows without bringing the samples nearer to the data is
-# not variety, but another distortion. This is why one looks at more than one number.
+# The interval brings them nearest. It does not guide at high noise, where variety is lost, and it about
+# halves the distance to the data. (`guidance.limited` is the interval written as a scale that depends on
+# time. With it the cures combine, in one batched evaluation as well.) Rescaling helps a little.
+#
+# Dynamic thresholding puts the pixels in range, as it should. Its spread is as large as at $w = 1$, and yet
+# the distance to the data does not fall. Black has become grey, as the last row shows. If the spread grows
+# and the samples do not come nearer to the data, this is not variety but a different distortion. This is
+# why one looks at more than one number.
 #
 # The cheapest cure is in the first row: a smaller $w$.
 
@@ -941,55 +963,59 @@ assert table["dynamic threshold"]["Fréchet"] > 0.75 * plain["Fréchet"]
 # | `guidance_scale` of diffusers | as GLIDE | the same |
 # | Kynkäänniemi et al. 2024 | $w\,D_c - (w-1)\,D_u$ | $w$ |
 #
-# Plain conditional sampling, $w = 1$, is a scale of 0 in the second and third row, and of 1 in the others.
-# We check every row on the mixture, with the exact classifier.
+# Plain conditional sampling, $w = 1$, is a scale of 0 in the second and third row, and a scale of 1 in the
+# others. We check every row on the mixture, with the exact classifier.
 
-# %%
-x, t, k, w = points, 0.35, 2, 2.5
-sigma = float(p.sigma(t))
-eps_c, eps_u = (
-    parameterization.to_eps("x0", p, D.denoise(x, t), x, t) for D in (classes[k], mixture)
-)
-gradient = slope(log_class(k), x, t)
-D_c, D_u = classes[k].denoise(x, t), mixture.denoise(x, t)
-course_says = guidance.classifier_free(classes[k].denoise, mixture.denoise, w)(x, t)
+# %% tags=["comparison"]
+third, at_t, course_w = 2, 0.35, 2.5
+oracle_c, oracle_u, noise_level = classes[third], mixture, float(p.sigma(at_t))
+guess_c, guess_u = oracle_c.denoise(points, at_t), oracle_u.denoise(points, at_t)
+eps_c, eps_u = (parameterization.to_eps("x0", p, g, points, at_t) for g in (guess_c, guess_u))
+gradient = slope(log_class(third), points, at_t)
+course_says = guidance.classifier_free(oracle_c.denoise, oracle_u.denoise, course_w)(points, at_t)
 in_papers = {
-    "Dhariwal & Nichol": eps_u - w * sigma * gradient,
-    "on a conditional network": eps_c - (w - 1) * sigma * gradient,
-    "Ho & Salimans": (1 + (w - 1)) * eps_c - (w - 1) * eps_u,
-    "GLIDE": eps_u + w * (eps_c - eps_u),
-    "Imagen": w * eps_c + (1 - w) * eps_u,
+    "Dhariwal & Nichol": eps_u - course_w * noise_level * gradient,
+    "on a conditional network": eps_c - (course_w - 1) * noise_level * gradient,
+    "Ho & Salimans": (1 + (course_w - 1)) * eps_c - (course_w - 1) * eps_u,
+    "GLIDE": eps_u + course_w * (eps_c - eps_u),
+    "Imagen": course_w * eps_c + (1 - course_w) * eps_u,
 }
-for eps in in_papers.values():
-    x0 = parameterization.to_x0("eps", p, eps, x, t)
+for predicted in in_papers.values():
+    x0 = parameterization.to_x0("eps", p, predicted, points, at_t)
     np.testing.assert_allclose(x0, course_says, atol=1e-4)  # float32, times sigma·w/alpha
-np.testing.assert_allclose(w * D_c - (w - 1) * D_u, course_says, atol=1e-5)
+interval_paper = course_w * guess_c - (course_w - 1) * guess_u
+np.testing.assert_allclose(interval_paper, course_says, atol=1e-5)
+print(f"all rows agree with the course's w = {course_w}")
 
 # %%
-wrong = parameterization.to_x0("eps", p, (1 + w) * eps_c - w * eps_u, x, t)
-assert jnp.abs(wrong - course_says).max() > 0.1  # 1 + w with the course's own w: guided too hard
-print("all six rows agree with the course's w; (1 + w) with the same number does not")
+too_hard = (1 + course_w) * eps_c - course_w * eps_u  # 1 + w with the course's own w
+too_hard = parameterization.to_x0("eps", p, too_hard, points, at_t)
+print(f"(1 + w) with the course's own w: off by up to {jnp.abs(too_hard - course_says).max():.2f}")
+
+# %% tags=["claims"]
+# @title Checked: the wrong convention gives a different result
+assert jnp.abs(too_hard - course_says).max() > 0.1
 
 # %% [markdown]
 # ## 10 · Recap
 #
-# 1. Bayes' rule: conditional score = score + gradient of $\log p(y|x_t)$. Exact, if the classifier knows the
-#    noise.
-# 2. A network trained with some labels dropped is its own classifier: $D_u + w\,(D_c - D_u)$, in one batched
-#    evaluation.
-# 3. Forget to drop, and $w = 1$ looks healthy while every other scale is wrong, even if a classifier still
-#    likes it. Look at $w = 0$.
-# 4. For $w > 1$ one does not sample a sharpened density: the samples leave their class's centre for the far
-#    side, and by how much depends on the sampler.
-# 5. Quality against $w$ is a curve. Find the elbow, say the sample count, and say which convention your $w$
-#    follows.
+# 1. Bayes' rule: the conditional score is the score plus the gradient of $\log p(y|x_t)$. This is exact if
+#    the classifier knows the noise.
+# 2. A network that was trained with some labels dropped is its own classifier: $D_u + w\,(D_c - D_u)$, in
+#    one batched evaluation.
+# 3. If you forget to drop labels, $w = 1$ looks good and every other scale is wrong. A classifier may still
+#    accept such samples. Look at $w = 0$.
+# 4. For $w > 1$ the samples do not follow a sharpened density. They leave the centre of their class for the
+#    far side, and the distance depends on the sampler.
+# 5. Quality against $w$ is a curve. Find the elbow, give the sample count, and say which convention your
+#    $w$ follows.
 
 # %% [markdown]
-# Now the [exercises](../exercises/07_guidance.ipynb).
+# Now do the [exercises](../exercises/07_guidance.ipynb).
 #
 # **Try it yourself.** (a) In section 3, what strength $s$ of the noise-aware classifier makes the samples
-# resemble `by_ddim` at $w = 3$ most? (b) Scan the interval's upper end from 0.3 to 1 at $w = 5$: where does
-# the Fréchet distance start to rise? (c) Draw at a *negative* $w$. What does the model think is the opposite
+# resemble `by_ddim` at $w = 3$ most? (b) Vary the interval's upper end from 0.3 to 1 at $w = 5$: where does
+# the Fréchet distance start to rise? (c) Draw at a *negative* $w$. What does the model draw as the opposite
 # of a seven?
 #
 # **Words introduced.** Classifier guidance, classifier-free guidance, guidance scale, null class, label
@@ -997,11 +1023,12 @@ print("all six rows agree with the course's w; (1 + w) with the same number does
 
 # %% [markdown]
 # **Read on.** Dhariwal & Nichol 2021, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS
-# ([arXiv:2105.05233](https://arxiv.org/abs/2105.05233)). Ho & Salimans 2022, *Classifier-Free Diffusion Guidance*
-# ([arXiv:2207.12598](https://arxiv.org/abs/2207.12598)). Nichol et al. 2022, *GLIDE*, ICML (arXiv:2112.10741).
-# Saharia et al. 2022, *Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding*,
-# NeurIPS (arXiv:2205.11487). Lin, Liu, Li & Yang 2024, *Common Diffusion Noise Schedules and Sample Steps Are Flawed*, WACV
-# (arXiv:2305.08891). Kynkäänniemi et al. 2024, *Applying Guidance in a Limited Interval Improves Sample and
-# Distribution Quality in Diffusion Models*, NeurIPS (arXiv:2404.07724). Bradley & Nakkiran 2024, *Classifier-Free Guidance
-# Is a Predictor-Corrector* (arXiv:2408.09000). Karras et al. 2024, *Guiding a Diffusion Model with a Bad Version of Itself*,
-# NeurIPS (arXiv:2406.02507), for what else may stand in the place of $D_u$.
+# ([arXiv:2105.05233](https://arxiv.org/abs/2105.05233)). Ho & Salimans 2022, *Classifier-Free Diffusion
+# Guidance* ([arXiv:2207.12598](https://arxiv.org/abs/2207.12598)). Nichol et al. 2022, *GLIDE*, ICML
+# (arXiv:2112.10741). Saharia et al. 2022, *Photorealistic Text-to-Image Diffusion Models with Deep Language
+# Understanding*, NeurIPS (arXiv:2205.11487). Lin, Liu, Li & Yang 2024, *Common Diffusion Noise Schedules
+# and Sample Steps Are Flawed*, WACV (arXiv:2305.08891). Kynkäänniemi et al. 2024, *Applying Guidance in a
+# Limited Interval Improves Sample and Distribution Quality in Diffusion Models*, NeurIPS
+# (arXiv:2404.07724). Bradley & Nakkiran 2024, *Classifier-Free Guidance Is a Predictor-Corrector*
+# (arXiv:2408.09000). Karras et al. 2024, *Guiding a Diffusion Model with a Bad Version of Itself*, NeurIPS
+# (arXiv:2406.02507): it replaces $D_u$ by a worse version of the same model.

@@ -11,25 +11,25 @@
 # %% [markdown]
 # # 08 · Editing
 #
-# **The question.** A model has learned to draw pictures out of nothing. How do you make it change a
-# picture that you already have, and keep what you want to keep?
+# **The question.** A model has learned to draw pictures from nothing but noise. How do we make it change a
+# picture that we already have, and keep what we want to keep?
 #
-# Nothing is trained in this chapter. Every edit changes one of three things that you know already: the
-# state that sampling starts from, the denoiser that it calls, or the noise that it goes back to.
+# Nothing is trained in this chapter. Each edit changes one of three things that you know already: the state
+# that sampling starts from, the denoiser that it calls, or the noise that it goes back to.
 
 # %% [markdown]
 # **You will be able to**
 #
-# - redraw a sketch with SDEdit, and choose its one number, the strength, with your eyes open;
-# - fill a hole in a picture, say why the obvious way is not exact, and what resampling does about it;
-# - walk from one real digit to another through noise;
+# - redraw a sketch with SDEdit, and choose its one number, the strength, by measurement;
+# - fill a hole in a picture, say why the obvious way is not exact, and what resampling changes;
+# - go from one real digit to another through noise;
 # - change the shape of a thing and keep its colour and place, or the other way round;
 # - enlarge a thumbnail so that it shrinks back to itself, exactly;
 # - find a bug that pictures hardly show: a known region with the wrong amount of noise.
 #
-# **You need** chapters 03 (DDPM), 06 (DDIM and inversion) and 07 (functions from denoisers to
-# denoisers). **Time**: about 75 minutes of reading; the notebook itself runs for about a minute on two
-# CPU cores, two the first time.
+# **You need** chapters 03 (DDPM), 06 (DDIM and inversion) and 07 (functions from denoisers to denoisers).
+# **Time**: about 75 minutes of reading. The notebook itself runs for about a minute on two CPU cores, and
+# for two minutes the first time.
 
 # %%
 import importlib.util
@@ -63,13 +63,13 @@ plots.use_style()
 # %% [markdown]
 # ## 1 · One picture
 #
-# Three pairs of rows: above what went in, below what came out. Ten sketches, made of straight lines,
-# become handwriting. Ten real digits of 8×8 pixels lose their lower half, and get another one. Ten
-# coloured shapes become other shapes, in about the same place and often of the same colour.
+# There are three pairs of rows. In each pair, the input is above and the result below. Ten sketches, made
+# of straight lines, become handwriting. Ten real digits of 8×8 pixels lose their lower half and get a new
+# one. Ten coloured shapes become other shapes, in about the same place and often of the same colour.
 #
-# One function made all of them. Read its four lines: the whole chapter is in there. `guide` is the
-# picture that we have, `times` falls from where we start to 0, and `mask` says which pixels are to stay.
-# The sampler is the one of chapter 03.
+# One function made all of them. Read its four lines: they contain the idea of the whole chapter. `guide` is
+# the picture that we have. `times` falls from where we start to 0. `mask` says which pixels must stay. The
+# sampler is the one of chapter 03.
 
 # %%
 p = process.vp_cosine()  # all the models of this chapter were trained with it
@@ -91,7 +91,7 @@ def down_from(strength, steps=20):
 
 
 # %% [markdown]
-# The sketches are polylines: corners in a unit square, drawn with a pen of fixed width.
+# The sketches are polylines. Each has corners in a unit square and is drawn with a pen of fixed width.
 
 # %%
 SKETCHES = """.3,.1 .7,.1 .7,.9 .3,.9 .3,.1
@@ -153,15 +153,15 @@ plt.show()
 # ## 2 · SDEdit: start half way
 #
 # Noise hides small things first. At $t = 0.5$ a sketch and a handwritten digit of the same outline look
-# nearly alike: what tells them apart, the corners and the even pen, is gone. So noise the sketch, and
-# take the result for a noisy digit:
+# nearly alike, because the corners and the even pen are hidden. These details are the difference between
+# the two. So we add noise to the sketch, and treat the result as a noisy digit:
 #
 # $$x_{t_0} = \alpha(t_0)\, x^{(g)} + \sigma(t_0)\,\varepsilon, \qquad
 #   \text{then sample from } t_0 \text{ down to } 0 \tag{1}$$
 #
 # (Meng et al. 2022, section 3, for a variance preserving process; $x^{(g)}$ is the **guide**.) The only
-# number is $t_0$, the **strength**. At 0 nothing happens. At 1 the guide is forgotten and the model draws
-# as it likes. Written out, with the posterior of chapter 03:
+# number is $t_0$, the **strength**. At 0 nothing changes. At 1 the guide is forgotten, and the model draws
+# without it. Here is the method in full, with the posterior of chapter 03:
 
 
 # %%
@@ -179,24 +179,25 @@ def sdedit(D, guide, strength, steps, key):
     return x
 
 
-# %%
+# %% tags=["comparison"]
 predict = jax.jit(lambda model, x, t: denoiser.denoiser(model, p, "v", none[: len(x)])(x, t))
-D = partial(predict, small)
-ours = sdedit(D, unseen.x[:20], 0.5, 8, jax.random.key(1))
-library = editing.sdedit(samplers.ddpm(p), D, p, unseen.x[:20], 0.5, 8, jax.random.key(1))
-print(f"largest difference {jnp.abs(ours - library).max():.1e}")
-np.testing.assert_allclose(ours, library, atol=1e-3)  # 8 steps of a network in float32
-same = editing.sdedit(samplers.ddpm(p), D, p, unseen.x[:20], 0.0, 8, jax.random.key(1))
-np.testing.assert_array_equal(same, unseen.x[:20])  # strength 0 is the identity, bit for bit
+D_small = partial(predict, small)
+by_us = sdedit(D_small, unseen.x[:20], 0.5, 8, jax.random.key(1))
+call = partial(editing.sdedit, samplers.ddpm(p), D_small, p, unseen.x[:20])
+by_library = call(0.5, 8, jax.random.key(1))
+print(f"largest difference {jnp.abs(by_us - by_library).max():.1e}")
+np.testing.assert_allclose(by_us, by_library, atol=1e-3)  # 8 steps of a network in float32
+unchanged = call(0.0, 8, jax.random.key(1))
+np.testing.assert_array_equal(unchanged, unseen.x[:20])  # strength 0 is the identity, bit for bit
 
 # %% [markdown]
 # ### How strong?
 #
-# Two wishes pull against each other. The result should be *faithful* to the guide and *realistic*. We
-# measure both, with a crude copy of each of the 360 unseen digits: every pixel black or white. Faithful:
-# the judge (a classifier that was trained on real digits only) still sees the digit that was copied.
-# Realistic: the Fréchet distance from chapter 03, between the judge's features of the results and of
-# real digits.
+# Two aims are in conflict. The result should be *faithful* to the guide and *realistic*. We measure both,
+# with a crude copy of each of the 360 unseen digits: every pixel is black or white. Faithful means that the
+# judge (a classifier that was trained on real digits only) still sees the digit that was copied. Realistic
+# means a small Fréchet distance (chapter 03) between the judge's features of the results and those of real
+# digits.
 #
 # **Predict, then run.** The model is told no label. At which strength will the results be most like real
 # digits: 0.1, 0.3 or 1?
@@ -216,47 +217,51 @@ def grade(x):
 crude = np.float32(np.where(unseen.x > 0, 1, -1))
 strengths = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 kept, distance = {}, {}
-for name, labels in (("no label", none), ("its label", unseen.labels)):
-    results = [edit(small, crude, down_from(s), labels, seed) for s in strengths]
-    kept[name], distance[name] = np.transpose([grade(x) for x in [crude, *results]])
+for name, told in (("no label", none), ("its label", unseen.labels)):
+    redone = [edit(small, crude, down_from(s), told, seed) for s in strengths]
+    kept[name], distance[name] = np.transpose([grade(x) for x in [crude, *redone]])
 floor = grade(unseen.x)[1]
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 3))
-at = (0, *strengths)
-plots.curves(at, distance, xlabel="strength $t_0$", ylabel="Fréchet distance", ax=axes[0])
+t0s = (0, *strengths)
+plots.curves(t0s, distance, xlabel="strength $t_0$", ylabel="Fréchet distance", ax=axes[0])
 axes[0].axhline(floor, color=plots.TRUTH, lw=0.8)
 axes[0].text(0.62, floor - 0.1, "unseen real digits", size="small", va="top")
 axes[0].set(ylim=(0, None))
-plots.curves(at, kept, xlabel="strength $t_0$", ylabel="share still seen as the digit", ax=axes[1])
+plots.curves(t0s, kept, xlabel="strength $t_0$", ylabel="share still seen as the digit", ax=axes[1])
 axes[1].set(ylim=(0, 1.05))
 plt.show()
 
 # %%
 for name in kept:
-    for s, share, far in zip(at, kept[name], distance[name], strict=True):
+    for s, share, far in zip(t0s, kept[name], distance[name], strict=True):
         print(f"{name}, strength {s}: {share:.0%} of 360 kept, Fréchet distance {far:.2f}")
 print(f"unseen real digits: Fréchet distance {floor:.2f}")
-free, held = distance["no label"], distance["its label"]
+
+# %% tags=["claims"]
+# @title Checked: strength 0.3 is best without a label, and with a label nothing is lost
+free, labelled = distance["no label"], distance["its label"]
 # Measured 6.0, 1.1 and 3.7 at strengths 0, .3 and 1; other seeds move them by a few tenths.
 assert free[3] < 0.4 * free[0] and free[3] < 0.6 * free[6]
 assert kept["no label"][3] > 0.8 and kept["no label"][6] < 0.25
 # With the label nothing is lost, and the distance comes near that of real digits.
-assert kept["its label"][2:].min() > 0.97 and held[3:].min() < 1.4 * floor
+assert kept["its label"][2:].min() > 0.97 and labelled[3:].min() < 1.4 * floor
 
 # %% [markdown]
-# At 0.3, and then it gets worse again. A little noise hides the crude pixels and leaves the digit, so the
-# model repairs the one and keeps the other. With more noise the results drift away from the guide, and
-# without a label this model draws less well from nothing than it repairs. Meng et al. call this the
-# trade-off between realism and faithfulness; the best strength depends on how crude the guide is.
+# The results are most like real digits at strength 0.3. With more strength they get worse again. A little
+# noise hides the crude pixels but not the digit, so the model repairs the pixels and keeps the digit. With
+# more noise the results move away from the guide. And without a label, this model repairs better than it
+# draws from pure noise. Meng et al. call this the trade-off between realism and faithfulness. The best
+# strength depends on how crude the guide is.
 #
-# The label changes the picture: it carries what the noise hides. Told which digit it is, the model keeps
-# it at every strength. A **condition** says what to draw, the **strength** how much of the old drawing
-# to respect. That is all there is behind the "image to image" slider of large models.
+# A label changes the result, because it says what the noise hides. If the model is told the digit, it keeps
+# the digit at every strength. A **condition** says what to draw, and the **strength** says how much of the
+# old drawing to keep. The "image to image" slider of large models does just this.
 
 # %% [markdown]
-# **Explorer.** The sketches of section 1, from untouched to drawn anew. The noise is the same at every
-# strength. With the menu, change the label: to none, to the right one, or to the next digit.
+# **Explorer.** Here are the sketches of section 1, from unchanged to completely new. The noise is the same
+# at every strength. With the menu, change the label: no label, the right one, or that of the next digit.
 
 # %%
 menu = {
@@ -266,8 +271,8 @@ menu = {
 }
 positions = np.arange(0, 11) / 10
 series = {
-    name: [sketches, *(edit(mnist, sketches, down_from(s), labels, seed) for s in positions[1:])]
-    for name, labels in menu.items()
+    name: [sketches, *(edit(mnist, sketches, down_from(s), told, seed) for s in positions[1:])]
+    for name, told in menu.items()
 }
 
 
@@ -281,11 +286,11 @@ widgets.explorer(
 )  # fmt: skip
 
 # %%
-rows = {"sketch": sketches}
+strips = {"sketch": sketches}
 for name, short in (("no label", "no label"), ("next digit's label", "next label")):
     for i in (3, 5, 7, 9):
-        rows[f"{short}, {positions[i]}"] = series[name][i]
-plots.image_grid(list(rows.values()), list(rows), scale=0.5)
+        strips[f"{short}, {positions[i]}"] = series[name][i]
+plots.image_grid(list(strips.values()), list(strips), scale=0.5)
 plt.show()
 digit_judge = weights.load("mnist_classifier").model
 seen = {i: np.asarray(judge(digit_judge, series["next digit's label"][i])[0]) for i in (5, 10)}
@@ -293,36 +298,41 @@ as_drawn = int(np.sum(seen[5] == np.arange(10)))
 as_told = int(np.sum(seen[10] == (np.arange(10) + 1) % 10))
 print(f"the next digit's label: at 0.5 {as_drawn} of 10 are still the sketch's digit")
 print(f"at 1.0 {as_told} of 10 are the label's")
+
+# %% tags=["claims"]
+# @title Checked: at 0.5 most digits are the sketch's, at 1.0 the label's
 assert as_drawn >= 7 and as_told >= 6
 
 # %% [markdown]
-# Follow one column. Up to about 0.5 the outline holds whatever the label says; later the label wins. In
-# between lies the strength at which an edit changes the *meaning* and keeps the *layout*. It is worth
-# the search, picture by picture.
+# Follow one column. Up to about 0.5 the outline stays, whatever the label says. At larger strengths the
+# label decides. Between the two lies a strength at which an edit changes the *meaning* and keeps the
+# *layout*. You have to search for it in each picture.
 #
-# ## 3 · Inpainting: the denoiser that knows
+# ## 3 · Inpainting: a denoiser that knows some pixels
 #
 # Now some pixels must stay exactly as they are: the **mask** $m$ is 1 there. What is the best guess at a
-# pixel that we know? The pixel. So tell the denoiser:
+# pixel that we know? It is the pixel itself. For example, if a known pixel is 0.75, we replace the
+# denoiser's guess 0.6 by 0.75, and leave all other guesses as they are:
 #
 # $$D_m(x_t, t) = m \odot x_\text{known} + (1 - m) \odot D(x_t, t) \tag{2}$$
 #
-# Every sampler now moves the known pixels as if $x_0$ were known for certain; the ancestral one draws them
-# from $q(x_s \mid x_t,\, x_0 = x_\text{known})$. So they have the right noise at every step, and none at
-# the end. (Lugmayr et al. 2022 join the two parts of $x_s$ instead, and noise the known one afresh, to the
-# level of $s$. Either way it is distributed as $q(x_s \mid x_\text{known})$, which is what the network was
-# trained on.)
+# Every sampler now moves the known pixels as if $x_0$ were known for certain. The ancestral sampler draws
+# them from $q(x_s \mid x_t,\, x_0 = x_\text{known})$. So they have the right noise at every step, and none
+# at the end. (Lugmayr et al. 2022 do it differently: they join two parts of $x_s$, and add fresh noise of
+# the level of $s$ to the known part. Either way it is distributed as $q(x_s \mid x_\text{known})$, as in
+# training.)
 
 # %% [markdown]
 # ### Two pixels, where the answer is known
 #
-# A "picture" of two pixels, Gaussian, with standard deviation 0.5 and correlation 0.9. We know the first
-# pixel: 0.75. Regression gives the law of the second: its mean is $0.9 \cdot 0.75$, its standard
-# deviation $0.5\sqrt{1 - 0.9^2}$. The exact denoiser is linear (chapter 02, equation 3, with a
-# covariance matrix). So nothing here is learned, and whatever goes wrong is the method's own.
+# We take a "picture" of two pixels. It is Gaussian, with standard deviation 0.5 and correlation 0.9. We
+# know the first pixel: 0.75. Regression gives the distribution of the second one. Its mean is
+# $0.9 \cdot 0.75$, and its standard deviation is $0.5\sqrt{1 - 0.9^2}$. The exact denoiser is linear
+# (chapter 02, equation 3, with a covariance matrix). Nothing here is learned, so any error is the method's
+# own.
 #
-# **Predict, then run.** 8,000 draws, 50 steps, the exact denoiser, equation (2). Will the second pixel
-# have the right mean?
+# **Predict, then run.** We make 8,000 draws with 50 steps, the exact denoiser and equation (2). Will the
+# second pixel have the right mean?
 
 # %%
 C = 0.25 * jnp.array([[1, 0.9], [0.9, 1]])
@@ -342,43 +352,49 @@ x0, path = sampling.sample(samplers.ddpm(p), D, x_start, times, jax.random.key(3
 
 # %%
 right_mean, right_std = 0.9 * 0.75, 0.5 * np.sqrt(1 - 0.9**2)
-np.testing.assert_allclose(x0[:, 0], 0.75, rtol=1e-6)  # the known pixel, exactly
 alpha, sigma = (np.asarray(f(times[1:-1])) for f in (p.alpha, p.sigma))
 spread = np.asarray(path[:-1, :, 0]).std(1) / sigma
-# 8,000 draws: a standard deviation is known to 0.8 %, and 49 of them are looked at.
-assert np.abs(spread - 1).max() < 0.04
 print(f"noise of the known pixel: {spread.min():.3f} to {spread.max():.3f} times sigma_s")
 print(f"second pixel: mean {x0[:, 1].mean():.3f}, std {x0[:, 1].std():.3f}")
 print(f"exact:        mean {right_mean:.3f}, std {right_std:.3f}")
 more = sampling.sample(samplers.ddpm(p), D, x_start, sampling.uniform(800), jax.random.key(3))[0]
 print(f"800 steps:    mean {more[:, 1].mean():.3f}")
-assert more[:, 1].mean() < 0.8 * right_mean
+
+# %% tags=["claims"]
+# @title Checked: the known pixel is exact, and the second one is wrong with 50 and 800 steps
+np.testing.assert_allclose(x0[:, 0], 0.75, rtol=1e-6)  # the known pixel, exactly
+# 8,000 draws: a standard deviation is known to 0.8 %, and 49 of them are looked at.
+assert np.abs(spread - 1).max() < 0.04
 assert x0[:, 1].mean() < 0.8 * right_mean and x0[:, 1].std() > 1.2 * right_std
+assert more[:, 1].mean() < 0.8 * right_mean
 
 # %% [markdown]
-# The known pixel is perfect, at every step. The second is wrong: too low, too wide, as if it had only
-# half listened. The denoiser is exact, and 8,000 draws leave no room for chance.
+# The known pixel is right at every step. The second pixel is wrong: its mean is too low and its spread too
+# large, as if it had used only half of the information. The denoiser is exact, and with 8,000 draws this is
+# not chance.
 #
-# Why? At high noise the second pixel sees the first one only through noise, and takes its first steps
-# nearly blind. Later the first pixel becomes clear, but the steps have been taken. The posterior
-# $q(x_s \mid x_t, x_0)$ holds on to $x_t$, which never agreed with the known pixel. Equation (2) makes
-# the *guess* consistent, not the *state*. More steps do not help, as the next cell shows. (Trippe et al. 2023 discuss this error of the "replacement
-# method", and Rout et al. 2023 analyse one of RePaint in a linear model.)
+# Why does this happen? At high noise the first pixel is noisy too, so the second one takes its first steps
+# with hardly any information. Later the first pixel becomes clear, but these steps have been taken. The
+# posterior $q(x_s \mid x_t, x_0)$ stays close to $x_t$, and $x_t$ never agreed with the known pixel.
+# Equation (2) makes the *guess* consistent, but not the *state*. More steps do not help: the cell above
+# also has 800 steps. (Trippe et al. 2023 discuss this error of the "replacement method", and Rout et al.
+# 2023 analyse an error of RePaint in a linear model.)
 
 # %% [markdown]
-# ### RePaint: go back and listen again
+# ### RePaint: go back and repeat the step
 #
-# After each step down to $s$, noise the whole state back up to $t$ with the transition kernel
+# After each step down to $s$, we add noise to the whole state to bring it back up to $t$. The transition
+# kernel does this. For neighbouring steps of a chain it is $\sqrt{1-\beta}\,x_s + \sqrt{\beta}\,z$; in
+# general it is
 #
 # $$x_t = \tfrac{\alpha_t}{\alpha_s}\,x_s +
-#   \sqrt{\sigma_t^2 - \big(\tfrac{\alpha_t}{\alpha_s}\big)^2\sigma_s^2}\; z \tag{3}$$
+#   \sqrt{\sigma_t^2 - \big(\tfrac{\alpha_t}{\alpha_s}\big)^2\sigma_s^2}\; z. \tag{3}$$
 #
-# and take the step again, a few times (Lugmayr et al. 2022, algorithm 1; for neighbouring steps of a
-# chain this is $\sqrt{1-\beta}\,x_s + \sqrt{\beta}\,z$). Each time, the unknown part reacts to the known
-# one at the *same* noise level, and the two can settle.
+# Then we take the step again, and repeat this a few times (Lugmayr et al. 2022, algorithm 1). Each time,
+# the unknown part reacts to the known part at the *same* noise level. So the two parts come to agree.
 
 
-# %%
+# %% tags=["comparison"]
 def repaint(D, known, mask, x, times, repeats, key):
     """Lugmayr et al. 2022, algorithm 1, with jumps of one step and equation (2)."""
     for i in range(len(times) - 1):
@@ -397,10 +413,10 @@ def repaint(D, known, mask, x, times, repeats, key):
 
 
 grid, key = sampling.uniform(6), jax.random.key(4)
-ours = repaint(exact_D, known, first, x_start, grid, 3, key)
-library, _ = sampling.sample(samplers.repaint(samplers.ddpm(p), p, 3), D, x_start, grid, key)
-print(f"largest difference {jnp.abs(ours - library).max():.1e}")
-np.testing.assert_allclose(ours, library, atol=1e-4)  # float32; differences of squares in `added`
+written_out = repaint(exact_D, known, first, x_start, grid, 3, key)
+compiled, _ = sampling.sample(samplers.repaint(samplers.ddpm(p), p, 3), D, x_start, grid, key)
+print(f"largest difference {jnp.abs(written_out - compiled).max():.1e}")
+np.testing.assert_allclose(written_out, compiled, atol=1e-4)  # float32; `added` subtracts
 
 # %%
 repeats, means, stds = (1, 2, 5, 10, 20), [], []
@@ -423,25 +439,32 @@ for ax, found, truth, name in zip(
     ax.minorticks_off()
     ax.text(1, truth, "exact", va="bottom", size="small")
 plt.show()
-off = [abs(mean - right_mean) for mean in means]
+
+# %% tags=["claims"]
+# @title Checked: repeats correct the mean
+mean_off = [abs(mean - right_mean) for mean in means]
 # Standard errors of 8,000 draws are below .004, and the steps between repeats are far larger.
-assert off[0] > 0.15 and off[2] < 0.4 * off[0] and off[4] < 0.2 * off[0]
+assert mean_off[0] > 0.15 and mean_off[2] < 0.4 * mean_off[0] and mean_off[4] < 0.2 * mean_off[0]
 
 # %% [markdown]
-# Twenty repeats of 50 steps come close, at twenty times the price. The mean is what the repeats repair.
-# The spread settles a little low, and that is the sampler's doing: the posterior's variance is too small
-# for a step whose $x_0$ isn't known for certain (chapter 03). With `variance="transition"`, which is too
-# large, it settles a little high. Smaller steps bring the two together.
+# Twenty repeats of 50 steps come close to the exact values, at twenty times the price. The repeats correct
+# the mean. The spread ends a little too low, and this comes from the sampler. Its posterior variance is too
+# small for a step whose $x_0$ is not known for certain (chapter 03). With `variance="transition"`, which is
+# too large, the spread ends a little too high. With smaller steps the difference between the two becomes
+# smaller.
 
 # %%
 wide, widths = partial(samplers.ddpm, variance="transition"), {}
 for n in (50, 200):
     for name, make in (("posterior", samplers.ddpm), ("transition", wide)):
         again = samplers.repaint(make(p), p, 20)
-        drawn = sampling.sample(again, D, x_start, sampling.uniform(n), jax.random.key(5))[0][:, 1]
-        widths[name, n] = float(drawn.std() / right_std)
-        print(f"20 repeats of {n:3} steps, {name:10} variance: mean {drawn.mean():.3f}, "
-              f"std {drawn.std():.3f}")  # fmt: skip
+        second = sampling.sample(again, D, x_start, sampling.uniform(n), jax.random.key(5))[0][:, 1]
+        widths[name, n] = float(second.std() / right_std)
+        print(f"20 repeats of {n:3} steps, {name:10} variance: mean {second.mean():.3f}, "
+              f"std {second.std():.3f}")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: the two variances lie on both sides, and smaller steps bring them together
 low, high = ([widths[name, n] for n in (50, 200)] for name in ("posterior", "transition"))
 # A standard deviation of 8,000 draws is known to 0.8 %.
 assert low[0] < 0.95 and high[0] > 1.02 and high[1] - low[1] < 0.6 * (high[0] - low[0])
@@ -449,10 +472,10 @@ assert low[0] < 0.95 and high[0] > 1.02 and high[1] - low[1] < 0.6 * (high[0] - 
 # %% [markdown]
 # ### Real digits
 #
-# The upper half of the 360 unseen digits is known. The model is told no label, and must find out from
-# the upper half. How often will the judge see the digit that was covered?
+# Now the upper half of each of the 360 unseen digits is known. The model is told no label, and has to infer
+# the digit from the upper half. How often will the judge see the digit that was covered?
 #
-# **Predict, then run.** An upper half doesn't always say which digit it is, so nobody can reach 100 %.
+# **Predict, then run.** An upper half does not always say which digit it is, so nobody can reach 100 %.
 # Will five repeats help?
 
 
@@ -467,19 +490,20 @@ def inpaint(model, picture, mask, labels, key, repeats):
 
 
 once = edit(small, unseen.x, down_from(1.0), none, seed, upper)  # strength 1 is inpainting
-five, _ = inpaint(small, unseen.x, upper, none, seed, 5)
+repeated, _ = inpaint(small, unseen.x, upper, none, seed, 5)
 outcomes = {
     "hole left black": np.where(upper, unseen.x, -1),
     "one pass": once,
-    "five repeats": five,
+    "five repeats": repeated,
     "one pass, with the label": filled,
 }
 graded = {name: grade(x) for name, x in outcomes.items()}
 for name, (share, far) in graded.items():
     print(f"{name:26} {share:.0%} of 360 seen as the digit, Fréchet distance {far:.2f}")
 
-# %%
-for x in (once, five, filled):  # known pixels come back bit for bit
+# %% tags=["claims"]
+# @title Checked: known pixels come back exactly; repeats help, and a label helps more
+for x in (once, repeated, filled):  # known pixels come back bit for bit
     np.testing.assert_array_equal(np.where(upper, x, 0), np.where(upper, unseen.x, 0))
 # Shares of 360 have standard errors of 2.6 %. Measured .22, .56, .65 and .98.
 assert graded["one pass"][0] > graded["hole left black"][0] + 0.2
@@ -488,12 +512,12 @@ assert graded["five repeats"][1] < 0.75 * graded["one pass"][1]
 assert graded["one pass, with the label"][0] > 0.95
 
 # %% [markdown]
-# Repeats help, and a label helps more. Masks and labels are changes of the denoiser, strength is one of
-# the start, repeats are one of the sampler: so all of them combine freely.
+# Repeats help, and a label helps more. Masks and labels change the denoiser, the strength changes the
+# start, and repeats change the sampler. So we can combine all of them freely.
 #
-# **Explorer.** The redrawn sketches of section 1, each with one of five masks; what is unknown begins as
-# noise. Four repeats, and each has its label. Look at the states in the middle: can you see where the
-# mask ends? If you could, so could the network.
+# **Explorer.** These are the redrawn sketches of section 1, each with one of five masks. The unknown part
+# begins as noise. We use four repeats, and each digit has its label. Look at the states in the middle: can
+# you see where the mask ends? If you can see it, the network can see it too.
 
 # %%
 r, c = np.indices((28, 28))
@@ -508,6 +532,9 @@ chosen = np.array([2, 3, 4, 5, 6, 8])
 tall = np.repeat(np.stack(list(masks.values())), 6, axis=0)[..., None]
 pictures, labels = np.tile(redrawn[chosen], (5, 1, 1, 1)), np.tile(chosen, 5)
 completed, path = inpaint(mnist, pictures, tall, labels, jax.random.key(6), 4)
+
+# %% tags=["claims"]
+# @title Checked: known pixels come back exactly
 np.testing.assert_array_equal(np.where(tall, completed, 0), np.where(tall, pictures, 0))
 
 
@@ -527,17 +554,19 @@ widgets.explorer(
 )  # fmt: skip
 
 # %%
-rows = {"picture": redrawn[chosen]}
+filled_rows = {"picture": redrawn[chosen]}
 for k, name in enumerate(masks):
-    rows[f"known: {name}"], rows[f"{name}, filled"] = stages(k)[-1]
-labels = ["picture", *(part for name in masks for part in (name, "filled"))]
-plots.image_grid(list(rows.values()), labels, "What is hidden, and how it was filled", scale=0.5)
+    filled_rows[name], filled_rows[f"{name}, filled"] = stages(k)[-1]
+row_names = ["picture", *(part for name in masks for part in (name, "filled"))]
+plots.image_grid(
+    list(filled_rows.values()), row_names, "What is hidden, and how it was filled", scale=0.5
+)
 plt.show()
 
 # %% [markdown]
-# **Draw your own.** Click fields: what is coloured will be hidden. Then press the button. Row by row: a digit
-# without what is hidden, and four pictures that agree with the rest. Hide so much that the four differ.
-# Then hide one field more than you think you can.
+# **Draw your own.** Click fields: coloured fields will be hidden. Then press the button. Each row shows a
+# digit without the hidden part, and four pictures that agree with the rest. Hide so much that the four
+# differ. Then hide one field more.
 
 
 # %%
@@ -558,17 +587,17 @@ widgets.mask_editor(fill, lower_left)
 # %% [markdown]
 # ## 4 · Break it on purpose: the wrong noise under the mask
 #
-# Many programs join the two parts of the state by hand, as the RePaint paper does: after each step from $t$
-# to $s$ they paste a noisy copy of the known picture into $x_s$. Two slips are easy:
+# Many programs join the two parts of the state by hand, as the RePaint paper does. After each step from $t$
+# to $s$ they paste a noisy copy of the known picture into $x_s$. Two mistakes are easy to make:
 #
-# - **late**: the copy is noised to the level of $t$, where the step began, and not of $s$;
-# - **clean**: the copy isn't noised at all.
+# - **late**: the copy gets the noise level of $t$, where the step began, and not that of $s$;
+# - **clean**: the copy gets no noise at all.
 #
-# How easy? The late one is *printed in the paper*: its eq. 8a has the levels of $t$ in a formula for
-# $x_{t-1}$, and line 5 of its algorithm 1 lacks a square root as well. The authors' program is right
-# ([their issue 17](https://github.com/andreas128/RePaint/issues/17)).
+# The late mistake is even *printed in the paper*. Its eq. 8a has the levels of $t$ in a formula for
+# $x_{t-1}$, and line 5 of its algorithm 1 also lacks a square root. The authors' program is right ([their
+# issue 17](https://github.com/andreas128/RePaint/issues/17)).
 #
-# **Predict, then run.** Which of the two will you see in the results? Which will the judge notice?
+# **Predict, then run.** Which of the two will you see in the results? Which of them will the judge notice?
 
 
 # %%
@@ -600,13 +629,13 @@ def noise_level(state, picture):
 
 
 levels = {"right": (0.0, 1.0), "late": (1.0, 0.0), "clean": (0.0, 0.0)}
-t, s = sampling.uniform(20)[:-2], sampling.uniform(20)[1:-1]  # each step but the last
-sigma_t, sigma_s = np.asarray(p.sigma(t)), np.asarray(p.sigma(s))
+step_from, step_to = sampling.uniform(20)[:-2], sampling.uniform(20)[1:-1]  # all but the last
+sigma_t, sigma_s = np.asarray(p.sigma(step_from)), np.asarray(p.sigma(step_to))
 ratios, off, wrong, results = {}, {}, {}, {}
-for name, at in levels.items():
-    x, path = paste(small, unseen.x, upper, none, seed, *at)
+for name, pasted_at in levels.items():
+    x, states = paste(small, unseen.x, upper, none, seed, *pasted_at)
     results[name] = x
-    level = [noise_level(state[:, :4], unseen.x[:, :4]) for state in path[:-1]]
+    level = [noise_level(state[:, :4], unseen.x[:, :4]) for state in states[:-1]]
     ratios[name] = np.array(level) / sigma_s
     off[name] = float(jnp.sqrt(jnp.mean((x - unseen.x)[:, :4] ** 2)))
     wrong[name] = grade(x)
@@ -616,8 +645,14 @@ for name, at in levels.items():
 # %%
 ax = plt.subplots(figsize=(6, 3))[1]
 ax.set(ylim=(-0.1, 2.2))
-plots.curves(s, ratios, xlabel="time $s$", ylabel="noise under the mask / $\\sigma_s$", ax=ax)
+plots.curves(step_to, ratios, xlabel="time $s$", ylabel="noise under the mask / $\\sigma_s$", ax=ax)
 plt.show()
+every = slice(0, 360, 30)
+plots.image_grid([unseen.x[every], *(x[every] for x in results.values())], ["truth", *results])
+plt.show()
+
+# %% tags=["claims"]
+# @title Checked: the noise level shows both mistakes, and the accuracy shows neither
 # 360 × 32 pixels: a standard deviation is known to 0.7 %, and there are 19 of them.
 np.testing.assert_allclose(ratios["right"], 1, atol=0.03)
 np.testing.assert_allclose(ratios["late"], sigma_t / sigma_s, rtol=0.03)
@@ -627,39 +662,36 @@ assert off["right"] == off["clean"] == 0 and off["late"] > 0.9 * sigma_s[-1]
 gaps = [abs(wrong[name][0] - wrong["right"][0]) for name in ("late", "clean")]
 assert max(gaps) < 0.15  # shares of 360 have standard errors of 2.6 %: no alarm in either
 assert wrong["clean"][1] < wrong["right"][1]
-every = slice(0, 360, 30)
-plots.image_grid([unseen.x[every], *(x[every] for x in results.values())], ["truth", *results])
-plt.show()
 
 # %% [markdown]
-# Can you tell the rows apart? The judge's accuracy can't, and by the Fréchet distance the clean copy is even
-# better than the right one: clean pixels tell the network more than noisy ones do. But look at the
-# curves, and at the last column:
+# Can you see a difference between the rows? The judge's accuracy cannot. By the Fréchet distance the clean
+# copy is even better than the right one, because clean pixels tell the network more than noisy ones do. But
+# look at the curves, and at the last column of the table:
 #
-# - the **late** copy is always one step too noisy, up to twice as noisy as its surroundings, and in the
-#   end the known pixels are *not known*: the noise of the last step is still on them. The fewer the
-#   steps, the more of it;
-# - the **clean** copy has no noise at all. The network is asked about states that no training showed it.
-#   That went well here, and no argument says that it must; and the state is no draw from $q(x_s)$, on
-#   which chapters 09 to 11 rely.
+# - the **late** copy is always one step too noisy, and up to twice as noisy as its surroundings. In the end
+#   the known pixels are *not known*, because the noise of the last step is still on them. With fewer steps
+#   this noise is stronger;
+# - the **clean** copy has no noise at all. The network gets states that it never saw in training. This went
+#   well here, but nothing guarantees it. And the state is not a draw from $q(x_s)$, which chapters 09 to 11
+#   need.
 
 # %% [markdown]
-# **The lesson:** an average quality doesn't find this bug. One line does: *the noise under the mask,
-# divided by $\sigma_s$, is 1 at every step.* Put it into every project that pastes. Nobody is above it:
-# the library `diffusers` had the late copy until the end of 2022
-# ([1581](https://github.com/huggingface/diffusers/issues/1581)), two years later lost the root, to agree with
-# the paper ([10185](https://github.com/huggingface/diffusers/pull/10185)), and got it back a month after
-# that ([10644](https://github.com/huggingface/diffusers/pull/10644)).
+# **The lesson:** an average quality does not find this bug, but one line does: *the noise under the mask,
+# divided by $\sigma_s$, is 1 at every step.* Put it into every project that pastes. Experts make this
+# mistake too. The library `diffusers` had the late copy until the end of 2022
+# ([1581](https://github.com/huggingface/diffusers/issues/1581)). Two years later it lost the square root,
+# to agree with the paper ([10185](https://github.com/huggingface/diffusers/pull/10185)). A month after that
+# it got the root back ([10644](https://github.com/huggingface/diffusers/pull/10644)).
 
 # %% [markdown]
 # ## 5 · Between two real digits
 #
-# Half of a 3 and half of an 8 is a grey ghost, not a digit: pixels don't mix. Noises do. Chapter 06 found
-# for every picture the noise from which DDIM draws it, and mixed noises along the arc with `slerp`. Both
-# work on pictures that no model drew.
+# The mean of a 3 and an 8 is a grey ghost and not a digit: we cannot mix pixels. But we can mix noises.
+# Chapter 06 computed for a picture the noise from which DDIM draws it, and mixed noises along the arc with
+# `slerp`. Both work on pictures that no model drew.
 #
-# **Predict, then run.** We go from one real digit to another of its class. Which of three halfway points
-# is most like real digits: the mean of the pixels, of the noises, or the middle of the arc?
+# **Predict, then run.** We go from one real digit to another one of its class. Which of three halfway
+# points is most like real digits: the mean of the pixels, the mean of the noises, or the middle of the arc?
 
 
 # %%
@@ -683,6 +715,9 @@ z = to_noise(small, unseen.x, unseen.labels)
 back = from_noise(small, z, unseen.labels)
 error = float(jnp.sqrt(jnp.mean((back - unseen.x) ** 2)))
 print(f"to noise and back: {error:.4f} per pixel; the noise has std {z.std():.3f}")
+
+# %% tags=["claims"]
+# @title Checked: digits come back from their noise, whose spread is near 1
 assert error < 0.05 and abs(float(z.std()) - 1) < 0.1  # pixels have a standard deviation of .75
 
 # %%
@@ -694,38 +729,41 @@ halfway = {
 between = {name: grade(x) for name, x in halfway.items()}
 for name, (share, far) in between.items():
     print(f"{name:18} {share:.0%} of 360 seen as the digit, Fréchet distance {far:.2f}")
-far = [value[1] for value in between.values()]
 print(f"unseen real digits: Fréchet distance {floor:.2f}")
+
+# %% tags=["claims"]
+# @title Checked: the middle of the arc is most like real digits
+pixels, noises, arcs = (value[1] for value in between.values())
 # Measured 1.9, 1.7 and 1.1; with two other pairings the last is 0.9, the others hardly move.
-assert far[2] < 0.65 * far[0] and far[2] < 0.85 * far[1]
+assert arcs < 0.65 * pixels and arcs < 0.85 * noises
 
 # %%
-shares, rows = np.linspace(0, 1, 9), []
+shares, mixes = np.linspace(0, 1, 9), []
 ends = to_noise(small, unseen.x, none)  # this time without a label
 for a, b in ((10, 32), (27, 48)):  # a 0 and a 4, a 3 and a 5
-    rows.append(np.stack([(1 - w) * unseen.x[a] + w * unseen.x[b] for w in shares]))
+    mixes.append(np.stack([(1 - w) * unseen.x[a] + w * unseen.x[b] for w in shares]))
     arc = jnp.concatenate([editing.slerp(ends[a, None], ends[b, None], w) for w in shares])
-    rows.append(from_noise(small, jnp.tile(arc, (40, 1, 1, 1)), none)[:9])  # 360: one program
-plots.image_grid(rows, 2 * ["pixels", "noises"], "From a 0 to a 4, and from a 3 to a 5", scale=0.7)
+    mixes.append(from_noise(small, jnp.tile(arc, (40, 1, 1, 1)), none)[:9])  # 360: one program
+plots.image_grid(mixes, 2 * ["pixels", "noises"], "From a 0 to a 4, and from a 3 to a 5", scale=0.7)
 plt.show()
 
 # %% [markdown]
-# Mixing pixels, one digit fades while the other appears. Mixing noises, strokes stay black or white, and
-# one of them bends until it is another. The arc matters because a mean of two noises is too short
-# (chapter 06), and a short noise draws pale, average digits.
+# If we mix pixels, one digit fades while the other one appears. If we mix noises, strokes stay black or
+# white, and one digit bends until it is the other one. The arc matters because a mean of two noises is too
+# short (chapter 06), and a short noise gives pale, average digits.
 #
 # ## 6 · Shape, colour and place
 #
-# The shapes have three properties that we can measure: which shape (by a judge that recognises nearly
-# all of 30,000 unseen ones), which colour (the mean over the bright pixels), and where (their centre). The
-# model was told the shape only. So give SDEdit *another* shape as the label, and see what survives.
+# The shapes have three properties that we can measure. The first is the shape itself (a judge that
+# recognises nearly all of 30,000 unseen ones says which it is). The second is the colour (the mean over the
+# bright pixels). The third is the place (their centre). The model was told the shape only. So we give
+# SDEdit a *different* shape as the label, and see what stays.
 #
-# **Predict, then run.** As the strength grows, which goes first: the old shape, the colour or the place?
+# **Predict, then run.** As the strength grows, what is lost first: the old shape, the colour or the place?
 
 # %%
 released = weights.load("shapes_classifier")
 shape_judge = released.model
-assert released.card.metrics["test_accuracy"] > 0.995 and released.card.metrics["of"] == 30_000
 
 
 def look(x):
@@ -749,6 +787,10 @@ def survived(x):
     return wanted.mean(), (away[0] < 0.15).mean(), (away[1] < 2).mean()
 
 
+# %% tags=["claims"]
+# @title Checked: the judge of shapes is good enough
+assert released.card.metrics["test_accuracy"] > 0.995 and released.card.metrics["of"] == 30_000
+
 # %%
 tried = (0.3, 0.5, 0.7, 0.85, 1.0)
 edits = [edit(coloured, shapes.x, down_from(s), other, seed) for s in tried]
@@ -766,31 +808,42 @@ for name, shares_of_100 in zip(names, fate, strict=True):
 # %%
 plots.image_grid([shapes.x[:12], *(x[:12] for x in edits[:4])], ["before", *map(str, tried[:4])])
 plt.show()
+size_of = lambda change: float(np.linalg.norm(change.reshape(len(change), -1), axis=1).mean())
+recoloured = size_of(shapes.x[..., [2, 0, 1]] - shapes.x)
+shifted = size_of(np.roll(shapes.x, 3, axis=2) - shapes.x)
+print(f"distance to the same picture in another colour {recoloured:.1f}, "
+      f"moved by 3 pixels {shifted:.1f}")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: the shape goes first, then the colour, then the place
 # Shares of 100 have standard errors of at most .05.
 assert fate[0, 0] == 0 and fate[0, 3] > 0.5  # strength .7: most have the new shape
 assert fate[0, 2] > 0.3 and fate[1, 2] > 0.5  # strength .5
 assert fate[2, 3] > 0.6 and fate[2, 5] < 0.4  # and are still in place, but not at 1
 assert fate[1, 2] > fate[1, 5] + 0.2 and fate[2, 3] > fate[1, 3] + 0.1  # colour goes before place
+assert shifted > 1.1 * recoloured
 
 # %% [markdown]
-# The old shape goes first: it is made of fine edges, and the label pushes against it. Then the colour.
-# The place is last, because it is the coarsest thing in the picture, and noise hides fine things first.
-# At 0.5 many shapes are new and most colours are kept, but not all. SDEdit alone cannot do much better: it
-# has a single number, and that is a noise level.
+# The old shape is lost first: its edges are fine, and the label pushes against it. Then the colour is lost,
+# and the place is last. Noise first hides the differences between pictures that lie close together. The
+# same picture in a different colour lies closer than the same picture moved by a few pixels. At 0.5 many
+# shapes are new and most colours are kept, but not all. SDEdit alone cannot do much better, because its
+# single number is a noise level.
 #
 # ### Hold what you want to hold
 #
-# Shrink the picture to 6×6 blocks. What is left is colour and place; the shape is gone. So ask for a
-# picture *with these block means* and another label. Let $A$ average over blocks, and $U$ repeat a
-# block's value over its pixels, so that $AU = 1$. For a coarse picture $c$,
+# We shrink the picture to 6×6 blocks. Colour and place remain, and the shape is gone. So we ask for a
+# picture *with these block means* and another label. Let $A$ average over blocks, and $U$ repeat a block's
+# value over its pixels, so $AU = 1$. If a block's mean is 0.2 and the coarse picture $c$ says 0.5, we add
+# 0.3 to its pixels:
 #
 # $$D_c(x_t, t) = D + U\,\big(c - A\,D\big), \qquad A\,D_c = c \tag{4}$$
 #
-# (Wang, Yu & Zhang 2023, for any linear $A$; inpainting is the case where $A$ picks the known pixels.)
-# The estimate keeps its details and takes its block means from $c$.
+# (Wang, Yu & Zhang 2023, for any linear $A$; inpainting is the case where $A$ selects the known pixels.)
+# The guess keeps its details and takes its block means from $c$.
 
 
-# %%
+# %% tags=["comparison"]
 def match(D, c):
     """Equation (4): the denoiser whose estimate has the block means c [B, h, w, C]."""
 
@@ -808,11 +861,12 @@ def shrink(x, size):
     return x.reshape(len(x), size, n, size, n, -1).mean(axis=(2, 4))
 
 
-D = lambda x, t: jnp.tanh(3 * x) + t  # any function will do
-x, coarse = jax.random.normal(seed, (3, 24, 24, 3)), shrink(shapes.x[:3], 6)
-ours, library = match(D, coarse)(x, 0.3), guidance.match_coarse(D, coarse)(x, 0.3)
-np.testing.assert_allclose(ours, library, atol=1e-5)  # the same float32 sums in another order
-np.testing.assert_allclose(shrink(library, 6), coarse, atol=1e-5)
+any_D = lambda x, t: jnp.tanh(3 * x) + t  # any function will do
+state, three = jax.random.normal(seed, (3, 24, 24, 3)), shrink(shapes.x[:3], 6)
+matched_ours = match(any_D, three)(state, 0.3)
+matched_library = guidance.match_coarse(any_D, three)(state, 0.3)
+np.testing.assert_allclose(matched_ours, matched_library, atol=1e-5)  # float32 sums, reordered
+np.testing.assert_allclose(shrink(matched_library, 6), three, atol=1e-5)
 
 
 # %%
@@ -825,33 +879,35 @@ def match_edit(model, guide, times, labels, key, coarse):
     return sampling.sample(samplers.ddpm(p), D, x, times, key_steps)[0]
 
 
-coarse = shrink(shapes.x, 6)
+coarse, coarser = shrink(shapes.x, 6), shrink(shapes.x, 3)
 held = match_edit(coloured, shapes.x, down_from(0.85), other, seed, coarse)
-np.testing.assert_allclose(shrink(np.asarray(held), 6), coarse, atol=1e-4)  # float32
+loose = match_edit(coloured, shapes.x, down_from(0.85), other, seed, coarser)
 blocks = np.repeat(np.repeat(coarse, 4, axis=1), 4, axis=2)
 plots.image_grid([x[:12] for x in (shapes.x, blocks, held)], ["before", "6×6", "after"])
 plt.show()
-fewer = shrink(shapes.x, 3)
-loose = match_edit(coloured, shapes.x, down_from(0.85), other, seed, fewer)
 kept_by = {"nothing": fate[:, 4], "6×6 means": survived(held), "3×3 means": survived(loose)}
 for name, (shape, colour, place) in kept_by.items():
     print(f"strength .85, holding {name:9}: new shape {shape:.0%}, colour {colour:.0%}, "
           f"place {place:.0%}")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: block means are exact, colour and place are held
+np.testing.assert_allclose(shrink(np.asarray(held), 6), coarse, atol=1e-4)  # float32
 by_6, by_3 = kept_by["6×6 means"], kept_by["3×3 means"]
 assert by_6[1] > fate[1, 4] + 0.2 and by_6[2] > 0.9 and by_6[0] > 0.25
 assert by_3[1] > fate[1, 4] + 0.2 and by_3[2] > 0.9 and by_3[0] > by_6[0] + 0.15
 
 # %% [markdown]
-# Colour and place are held, and the shape is new wherever its blocks allow one. (The block means are exact;
-# but a shape of another area with the same means must be paler or brighter, and .15 is a strict limit.)
-# What the block means say about the old shape is held too: a ring stays hollow. Ask for less, 3×3 blocks,
-# and nearly all shapes can change.
+# Colour and place are held, and the shape is new wherever its blocks allow a new one. (The block means are
+# exact. But a shape of another area with the same means must be paler or brighter, and .15 is a strict
+# limit for the colour.) The block means also hold a part of the old shape: a ring stays hollow. If we hold
+# less, only 3×3 blocks, nearly all shapes can change.
 #
 # ### Recolour
 #
-# The other way round: another colour, the same shape. Exchanging the channels (red to green, green to
-# blue, blue to red) is a crude edit, like a sketch: some of these colours exist in no picture of the data.
-# A *low* strength with the shape's own label repairs them.
+# Now we do the opposite: a different colour, the same shape. We exchange the channels (red to green, green
+# to blue, blue to red). This is a crude edit, like a sketch, because some of these colours exist in no
+# picture of the data. A *low* strength with the shape's own label repairs them.
 
 # %%
 turned = shapes.x[..., [2, 0, 1]]
@@ -873,19 +929,22 @@ same_shape = float(np.mean(np.asarray(judge(shape_judge, repaired)[0]) == shapes
 moved = np.linalg.norm(look(repaired)[0] - look(shapes.x)[0], axis=1)
 print(f"hue off the palette: turned {before:.3f}, repaired {after:.3f} (100 pictures)")
 print(f"shape kept {same_shape:.0%}; another colour {np.nanmean(moved > 0.15):.0%}")
+
+# %% tags=["claims"]
+# @title Checked: repaired hues lie nearer to the palette, and shapes are kept
 assert np.mean(off_palette(shapes.x)) < 0.2 * before  # real ones are on the palette
 assert after < 0.8 * before and same_shape > 0.8
 
 # %% [markdown]
 # ## 7 · From coarse to fine
 #
-# The digits of 8×8 pixels and those of MNIST are the same thing at two resolutions. So the MNIST model
-# can draw the details of an 8×8 digit that it has never seen. Enlarge it smoothly, which leaves a blur,
-# and let SDEdit redraw what the blur lacks: `editing.refine`. (A frame of black first, since MNIST
-# digits have margins.)
+# The digits of 8×8 pixels and those of MNIST are the same kind of picture at two resolutions. So the MNIST
+# model can draw the details of an 8×8 digit that it has never seen. We enlarge the digit smoothly, which
+# leaves a blur. Then SDEdit redraws what the blur lacks: `editing.refine`. (First we add a black frame,
+# because MNIST digits have margins.)
 #
-# **Predict, then run.** The blur is what a low-pass filter leaves. Which strength will it take: less or
-# more than the sketches?
+# **Predict, then run.** A blur keeps the large structures and loses the details. Which strength will it
+# need: less or more than the sketches?
 
 # %%
 fine_labels = unseen.labels[::9]
@@ -908,64 +967,73 @@ plt.show()
 
 # %%
 grey = lambda x: float(np.mean(np.abs(np.asarray(x)) < 0.8))  # pixels neither black nor white
-away = lambda x: float(
-    jnp.sqrt(jnp.mean((jax.image.resize(x, framed.shape, "linear") - framed) ** 2))
-)
+small_again = lambda x: jax.image.resize(x, framed.shape, "linear")
+# The enlargement itself does not shrink back exactly, so we compare with what it shrinks to.
+away = lambda x: float(jnp.sqrt(jnp.mean((small_again(x) - small_again(enlarged)) ** 2)))
 for name, x in steps.items():
     share = metrics.class_accuracy(judge(digit_judge, x)[0], fine_labels)
     print(f"{name:14} seen as the digit: {share:.0%} of 40; grey pixels {grey(x):.0%}; "
-          f"shrunk again {away(x):.2f} from the given picture")  # fmt: skip
-greys, far = ([f(x) for x in steps.values()] for f in (grey, away))
+          f"shrunk again {away(x):.3f} from the shrunk enlargement")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: strength 0.25 is enough, and more moves away from the given picture
+greys, shifts = ([f(x) for x in steps.values()] for f in (grey, away))
 assert greys[2] < 0.6 * greys[0] and abs(greys[4] - greys[2]) < 0.05  # .25 is enough
-assert (np.diff(far[1:]) > 0).all() and far[4] > 2 * far[1]
+assert (np.diff(shifts) > 0).all() and shifts[4] > 2 * shifts[2]
 
 # %% [markdown]
-# Less. At 0.25 the blur has gone, and most are still seen as the same digits; with more strength nothing
-# gets sharper, and the pictures move away from those that we were given. But even at 0.25, shrunk again,
-# they are only *about* what we were given. Equation (4) makes it exact, and then the start may be pure noise: the thumbnail alone decides.
-# 28 is a multiple of 7, so take thumbnails of 7×7. Here are 49 numbers each, and three different
-# enlargements, all of which shrink back to them.
+# The blur needs less strength. At 0.25 it has gone, and most digits are still seen as the same ones. With
+# more strength nothing gets sharper, and the pictures move away from those that we were given. But even at
+# 0.25 the pictures shrink back only to *about* what we were given.
+#
+# Equation (4) makes this exact. Then the start may be pure noise, because the thumbnail alone decides. 28
+# is a multiple of 7, so we take thumbnails of 7×7. Below are 49 numbers for each digit, and three different
+# enlargements. All of them shrink back to these numbers.
 
 # %%
 thumbnails = np.asarray(jax.image.resize(framed, (40, 7, 7, 1), "linear"))
 large = np.repeat(np.repeat(thumbnails, 4, axis=1), 4, axis=2)
-drawn = [
+invented = [
     match_edit(mnist, large, down_from(1.0), fine_labels, jax.random.key(k), thumbnails)
     for k in range(3)
 ]
-plots.image_grid([large[:12], *(x[:12] for x in drawn)], ["7×7", "one", "another", "a third"])
+plots.image_grid([large[:12], *(x[:12] for x in invented)], ["7×7", "one", "another", "a third"])
 plt.show()
-for x in drawn:
-    np.testing.assert_allclose(shrink(np.asarray(x), 7), thumbnails, atol=1e-4)  # float32
-readable = [metrics.class_accuracy(judge(digit_judge, x)[0], fine_labels) for x in drawn]
-differ = float(jnp.sqrt(jnp.mean((drawn[0] - drawn[1]) ** 2)))
+readable = [metrics.class_accuracy(judge(digit_judge, x)[0], fine_labels) for x in invented]
+differ = float(jnp.sqrt(jnp.mean((invented[0] - invented[1]) ** 2)))
 print("seen as the digit:", ", ".join(f"{share:.0%}" for share in readable), "of 40; "
       f"two of them differ by {differ:.2f} per pixel")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: every enlargement shrinks back to its thumbnail, and two of them differ
+for x in invented:
+    np.testing.assert_allclose(shrink(np.asarray(x), 7), thumbnails, atol=1e-4)  # float32
 assert min(readable) > 0.5 and differ > 0.1
 
 # %% [markdown]
-# One thumbnail, many pictures: what is lost is lost, and the model *invents* it. A face that was
-# enlarged in this way is a plausible face, and not evidence. (These pictures are rougher than the refined
-# ones: block means that must be met exactly leave their edges.)
+# One thumbnail has many enlargements. The lost details are lost, and the model *invents* new ones. A face
+# that was enlarged in this way is a plausible face, and not evidence. (These pictures are rougher than the
+# refined ones, for the reason of section 3: equation (4) makes the guess consistent with the thumbnail, but
+# not the state.)
 #
 # ## 8 · What to inspect
 #
-# Of any edit, before you believe it:
+# Before you believe any edit, look at these:
 #
-# - **several seeds of one edit.** What they share comes from your picture; what differs, the model
-#   made up. A map of the standard deviation over seeds shows both at a glance;
-# - **the noise level** of every part of the state, against $\sigma_s$;
-# - **known pixels**, exactly;
+# - **several seeds of one edit.** What they share comes from your picture. What differs was made up by the
+#   model. A map of the standard deviation over seeds shows both;
+# - **the noise level** of every part of the state, compared with $\sigma_s$;
+# - **known pixels**: they must come back exactly;
 # - **a changed input changes the output**: an editor that draws a nice picture may have ignored yours;
-# - the strength as a **sweep**, with faithfulness and realism side by side, each with its sample count.
+# - **the strength as a sweep**, with faithfulness and realism side by side, each with its sample count.
 
 # %%
-five = np.repeat(sketches[5:6], 10, axis=0)
+fives = np.repeat(sketches[5:6], 10, axis=0)
 redo = lambda guide, s, *mask: edit(
     mnist, guide, down_from(s), np.full(10, 5), jax.random.key(9), *mask
 )
 cover = masks["lower half"][..., None]
-seeds = {s: redo(five, s) for s in (0.3, 0.6, 0.9)} | {"mask": redo(five, 1.0, cover)}
+seeds = {s: redo(fives, s) for s in (0.3, 0.6, 0.9)} | {"mask": redo(fives, 1.0, cover)}
 fig, axes = plt.subplots(2, 4, figsize=(8, 4))
 for (top, below), (name, x) in zip(axes.T, seeds.items(), strict=True):
     top.imshow(np.asarray(x)[0, ..., 0], vmin=-1, vmax=1)
@@ -977,35 +1045,44 @@ axes[0, 0].set_ylabel("one seed")
 axes[1, 0].set_ylabel("std over 10 seeds")
 fig.colorbar(picture, ax=axes[1], shrink=0.8)
 plt.show()
+
+# %% tags=["claims"]
+# @title Checked: variety grows with the strength, and known pixels do not vary
 variety = [float(np.asarray(seeds[s]).std(0).mean()) for s in (0.3, 0.6, 0.9)]
 assert variety[0] < variety[1] < variety[2]
 assert np.ptp(np.asarray(seeds["mask"]), axis=0)[cover].max() == 0  # known is known
 
 # %%
-brighter = redo(np.clip(five + 0.5, -1, 1), 0.3)
+brighter = redo(np.clip(fives + 0.5, -1, 1), 0.3)
 change = float(jnp.abs(brighter - seeds[0.3]).mean())
 print(f"a brighter sketch, the same noise: the result changes by {change:.3f} per pixel")
+
+# %% tags=["claims"]
+# @title Checked: the editor looks at its input
 assert change > 0.01  # far above rounding, 1e-6: the editor looks at its input
 
 # %% [markdown]
 # ## 9 · Recap
 #
-# 1. SDEdit starts from the noised guide. The strength trades faithfulness for realism; a label holds the
+# 1. SDEdit starts from the noised guide. The strength trades faithfulness for realism. A label holds the
 #    meaning where noise hides it.
-# 2. Inpainting is a denoiser that knows some pixels. They are exact, at the right noise all the way; the
-#    rest only half listens, and RePaint lets it listen again.
-# 3. Paste at the level of $s$, never of $t$, never clean. Pictures hardly show the difference: measure it.
-# 4. Mix noises along the arc, not pixels.
-# 5. What must hold exactly (known pixels, block means) goes into the denoiser; what may hold roughly
-#    goes into the start.
+# 2. Inpainting uses a denoiser that knows some pixels. These pixels are exact, with the right noise all the
+#    way. The other pixels use only a part of this information, and RePaint's repeats let them use more of
+#    it.
+# 3. Paste at the noise level of $s$, never of $t$, and never without noise. Pictures hardly show the
+#    difference, so measure it.
+# 4. Mix noises along the arc. Do not mix pixels.
+# 5. What must hold exactly (known pixels, block means) goes into the denoiser. What may hold roughly goes
+#    into the start.
 #
 # The [exercises](../exercises/08_editing.ipynb) build the pieces, and let you find a broken editor.
 
 # %% [markdown]
 # **Try it yourself.** (a) Draw your own sketch: add a line to `SKETCHES`. (b) In section 3, replace
-# `samplers.ddpm` by `samplers.ddim`: with noise only in the jump back, does resampling still help?
+# `samplers.ddpm` by `samplers.ddim`. There is then noise only in the jump back: does resampling still help?
 # (c) Hide the *upper* half of a 7 and give it every label in turn. (d) `guidance.match_coarse` with a 1×1
-# picture fixes the mean colour alone. What can you change with it?
+# picture fixes the mean colour alone. What can you change with it? (e) In section 7, put `samplers.repaint`
+# with five repeats into `match_edit`. Do the enlargements become smoother?
 
 # %% [markdown]
 # **Words introduced.** Guide, strength, faithfulness, inpainting, mask, resampling, jump back, block
