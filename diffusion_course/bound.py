@@ -29,7 +29,7 @@ from diffusion_course.samplers import Sampler
 
 Reverse = Callable[[Array, Array, Array], tuple[Array, Array]]
 
-_LOG_2 = math.log(2)
+_LOG_2, _LOG_2_PI = math.log(2), math.log(2 * math.pi)
 # Variances below this, e^−170, are raised to it: float32 still holds the root and its inverse.
 _LEAST_LOG_VARIANCE = -170.0
 
@@ -266,7 +266,8 @@ def step_term(
     true_log_variance = jnp.where(last, 0.0, expand(_log_variance(p, s, t, s), x0))
     kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance)
     if levels is None:
-        log_likelihood = norm.logpdf(x0, mean, jnp.exp(log_variance / 2))
+        distance = (x0 - mean) * jnp.exp(-log_variance / 2)
+        log_likelihood = -(distance**2 + log_variance + _LOG_2_PI) / 2
     else:
         log_likelihood = discretized_log_likelihood(x0, mean, log_variance, levels)
     return _bits_per_dim(jnp.where(last, -log_likelihood, kl))

@@ -91,9 +91,9 @@ def _first(given, allowed: np.ndarray) -> str:
     """The first value that is not allowed, and where it stands."""
     values = np.asarray(given)
     if values.ndim == 0:
-        return f"{values[()]}"
+        return str(values[()])
     index = tuple(int(i) for i in np.argwhere(~allowed)[0])
-    return f"{values[index]} at index {list(index)} of shape {list(values.shape)}"
+    return f"{values[index]!s} at index {list(index)} of shape {list(values.shape)}"
 
 
 def same_shape(argument: str, given, other: str, like) -> None:

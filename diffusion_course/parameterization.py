@@ -156,11 +156,14 @@ def to_x0(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:
 def to_eps(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:
     """The estimate of eps that follows from a network's output y; arguments as in `to_x0`.
 
-    Not finite where det = 0: kind "x0" at sigma = 0 knows nothing about the noise.
+    Where alpha(t) = 0 the state is noise and the result is x_t/sigma, whatever y says. Not finite
+    where det = 0 otherwise: kind "x0" at sigma = 0 knows nothing about the noise.
     """
     x_t, y = _pair("x_t", x_t, "y", y)
-    a, _, alpha, _, det = _system(kind, p, t, x_t)
-    return (a * x_t - alpha * y) / det
+    a, _, alpha, sigma, det = _system(kind, p, t, x_t)
+    noise = alpha == 0
+    solved = (a * x_t - alpha * y) / jnp.where(noise, 1, det)
+    return jnp.where(noise, x_t / jnp.where(noise, sigma, 1), solved)
 
 
 def to_score(kind: str, p: Process, y: Array, x_t: Array, t) -> Array:

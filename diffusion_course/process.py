@@ -350,6 +350,8 @@ def vp_cosine(s: float = 0.008) -> Process:
     """
     rest = _angle_left(s)  # (1 − t)·rest is what is left to a right angle
     full, slope = float(np.sin(rest)), float(np.tan(rest))
+    # sin(b + a) of sigma below, from the nearer end of the half circle: it keeps its digits too.
+    twice = 2 * rest if rest < np.pi / 4 else 2 * rest - np.pi
 
     def alpha(t):
         # The same ratio written twice: exactly 1 at t = 0 and exactly 0 at t = 1.
@@ -360,8 +362,8 @@ def vp_cosine(s: float = 0.008) -> Process:
 
     def sigma(t):
         # 1 − sin²a/sin²b = sin(b − a)·sin(b + a)/sin²b keeps its digits as t → 0.
-        t = _as_time(t)
-        return jnp.sqrt((jnp.sin(t * rest) / full) * (jnp.sin((2 - t) * rest) / full))
+        turn = _as_time(t) * rest
+        return jnp.sqrt((jnp.sin(turn) / full) * (jnp.abs(jnp.sin(twice - turn)) / full))
 
     return Process(alpha, sigma)
 

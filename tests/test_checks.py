@@ -72,6 +72,9 @@ def test_the_first_bad_entry_of_an_array_is_named_with_its_place():
     want = "w must be positive and finite, got -1.0 at index [2, 0] of shape [3, 2]"
     assert refusal(checks.above, "w", values, 0) == want
     checks.within("w", np.zeros((0, 3)), 0, 1)  # nothing in it is wrong
+    # As it was given, without the digits that float32 has in float64.
+    assert refusal(checks.within, "w", np.float32(-0.1), 0, 1).endswith("got -0.1")
+    assert "got -0.1 at index [0]" in refusal(checks.within, "w", np.float32([-0.1]), 0, 1)
 
 
 @examples

@@ -104,7 +104,7 @@ def test_importance_times_keep_the_expected_loss_and_lessen_its_variance():
 
 @pytest.mark.parametrize("wrong", [[], [[1.0]], [1.0, 0.0], [1.0, np.nan], [1.0, -2.0]])
 def test_importance_times_need_positive_estimates(wrong):
-    with pytest.raises(ValueError, match=r"mean_square must have shape .K. and hold positive"):
+    with pytest.raises(ValueError, match=r"^mean_square must (have shape|be positive and finite)"):
         losses.importance_times(wrong)
 
 
@@ -311,7 +311,7 @@ def test_a_rate_outside_the_unit_interval_is_refused(rate):
 @examples
 @given(st.one_of(st.floats(max_value=0), st.just(float("nan"))))
 def test_a_gamma_that_is_not_positive_is_refused(gamma):
-    with pytest.raises(ValueError, match="gamma must be positive, got") as error:
+    with pytest.raises(ValueError, match="gamma must be positive and finite, got") as error:
         losses.min_snr(gamma)
     assert str(gamma) in str(error.value)
 
@@ -320,7 +320,7 @@ def test_a_gamma_that_is_not_positive_is_refused(gamma):
 @given(st.integers(-100, 0))
 def test_counts_below_one_are_refused(n):
     for sampler in (losses.uniform_times, losses.stratified_times):
-        with pytest.raises(ValueError, match=f"n must be at least 1, got {n}"):
+        with pytest.raises(ValueError, match=f"n must be a whole number at least 1, got {n}"):
             sampler(jax.random.key(0), n)
-    with pytest.raises(ValueError, match=f"T must be at least 1, got {n}"):
+    with pytest.raises(ValueError, match=f"T must be a whole number at least 1, got {n}"):
         losses.discrete_times(n)

@@ -134,7 +134,7 @@ def test_sets_that_cannot_be_compared_are_named(function):
     with pytest.raises(ValueError, match="x and y must have equally many features, got 2, 3"):
         function(np.ones((5, 2)), good)
     with pytest.raises(
-        ValueError, match=r"y must have shape \[N, …\] with N >= \d, got shape \([01],"
+        ValueError, match=r"y must have shape \[N, …\] with N >= \d, got shape \[[01],"
     ):
         function(good, good[: 0 if function is metrics.nearest else 1])
     with pytest.raises(ValueError, match="x must be finite"):
@@ -167,5 +167,5 @@ def test_loss_by_time_compiles_once_for_several_models():
 
 
 def test_labels_out_of_range_are_named():
-    with pytest.raises(ValueError, match=r"labels must be in 0 … 9, got 12"):
+    with pytest.raises(ValueError, match=r"labels must be in 0 … 9, got 1 … 12"):
         metrics.per_class_accuracy([1, 2], [1, 12], 10)

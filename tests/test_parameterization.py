@@ -29,7 +29,11 @@ some_processes = pytest.mark.parametrize(
 )
 
 
-def inner_times(name, n):
+# Times and states come in arrays of this one size, so that JAX compiles each operation once.
+N = 60
+
+
+def inner_times(name, n=N):
     """Times inside (0, 1), in a chain inside its intervals, where the derivative is one number."""
     t = float32_times(rng, n, 0.05, 0.95)
     if name in CHAINS:
@@ -64,7 +68,7 @@ def test_the_kinds_are_these():
 @every_kind
 @every_process
 def test_rows_are_the_papers_targets(kind, name):
-    o, t = PROCESSES[name], inner_times(name, 60)
+    o, t = PROCESSES[name], inner_times(name)
     a, b = row64(kind, o, t)
     got_a, got_b = parameterization.row(kind, o.process, t)
     # "flow" in a chain: differences of neighbours in a float32 table, times 1000 steps.
@@ -75,7 +79,7 @@ def test_rows_are_the_papers_targets(kind, name):
 
 @every_process
 def test_determinants_are_those_of_the_table(name):
-    o, t = PROCESSES[name], inner_times(name, 60)
+    o, t = PROCESSES[name], inner_times(name)
     alpha, sigma, d = o.alpha(t), o.sigma(t), o.process.sigma_data
     c_out = sigma * d / np.sqrt(alpha**2 * d**2 + sigma**2)
     want = {
@@ -99,16 +103,20 @@ def test_pure_noise_hides_x0_from_eps_and_score_alone(name):
     for kind in KINDS:
         lost = float(parameterization.determinant(kind, p, 1.0)) == 0
         assert lost == (kind in ("eps", "score"))
-        x0 = parameterization.to_x0(kind, p, jnp.full((1, 2), 0.3), jnp.full((1, 2), 1.1), 1.0)
+        y, x_t = np.full((N, 2), 0.3, np.float32), np.full((N, 2), 1.1, np.float32)
+        x0 = parameterization.to_x0(kind, p, y, x_t, 1.0)
         assert np.isfinite(x0).all() != lost
+        # The state then is the noise, whatever the output says.
+        eps = parameterization.to_eps(kind, p, y, x_t, 1.0)
+        np.testing.assert_allclose(eps, x_t, rtol=1e-6)
 
 
 @every_kind
 @every_process
 def test_targets_give_back_x0_and_eps(kind, name):
-    o, t = PROCESSES[name], inner_times(name, 7)
+    o, t = PROCESSES[name], inner_times(name)
     p = o.process
-    x0 = rng.normal(0.4, 1.7, (7, 3, 2, 2)).astype(np.float32)
+    x0 = rng.normal(0.4, 1.7, (N, 3, 2, 2)).astype(np.float32)
     eps = rng.normal(0, 1, x0.shape).astype(np.float32)
     for time in (t, t[3]):
         x_t = process.add_noise(p, x0, eps, time)
@@ -131,8 +139,8 @@ def test_targets_give_back_x0_and_eps(kind, name):
 @every_kind
 @some_processes
 def test_any_output_splits_the_state_into_signal_and_noise(kind, name):
-    o, t = PROCESSES[name], inner_times(name, 9)
-    y, x_t = rng.normal(0.3, 1.4, (2, 9, 2)).astype(np.float32)
+    o, t = PROCESSES[name], inner_times(name)
+    y, x_t = rng.normal(0.3, 1.4, (2, N, 2)).astype(np.float32)
     x0 = parameterization.to_x0(kind, o.process, y, x_t, t)
     eps = parameterization.to_eps(kind, o.process, y, x_t, t)
     size = np.abs(o.alpha(t)[:, None] * x0) + np.abs(o.sigma(t)[:, None] * eps)
@@ -143,20 +151,20 @@ def test_any_output_splits_the_state_into_signal_and_noise(kind, name):
 
 def test_v_is_the_paper_s_velocity_on_the_circle():
     # Salimans & Ho: v = alpha·eps − sigma·x0, so x0 = alpha·x_t − sigma·v when alpha² + sigma² = 1.
-    o, t = PROCESSES["vp_cosine"], float32_times(rng, 30)
-    x0, eps = rng.normal(0.2, 1.5, (2, 30, 1)).astype(np.float32)
+    o, t = PROCESSES["vp_cosine"], float32_times(rng, N)
+    x0, eps = rng.normal(0.2, 1.5, (2, N, 2)).astype(np.float32)
     alpha, sigma = o.alpha(t)[:, None], o.sigma(t)[:, None]
     v = alpha * eps - sigma * x0
     got = parameterization.target("v", o.process, x0, eps, t)
     np.testing.assert_allclose(got, v, atol=2e-5)
-    y, x_t = rng.normal(0.2, 1.5, (2, 30, 1)).astype(np.float32)
+    y, x_t = rng.normal(0.2, 1.5, (2, N, 2)).astype(np.float32)
     got = parameterization.to_x0("v", o.process, y, x_t, t)
     np.testing.assert_allclose(got, alpha * x_t - sigma * y, atol=2e-5)
 
 
 @every_process
 def test_edm_targets_have_unit_variance_and_nothing_that_x_t_could_tell(name):
-    o, t = PROCESSES[name], inner_times(name, 40)
+    o, t = PROCESSES[name], inner_times(name)
     a, b = (np.asarray(c, np.float64) for c in parameterization.row("edm", o.process, t))
     d, alpha, sigma = o.process.sigma_data, o.alpha(t), o.sigma(t)
     np.testing.assert_allclose((a * d) ** 2 + b**2, 1, rtol=1e-4)
@@ -169,20 +177,25 @@ def test_edm_targets_have_unit_variance_and_nothing_that_x_t_could_tell(name):
 def test_the_posterior_mean_gives_the_gradient_of_the_log_density(kind, name):
     o = PROCESSES[name]
     mixture = Mixture1D(o, *MIXTURE)
-    for t in inner_times(name, 5):
-        alpha, sigma = float(o.alpha(t)), float(o.sigma(t))
-        x = alpha * rng.choice(MIXTURE[0], 40) + 1.3 * sigma * rng.normal(size=40)
-        want = slope64(lambda x, t=t: mixture.log_prob(x, t), x)
-        # E[x0 | x] by Tweedie from that slope, and E[eps | x]: the target is linear in both.
-        x0 = (x + sigma**2 * want) / alpha
-        a, b = row64(kind, o, t)
-        y = as_column(a * x0 - b * sigma * want)
-        got = parameterization.to_score(kind, o.process, y, as_column(x), t)[:, 0]
-        # eps is a difference of x_t and alpha·x0 divided by sigma, and divided again.
-        tolerance = 1e-4 * np.abs(want) + 40 * EPS32 * (np.abs(x) + alpha) / sigma**2
-        # Table slopes of "flow" are rounded by 1000·EPS32 of their own.
-        tolerance = tolerance * (100 if kind == "flow" and name in CHAINS else 1)
-        assert (np.abs(got - want) < tolerance).all()
+    t = np.repeat(inner_times(name, 5), N // 5)
+    alpha, sigma = o.alpha(t), o.sigma(t)
+    x = alpha * rng.choice(MIXTURE[0], N) + 1.3 * sigma * rng.normal(size=N)
+    want = np.array(
+        [
+            slope64(lambda x, t=t: mixture.log_prob(x, t), x)[0]
+            for x, t in zip(x[:, None], t, strict=True)
+        ]
+    )
+    # E[x0 | x] by Tweedie from that slope, and E[eps | x]: the target is linear in both.
+    x0 = (x + sigma**2 * want) / alpha
+    a, b = row64(kind, o, t)
+    y = as_column(a * x0 - b * sigma * want)
+    got = parameterization.to_score(kind, o.process, y, as_column(x), t)[:, 0]
+    # eps is a difference of x_t and alpha·x0 divided by sigma, and divided again.
+    tolerance = 1e-4 * np.abs(want) + 40 * EPS32 * (np.abs(x) + alpha) / sigma**2
+    # Table slopes of "flow" are rounded by 1000·EPS32 of their own.
+    tolerance = tolerance * (100 if kind == "flow" and name in CHAINS else 1)
+    assert (np.abs(got - want) < tolerance).all()
 
 
 @every_kind
@@ -191,26 +204,33 @@ def test_velocity_is_the_time_derivative_of_the_exact_flow(kind, name):
     o, data = PROCESSES[name], MIXTURE
     mixture = Mixture1D(o, *data)
     oracle = denoiser.gaussian_mixture(o.process, data[0][:, None], *data[1:])
-    for t in inner_times(name, 3):
+    times = inner_times(name, N // 3)
+    xs, wants = [], []
+    for t in times[:3]:
         alpha, sigma = float(o.alpha(t)), float(o.sigma(t))
         # Within the modes: between them the flow map is steep, and differences of it inexact.
         x = alpha * (data[0] + 0.5 * data[1]) + 0.5 * sigma
         h = 1e-5
-        want = (mixture.flow(x, t, t + h) - mixture.flow(x, t, t - h)) / (2 * h)
-        x0 = oracle.denoise(as_column(x), t)
-        eps = (as_column(x) - alpha * x0) / sigma
-        y = parameterization.target(kind, o.process, x0, eps, t)
-        got = parameterization.velocity(kind, o.process, y, as_column(x), t)[:, 0]
-        scale = np.abs(slope64(o.alpha, t)) + np.abs(slope64(o.sigma, t))
-        # float32 through eps = (x − alpha·x0)/sigma: EPS32·|x|/sigma, and the conversions.
-        tolerance = 1e-3 * np.abs(want) + scale * (1e-4 + 40 * EPS32 * (1 + np.abs(x)) / sigma)
-        assert (np.abs(got - want) < tolerance).all(), (got, want)
+        wants.append((mixture.flow(x, t, t + h) - mixture.flow(x, t, t - h)) / (2 * h))
+        xs.append(x)
+    t, x, want = np.resize(np.repeat(times[:3], 3), N), np.resize(xs, N), np.resize(wants, N)
+    alpha, sigma = o.alpha(t), o.sigma(t)
+    x0 = oracle.denoise(as_column(x), t)
+    eps = (as_column(x) - alpha[:, None].astype(np.float32) * x0) / sigma[:, None].astype(
+        np.float32
+    )
+    y = parameterization.target(kind, o.process, x0, eps, t)
+    got = parameterization.velocity(kind, o.process, y, as_column(x), t)[:, 0]
+    scale = np.abs(slope64(o.alpha, t)) + np.abs(slope64(o.sigma, t))
+    # float32 through eps = (x − alpha·x0)/sigma: EPS32·|x|/sigma, and the conversions.
+    tolerance = 1e-3 * np.abs(want) + scale * (1e-4 + 40 * EPS32 * (1 + np.abs(x)) / sigma)
+    assert (np.abs(got - want) < tolerance).all(), (got, want)
 
 
 def test_velocity_of_flow_is_the_output_itself():
     for name in ("vp_linear", "vp_cosine", "rectified_flow", "short chain"):
-        p, t = PROCESSES[name].process, inner_times(name, 8)
-        y, x_t = rng.normal(0.3, 2, (2, 8, 3)).astype(np.float32)
+        p, t = PROCESSES[name].process, inner_times(name)
+        y, x_t = rng.normal(0.3, 2, (2, N, 2)).astype(np.float32)
         got = parameterization.velocity("flow", p, y, x_t, t)
         np.testing.assert_allclose(got, y, rtol=1e-3, atol=1e-3)
 
@@ -219,10 +239,10 @@ def test_velocity_of_flow_is_the_output_itself():
 @every_process
 def test_at_time_zero_the_state_is_the_data_whatever_the_output(kind, name):
     p = PROCESSES[name].process
-    y, x = rng.normal(0.3, 2, (2, 4, 3)).astype(np.float32)
-    for t in (0.0, np.zeros(4)):
+    y, x = rng.normal(0.3, 2, (2, N, 2)).astype(np.float32)
+    for t in (0.0, np.zeros(N)):
         np.testing.assert_array_equal(parameterization.to_x0(kind, p, y, x, t), x)
-    mixed = np.array([0.0, 0.5, 0.0, 0.9])
+    mixed = np.resize([0.0, 0.5, 0.0, 0.9], N)
     np.testing.assert_array_equal(parameterization.to_x0(kind, p, y, x, mixed)[::2], x[::2])
 
 
@@ -264,16 +284,16 @@ def test_a_chain_s_last_step_is_solved_with_its_own_slopes(kind):
 
 @pytest.mark.parametrize("name", ["linear chain", "sub_vp", "edm"])
 def test_conversions_work_under_jit_and_vmap(name):
-    p, t = PROCESSES[name].process, inner_times(name, 4).astype(np.float32)
-    y, x = rng.normal(0.3, 1, (2, 4, 3)).astype(np.float32)
+    p, t = PROCESSES[name].process, inner_times(name).astype(np.float32)
+    y, x = rng.normal(0.3, 1, (2, N, 2)).astype(np.float32)
     functions = (parameterization.to_x0, parameterization.to_eps, parameterization.velocity)
 
     def convert(y, x, t):
         return jnp.array([[f(kind, p, y, x, t) for f in functions] for kind in KINDS])
 
     want = convert(y, x, t)
-    mapped = jax.jit(jax.vmap(convert, out_axes=2))(y, x, t)
-    for got in (jax.jit(convert)(y, x, t), mapped):
+    both = jax.jit(lambda *a: (convert(*a), jax.vmap(convert, out_axes=2)(*a)))
+    for got in both(y, x, t):
         # A fused program rounds differently; a det near 0 multiplies that.
         scale = np.abs(want).max((2, 3), keepdims=True)
         assert (np.abs(got - want) < 1e-3 * scale).all()
