@@ -1,13 +1,16 @@
 import dataclasses
+import doctest
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import examples
 
 from diffusion_course import data
 from diffusion_course.checks import integer
-from diffusion_course.data import Card, Dataset
+from diffusion_course.data import Card, Dataset, batches, check_batch, shapes, types
 
 CARD = Card("test", "nowhere", "none", "random numbers")
 
@@ -86,6 +89,84 @@ images = np.zeros((7, 5, 3, 2), np.float32)
 def test_every_broken_rule_names_the_argument_and_what_was_given(argument, value):
     with pytest.raises(ValueError, match=rf"^{argument}.* must .*got "):
         dataset(n=7, **{argument: value})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_pixels_of_a_picture_file_are_refused_by_name(dtype):
+    pixels = np.full((7, 5, 3, 2), 200, dtype)
+    with pytest.raises(
+        ValueError, match=r"x must .*got .*int.*; pixels 0 … 255 become x = .*127.5"
+    ):
+        dataset(x=pixels)
+    with pytest.raises(ValueError, match=r"x must lie in \[-1, 1\].*200.*; pixels 0 … 255 become"):
+        dataset(x=pixels.astype(np.float32))
+    with pytest.raises(ValueError, match=r"x must be floating-point numbers, got dtype .*pixels 0"):
+        batches((pixels, np.zeros(7, int)), 2, seed=0)
+
+
+LABELS = np.array([0, 3, 1], np.int32)
+PICTURES = np.zeros((3, 4, 5, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("x", "labels", "message"),
+    [
+        (PICTURES, LABELS + 1, "labels must be in 0 … 3, got 1 … 4"),
+        (PICTURES, LABELS - 1, "labels must be in 0 … 3, got -1 … 2"),
+        (PICTURES, LABELS[:, None], r"labels must be whole numbers .*got int32 of shape \[3, 1"),
+        (PICTURES, LABELS.astype(np.float32), "labels must be whole numbers .*got float32"),
+        (PICTURES, LABELS[:2], r"as many labels as examples.*, 5, 1\] and labels \[2\]"),
+        (PICTURES[:0], LABELS[:0], "at least one, got x"),
+        (PICTURES.astype(np.uint8), LABELS, "x must be floating-point.*got dtype uint8; pixels"),
+        (PICTURES.astype(np.float16), LABELS, "x must be float32 or float64.*got dtype float16"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_cannot_be_trained_on_is_refused(x, labels, message):
+    check_batch(PICTURES, LABELS, 4)
+    with pytest.raises(ValueError, match=message):
+        check_batch(x, labels, 4)
+
+
+def test_a_batch_for_a_model_without_labels_may_carry_anything_with_a_row_for_each_example():
+    check_batch(PICTURES[:, 0, 0], np.full((3, 2), -7.5))
+    with pytest.raises(ValueError, match="as many labels as examples"):
+        check_batch(PICTURES, np.zeros((2, 3)))
+
+
+def test_under_jit_a_batch_s_values_are_unknown_and_its_shapes_are_not():
+    jax.eval_shape(lambda x, labels: check_batch(x, labels, 4), PICTURES, LABELS + 9)
+    with pytest.raises(ValueError, match="labels must be whole numbers of shape"):
+        jax.eval_shape(lambda x, labels: check_batch(x, labels, 4), PICTURES, LABELS[:, None])
+
+
+@examples
+@given(st.lists(st.integers(-3, 8), min_size=1, max_size=6), st.integers(1, 6))
+def test_labels_are_taken_exactly_if_they_are_classes(labels, classes):
+    labels = np.array(labels)
+    x = np.zeros((len(labels), 2), np.float32)
+    if labels.min() >= 0 and labels.max() < classes:
+        check_batch(x, labels, classes)
+        return
+    with pytest.raises(ValueError, match=rf"labels must be in 0 … {classes - 1}, got "):
+        check_batch(x, labels, classes)
+
+
+@pytest.mark.parametrize("name", ["shape", "colour", "size", "position"])
+def test_a_caption_of_unknown_words_is_refused(name):
+    words = {"shape": "star", "colour": "blue", "size": "small", "position": "left"}
+    assert shapes.caption(**words) == "a small blue star on the left"
+    with pytest.raises(ValueError, match=f"{name} must be one of .*got 'odd'"):
+        shapes.caption(**(words | {name: "odd"}))
+
+
+@pytest.mark.parametrize("module", [data, types, shapes, data.batches], ids=str)
+def test_the_examples_in_the_docstrings_are_true(module):
+    if module is data.batches:  # the function hides the file of its name
+        import sys
+
+        module = sys.modules["diffusion_course.data.batches"]
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted > 0
 
 
 def test_points_may_leave_the_square():

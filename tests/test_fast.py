@@ -185,7 +185,7 @@ def test_the_compiled_program_of_a_cpu_holds_neither_a_choice_nor_the_plain_conv
     arrays = array(2, 4, 5, 16), array(3, 3, 16, 16)
     x, kernel = jax.device_put(arrays, jax.local_devices(backend="cpu")[0])
     program = jax.jit(under("grad")).lower(x, kernel).compile().as_text()
-    assert "conditional" not in program and "convolution" not in program
+    assert not re.search(r"\b(conditional|convolution)\(", program)
     assert "f32[36," in program
 
 

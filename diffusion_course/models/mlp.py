@@ -25,7 +25,8 @@ class MLP(nnx.Module):
     Raises: ValueError for a size that is not a positive whole number, or an odd width.
 
     >>> model = MLP(2, width=8, depth=1, num_classes=3, rngs=nnx.Rngs(0))
-    >>> model(jnp.ones((4, 2)), jnp.full(4, 0.5), jnp.array([0, 1, 2, model.null_label])).shape
+    >>> x, t = jax.numpy.ones((4, 2)), jax.numpy.full(4, 0.5)
+    >>> model(x, t, jax.numpy.array([0, 1, 2, model.null_label])).shape
     (4, 2)
     """
 
