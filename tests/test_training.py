@@ -178,6 +178,16 @@ def test_the_average_equals_the_weighted_sum_of_all_parameters():
     assert float(average) == pytest.approx(expected, rel=1e-5)  # 40 roundings of float32
 
 
+def test_a_run_averages_its_parameters_with_the_warm_up():
+    seen = []
+    fit(steps=12, save=loop.Save(1, lambda state: seen.append(jax.tree.map(np.array, state))))
+    expected = np.concatenate([leaf.ravel() for leaf in leaves(small())]).astype(np.float64)
+    for n, state in enumerate(seen):
+        d = (1 + n) / (10 + n)  # far below the decay of .999
+        expected = d * expected + (1 - d) * state.params
+        np.testing.assert_allclose(state.ema, expected, rtol=1e-5, atol=1e-6)  # float32
+
+
 @pytest.mark.parametrize("steps", [100, 2000])
 def test_the_initial_weights_have_left_the_average_by_the_end(steps):
     kept = np.prod([float(update.ema_decay(n, 0.9999)) for n in range(steps)])
