@@ -333,6 +333,16 @@ def test_building_twice_gives_the_same_bytes(built):
     assert first.endswith(b"}\n")
 
 
+def test_claims_are_folded_in_jupyter_and_on_colab_and_nothing_else_is(tmp_path):
+    source = tmp_path / "09_claims.py"
+    cells = '# %%\nx = 1\n\n# %% tags=["claims"]\n# @title Checked: x\nassert x == 1\n'
+    source.write_text(cells, encoding="utf-8")
+    plain, claims = build.read_source(source).cells
+    assert plain.metadata == {}
+    folded = {"tags": ["claims"], "jupyter": {"source_hidden": True}, "cellView": "form"}
+    assert claims.metadata == folded
+
+
 def test_a_commented_magic_in_the_source_is_a_magic_in_the_notebook(built):
     assert "\n    %pip list" in built[1].cells[1].source
 

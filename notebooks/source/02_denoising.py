@@ -529,11 +529,14 @@ for kind, color in zip(kinds, plots.SERIES, strict=False):
     axes[2].plot(when, dots[:, 1], "o", ms=3, color=color)
 axes[0].set_ylabel("factor")
 plt.show()
+
+# %%
 worst_v = max(max(measured["v", t]) for t in when)
-print(f"t = {when[0]:.3f}: an error of x0 becomes {measured['x0', when[0]][1]:.0f} times that of eps")
+factor = measured["x0", when[0]][1]
+print(f"t = {when[0]:.3f}: where a predicted x0 is off by 1, eps is off by {factor:.0f}")
 for kind in ("eps", "score"):
-    print(f"t = {when[-1]:.3f}: an error of {kind} becomes {measured[kind, when[-1]][0]:.0f} times "
-          f"that of x0")  # fmt: skip
+    factor = measured[kind, when[-1]][0]
+    print(f"t = {when[-1]:.3f}: where a predicted {kind} is off by 1, x0 is off by {factor:.0f}")
 print(f"v: never more than {worst_v:.2f} times, in either direction")
 
 # %% tags=["claims"]
@@ -570,7 +573,7 @@ assert np.allclose(parameterization.determinant("flow", flow, clock), -1, atol=1
 # ## 6 · From the bound to the simple loss
 #
 # Why do we train with squared error at all? We want a model $p_\theta$ that gives real data a high
-# probability. This probability cannot be computed, so DDPM minimises an upper bound on
+# probability. We cannot compute this probability directly, so DDPM minimises an upper bound on
 # $-\log p_\theta(x_0)$ (Ho et al. 2020, eq. 5). Here $q$ stands for the distributions of the noising
 # chain, and KL is the Kullback–Leibler divergence, $\mathrm{KL}(q\,\|\,p) = \int q \log (q/p)$. It is 0
 # if both distributions are the same, and positive otherwise.

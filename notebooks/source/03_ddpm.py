@@ -11,7 +11,7 @@
 # %% [markdown]
 # # 03 · DDPM
 #
-# **The question.** A network has learned to remove a little noise. How does that draw a digit that
+# **The question.** A network has learned to remove a little noise. How can it draw a digit that
 # nobody ever wrote?
 #
 # At the end of this chapter you will be able to
@@ -209,9 +209,9 @@ assert floor < reached < 1.03 * floor  # the same 20,000 points and noise: they 
 # %% [markdown]
 # ## 3 · Sampling: many small steps back
 #
-# We want to undo one step of the chain. This is easy if we know $x_0$: then $x_{n-1}$ lies between
-# $x_0$ and $x_n$, and almost all the way at $x_n$. Let $q$ stand for the distributions of the
-# noising chain. Bayes' rule for $q(x_n|x_{n-1})$ and $q(x_{n-1}|x_0)$ gives a Gaussian, the posterior,
+# We want to undo one step of the chain. This is easy if we know $x_0$. With our schedule, for
+# instance, the mean of $x_{499}$ is $0.003\,x_0 + 0.994\,x_{500}$. Let $q$ stand for the distributions
+# of the noising chain. Bayes' rule for $q(x_n|x_{n-1})$ and $q(x_{n-1}|x_0)$ gives a Gaussian, the posterior,
 # with
 #
 # $$\tilde\mu_n = \frac{\sqrt{\bar\alpha_{n-1}}\,\beta_n}{1-\bar\alpha_n}\,x_0 +
