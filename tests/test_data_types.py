@@ -1,5 +1,4 @@
 import dataclasses
-import doctest
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ from oracles import examples
 
 from diffusion_course import data
 from diffusion_course.checks import integer
-from diffusion_course.data import Card, Dataset, batches, check_batch, shapes, types
+from diffusion_course.data import Card, Dataset, batches, check_batch, shapes
 
 CARD = Card("test", "nowhere", "none", "random numbers")
 
@@ -157,16 +156,6 @@ def test_a_caption_of_unknown_words_is_refused(name):
     assert shapes.caption(**words) == "a small blue star on the left"
     with pytest.raises(ValueError, match=f"{name} must be one of .*got 'odd'"):
         shapes.caption(**(words | {name: "odd"}))
-
-
-@pytest.mark.parametrize("module", [data, types, shapes, data.batches], ids=str)
-def test_the_examples_in_the_docstrings_are_true(module):
-    if module is data.batches:  # the function hides the file of its name
-        import sys
-
-        module = sys.modules["diffusion_course.data.batches"]
-    result = doctest.testmod(module)
-    assert result.failed == 0 and result.attempted > 0
 
 
 def test_points_may_leave_the_square():

@@ -4,7 +4,6 @@ Nothing here is compiled: shapes and dtypes are all that counts, and values are 
 network computes anything.
 """
 
-import doctest
 from functools import partial
 
 import jax
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from networks import output_of, shape_of
 from oracles import examples
 
-from diffusion_course.models import classifier, dit, doors, layers, mlp, unet
+from diffusion_course.models import doors, layers
 from diffusion_course.models.classifier import Classifier
 from diffusion_course.models.dit import DiT, position_embedding
 from diffusion_course.models.mlp import MLP
@@ -228,11 +227,3 @@ def test_blocks_of_pixels_are_moved_or_refused_by_name(block, height, width, cha
         with pytest.raises(ValueError, match=r"^block.* must .*got "):
             jax.eval_shape(flatter, x)
     assert jax.eval_shape(layers.upsample, x).shape == (2, 2 * height, 2 * width, channels)
-
-
-@pytest.mark.parametrize(
-    "module", [classifier, dit, doors, layers, mlp, unet], ids=lambda m: m.__name__
-)
-def test_the_examples_in_the_docstrings_are_true(module):
-    result = doctest.testmod(module)
-    assert result.failed == 0 and result.attempted > 0

@@ -1,6 +1,5 @@
 """A file is written whole or not at all, whatever happens while it is written."""
 
-import doctest
 import json
 import os
 import stat
@@ -148,8 +147,3 @@ json_values = st.recursive(
 @example("\ud800 and \\ud800")
 def test_any_document_comes_back_from_its_json(document):
     assert json.loads(files.as_json(document).decode("utf-8")) == document
-
-
-def test_the_examples_in_docstrings_are_true():
-    failures, count = doctest.testmod(files)
-    assert count and not failures

@@ -1,6 +1,5 @@
 """Training: the step, the loop, the average of the weights, and what happens when it fails."""
 
-import doctest
 from functools import cache
 
 import jax
@@ -425,8 +424,3 @@ def test_the_learning_rate_climbs_from_its_first_stair_and_falls_to_zero():
     assert sizes[0] == pytest.approx(0.02, rel=1e-3)
     assert max(sizes) == pytest.approx(0.1, rel=1e-3) and np.argmax(sizes) == 5
     assert sizes[-1] < 0.001
-
-
-def test_the_examples_in_docstrings_are_true():
-    failures, count = doctest.testmod(update, optionflags=doctest.ELLIPSIS)
-    assert count and not failures
