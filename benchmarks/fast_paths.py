@@ -30,6 +30,7 @@ from flax import nnx
 from diffusion_course.notebook import memory
 from diffusion_course.models import fast
 from diffusion_course.models.unet import UNet
+from diffusion_course.training import update
 if sys.argv[1] != "no memory":
     memory.keep_freed_memory()
 if sys.argv[1] == "plain":

@@ -19,6 +19,7 @@ from jax import Array
 from tqdm.auto import tqdm
 
 from diffusion_course import checks
+from diffusion_course.data.types import check_batch
 from diffusion_course.training.mesh import data_mesh, replicate, shard_batch
 from diffusion_course.training.update import (
     Loss,
@@ -245,14 +246,15 @@ def _check_batch(model: nnx.Module, batch) -> None:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         what = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
         raise ValueError(f"batches must yield pairs (x, labels), got {what}")
-    x, labels = (None if part is None else np.asarray(part) for part in batch)
-    checks.floating("x of the first batch", x)
-    if x.ndim < 2 or not len(x):
-        raise ValueError(f"x of the first batch must have shape [B, …], got {list(x.shape)}")
+    x, labels = batch
+    # The null class itself is the loss's to put in: see losses.drop_labels.
     classes = getattr(model, "null_label", None)
-    if classes is not None:
-        # The null class, `classes` itself, is the loss's to put in: see losses.drop_labels.
-        checks.labels("labels of the first batch", labels, x.shape[:1], classes - 1)
+    try:
+        checks.floating("x", x)
+        if labels is not None or classes is not None:
+            check_batch(x, labels, classes)
+    except ValueError as error:
+        raise ValueError(f"the first batch cannot be trained on: {error}") from None
 
 
 def _next(source: Iterator, needed: int, got: int):
