@@ -38,7 +38,6 @@ if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Cola
     print("installing diffusion-course")
     # %pip install --quiet --no-deps diffusion-course
 from diffusion_course import setup
-from diffusion_course.training import loop
 
 course = setup()
 
@@ -55,6 +54,7 @@ from diffusion_course import sampling, weights
 from diffusion_course.notebook import widgets
 from diffusion_course.data import toy2d
 from diffusion_course.models.mlp import MLP
+from diffusion_course.training import loop
 
 plots.use_style()
 

@@ -33,7 +33,6 @@ if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Cola
     print("installing diffusion-course")
     # %pip install --quiet --no-deps diffusion-course
 from diffusion_course import setup
-from diffusion_course.training import loop
 
 course = setup()
 
@@ -56,6 +55,7 @@ from diffusion_course.data import toy2d
 from diffusion_course.models.classifier import judge
 from diffusion_course.models.layers import Linear, TimeEmbedding
 from diffusion_course.models.mlp import MLP
+from diffusion_course.training import loop
 from diffusion_course.weights import features
 
 plots.use_style()
