@@ -157,10 +157,14 @@ def _names_missing(outcome: Any) -> bool:
 
 def _function(cells: list[dict], name: str):
     """The function of that name after these cells. Raises: what the answer's own cell raises."""
-    space: dict[str, Any] = {"__name__": "__main__", "get_ipython": lambda: _NoShell()}
+    space: dict[str, Any] = {"__name__": "__main__", "get_ipython": _NoShell}
     for number, cell in enumerate(cells, start=1):
         try:
             _execute(cell["source"], f"<cell {number}>", space)
+        except Exception:
+            # A cell that fails below the function has defined it all the same.
+            if cell["answer"] and not callable(space.get(name)):
+                raise
         except BaseException:
             if cell["answer"]:
                 raise
@@ -170,6 +174,11 @@ def _function(cells: list[dict], name: str):
 
 
 def _execute(source: str, name: str, space: dict) -> None:
+    """Runs a cell, all its statements; then raises what the first of them raised that failed.
+
+    What fails here may work in the student's notebook, such as Colab's own imports at the head of
+    a cell, and the statements after it then ran there.
+    """
     try:
         tree = ast.parse(source, name)
     except SyntaxError:
@@ -180,7 +189,23 @@ def _execute(source: str, name: str, space: dict) -> None:
     import linecache
 
     linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-    exec(compile(tree, name, "exec"), space)
+    if "IPython" in source:
+        _without_a_shell()
+    first = None
+    for statement in tree.body:
+        try:
+            exec(compile(ast.Module([statement], []), name, "exec"), space)
+        except Exception as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _without_a_shell() -> None:
+    """Has IPython's own `get_ipython` give what stands in for a shell, too."""
+    import IPython
+
+    IPython.get_ipython = IPython.core.getipython.get_ipython = _NoShell
 
 
 class _NoShell:

@@ -196,12 +196,23 @@ def _chapter(name: str, cells: tuple[Cell, ...], chapters: dict[str, tuple]) -> 
 
 
 def answer_cells(cells: tuple[Cell, ...], exercise: Exercise | Written) -> list[Cell]:
-    """The cells that answer an exercise: by their metadata, or where that is gone by content."""
-    role, kind = ("answer", "code") if isinstance(exercise, Exercise) else ("written", "markdown")
-    named = [c for c in cells if c.grade_id == grade_id(role, exercise.id) and c.kind == kind]
-    if named or isinstance(exercise, Written):
-        return named
-    return [c for c in cells if c.kind == "code" and _defines(c.source, exercise.function)]
+    """The cells that answer an exercise: by their metadata, or where that is gone by content.
+
+    A student may also leave the given cell as it is and write the function in one of their own
+    below it: that one counts too, if it stands above the exercise's check.
+    """
+    if isinstance(exercise, Written):
+        wanted = grade_id("written", exercise.id)
+        return [c for c in cells if c.grade_id == wanted and c.kind == "markdown"]
+    code = [c for c in cells if c.kind == "code"]
+    named = [n for n, c in enumerate(code) if c.grade_id == grade_id("answer", exercise.id)]
+    if not named:
+        return [c for c in code if _defines(c.source, exercise.function)]
+    check = grade_id("check", exercise.id)
+    ends = [n for n, c in enumerate(code) if c.grade_id == check and n > named[-1]]
+    below = range(named[-1] + 1, ends[0] if ends else named[-1] + 1)
+    own = [n for n in below if not code[n].grade_id and _defines(code[n].source, exercise.function)]
+    return [code[n] for n in (*named, *own)]
 
 
 def setup_cells(cells: tuple[Cell, ...]) -> list[Cell]:
