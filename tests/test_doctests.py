@@ -24,7 +24,7 @@ def test_the_main_functions_have_examples():
     found = {test.name for name in MODULES for test in examples(name)}
     assert len(found) > 10
     for name in (
-        "process.linear_betas",
+        "betas.linear_betas",
         "process.from_betas",
         "process.add_noise",
         "process.posterior",
