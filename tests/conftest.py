@@ -5,6 +5,7 @@ pytest tests --quick         without the files that take long (make quick)
 pytest tests --versions      those that other versions of the libraries could break (.ci/run)
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -76,3 +77,7 @@ def _compiled_programs_are_let_go():
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()
+        # glibc keeps freed memory that lies between pieces in use, unless asked to hand it back.
+        trim = sys.platform == "linux" and getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:
+            trim(0)

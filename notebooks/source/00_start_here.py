@@ -52,13 +52,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
 
-from diffusion_course import data, denoiser, process, samplers, sampling
+from diffusion_course import data, denoiser, process, samplers, sampling, weights
 from diffusion_course.evaluation import metrics
-from diffusion_course.notebook import plots
-from diffusion_course import weights
-from diffusion_course.notebook import widgets
 from diffusion_course.models.classifier import judge
 from diffusion_course.models.mlp import MLP
+from diffusion_course.notebook import plots, widgets
 
 plots.use_style()
 

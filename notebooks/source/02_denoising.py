@@ -51,11 +51,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from diffusion_course import data, denoiser, parameterization, process
-from diffusion_course.notebook import plots
-from diffusion_course import samplers, sampling
-from diffusion_course.notebook import widgets
+from diffusion_course import data, denoiser, parameterization, process, samplers, sampling
 from diffusion_course.data import toy2d
+from diffusion_course.notebook import plots, widgets
 
 plots.use_style()
 

@@ -32,7 +32,6 @@ if importlib.util.find_spec("diffusion_course") is None:  # on Colab; keeps Cola
     print("installing diffusion-course")
     # %pip install --quiet --no-deps diffusion-course
 from diffusion_course import setup
-from diffusion_course.training import loop, update
 
 course = setup()
 
@@ -46,19 +45,17 @@ import numpy as np
 import optax
 from flax import nnx
 
-from diffusion_course import data, denoiser, losses, parameterization, process
-from diffusion_course.evaluation import metrics
-from diffusion_course.notebook import plots
-from diffusion_course import samplers, sampling, weights
-from diffusion_course.notebook import widgets
-from diffusion_course.training import recipes
+from diffusion_course import data, denoiser, losses, parameterization, process, samplers, sampling
+from diffusion_course import weights
 from diffusion_course.data import toy2d
+from diffusion_course.evaluation import metrics
 from diffusion_course.models.classifier import judge
-from diffusion_course.models.layers import ResidualBlock
-from diffusion_course.models.layers import depth_to_space, sinusoidal_embedding
-from diffusion_course.models.layers import space_to_depth, upsample
+from diffusion_course.models.layers import depth_to_space, sinusoidal_embedding, space_to_depth
+from diffusion_course.models.layers import upsample, ResidualBlock
 from diffusion_course.models.mlp import MLP
 from diffusion_course.models.unet import UNet
+from diffusion_course.notebook import plots, widgets
+from diffusion_course.training import loop, recipes, update
 
 plots.use_style()
 

@@ -48,12 +48,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
 
-from diffusion_course import bound, data, denoiser, losses, process
-from diffusion_course.notebook import plots
-from diffusion_course import sampling, weights
-from diffusion_course.notebook import widgets
+from diffusion_course import bound, data, denoiser, losses, process, sampling, weights
 from diffusion_course.data import toy2d
 from diffusion_course.models.mlp import MLP
+from diffusion_course.notebook import plots, widgets
 from diffusion_course.training import loop
 
 plots.use_style()

@@ -46,13 +46,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import ndtr
 
-from diffusion_course import data, denoiser, editing, process
-from diffusion_course.evaluation import metrics
-from diffusion_course.notebook import plots
-from diffusion_course import samplers, sampling, weights
-from diffusion_course.notebook import widgets
+from diffusion_course import data, denoiser, editing, process, samplers, sampling, weights
 from diffusion_course.data import toy2d
+from diffusion_course.evaluation import metrics
 from diffusion_course.models.classifier import judge
+from diffusion_course.notebook import plots, widgets
 from diffusion_course.weights import features
 
 plots.use_style()

@@ -46,15 +46,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from diffusion_course import data, denoiser, guidance, losses, parameterization
-from diffusion_course.evaluation import metrics
-from diffusion_course.notebook import plots
-from diffusion_course import process, samplers, sampling, weights
-from diffusion_course.notebook import widgets
+from diffusion_course import data, denoiser, guidance, losses, parameterization, process, samplers
+from diffusion_course import sampling, weights
 from diffusion_course.data import toy2d
+from diffusion_course.evaluation import metrics
 from diffusion_course.models.classifier import judge
 from diffusion_course.models.layers import Linear, TimeEmbedding
 from diffusion_course.models.mlp import MLP
+from diffusion_course.notebook import plots, widgets
 from diffusion_course.training import loop
 from diffusion_course.weights import features
 

@@ -50,12 +50,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from diffusion_course import data, denoiser, editing, guidance, process
+from diffusion_course import data, denoiser, editing, guidance, process, samplers, sampling
+from diffusion_course import weights
 from diffusion_course.evaluation import metrics
-from diffusion_course.notebook import plots
-from diffusion_course import samplers, sampling, weights
-from diffusion_course.notebook import widgets
 from diffusion_course.models.classifier import judge
+from diffusion_course.notebook import plots, widgets
 from diffusion_course.weights import features
 
 plots.use_style()
