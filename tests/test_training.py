@@ -375,6 +375,17 @@ def test_a_batch_that_nothing_can_be_learnt_from_is_told_before_a_step(batch, me
         fit(model, loss, iter([batch] * 3), steps=3)
 
 
+def test_what_a_loss_takes_apart_itself_is_left_to_it():
+    model = MLP(2, width=16, depth=1, num_classes=4, rngs=nnx.Rngs(0))
+
+    def loss(model, x, cond, key):
+        labels, keep = cond
+        return jnp.mean((model(x, jnp.zeros(len(x)), labels) * keep - x) ** 2)
+
+    batch = (X, (LABELS, np.ones((4, 2), np.float32)))
+    assert np.isfinite(fit(model, loss, iter([batch] * 2), steps=2).history.loss).all()
+
+
 def test_pixels_that_nobody_scaled_are_told_when_training_diverges():
     x = np.full((4, 2), 255.0, np.float32)
     with pytest.raises(

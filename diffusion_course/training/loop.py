@@ -175,7 +175,8 @@ def fit(
       loss: ``loss(model, x, labels, key) -> scalar``.
       batches: yields (x [B, …], labels [B]), one per step, from the state's step on; x of
         floating-point numbers. For a model with labels they are whole numbers from 0 to below its
-        null_label.
+        null_label. A tuple or a dictionary of arrays
+        in the place of the labels is left to the loss.
       steps: the run's whole length, which the default optimiser's schedule spans.
       key: a random key; step n uses ``fold_in(key, n)``.
       optimizer: by default ``adam(3e-3, steps)``.
@@ -251,7 +252,8 @@ def _check_batch(model: nnx.Module, batch) -> None:
     classes = getattr(model, "null_label", None)
     try:
         checks.floating("x", x)
-        if labels is not None or classes is not None:
+        # A tuple or a dictionary of arrays is the loss's to take apart.
+        if not isinstance(labels, tuple | dict) and (labels is not None or classes is not None):
             check_batch(x, labels, classes)
     except ValueError as error:
         raise ValueError(f"the first batch cannot be trained on: {error}") from None
