@@ -1,6 +1,6 @@
 # The course needs Python 3.11 or newer and make; everything else goes into .venv.
 #   make lab     JupyterLab on the course's first page
-#   make test    linter, unit tests, every notebook
+#   make test    linter, every notebook, unit tests
 #   make quick   linter and the tests that take little: under two minutes
 # Another interpreter:  make lab PYTHON=python3.12
 
@@ -35,7 +35,7 @@ NBVAL  := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n $(J
 
 help:
 	@echo "make lab        install what is needed into .venv and open the course in JupyterLab"
-	@echo "make test       lint, unit, check-notebooks: all that must pass"
+	@echo "make test       lint, check-notebooks, unit: all that must pass"
 	@echo "make quick      lint, and the unit tests that take little: for every change"
 	@echo "make lint       ruff check and ruff format --check"
 	@echo "make unit       unit tests                      make unit PYTEST='-k ddim'"
@@ -49,9 +49,10 @@ help:
 lab: $(LAB)
 	@$(PY) -m diffusion_course lab
 
+# Notebooks before unit tests: the explorers' browser tests then find their programs compiled.
 test: $(DEV)
 	@rm -f $(TIMES)
-	@PHASES=$(TIMES) $(MAKE) --no-print-directory lint unit check-notebooks; status=$$?; \
+	@PHASES=$(TIMES) $(MAKE) --no-print-directory lint check-notebooks unit; status=$$?; \
 	  echo; cat $(TIMES); [ -z "$$PHASES" ] || sed 's/^/  /' $(TIMES) >>"$$PHASES"; exit $$status
 
 quick: $(DEV)

@@ -64,7 +64,7 @@ def main() -> None:
                 f"{chapter.stem:<24} {statistics.median(found):5.0f} ms, "
                 f"{min(found):.0f} to {max(found):.0f}, {len(found)} moves"
             )
-            page.close()
+            lab.close(page)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,11 @@ class Lab:
         page.set_default_timeout(timeout * 1000)
         return page.evaluate(RUN_ALL)
 
+    def close(self, page) -> None:
+        """Closes a page and ends its kernel, which would keep its memory."""
+        page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+        page.close()
+
     def _note(self, request):
         url = urlsplit(request.url)
         if url.scheme not in ("data", "blob") and url.hostname != "127.0.0.1":

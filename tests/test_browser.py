@@ -101,7 +101,7 @@ def test_a_slider_moves_its_picture_in_a_tiny_notebook(lab):
     (explorer,) = outputs_with(page, ".course-slider")
     assert_arrow_keys_move_the_explorer(page, explorer)
     assert page.locator(".course-readout").inner_text() == "level 5"
-    page.close()
+    lab.close(page)
     assert lab.outside == []
 
 
@@ -158,7 +158,7 @@ def test_a_mask_is_drawn_and_filled_in_a_tiny_notebook(lab):
     (editor,) = outputs_with(page, ".course-action")
     assert_a_drawn_mask_is_filled_in(page, editor)
     assert page.locator(".course-readout").inner_text() == "2 hidden"
-    page.close()
+    lab.close(page)
     assert lab.outside == []
 
 
@@ -166,7 +166,7 @@ def test_a_failing_cell_would_be_seen(lab):
     page = open_code(lab, "bad.ipynb", "1 / 0")
     (cell,) = lab.run_all(page)
     assert cell["errors"][0]["ename"] == "ZeroDivisionError"
-    page.close()
+    lab.close(page)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
@@ -186,7 +186,7 @@ def test_every_explorer_of_a_chapter_moves(lab, chapter):
         assert_a_drawn_mask_is_filled_in(page, output)
     for output in players:
         assert_the_player_goes_on_by_a_frame(output)
-    page.close()
+    lab.close(page)
     assert lab.outside == []
 
 
@@ -205,4 +205,4 @@ def test_a_student_goes_from_the_stub_over_a_mistake_to_the_right_answer(lab):
         points = 2 if "✓" in expected else 0
         assert f"Chapter 01 so far: {points} of" in output.inner_text()
     assert lab.outside == []
-    page.close()
+    lab.close(page)
