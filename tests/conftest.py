@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(items):
 def _no_settings_from_outside():
     """Tests see the course's defaults, whatever the shell that runs them has set."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("DIFFUSION_COURSE_PROFILE", "DIFFUSION_COURSE_COMPILE_CACHE"):
+        for name in ("DIFFUSION_COURSE_PROFILE", "DIFFUSION_COURSE_COMPILE_CACHE", "PHASES"):
             patch.delenv(name, raising=False)
         yield
 
