@@ -20,6 +20,7 @@ from diffusion_course import paths
 TESTS = Path(__file__).resolve().parent
 PROFILE = TESTS.parent / "benchmarks" / "results" / "suite_profile.json"
 LONG = 10  # seconds of a file, in the committed profile
+MOST_MEGABYTES = 1500  # of a worker, before it lets go of compiled programs
 
 # Compiled programs are kept on disk, for the next run and for the other worker. JAX reads this
 # when it is imported, and so do the processes that tests start.
@@ -74,10 +75,31 @@ def _no_settings_from_outside():
 def _compiled_programs_are_let_go():
     """A worker holds the programs of one file of tests, not of all: they are gigabytes."""
     yield
-    if "jax" in sys.modules:
-        sys.modules["jax"].clear_caches()
-        gc.collect()
-        # glibc keeps freed memory that lies between pieces in use, unless asked to hand it back.
-        trim = sys.platform == "linux" and getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim:
-            trim(0)
+    _let_go()
+
+
+@pytest.fixture(autouse=True)
+def _a_worker_stays_small():
+    """Programs are let go within a file too, if they are many."""
+    yield
+    if _megabytes() > MOST_MEGABYTES:
+        _let_go()
+
+
+def _let_go() -> None:
+    if "jax" not in sys.modules:
+        return
+    sys.modules["jax"].clear_caches()
+    gc.collect()
+    # glibc keeps freed memory that lies between pieces in use, unless asked to hand it back.
+    trim = sys.platform == "linux" and getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+def _megabytes() -> float:
+    """This process's memory; 0 where the system does not tell."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return 0.0
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
