@@ -317,6 +317,15 @@ def test_the_transformer_has_as_many_parameters_as_its_description(size, patch, 
     assert count(model) == depth * block + ends + 2 * dense(w, w) + 4 * w
 
 
+def test_the_last_layer_of_a_dit_reads_normalised_tokens():
+    # A normalised token's channels add up to 0: a kernel of ones leaves nothing but the bias.
+    model = initial(lambda: dit(image_size=(4, 8), image_channels=2, patch=2, depth=1))
+    model.final.kernel[...] = jnp.ones_like(model.final.kernel[...])
+    model.final.bias[...] = jnp.full_like(model.final.bias[...], 0.7)
+    got = jax.jit(lambda model, x, t: model(x, t))(model, 5 * images(3, 4, 8, 2), jnp.full(3, 0.4))
+    np.testing.assert_allclose(got, 0.7, atol=1e-4)  # sums of 32 numbers of size 1 in float32
+
+
 def test_a_transformer_block_starts_as_the_identity_and_its_gates_open_it():
     block, x, emb = initial(lambda: Block(32, 2, rngs=nnx.Rngs(0))), images(2, 5, 32), images(2, 32)
     p = {name: np.asarray(leaf) for name, leaf in parameters(block).items()}
