@@ -19,7 +19,7 @@ from diffusion_course import paths
 
 TESTS = Path(__file__).resolve().parent
 PROFILE = TESTS.parent / "benchmarks" / "results" / "suite_profile.json"
-LONG = 10  # seconds of a file, in the committed profile
+LONG = 8  # seconds of a file, in the committed profile
 MOST_MEGABYTES = 1500  # of a worker, before it lets go of compiled programs
 
 # Compiled programs are kept on disk, for the next run and for the other worker. JAX reads this
