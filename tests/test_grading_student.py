@@ -53,6 +53,12 @@ def test_a_cell_that_never_defines_the_function_says_what_it_raised():
         function_of("x = 1")
 
 
+def test_a_slip_of_syntax_below_the_stub_is_told_and_not_taken_for_the_stub():
+    stub = "def double(x):\n    raise NotImplementedError"
+    with pytest.raises(SyntaxError):
+        function_of(stub, "def double(x)\n    return 2 * x")
+
+
 EXERCISE = Exercise(
     id="01.1",
     title="Double",

@@ -159,11 +159,12 @@ def _function(cells: list[dict], name: str):
     """The function of that name after these cells. Raises: what the answer's own cell raises."""
     space: dict[str, Any] = {"__name__": "__main__", "get_ipython": _NoShell}
     for number, cell in enumerate(cells, start=1):
+        before = space.get(name)
         try:
             _execute(cell["source"], f"<cell {number}>", space)
         except Exception:
             # A cell that fails below the function has defined it all the same.
-            if cell["answer"] and not callable(space.get(name)):
+            if cell["answer"] and space.get(name) is before:
                 raise
         except BaseException:
             if cell["answer"]:
