@@ -20,6 +20,11 @@ from diffusion_course import paths
 TESTS = Path(__file__).resolve().parent
 PROFILE = TESTS.parent / "benchmarks" / "results" / "suite_profile.json"
 LONG = 8  # seconds of a file, in the committed profile
+# Variables of the course, and of the make that runs the tests: one started by a test would read them.
+OUTSIDE = (
+    *("DIFFUSION_COURSE_PROFILE", "DIFFUSION_COURSE_COMPILE_CACHE", "PHASES"),
+    *("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON"),
+)
 MOST_MEGABYTES = 1500  # of a worker, before it lets go of compiled programs
 
 # Compiled programs are kept on disk, for the next run and for the other worker. JAX reads this
@@ -66,7 +71,7 @@ def pytest_collection_modifyitems(items):
 def _no_settings_from_outside():
     """Tests see the course's defaults, whatever the shell that runs them has set."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("DIFFUSION_COURSE_PROFILE", "DIFFUSION_COURSE_COMPILE_CACHE", "PHASES"):
+        for name in OUTSIDE:
             patch.delenv(name, raising=False)
         yield
 

@@ -295,7 +295,7 @@ def test_make_hands_over_name_and_title_whatever_they_hold(course):
     printer.chmod(0o755)
     title = 'It\'s $(shell echo bad) `echo worse` "$HOME" 100 %'
     done = subprocess.run(
-        ["make", "chapter", "-o", ".venv/.installed-dev", f"PY={printer}", "N=09", "NAME=a b",
+        ["make", "--no-print-directory", "chapter", "-o", ".venv/.installed-dev", f"PY={printer}", "N=09", "NAME=a b",
          f"TITLE={title}"],
         cwd=course, capture_output=True, text=True,
     )  # fmt: skip

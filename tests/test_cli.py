@@ -504,13 +504,9 @@ def copy(tmp_path):
 
 
 def make(folder, *arguments):
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "PYTHON")
-    }
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
         cwd=folder,
-        env=environment,
         capture_output=True,
         text=True,
         timeout=1800,
