@@ -295,8 +295,8 @@ def test_make_hands_over_name_and_title_whatever_they_hold(course):
     printer.chmod(0o755)
     title = 'It\'s $(shell echo bad) `echo worse` "$HOME" 100 %'
     done = subprocess.run(
-        ["make", "--no-print-directory", "chapter", "-o", ".venv/.installed-dev", f"PY={printer}", "N=09", "NAME=a b",
-         f"TITLE={title}"],
+        ["make", "--no-print-directory", "-o", ".venv/.installed-dev", "chapter", f"PY={printer}",
+         "N=09", "NAME=a b", f"TITLE={title}"],
         cwd=course, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.splitlines()[-3:] == ["[09]", "[a b]", f"[{title}]"], done.stderr
