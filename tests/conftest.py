@@ -20,7 +20,7 @@ from diffusion_course import paths
 TESTS = Path(__file__).resolve().parent
 PROFILE = TESTS.parent / "benchmarks" / "results" / "suite_profile.json"
 LONG = 8  # seconds of a file, in the committed profile
-# Variables of the course, and of the make that runs the tests: a make that a test starts reads them.
+# Variables of the course, and of the make around the tests, which a make that a test starts reads.
 OUTSIDE = (
     *("DIFFUSION_COURSE_PROFILE", "DIFFUSION_COURSE_COMPILE_CACHE", "PHASES"),
     *("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON"),
