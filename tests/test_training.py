@@ -11,7 +11,7 @@ from flax import nnx
 
 from diffusion_course import losses, process
 from diffusion_course.models.mlp import MLP
-from diffusion_course.training import loop, update
+from diffusion_course.training import loop, record, update
 
 adam = cache(update.adam)  # one optimiser, and with it one compiled step, for equal settings
 PROGRAMS = {}
@@ -235,7 +235,7 @@ def test_clipping_bounds_the_update_of_plain_gradient_descent():
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(bad):
     cause = r"The cause is that step's batch: x is nan at index \[3, 1\] of shape \[32, 2\]"
     with pytest.raises(
-        loop.TrainingDiverged, match=f"step {bad + 1}: its loss is nan.*{cause}"
+        record.TrainingDiverged, match=f"step {bad + 1}: its loss is nan.*{cause}"
     ) as caught:
         fit(data=batches(bad=bad), optimizer=adam(3e-3, 30))
     assert "learning rate" not in str(caught.value)  # which has nothing to do with it
@@ -255,12 +255,14 @@ def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_is_finite(
     def loss(model, x, labels, key):
         return jnp.sqrt(jnp.abs(model(x, labels / 10)).sum())  # the square root's slope at 0
 
-    with pytest.raises(loop.TrainingDiverged, match="step 1"):
+    with pytest.raises(record.TrainingDiverged, match="step 1"):
         fit(loss=loss)
 
 
 def test_an_update_that_is_not_finite_stops_training_though_its_gradient_is():
-    with pytest.raises(loop.TrainingDiverged, match=r"step 1.*Try a lower learning rate") as caught:
+    with pytest.raises(
+        record.TrainingDiverged, match=r"step 1.*Try a lower learning rate"
+    ) as caught:
         fit(optimizer=optax.sgd(3e38))
     assert all(np.isfinite(leaf).all() for leaf in leaves(caught.value.result.state))
 
@@ -389,7 +391,7 @@ def test_what_a_loss_takes_apart_itself_is_left_to_it():
 def test_pixels_that_nobody_scaled_are_told_when_training_diverges():
     x = np.full((4, 2), 255.0, np.float32)
     with pytest.raises(
-        loop.TrainingDiverged, match=r"reaches .x. = 255; images belong in \[-1, 1\]"
+        record.TrainingDiverged, match=r"reaches .x. = 255; images belong in \[-1, 1\]"
     ):
         fit(data=iter([(x, LABELS)] * 3), steps=3, optimizer=optax.sgd(3e38))
 
@@ -401,7 +403,7 @@ def test_a_vector_of_another_model_is_not_merged():
 
 def test_the_running_average_has_a_range():
     with pytest.raises(ValueError, match=r"smooth must be in \[0, 1\), got 1"):
-        loop.History(loss=[1.0]).plot(smooth=1.0)
+        record.History(loss=[1.0]).plot(smooth=1.0)
 
 
 def test_a_state_past_the_end_is_an_error():

@@ -403,7 +403,9 @@ def test_labels_are_dropped_in_training_and_the_null_class_is_trained(small):
 
 
 def test_a_judge_sees_its_images_shifted_by_up_to_a_pixel_and_noised():
-    recipe = recipes.ClassifierRecipe("digits", {"num_classes": 2}, steps=1, smoothing=0.0)
+    recipe = recipes.ClassifierRecipe(
+        dataset="digits", model={"num_classes": 2}, steps=1, smoothing=0.0
+    )
     seen = []
 
     def model(x):

@@ -14,7 +14,7 @@ from flax import nnx
 from diffusion_course import checks, data, weights
 from diffusion_course.data import Dataset, toy2d
 from diffusion_course.evaluation import metrics, points, quality
-from diffusion_course.training import loop, update
+from diffusion_course.training import loop, record, update
 from diffusion_course.training.recipe import (
     RECIPES,
     ClassifierRecipe,
@@ -44,7 +44,7 @@ __all__ = [
 _KEEP_EVERY = 1000  # steps: of the largest recipe, 20 minutes of work are lost at most
 
 
-def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) -> loop.Result:
+def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) -> record.Result:
     """Trains a recipe's model on a data set.
 
     Args:
