@@ -3,7 +3,7 @@
     python notebooks/chapters.py            write README's table and the map of the first page
     python notebooks/chapters.py --check    write nothing; exit code 1 if one of them is out of date
 
-Other scripts and tests ask it for the chapters: `read`, `with_widget`.
+Other scripts and tests ask it for the chapters: `read`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ COURSE = Path(__file__).resolve().parent.parent
 TABLE = "notebooks/chapters.toml"
 FIRST_PAGE = "notebooks/source/00_start_here.py"
 CLINIC = "clinic"
-WIDGETS = ("explorer", "animation", "live", "mask_editor")
 
 BEGIN = "<!-- Made from notebooks/chapters.toml by notebooks/chapters.py: do not edit here. -->"
 END = "<!-- Here ends what is made from notebooks/chapters.toml. -->"
@@ -38,7 +37,6 @@ class Chapter:
       file: name of its notebook without the ending; empty until there is one.
       warm: seconds to run with a filled compile cache; None until measured.
       cold: seconds to run with an empty one.
-      widgets: what a reader can move, by the names of `WIDGETS`.
     """
 
     number: str
@@ -48,7 +46,6 @@ class Chapter:
     file: str = ""
     warm: float | None = None
     cold: float | None = None
-    widgets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,20 +86,15 @@ def _chapter(row: dict, part: str) -> Chapter:
     if file and not re.fullmatch(rf"{begin}(_[a-z0-9]+)+", file):
         wanted = "NN_name, with NN the number, in small letters and digits"
         raise ValueError(f"{where}: file must be {wanted}, got {file!r}")
-    widgets = row.get("widgets", [])
-    if not isinstance(widgets, list) or not set(map(str, widgets)) <= set(WIDGETS):
-        raise ValueError(f"{where}: widgets must be a list of {', '.join(WIDGETS)}, got {widgets}")
     for key in ("warm", "cold"):
         seconds = row.get(key, 1)
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
             raise ValueError(f"{where}: {key} must be a number of seconds above 0, got {seconds!r}")
     if ("warm" in row) != ("cold" in row):
         raise ValueError(f"{where}: give both of warm and cold, or neither")
-    if not file and row.keys() & {"warm", "cold", "widgets"}:
-        raise ValueError(f"{where}: warm, cold and widgets need a file")
-    return Chapter(
-        number, title, insight, part, file, row.get("warm"), row.get("cold"), tuple(widgets)
-    )
+    if not file and row.keys() & {"warm", "cold"}:
+        raise ValueError(f"{where}: warm and cold need a file")
+    return Chapter(number, title, insight, part, file, row.get("warm"), row.get("cold"))
 
 
 def _only(found: dict, known, where: str) -> None:
@@ -128,16 +120,6 @@ def _check_order(chapters: list[Chapter]) -> None:
             f"{TABLE}: chapters must be numbered 00, 01, … without a gap, and the clinic must "
             f"come last; got {', '.join(numbers)}"
         )
-
-
-def with_widget(widget: str, course: Path = COURSE) -> list[str]:
-    """The files of the chapters that have this widget, in order, such as "01_forward_process".
-
-    Raises: ValueError for an unknown widget.
-    """
-    if widget not in WIDGETS:
-        raise ValueError(f"widget must be one of {', '.join(WIDGETS)}, got {widget!r}")
-    return [chapter.file for chapter in read(course).chapters if widget in chapter.widgets]
 
 
 def readme_table(table: Table) -> str:

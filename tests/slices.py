@@ -12,7 +12,8 @@ from pathlib import Path
 import nbformat
 
 # The library's widgets that a reader moves; `live` is an explorer too.
-_WIDGET = re.compile(r"\bwidgets\.(explorer|live|mask_editor|animation)\(")
+WIDGETS = ("explorer", "live", "mask_editor", "animation")
+_WIDGET = re.compile(rf"\bwidgets\.({'|'.join(WIDGETS)})\(")
 
 
 def explorers(notebook: Path) -> tuple[list[str], list[str]]:

@@ -2,6 +2,8 @@
 
 import slices
 
+from diffusion_course.notebook import widgets
+
 CELLS = [
     "import numpy as np\nfrom math import sqrt",  # 0
     "x = np.ones(3)",  # 1
@@ -51,3 +53,7 @@ def test_what_is_kept_runs_and_gives_the_same():
         exec(CELLS[number], alone)
     assert list(alone["shown"]) == list(whole["shown"])
     assert str(alone["total"]) == str(whole["total"])
+
+
+def test_the_names_of_widgets_are_functions_of_the_library():
+    assert all(callable(getattr(widgets, name)) for name in slices.WIDGETS)
