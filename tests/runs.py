@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from oracles import PROCESSES
 
-from diffusion_course import denoiser, process, samplers
+from diffusion_course import denoiser, process, samplers, sde_samplers
 
 STEPS = 1000  # the longest grid; of a shorter one the rest is not run
 SAMPLERS = {
@@ -20,6 +20,9 @@ SAMPLERS = {
     "ddim": samplers.ddim,
     "ddim 0.4": lambda p: samplers.ddim(p, 0.4),
     "ddim 1": lambda p: samplers.ddim(p, 1.0),
+    "reverse_sde": sde_samplers.reverse_sde,
+    "reverse_sde_log_snr 0.4": lambda p: sde_samplers.reverse_sde_log_snr(p, 0.4),
+    "predictor_corrector": lambda p: sde_samplers.predictor_corrector(samplers.ddpm(p), p),
 }
 SOLVERS = {
     "euler": samplers.euler,
