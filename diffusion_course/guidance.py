@@ -43,6 +43,29 @@ def classifier_free(D_cond: Denoiser, D_uncond: Denoiser, w) -> Denoiser:
     return D
 
 
+def autoguidance(D: Denoiser, D_bad: Denoiser, w) -> Denoiser:
+    """``D_bad + w·(D − D_bad)``: away from a worse version of the same denoiser.
+
+    Both see the same condition, so that for w > 1 samples leave what the bad version adds to the
+    good one's distribution, and not the other classes as in `classifier_free`. In scores it is
+    ``∇log p₁ + (w − 1)·∇log(p₁/p₀)``, p₁ being the good one's distribution and p₀ the bad one's.
+
+    Args:
+      D: the denoiser.
+      D_bad: one that errs in the same places but more, such as a smaller network or an earlier
+        state of the same training.
+      w: guidance scale, as in `classifier_free`; 1 is D alone.
+
+    Returns: D(x, t). Raises: ValueError, from it, if w or an estimate does not have such a shape.
+    Source: Karras et al. 2024, section 4 (arXiv:2406.02507).
+
+    >>> guided = autoguidance(lambda x, t: x + 1, lambda x, t: x - 1, 2.0)
+    >>> guided(jnp.zeros((1, 1)), 0.5).tolist()
+    [[3.0]]
+    """
+    return classifier_free(D, D_bad, w)
+
+
 def classifier_free_batched(
     model, p: Process, kind: str, labels: Array, null: Array, w, share: float | None = None
 ) -> Denoiser:

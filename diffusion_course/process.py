@@ -429,3 +429,33 @@ def posterior(p: Process, x0: Array, x_t: Array, t, s) -> tuple[Array, Array]:
     kept = sigma_s / jnp.where(sigma_t > 0, sigma_t, 1)
     mean = alpha_s * r * x0 + scale * kept**2 * x_t
     return mean, sigma_s**2 * r
+
+
+def time_at(p: Process, log_snr) -> Array:
+    """The time at which the log-SNR has fallen to this value, by bisection.
+
+    It inverts `Process.log_snr`, which every process of the course lets fall with time.
+
+    Args:
+      p: the process.
+      log_snr: values of any shape; they may be traced.
+
+    Returns: float32 of that shape, in [0, 1]: 0 for a log-SNR above all that the process has, 1 for
+      one below.
+
+    >>> p = rectified_flow()
+    >>> print(time_at(p, p.log_snr(0.25)).round(3))
+    0.25
+    """
+    wanted = jnp.asarray(log_snr, jnp.float32)
+
+    def halve(_, interval):
+        low, high = interval
+        middle = (low + high) / 2
+        too_clean = p.log_snr(middle) > wanted
+        return jnp.where(too_clean, middle, low), jnp.where(too_clean, high, middle)
+
+    # float32 has 24 bits of t, and more leading zeros next to t = 0.
+    low, high = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(wanted), jnp.ones_like(wanted)))
+    # Of the two neighbours the later one, unless even t = 0 is noisier than that.
+    return jnp.where(p.log_snr(low) <= wanted, low, high)

@@ -50,6 +50,22 @@ def test_guiding_x0_is_guiding_every_other_prediction(kind):
     np.testing.assert_allclose(guided, want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("w", [0.0, 1.0, 2.5])
+def test_autoguidance_follows_the_ratio_of_the_good_and_the_bad_density(w):
+    good = denoiser.gaussian_mixture(p, [[0.9, -0.4]], [0.3], [1.0])
+    bad = denoiser.gaussian_mixture(p, [[0.6, 0.1]], [0.7], [1.0])
+    x0 = guidance.autoguidance(good.denoise, bad.denoise, w)(x, t)
+    alpha, sigma = o.alpha(t)[:, None], o.sigma(t)[:, None]
+    score = (alpha * np.asarray(x0, np.float64) - x) / sigma**2
+
+    def slope(gm):  # of the log-density, by jax.grad
+        return jax.vmap(jax.grad(lambda x, t: gm.log_prob(x[None], t)[0]))(x, jnp.asarray(t))
+
+    wanted = slope(good) + (w - 1) * (slope(good) - slope(bad))
+    # Three estimates of x0 are divided by sigma² = .03 at the lowest time.
+    np.testing.assert_allclose(score, wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_the_scale_may_be_traced_mapped_and_one_per_example():
     def guided(w):
         return guidance.classifier_free(conditional, unconditional, w)(x, t)
