@@ -16,8 +16,10 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from typing import Any
@@ -25,8 +27,10 @@ from typing import Any
 
 def main() -> None:
     # First: everything heavy, once. JAX must not start before the children do.
-    import jax.numpy  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401 (students' cells import it)
+    import jax.numpy
+    import jax.scipy.stats
+    import matplotlib.pyplot  # noqa: F401 (students' cells import these)
+    import scipy.special  # noqa: F401
 
     from diffusion_course import process  # noqa: F401
     from diffusion_course.grading import calling, check, wire  # noqa: F401
@@ -41,6 +45,7 @@ def main() -> None:
         name = json.dumps(job["job"]).encode()
         _write(out, b'{"job": %b, "begins": true}\n' % name)
         _write(out, b'{"job": %b, "outcome": %b}\n' % (name, _in_child(job, out)))
+        _tidy()
 
 
 def _in_child(job: dict, out: int) -> bytes:
@@ -68,11 +73,30 @@ def _be_the_child(job: dict, out: int, here: int, there: int) -> None:
         os.setsid()
         os.close(out)
         os.close(here)
+        _move()
         _limit(job["limits"])
         answer = json.dumps(_run(job)).encode()
         _write(there, answer + b"\n")
     finally:
         os._exit(0)  # no exit handlers: they are the student's by now
+
+
+def _move() -> None:
+    """To a fresh folder: nothing that another exercise has left there is found."""
+    folder = tempfile.mkdtemp()
+    os.chdir(folder)
+    os.environ |= {"HOME": folder, "TMPDIR": folder}
+    tempfile.tempdir = None
+
+
+def _tidy() -> None:
+    """Removes what a job has left, as far as that is possible."""
+    with contextlib.suppress(OSError, RecursionError):
+        for entry in list(os.scandir(os.environ["TMPDIR"])):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                os.unlink(entry)
 
 
 def _limit(limits: dict[str, int]) -> None:
