@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from oracles import examples
 
 from diffusion_course.grading import overview, results
-from diffusion_course.grading.batch import Row
 from diffusion_course.grading.exercise import Exercise, Part
 from diffusion_course.grading.inputs import GaussianDenoiser
 from diffusion_course.grading.judging import judge
+from diffusion_course.grading.row import Row
 
 many = settings(examples, max_examples=100)
 
@@ -36,8 +36,8 @@ ROWS = [
 ]
 
 
-def written(tmp_path, rows, name="grades.csv"):
-    return results.write(tmp_path / name, rows)
+def written(tmp_path, rows, name="grades.csv", secret="s"):
+    return results.write(tmp_path / name, rows, secret)
 
 
 def table(path):
@@ -285,7 +285,9 @@ def test_nothing_from_a_student_is_markup(field):
     ["anna", "../../etc/passwd", "a b", "Jürgen", "a\nb", "x" * 300, "", SCRIPT, "CON", "."],
 )
 def test_the_name_of_a_page_is_plain(student):
-    assert re.fullmatch(r"[A-Za-z0-9_-]{0,40}-[0-9a-f]{6}\.html", results.page_name(student))
+    name = results.page_name(student, "s")
+    assert re.fullmatch(r"[A-Za-z0-9_-]{0,40}-[0-9a-f]{16}\.html", name)
+    assert name != results.page_name(student, "another secret")
 
 
 def test_students_whose_names_look_alike_have_their_own_pages(tmp_path):

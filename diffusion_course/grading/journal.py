@@ -105,14 +105,9 @@ def _open_alone(path: Path) -> int:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             about = os.fstat(file)
-            if (
-                not stat.S_ISREG(about.st_mode)
-                or about.st_nlink > 1
-                or about.st_uid != os.geteuid()
-            ):
-                raise Unusable(
-                    f"{path} is no file of yours alone: remove it, or name another --out"
-                )
+            ours = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
+            if not ours or about.st_nlink > 1:
+                raise Unusable(f"{path} is no file of yours alone: remove it or name another --out")
             if os.path.exists(path) and os.path.samestat(about, os.lstat(path)):
                 return file
         except BlockingIOError:

@@ -292,7 +292,6 @@ def _secret_files(names: Iterable[str], inside: Iterable[str]) -> Iterator[str]:
     graded = {n.removesuffix(end) for where, end in results for n in where if n.endswith(end)}
     for name in names:
         stem, _, ending = name.rpartition(".")
-        if ending in ("ipynb", "unfinished") or _ARCHIVE.fullmatch(name):
-            yield name
-        elif ending in ("csv", "json") and stem in graded:
+        secret = ending in ("ipynb", "unfinished") or _ARCHIVE.fullmatch(name)
+        if secret or (ending in ("csv", "json") and stem in graded):
             yield name
