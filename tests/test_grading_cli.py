@@ -73,6 +73,51 @@ def test_mistakes_are_one_line(submissions, tmp_path, monkeypatch, capsys, chang
     assert says in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("folder", "out"),
+    [("subs", "subs/grades.csv"), (".", "grades.csv"), ("subs", "subs/ada/grades.csv"),
+     ("subs", "link/grades.csv"), ("grades_feedback/x", "grades.csv")],
+)  # fmt: skip
+def test_results_do_not_lie_with_the_submissions(
+    submissions, tmp_path, monkeypatch, capsys, folder, out
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(submissions)
+    (tmp_path / "grades_feedback" / "x").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert run("grade", folder, "--out", out) == 2
+    said = capsys.readouterr().err
+    assert "lies with the submissions" in said and said.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_neither_submissions_nor_results_lie_where_submissions_can_read(
+    submissions, tmp_path, monkeypatch, capsys
+):
+    from diffusion_course.grading import walls
+
+    for seen in (submissions, tmp_path / "results"):
+        seen.mkdir(exist_ok=True)
+        monkeypatch.setattr(walls, "shown", lambda seen=seen: [seen])
+        assert run("grade", submissions, "--out", tmp_path / "results" / "grades.csv") == 2
+        said = capsys.readouterr().err
+        assert f"lies in {seen}, which every submission can read" in said
+
+
+def test_links_in_the_place_of_results_are_refused(submissions, tmp_path, monkeypatch, capsys):
+    from diffusion_course.grading import sandbox
+
+    monkeypatch.setattr(sandbox, "require", lambda *a, **k: [])
+    (tmp_path / "precious").write_text("mine")
+    for name in ("grades.csv", "grades.json", "grades_feedback", "grades.unfinished"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+        assert run("grade", submissions, "--out", tmp_path / "grades.csv") == 2
+        said = capsys.readouterr().err
+        assert f"{name}" in said and "remove it" in said and said.count("\n") == 1
+        (tmp_path / name).unlink()
+        assert (tmp_path / "precious").read_text() == "mine"
+
+
 @pytest.mark.parametrize("option", [["--jobs", "0"], ["--timeout", "x"], ["--chapter", "two"]])
 def test_bad_options_end_with_two(submissions, option, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -238,6 +238,15 @@ class _Seen:
     began: float = 0.0
     seconds: float = 0.0
     found: dict[str, Outcomes] = field(default_factory=dict)
+    _rest: bytes = b""
+
+    def read(self, pipe: int) -> bool:
+        """Reads what is there to be read; whether there may be more."""
+        piece = os.read(pipe, 1 << 16)
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            self.take(line)
+        return bool(piece) and len(self._rest) <= 2 * wire.MAX_BYTES
 
     def ends(self) -> None:
         """Takes note of the time."""
@@ -260,7 +269,7 @@ class _Seen:
 def _collect(root: int, pipe: int, seen: _Seen, left: float) -> None:
     """Reads what a sandbox says until it is done, late, too large, or silent for good."""
     limits = seen.limits
-    rest, deadline, next_look = b"", time.monotonic() + _START_SECONDS, 0.0
+    deadline, next_look = time.monotonic() + _START_SECONDS, 0.0
     before, known = _shared(), -1
     while len(seen.found) < len(seen.jobs):
         ready, _, _ = select.select([pipe], [], [], _LOOK_SECONDS)
@@ -271,22 +280,17 @@ def _collect(root: int, pipe: int, seen: _Seen, left: float) -> None:
             next_look = now + _LOOK_SECONDS
             if _too_much(root, limits, before):
                 break
-        if not ready:
-            continue
-        piece = os.read(pipe, 1 << 16)
-        if not piece:
+        if ready and not seen.read(pipe):
             break
-        *lines, rest = (rest + piece).split(b"\n")
-        if len(rest) > 2 * wire.MAX_BYTES:
-            break
-        for line in lines:
-            seen.take(line)
         # The first line says that Python has started; from then on only outcomes earn time, or a
         # flood of other lines could go on for ever.
         if seen.began and len(seen.found) > known:
             known = len(seen.found)
             deadline = time.monotonic() + limits.seconds + _GRACE_SECONDS
             deadline = min(deadline, seen.began + left)
+    # It may have said that it begins, and at once given a reason to be ended.
+    if not seen.began and select.select([pipe], [], [], 0)[0]:
+        seen.read(pipe)
 
 
 def _outcomes(message, job: Job, limits: Limits) -> Outcomes:
@@ -307,8 +311,8 @@ def _outcomes(message, job: Job, limits: Limits) -> Outcomes:
 
 
 def _too_much(root: int, limits: Limits, before: int) -> bool:
-    """Whether the processes below this one are too many, hold too much memory, or are halted."""
-    members = _members(root)
+    """Whether this process and those below are too many, hold too much memory, or are halted."""
+    members = [root, *_members(root)]
     pages = threads = halted = 0
     for pid in members:
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -318,7 +322,7 @@ def _too_much(root: int, limits: Limits, before: int) -> bool:
     # The system counts no threads for root, and shared memory for nobody in particular.
     return (
         halted > 0
-        or len(members) > limits.processes
+        or len(members) - 1 > limits.processes
         or threads > limits.threads
         or pages * _PAGE > limits.memory
         or _shared() - before > limits.memory

@@ -16,7 +16,6 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import sys
 import tempfile
@@ -90,13 +89,20 @@ def _move() -> None:
 
 
 def _tidy() -> None:
-    """Removes what a job has left, as far as that is possible."""
-    with contextlib.suppress(OSError, RecursionError):
-        for entry in list(os.scandir(os.environ["TMPDIR"])):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                os.unlink(entry)
+    """Removes what a job has left, whatever it is and whoever may write there."""
+    todo, folders = [os.environ["TMPDIR"]], []
+    while todo:
+        folders.append(todo.pop())
+        with contextlib.suppress(OSError):
+            os.chmod(folders[-1], 0o700)
+            for entry in os.scandir(folders[-1]):
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+                else:
+                    os.unlink(entry)
+    for folder in folders[:0:-1]:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def _limit(limits: dict[str, int]) -> None:
