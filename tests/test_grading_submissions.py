@@ -396,7 +396,7 @@ def test_of_long_texts_only_the_beginning_is_kept(hand_in):
     assert len(found) == 2 and not refused
     assert sum(len(c.source) + len(c.grade_id) for s in found for c in s.cells) < 10_000
     assert excerpt(found[0].cells, WHY).startswith("xxx")
-    many_texts = content(*[written("x" * 4000)] * 21)
+    many_texts = content(*[written("x" * 4000) for _ in range(21)])
     assert "too many of them are written answers" in hand_in("carl.ipynb", many_texts)[1][0].message
 
 

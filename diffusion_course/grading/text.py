@@ -9,11 +9,11 @@ from collections.abc import Hashable, Mapping
 
 # What begins a formula, and the wide = + - @ of East Asia's keyboards. It begins one where a
 # spreadsheet's cell begins: at the start, behind anything that someone may choose as a separator,
-# and there also behind spaces and quotes. Not behind an apostrophe, which makes text of it, and a
-# plain negative number is none.
+# and there also behind spaces and quotes. Not behind an apostrophe, which makes text of it; a plain
+# negative number is none, nor is a sign that stands alone between spaces.
 _SIGN = r"[=+\-@\uFF1D\uFF0B\uFF0D\uFF20]"
 _NUMBER = r"-\d+(?:\.\d+)?(?:e[+-]?\d+)?(?=[\s,;)\]}]|\Z)"
-_INSIDE = r"[^\w\s.'\"()\[\]{}=+\-@*/<>!][\s\"]*|[\s\"](?=\S\S)"
+_INSIDE = r"[^\w\s.'\"()\[\]{}=+\-@*/<>!][\s\"]*|[\s\"](?![=+\-@<>]+(?:\s|\Z))"
 _FORMULA = re.compile(rf"(\A[\s\"]*|(?:{_INSIDE})(?!{_NUMBER}))(?={_SIGN})")
 # Letters and marks that show nothing at all, though Python calls them printable.
 _INVISIBLE = re.compile(
