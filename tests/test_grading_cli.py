@@ -96,8 +96,8 @@ def test_neither_submissions_nor_results_lie_where_submissions_can_read(
 ):
     from diffusion_course.grading import walls
 
+    (tmp_path / "results").mkdir()
     for seen in (submissions, tmp_path / "results"):
-        seen.mkdir(exist_ok=True)
         monkeypatch.setattr(walls, "shown", lambda seen=seen: [seen])
         assert run("grade", submissions, "--out", tmp_path / "results" / "grades.csv") == 2
         said = capsys.readouterr().err

@@ -217,7 +217,7 @@ def test_no_cell_is_a_formula_whatever_is_taken_for_the_separator(text, separato
         for cell in found:
             start = cell.lstrip(' "')
             formula = start.startswith(tuple("=+-@＝＋－＠")) and len(start) > 1
-            alone = start[1:2] == " " or NEGATIVE.fullmatch(start) or not cell.strip(' "=+-@')
+            alone = start[1:2] == " " or NEGATIVE.fullmatch(start) or not cell.strip(' "=+-@<>')
             assert not formula or alone, (line, cell)
 
 
