@@ -129,7 +129,7 @@ ATTACKS = {
         " if 'pipe' in os.readlink(f'{folder}/{n}'):\n"
         "  pipe = os.open(f'{folder}/{n}', os.O_WRONLY)\n"
         "  while True: os.write(pipe, b'x' * 60000)\n",
-        "stopped", 0, "",
+        "error", 0, "PermissionError",
     ),
     "array that lies about itself": (
         "class Fake(np.ndarray):\n nbytes, shape = 0, (10**9,)\n def tobytes(self): return b''\n"

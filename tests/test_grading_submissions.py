@@ -210,6 +210,16 @@ def test_of_several_attempts_the_last_is_graded(hand_in):
     assert {r.status for r in refused} == {"duplicate"} and len(refused) == 2
 
 
+def test_thousands_of_files_have_a_hundred_rows(hand_in):
+    hand_in("bert/x.txt", "x")
+    for n in range(1000):
+        hand_in.folder.joinpath("bert", f"{n}.txt").touch()
+    hand_in("anna/y.txt", "y")
+    _, refused = hand_in("carl.ipynb", FIRST)
+    assert [r.student for r in refused] == ["anna"] + ["bert"] * 101
+    assert refused[-1].message == "and 901 other files of this student"
+
+
 def test_an_empty_folder_holds_nothing(hand_in):
     assert hand_in("") == ([], [])
 

@@ -337,11 +337,17 @@ def _stat(pid: int) -> list[str]:
 
 
 def _shared() -> int:
-    """Bytes that the whole machine holds in shared memory and in files that are memory."""
+    """Bytes that the whole machine holds for no process in particular.
+
+    That is shared memory, files that are memory, and what the kernel must keep of files without
+    any content, sockets and the like.
+    """
+    kept = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text()
-        return int(text.partition("\nShmem:")[2].split()[0]) << 10
-    return 0
+        for name in ("Shmem", "SUnreclaim"):
+            kept += int(text.partition(f"\n{name}:")[2].split()[0]) << 10
+    return kept
 
 
 def _members(root: int) -> list[int]:

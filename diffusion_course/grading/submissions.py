@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ _EXCERPT = 200
 _KEPT_OF_A_TEXT = 20 * _EXCERPT
 _KEPT_OF_ALL_TEXTS = 20 * _KEPT_OF_A_TEXT
 _KEPT_OF_A_NAME = 100
+_MOST_ROWS = 100  # of a student's files that are not graded
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def collect(
       is in one of them: who has handed in nothing, or nothing of the wanted chapter, is "missing".
     Raises: OSError if the folder cannot be opened.
     """
-    found, refused, attempts = [], [], {}
+    best, refused = _Best(), []
     places = sorted(_places(folder))
     relative = {place: place.path.relative_to(folder) for place in places}
     # A folder that is empty or closed is a student's, as if it held a file.
@@ -99,7 +100,6 @@ def collect(
     names = texts.distinct({p: _readable(relative[p].as_posix()) for p in places})
     for place, sender in zip(places, whose, strict=True):
         student, name = sender.student, names[place]
-        attempts[name] = sender.attempt
         if place.problem:
             refused.append(Refused(student, name, *place.problem))
             continue
@@ -112,11 +112,13 @@ def collect(
             continue
         if wanted in (None, chapter):
             digest = hashlib.sha256(content).hexdigest()
-            found.append(Submission(student, chapter, name, cells, digest))
+            best.add(Submission(student, chapter, name, cells, digest), sender.attempt)
+    found = best.submissions()
+    refused += best.duplicates()
     missing = {s.student for s in whose} - {s.student for s in [*found, *refused]}
     text = f"no notebook of chapter {wanted}"
     refused += [Refused(student, "", "missing", text) for student in missing]
-    return _one_each(found, refused, attempts)
+    return found, _shortened(sorted(refused, key=lambda r: (r.path, r.student)))
 
 
 @dataclass(frozen=True, order=True)
@@ -282,20 +284,54 @@ def excerpt(cells: tuple[Cell, ...], question: Written) -> str:
     return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
 
 
-def _one_each(
-    found: list[Submission], refused: list[Refused], attempts: dict[str, str]
-) -> tuple[list[Submission], list[Refused]]:
-    """At most one notebook of a chapter for a student; the others are named."""
-    groups = defaultdict(list)
-    for submission in found:
-        groups[submission.student, submission.chapter].append(submission)
-    kept = []
-    for (student, chapter), group in groups.items():
-        # The name that the course gave it goes first: "03_ddpm.ipynb" before "03_ddpm (1).ipynb".
-        group.sort(key=lambda s: (len(s.path), s.path))
-        group.sort(key=lambda s: attempts[s.path], reverse=True)  # of several attempts the last
-        kept.append(group[0])
-        for other in group[1:]:
-            text = f"not graded: {group[0].path} is this student's notebook of chapter {chapter}"
-            refused.append(Refused(student, other.path, "duplicate", text))
-    return sorted(kept, key=lambda s: s.path), sorted(refused, key=lambda r: r.path)
+class _Best:
+    """At most one notebook of a chapter for a student; of the others only the names are kept."""
+
+    def __init__(self):
+        self._kept: dict[tuple[str, str], tuple[tuple, Submission]] = {}
+        self._others: list[tuple[tuple[str, str], str]] = []
+
+    def add(self, submission: Submission, attempt: str) -> None:
+        """Takes a notebook into account; `attempt` is when it was handed in, if that is known."""
+        whose = submission.student, submission.chapter
+        # Of several attempts the last. And the name that the course gave it goes first:
+        # "03_ddpm.ipynb" before "03_ddpm (1).ipynb".
+        path = submission.path
+        rank = (attempt, -len(path), [-ord(letter) for letter in path])
+        before = self._kept.get(whose)
+        if before is None or before[0] < rank:
+            self._kept[whose] = rank, submission
+        if before is not None:
+            worse = submission if before[0] > rank else before[1]
+            self._others.append((whose, worse.path))
+
+    def submissions(self) -> list[Submission]:
+        """Those to grade, in the order of their paths."""
+        return sorted((s for _, s in self._kept.values()), key=lambda s: s.path)
+
+    def duplicates(self) -> list[Refused]:
+        """The others."""
+        return [
+            Refused(
+                whose[0],
+                path,
+                "duplicate",
+                f"not graded: {self._kept[whose][1].path} is this student's notebook of chapter "
+                f"{whose[1]}",
+            )
+            for whose, path in self._others
+        ]
+
+
+def _shortened(refused: list[Refused]) -> list[Refused]:
+    """The first of each student's files that are not graded, and how many others there are."""
+    counts = Counter(r.student for r in refused)
+    kept, seen = [], Counter()
+    for r in refused:
+        seen[r.student] += 1
+        if seen[r.student] <= _MOST_ROWS or counts[r.student] == _MOST_ROWS + 1:
+            kept.append(r)
+        elif seen[r.student] == _MOST_ROWS + 1:
+            text = f"and {counts[r.student] - _MOST_ROWS} other files of this student"
+            kept.append(Refused(r.student, "", "unreadable", text))
+    return kept

@@ -52,20 +52,20 @@ def require(program: Sequence[str], memory: int) -> list[str]:
         raise NoSandbox(f"bubblewrap needs Linux, and this is {sys.platform}")
     if shutil.which("bwrap") is None:
         raise NoSandbox("bubblewrap is not installed (Debian and Ubuntu: apt install bubblewrap)")
-    done = _try(_walls((), memory), ["true"])
-    if done:
-        raise NoSandbox(f"bubblewrap does not work here: {done}")
+    with _opened((), memory) as (walls, files):
+        if said := _try(walls, ["true"], files):
+            raise NoSandbox(f"bubblewrap does not work here: {said}")
     with opened(memory) as (walls, files):
-        done = _try(walls, program, files)
-    if done:
-        raise CannotGrade(f"Python and its packages do not start in the sandbox: {done}")
+        said = _try(walls, program, files)
+    if said:
+        raise CannotGrade(f"Python and its packages do not start in the sandbox: {said}")
     return [f"{_EXTRAS[name]} ({name})" for name in _EXTRAS if name not in _extras()]
 
 
 def require_unwalled(program: Sequence[str]) -> None:
     """Raises: CannotGrade unless the program starts as an ordinary process."""
-    if done := _try([], program):
-        raise CannotGrade(f"Python and its packages do not start: {done}")
+    if said := _try([], program):
+        raise CannotGrade(f"Python and its packages do not start: {said}")
 
 
 def _try(walls: Sequence[str], program: Sequence[str], files: Sequence[int] = ()) -> str:
@@ -118,24 +118,31 @@ def opened(memory: int) -> Iterator[tuple[list[str], list[int]]]:
 
 @contextlib.contextmanager
 def _opened(extras: tuple[str, ...], memory: int) -> Iterator[tuple[list[str], list[int]]]:
-    if "--seccomp" not in extras:
-        yield _walls(extras, memory), []
-        return
-    ours, theirs = os.pipe()
-    try:
-        os.write(theirs, seccomp.program())  # a pipe holds more than this
-        os.close(theirs)
-        yield _walls(extras, memory, seccomp_file=ours), [ours]
-    finally:
-        os.close(ours)
+    options, files = _walls(extras, memory), []
+    with contextlib.ExitStack() as around:
+        if "--seccomp" in extras:
+            files.append(_holding(seccomp.program(), around))
+            options += ["--seccomp", str(files[-1])]
+        # From a file: a command line can be read inside, with the names of all that is hidden.
+        files.append(_holding("\0".join(options).encode(errors="surrogateescape"), around))
+        yield ["bwrap", "--args", str(files[-1]), "--"], files
 
 
-def _walls(extras: tuple[str, ...], memory: int, seccomp_file: int | None = None) -> list[str]:
-    walls = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+def _holding(content: bytes, around: contextlib.ExitStack) -> int:
+    """An open file of memory with this content, ready to be read."""
+    file = os.memfd_create("walls")
+    around.callback(os.close, file)
+    with os.fdopen(os.dup(file), "wb") as writer:
+        writer.write(content)
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
+
+
+def _walls(extras: tuple[str, ...], memory: int) -> list[str]:
+    """bubblewrap's options."""
+    walls = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     if "--disable-userns" in extras:
         walls += ["--unshare-user", "--disable-userns"]
-    if seccomp_file is not None:
-        walls += ["--seccomp", str(seccomp_file)]
     walls += ["--hostname", "sandbox", "--proc", "/proc", "--dev", "/dev"]
     walls += ["--size", str(memory), "--tmpfs", "/tmp", "--size", "1048576"]
     walls += ["--tmpfs", "/dev/shm"]
@@ -157,8 +164,7 @@ def _walls(extras: tuple[str, ...], memory: int, seccomp_file: int | None = None
         walls += ["--ro-bind", "/dev/null", str(path)]
     # Both are memory without a limit: nothing can be written there.
     walls += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    walls += ["--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--setenv", "TMPDIR", "/tmp"]
-    return [*walls, "--"]
+    return [*walls, "--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--setenv", "TMPDIR", "/tmp"]
 
 
 def environment(folder: str) -> dict[str, str]:
