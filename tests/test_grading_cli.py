@@ -1,7 +1,9 @@
 """The commands assign, grade and report."""
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,19 @@ def test_bad_options_end_with_two(submissions, option, capsys):
         run("grade", submissions, *option)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_report_shows_any_name_on_a_terminal_of_another_alphabet(tmp_path, monkeypatch):
+    from diffusion_course.grading import results
+    from diffusion_course.grading.row import Row
+
+    rows = [Row("毛泽东 ×", "01.1", 0, 2, "wrong", "σ…", "01.ipynb")]
+    out, *_ = results.write(tmp_path / "grades.csv", rows, "s")
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, encoding="ascii"))
+    assert run("report", out) == 0
+    sys.stdout.flush()
+    assert rb"\u6bdb\u6cfd\u4e1c" in said.getvalue()
 
 
 def test_a_report_of_something_else_is_refused(tmp_path, capsys):

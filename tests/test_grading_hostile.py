@@ -202,7 +202,8 @@ CALLS = (
     "number = {'x86_64': (250, 101, 272, 425), 'aarch64': (219, 117, 97, 425)}\n"
     "keyctl, ptrace, unshare, io_uring = number[__import__('platform').machine()]\n"
     "said = [errno(keyctl, 0, -3, 0), errno(ptrace, 0, 0, 0, 0), errno(unshare, 0x10000000)]\n"
-    "raise RuntimeError(f'said: {said + [errno(io_uring, 1, 0)]}')"
+    "said += [errno(io_uring, 1, 0), errno({250: 41, 219: 198}[keyctl], 40, 1, 0)]\n"
+    "raise RuntimeError(f'said: {said}')"
 )
 # What root could write, and memory that no limit counts.
 UNWRITABLE = [
@@ -432,8 +433,9 @@ def test_no_exercise_finds_what_another_has_left(graded):
 @needs_bubblewrap
 def test_keys_other_programs_and_further_sandboxes_are_out_of_reach(graded):
     message = graded[1]["attacked"]["makes forbidden calls"].message
-    # keyctl, ptrace and io_uring are not permitted; there is no room for another user namespace.
-    assert "said: [1, 1, 28, 1]" in message or "said: [1, 1, 1, 1]" in message, message
+    # keyctl, ptrace, io_uring and a socket to a virtual machine's host are not permitted; there is
+    # no room for another user namespace.
+    assert "said: [1, 1, 28, 1, 1]" in message or "said: [1, 1, 1, 1, 1]" in message, message
 
 
 @needs_bubblewrap
@@ -563,6 +565,16 @@ def test_without_a_sandbox_the_command_refuses_and_says_how(tmp_path, monkeypatc
     rows = json.loads((tmp_path / "grades.json").read_text())
     by_exercise = {row["exercise"]: row["status"] for row in rows}
     assert by_exercise["02.1"] == "right" and by_exercise["02.2"] == "wrong"
+
+
+@pytest.mark.parametrize("depth", [1, 200, 400, 600, 800, 950, 990, 10**5])
+def test_no_structure_that_comes_back_is_too_deep(depth):
+    seen = sandbox._Seen([sandbox.Job("02.2", "f", [], [], [[()]])], sandbox.Limits())
+    for start, end in (('{"died": ', "}"), ('{"stopped": ', "}"), ("[[", "]]"), ("[", "]")):
+        deep = f"{start}{'[' * depth}{']' * depth}{end}"
+        seen.found.clear()
+        seen.take(f'{{"job": "02.2", "outcome": {deep}}}'.encode())
+        assert all(part[0].status == "stopped" for part in seen.found.get("02.2", []))
 
 
 # --------------------------------------------------------- attacks that are too slow to be played

@@ -398,6 +398,8 @@ def report(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise runner.Mistake(str(error)) from None
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # any name, on any terminal
     print(overview.text(view))
     picture, page = path.with_suffix(".png"), path.with_suffix(".html")
     figure = overview.figure(view)

@@ -58,7 +58,7 @@ class Settings:
 
 def _numbers(seed: str) -> list[int]:
     """The seed as whole numbers for NumPy."""
-    digest = hashlib.sha256(seed.encode()).digest()
+    digest = hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()
     return [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
 
 

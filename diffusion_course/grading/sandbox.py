@@ -298,8 +298,8 @@ def _outcomes(message, job: Job, limits: Limits) -> Outcomes:
         return job.fails("timeout", f"your code took longer than {limits.seconds} s")
     if isinstance(message, dict) and "stopped" in message:
         return job.fails("stopped", "your code returned too much")
-    if isinstance(message, dict) and "died" in message:
-        died = text.line(str(message["died"])[:40])
+    if isinstance(message, dict) and isinstance(message.get("died"), str):
+        died = text.line(message["died"][:40])
         return job.fails("stopped", f"your code ended the process ({died})")
     sizes = [len(part) for part in job.cases]
     try:
