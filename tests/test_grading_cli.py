@@ -1,7 +1,9 @@
 """The commands assign, grade and report."""
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,12 +75,70 @@ def test_mistakes_are_one_line(submissions, tmp_path, monkeypatch, capsys, chang
     assert says in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("folder", "out"),
+    [("subs", "subs/grades.csv"), (".", "grades.csv"), ("subs", "subs/ada/grades.csv"),
+     ("subs", "link/grades.csv"), ("grades_feedback/x", "grades.csv")],
+)  # fmt: skip
+def test_results_do_not_lie_with_the_submissions(
+    submissions, tmp_path, monkeypatch, capsys, folder, out
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(submissions)
+    (tmp_path / "grades_feedback" / "x").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert run("grade", folder, "--out", out) == 2
+    said = capsys.readouterr().err
+    assert "lies with the submissions" in said and said.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_neither_submissions_nor_results_lie_where_submissions_can_read(
+    submissions, tmp_path, monkeypatch, capsys
+):
+    from diffusion_course.grading import walls
+
+    (tmp_path / "results").mkdir()
+    for seen in (submissions, tmp_path / "results"):
+        monkeypatch.setattr(walls, "shown", lambda seen=seen: [seen])
+        assert run("grade", submissions, "--out", tmp_path / "results" / "grades.csv") == 2
+        said = capsys.readouterr().err
+        assert f"lies in {seen}, which every submission can read" in said
+
+
+def test_links_in_the_place_of_results_are_refused(submissions, tmp_path, monkeypatch, capsys):
+    from diffusion_course.grading import sandbox
+
+    monkeypatch.setattr(sandbox, "require", lambda *a, **k: [])
+    (tmp_path / "precious").write_text("mine")
+    for name in ("grades.csv", "grades.json", "grades_feedback", "grades.unfinished"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+        assert run("grade", submissions, "--out", tmp_path / "grades.csv") == 2
+        said = capsys.readouterr().err
+        assert f"{name}" in said and "remove it" in said and said.count("\n") == 1
+        (tmp_path / name).unlink()
+        assert (tmp_path / "precious").read_text() == "mine"
+
+
 @pytest.mark.parametrize("option", [["--jobs", "0"], ["--timeout", "x"], ["--chapter", "two"]])
 def test_bad_options_end_with_two(submissions, option, capsys):
     with pytest.raises(SystemExit) as stopped:
         run("grade", submissions, *option)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_report_shows_any_name_on_a_terminal_of_another_alphabet(tmp_path, monkeypatch):
+    from diffusion_course.grading import results
+    from diffusion_course.grading.row import Row
+
+    rows = [Row("毛泽东 ×", "01.1", 0, 2, "wrong", "σ…", "01.ipynb")]
+    out, *_ = results.write(tmp_path / "grades.csv", rows, "s")
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, encoding="ascii"))
+    assert run("report", out) == 0
+    sys.stdout.flush()
+    assert rb"\u6bdb\u6cfd\u4e1c" in said.getvalue()
 
 
 def test_a_report_of_something_else_is_refused(tmp_path, capsys):

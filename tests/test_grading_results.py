@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from oracles import examples
 
 from diffusion_course.grading import overview, results
-from diffusion_course.grading.batch import Row
 from diffusion_course.grading.exercise import Exercise, Part
 from diffusion_course.grading.inputs import GaussianDenoiser
 from diffusion_course.grading.judging import judge
+from diffusion_course.grading.row import Row
 
 many = settings(examples, max_examples=100)
 
@@ -36,8 +36,8 @@ ROWS = [
 ]
 
 
-def written(tmp_path, rows, name="grades.csv"):
-    return results.write(tmp_path / name, rows)
+def written(tmp_path, rows, name="grades.csv", secret="s"):
+    return results.write(tmp_path / name, rows, secret)
 
 
 def table(path):
@@ -198,6 +198,37 @@ def test_no_field_is_a_formula_or_breaks_its_line(tmp_path, text):
     assert results.to_csv(results.read_csv(out)).count("'") == out.read_text().count("'")
 
 
+texts_of_attackers = st.lists(
+    st.sampled_from([*"=+-@＝＋－＠;,\t|:^~ \"'(1x.", "\n", "\u200b", "=HYPERLINK(1)", '"=1'])
+    | st.characters(),
+    max_size=12,
+).map("".join)
+NEGATIVE = re.compile(r"-\d+(\.\d+)?(e[+-]?\d+)?([\s,;)\]}].*)?", re.S)
+
+
+@many
+@given(texts_of_attackers, st.sampled_from(";\t|:^~ #&%$§·"), st.sampled_from([0, 3]))
+@example(';"=HYPERLINK(1);"', ";", 0)
+@example("x |=1|", "|", 3)
+@example('a" =1+1 ', " ", 0)
+def test_no_cell_is_a_formula_whatever_is_taken_for_the_separator(text, separator, quoting):
+    line = results.to_csv([row(text, message=text, file=text)]).splitlines()[1]
+    for found in csv.reader([line], delimiter=separator, quoting=quoting):
+        for cell in found:
+            start = cell.lstrip(' "')
+            formula = start.startswith(tuple("=+-@＝＋－＠")) and len(start) > 1
+            alone = start[1:2] == " " or NEGATIVE.fullmatch(start) or not cell.strip(' "=+-@<>')
+            assert not formula or alone, (line, cell)
+
+
+def test_what_is_no_formula_stays_as_it_is():
+    for said in (
+        "called with [3, 2], -0.5) x = y @ z, a == b -> c, f(-x), t=1",
+        "your code raised TypeError: unsupported operand (line 3: return x*-1 + 2**-y)",
+    ):
+        assert said in results.to_csv([row(message=said)])
+
+
 def test_files_of_an_earlier_run_are_replaced(tmp_path):
     written(tmp_path, [row("zoe")])
     out, _, pages = written(tmp_path, ROWS)
@@ -232,6 +263,42 @@ def test_half_a_character_from_a_submission_ends_nobodys_run(tmp_path):
     out, twin, pages = written(tmp_path, rows)
     assert [Row(**entry) for entry in json.loads(twin.read_text(encoding="utf-8"))] == rows
     assert results.read_csv(out)[0].points == 2 and len(list(pages.iterdir())) == 1
+
+
+def test_nothing_is_written_through_a_link_or_into_anothers_folder(tmp_path, monkeypatch):
+    target = tmp_path / "mine"
+    target.mkdir()
+    (target / "a-0123456789abcdef.html").write_text("mine")
+    for name in ("grades.csv", "grades.json", "grades_feedback"):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(ValueError, match=f"{name} is not an ordinary"):
+            written(tmp_path, ROWS)
+        (tmp_path / name).unlink()
+    (tmp_path / "grades_feedback").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(ValueError, match="somebody else's"):
+        written(tmp_path, ROWS)
+    assert [p.name for p in target.iterdir()] == ["a-0123456789abcdef.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grades_feedback", "mine"]
+
+
+def test_files_that_are_no_feedback_are_left_in_its_folder(tmp_path):
+    (tmp_path / "grades_feedback").mkdir()
+    (tmp_path / "grades_feedback" / "index.html").write_text("mine")
+    pages = written(tmp_path, ROWS)[2]
+    assert (pages / "index.html").read_text() == "mine" and len(list(pages.iterdir())) == 3
+
+
+def test_the_name_of_a_page_cannot_be_guessed_without_the_secret(tmp_path):
+    one, other = (written(tmp_path / s, ROWS, secret=s)[2] for s in folders(tmp_path, "ab"))
+    names = [{path.name for path in pages.iterdir()} for pages in (one, other)]
+    assert not names[0] & names[1]
+
+
+def folders(base, names):
+    for name in names:
+        (base / name).mkdir()
+    return names
 
 
 def test_an_empty_class_is_a_header_and_an_empty_list(tmp_path):
@@ -285,7 +352,9 @@ def test_nothing_from_a_student_is_markup(field):
     ["anna", "../../etc/passwd", "a b", "Jürgen", "a\nb", "x" * 300, "", SCRIPT, "CON", "."],
 )
 def test_the_name_of_a_page_is_plain(student):
-    assert re.fullmatch(r"[A-Za-z0-9_-]{0,40}-[0-9a-f]{6}\.html", results.page_name(student))
+    name = results.page_name(student, "s")
+    assert re.fullmatch(r"[A-Za-z0-9_-]{0,40}-[0-9a-f]{16}\.html", name)
+    assert name != results.page_name(student, "another secret")
 
 
 def test_students_whose_names_look_alike_have_their_own_pages(tmp_path):

@@ -210,6 +210,16 @@ def test_of_several_attempts_the_last_is_graded(hand_in):
     assert {r.status for r in refused} == {"duplicate"} and len(refused) == 2
 
 
+def test_thousands_of_files_have_a_hundred_rows(hand_in):
+    hand_in("bert/x.txt", "x")
+    for n in range(1000):
+        hand_in.folder.joinpath("bert", f"{n}.txt").touch()
+    hand_in("anna/y.txt", "y")
+    _, refused = hand_in("carl.ipynb", FIRST)
+    assert [r.student for r in refused] == ["anna"] + ["bert"] * 101
+    assert refused[-1].message == "and 901 other files of this student"
+
+
 def test_an_empty_folder_holds_nothing(hand_in):
     assert hand_in("") == ([], [])
 
@@ -306,9 +316,9 @@ def test_a_pipe_is_not_waited_for(hand_in):
 
 def test_a_folder_that_is_called_like_a_notebook_is_a_folder(hand_in):
     (hand_in.folder / "empty.ipynb").mkdir()
-    collected = hand_in("anna.ipynb/01.ipynb", FIRST)
-    assert found_in(collected) == [("anna.ipynb", "01", "anna.ipynb/01.ipynb")]
-    assert collected[1] == []
+    found, refused = hand_in("anna.ipynb/01.ipynb", FIRST)
+    assert found_in((found, [])) == [("anna.ipynb", "01", "anna.ipynb/01.ipynb")]
+    assert [(r.student, r.status) for r in refused] == [("empty.ipynb", "missing")]
 
 
 @pytest.mark.parametrize(
@@ -322,10 +332,82 @@ def test_a_folder_that_is_called_like_a_notebook_is_a_folder(hand_in):
         ".git/config.ipynb",
         "__MACOSX/anna/01.ipynb",
         "anna/__pycache__/x.pyc",
+        "anna/deep/below/.hidden",
     ],
 )
-def test_hidden_and_temporary_files_are_skipped(hand_in, path):
-    assert hand_in(path, FIRST) == ([], [])
+def test_hidden_and_temporary_files_are_skipped_and_whose_folder_holds_no_other_has_a_row(
+    hand_in, path
+):
+    found, refused = hand_in(path, FIRST)
+    rows = [(r.student, r.path, r.status) for r in refused]
+    assert not found and rows == ([("anna", "anna", "missing")] if path[:4] == "anna" else [])
+
+
+def test_whoever_handed_in_nothing_or_another_chapter_has_a_row(hand_in):
+    (hand_in.folder / "empty").mkdir()
+    (hand_in.folder / "Anna Lee_7_assignsubmission_file_").mkdir()
+    hand_in("bert.ipynb", THIRD)
+    hand_in("carl/01.ipynb", FIRST)
+    found, refused = hand_in("dora.ipynb", "not json", wanted="03")
+    assert [s.student for s in found] == ["bert"]
+    assert [(r.student, r.path, r.status) for r in refused] == [
+        ("carl", "", "missing"),
+        ("Anna Lee", "Anna Lee_7_assignsubmission_file_", "missing"),
+        ("dora", "dora.ipynb", "unreadable"),
+        ("empty", "empty", "missing"),
+    ]
+    assert refused[0].message == "no notebook of chapter 03"
+
+
+def test_a_folder_of_submissions_that_cannot_be_opened_is_an_error(tmp_path):
+    with pytest.raises(OSError):
+        collect(tmp_path / "gone", CHAPTERS)
+
+
+@pytest.mark.parametrize(
+    "other", ["anna\u200b", "anna\xa0", " anna", "anna\n", "\u202eanna", "ａnna"]
+)
+def test_students_whose_names_look_alike_keep_their_own_points(hand_in, other):
+    hand_in(f"{other}.ipynb", THIRD)
+    found, refused = hand_in("anna.ipynb", FIRST)
+    assert {s.chapter: s.student for s in found} == {"01": "anna", "03": f"{printed(other)} (2)"}
+    assert not refused and all(s.path.isprintable() for s in found)
+    assert len({s.path for s in found}) == 2
+
+
+def printed(name):
+    return " ".join("".join(c if c.isprintable() else " " for c in name).split())
+
+
+def test_a_file_beside_a_students_folder_is_not_that_students(hand_in):
+    hand_in("alice/03.ipynb", THIRD)
+    found, refused = hand_in("alice.ipynb", content(answer(DOUBLE, "def double(x): return 0")))
+    assert {s.path: s.student for s in found} == {
+        "alice/03.ipynb": "alice",
+        "alice.ipynb": "alice (alice.ipynb)",
+    }
+    assert refused == []
+
+
+def test_files_whose_printed_names_are_one_are_graded_each(hand_in):
+    for name in ("M\udcfc.ipynb", "M\\udcfc.ipynb"):
+        hand_in(name, FIRST)
+    found, _ = hand_in("")
+    assert len(found) == len({s.path for s in found}) == len({s.student for s in found}) == 2
+
+
+def test_of_long_texts_only_the_beginning_is_kept(hand_in):
+    text = "x" * 6_000_000
+    cells = [new_markdown_cell(text), written(text), new_code_cell("y = 1")]
+    cells[2].metadata["nbgrader"] = {"grade_id": text}
+    for name in ("anna", "bert"):
+        hand_in(f"{name}/01.ipynb", content(*cells))
+    found, refused = hand_in("")
+    assert len(found) == 2 and not refused
+    assert sum(len(c.source) + len(c.grade_id) for s in found for c in s.cells) < 10_000
+    assert excerpt(found[0].cells, WHY).startswith("xxx")
+    many_texts = content(*[written("x" * 4000) for _ in range(21)])
+    assert "too many of them are written answers" in hand_in("carl.ipynb", many_texts)[1][0].message
 
 
 def test_a_hidden_folder_of_submissions_is_read(hand_in, tmp_path):
@@ -340,9 +422,10 @@ NAMES = ["Anna B Schmidt", "Jürgen Müßig", "毛泽东", "a\nb", "=cmd|'calc'!
 
 @pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_a_student_may_have_any_name(hand_in, name):
-    assert found_in(hand_in(f"{name}.ipynb", FIRST)) == [(name, "01", f"{name}.ipynb")]
+    shown = name.replace("\n", " ")
+    assert found_in(hand_in(f"{name}.ipynb", FIRST)) == [(shown, "01", f"{shown}.ipynb")]
     (hand_in.folder / f"{name}.ipynb").unlink()
-    assert found_in(hand_in(f"{name}/my work.ipynb", FIRST))[0][0] == name
+    assert found_in(hand_in(f"{name}/my work.ipynb", FIRST))[0][0] == shown
 
 
 def test_names_that_are_no_utf8_stay_apart_and_can_be_written(hand_in):

@@ -124,7 +124,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--allow-unsandboxed",
         action="store_true",
-        help="where there is no sandbox, run the students' code with your own rights",
+        help="where there is no sandbox, run the students' code with your own rights; it can then "
+        "import the right answers",
     )
 
     sub = command("report", report, "Sum a class up: exercises, diagnoses, who needs help.")
@@ -274,10 +275,8 @@ def assign(arguments: argparse.Namespace) -> int:
 
 
 def grade(arguments: argparse.Namespace) -> int:
-    """Grade a folder of submissions and write the results."""
-    from tqdm import tqdm
-
-    from diffusion_course.grading import answers, batch, results, sandbox
+    """Grade a folder of submissions and write the results; 1 if something cannot be graded."""
+    from diffusion_course.grading import answers, journal, sandbox
 
     folder, out = Path(arguments.submissions), Path(arguments.out)
     if not folder.is_dir():
@@ -287,12 +286,30 @@ def grade(arguments: argparse.Namespace) -> int:
     if arguments.chapter not in (None, *answers.chapters()):
         known = ", ".join(answers.chapters())
         raise runner.Mistake(f"--chapter {arguments.chapter}: choose one of {known}")
-    walled = _sandbox(arguments.allow_unsandboxed)
-    journal = out.with_suffix(".unfinished")
+    _apart(folder, out)
+    limits = sandbox.Limits(seconds=arguments.timeout)
+    try:
+        walled = _sandbox(limits, arguments.allow_unsandboxed)
+        with journal.Journal(out.with_suffix(".unfinished")) as notes:
+            return _grade(arguments, folder, out, notes, limits, walled)
+    except journal.Unusable as error:
+        raise runner.Mistake(str(error)) from None
+    except (sandbox.NotStarted, sandbox.CannotGrade) as error:
+        print(f"diffusion-course grade: {error}; nobody was given a 0 for it", file=sys.stderr)
+        return 1
+
+
+def _grade(arguments, folder: Path, out: Path, notes, limits, walled: bool) -> int:
+    from tqdm import tqdm
+
+    from diffusion_course.grading import batch, results
+
+    if notes.unread:
+        print(f"{notes.path}: {notes.unread} lines cannot be read; what they held is graded again")
     settings = batch.Settings(
-        seed=arguments.seed or batch.seed_of(journal) or secrets.token_hex(8),
+        seed=arguments.seed or notes.seed or secrets.token_hex(8),
         chapter=arguments.chapter,
-        limits=sandbox.Limits(seconds=arguments.timeout),
+        limits=limits,
         walled=walled,
         jobs=arguments.jobs,
     )
@@ -304,24 +321,53 @@ def grade(arguments: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        graded = batch.grade(folder, journal, settings, progress)
-    for path in results.write(out, graded.rows):
+        graded = batch.grade(folder, notes, settings, progress)
+    for path in results.write(out, graded.rows, settings.seed):
         print(f"wrote {path}")
-    journal.unlink()
+    if graded.failed:
+        names = ", ".join(graded.failed)
+        print(f"diffusion-course grade: not graded, see their rows: {names}", file=sys.stderr)
+    else:
+        notes.remove()
     if graded.submissions:
         each = graded.seconds / graded.submissions
         print(f"{graded.submissions} notebooks in {graded.seconds:.0f} s, {each:.1f} s each")
-    return 0
+    return 1 if graded.failed else 0
 
 
-def _sandbox(allow_without: bool) -> bool:
-    """Whether there is a sandbox; without one the user must have said that it is all right."""
+def _apart(folder: Path, out: Path) -> None:
+    """Results lie outside the submissions, and a submission can read neither."""
+    from diffusion_course.grading import results, walls
+
+    inside, pages = folder.resolve(), results.feedback_folder(out).resolve()
+    if out.resolve().is_relative_to(inside) or inside.is_relative_to(pages):
+        raise runner.Mistake(
+            f"--out {out} lies with the submissions, and whoever hands in could write there; "
+            "name a file in another folder"
+        )
+    for path in (folder, out.absolute().parent):
+        if (place := walls.shows(path)) is not None:
+            raise runner.Mistake(
+                f"{path} lies in {place}, which every submission can read; use another folder"
+            )
+    try:
+        results.require(out)
+    except ValueError as error:
+        raise runner.Mistake(str(error)) from None
+
+
+def _sandbox(limits, allow_without: bool) -> bool:
+    """Whether there is a sandbox; without one the user must have said that it is all right.
+
+    Raises: sandbox.CannotGrade if the program that runs submissions does not start.
+    """
     from diffusion_course.grading import sandbox
 
     if not hasattr(os, "fork"):
         raise runner.Mistake("grading needs Linux or macOS; on Windows use WSL or Colab")
     try:
-        sandbox.require()
+        for note in sandbox.require(limits):
+            print(f"note: {note}", file=sys.stderr, flush=True)
         return True
     except sandbox.NoSandbox as reason:
         if not allow_without:
@@ -331,11 +377,14 @@ def _sandbox(allow_without: bool) -> bool:
             ) from None
         print(
             f"WARNING: {reason}. Every submission runs with YOUR rights: it can read, change and "
-            "delete your files and use your network.",
+            "delete your files and use your network. THE RIGHT ANSWERS CAN BE IMPORTED: a "
+            "submission that does so gets full points. Read the submissions before you trust "
+            "these grades.",
             file=sys.stderr,
             flush=True,
         )
-        return False
+    sandbox.require(limits, walled=False)
+    return False
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -349,6 +398,8 @@ def report(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise runner.Mistake(str(error)) from None
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # any name, on any terminal
     print(overview.text(view))
     picture, page = path.with_suffix(".png"), path.with_suffix(".html")
     figure = overview.figure(view)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_course import __version__
 from diffusion_course.grading import answers, sandbox
+from diffusion_course.grading import text as texts
 from diffusion_course.grading.assign import PROMPT
 from diffusion_course.grading.exercise import Exercise, Written
-from diffusion_course.grading.judging import judge
+from diffusion_course.grading.journal import Journal
+from diffusion_course.grading.judging import Key
+from diffusion_course.grading.row import Row
 from diffusion_course.grading.submissions import (
     Refused,
     Submission,
@@ -26,30 +29,6 @@ from diffusion_course.grading.submissions import (
     excerpt,
     setup_cells,
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the result.
-
-    Attributes:
-      student: whose.
-      exercise: its id; empty for a file that is not graded.
-      points: earned; None for what is graded by hand.
-      out_of: how many there are; None for a file that is not graded.
-      status: "right", "partly right", "wrong", "not attempted", "error", "timeout", "stopped",
-        "missing", "manual", "unreadable" or "duplicate".
-      message: what is wrong, or the beginning of a written answer.
-      file: the path in the folder of submissions.
-    """
-
-    student: str
-    exercise: str
-    points: int | None
-    out_of: int | None
-    status: str
-    message: str
-    file: str
 
 
 @dataclass(frozen=True)
@@ -70,24 +49,39 @@ class Settings:
     walled: bool = True
     jobs: int = 2
 
-    def numbers(self) -> list[int]:
-        """The seed as whole numbers for NumPy."""
-        digest = hashlib.sha256(self.seed.encode()).digest()
-        return [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
+    def header(self) -> dict:
+        """All that the rows of a submission depend on besides it, as plain JSON."""
+        limits = asdict(self.limits)
+        named = {"version": __version__, "seed": self.seed, "walled": self.walled}
+        return named | {"limits": limits}
+
+
+def _numbers(seed: str) -> list[int]:
+    """The seed as whole numbers for NumPy."""
+    digest = hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()
+    return [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
 
 
 @dataclass(frozen=True)
 class Graded:
-    """All rows in their order, and how long the submissions took."""
+    """All rows in their order, and how long the submissions took.
+
+    Attributes:
+      rows: of all students.
+      submissions: how many were graded now, and not in the run that was interrupted.
+      seconds: that they took.
+      failed: paths of those on which the grader itself failed; their rows have no points.
+    """
 
     rows: list[Row]
     submissions: int
     seconds: float
+    failed: list[str]
 
 
 def grade(
     folder: Path,
-    journal: Path,
+    journal: Journal,
     settings: Settings,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Graded:
@@ -95,32 +89,41 @@ def grade(
 
     Args:
       folder: of the submissions.
-      journal: a file that finished submissions are noted in, so that an interrupted run goes on.
-        It is used again if it was written with the same settings, and left to the caller.
+      journal: in which finished submissions are noted, so that an interrupted run goes on. What
+        it knows is used if it was noted with the same settings.
       settings: see `Settings`.
       progress: called with how many submissions are done and how many there are.
+
+    Raises: sandbox.NotStarted if the machine cannot run submissions; OSError.
     """
     found, refused = collect(folder, answers.chapters(), settings.chapter)
     begin = time.monotonic()
-    with _Journal(journal, settings) as known:
-        todo = [s for s in found if known.rows_of(s) is None]
-        before = len(found) - len(todo)
-        progress(before, len(found))
-        for number, (submission, rows) in enumerate(_in_turns(todo, settings), start=1):
-            known.note(submission, rows)
-            progress(before + number, len(found))
-        graded = {s.path: known.rows_of(s) for s in found}
+    journal.begin(settings.header())
+    graded = {s.path: journal.rows(_key(s)) for s in found}
+    todo = [s for s in found if graded[s.path] is None]
+    before, failed = len(found) - len(todo), []
+    progress(before, len(found))
+    for number, (submission, rows) in enumerate(_in_turns(todo, settings), start=1):
+        if isinstance(rows, Exception):
+            failed.append(submission.path)
+            rows = [_failure(submission, rows)]
+        else:
+            journal.note(_key(submission), rows)
+        graded[submission.path] = rows
+        progress(before + number, len(found))
     rows = [row for submission in found for row in graded[submission.path]]
     rows += [_refusal(r) for r in refused] + _absent(found, settings)
     rows.sort(key=lambda row: (row.student, row.exercise, row.file))
-    return Graded(rows, len(todo), time.monotonic() - begin)
+    return Graded(rows, len(todo), time.monotonic() - begin, failed)
 
 
-def _in_turns(todo: list[Submission], settings: Settings) -> Iterator[tuple[Submission, list[Row]]]:
+def _in_turns(
+    todo: list[Submission], settings: Settings
+) -> Iterator[tuple[Submission, list[Row] | Exception]]:
     """Grades some submissions at once; yields each as it is done.
 
     One that was late or stopped may have been the victim of another that took all processors or
-    all memory. It is graded once more at the end, alone.
+    all memory. What it lost is graded once more at the end, alone.
     """
     waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
     for submission in todo:
@@ -134,7 +137,7 @@ def _in_turns(todo: list[Submission], settings: Settings) -> Iterator[tuple[Subm
                 return
             try:
                 done.put((submission, grade_one(submission, settings)))
-            except BaseException as error:  # the grader's own failure: raised by whoever waits
+            except BaseException as error:  # the grader's own failure: for whoever waits
                 done.put((submission, error))
 
     # Daemons: an interrupted run ends at once, and its sandboxes with it.
@@ -144,21 +147,40 @@ def _in_turns(todo: list[Submission], settings: Settings) -> Iterator[tuple[Subm
     again = []
     for _ in todo:
         submission, rows = done.get()
-        if isinstance(rows, BaseException):
+        if isinstance(rows, Exception):
+            again.append((submission, []))
+        elif isinstance(rows, BaseException):
             raise rows
-        if workers > 1 and any(row.status in ("timeout", "stopped") for row in rows):
-            again.append(submission)
+        elif workers > 1 and any(row.status in _LOST for row in rows):
+            again.append((submission, rows))
         else:
             yield submission, rows
-    for submission in again:
-        yield submission, grade_one(submission, settings)
+    for submission, rows in again:
+        lost = {row.exercise for row in rows if row.status in _LOST}
+        try:
+            repeated = {r.exercise: r for r in grade_one(submission, settings, lost or None)}
+        except sandbox.NotStarted:
+            raise  # alone: it is the machine, and it would be so for everybody
+        except Exception as error:  # whatever it is about this one, it is not the others' fault
+            yield submission, error
+        else:
+            kept = [row for row in rows if row.exercise not in repeated]
+            yield submission, sorted([*kept, *repeated.values()], key=lambda row: row.exercise)
 
 
-def grade_one(submission: Submission, settings: Settings) -> list[Row]:
-    """The rows of one notebook: one for every exercise of its chapter."""
+_LOST = ("timeout", "stopped")
+
+
+def grade_one(
+    submission: Submission, settings: Settings, only: Collection[str] | None = None
+) -> list[Row]:
+    """The rows of one notebook: one for every exercise of its chapter, or for some of them."""
     group = answers.chapters()[submission.chapter]
-    cases = {e.id: e.cases(settings.numbers()) for e in group if isinstance(e, Exercise)}
-    jobs = [_job(submission, e, cases[e.id]) for e in group if isinstance(e, Exercise)]
+    if only is not None:
+        # From the end: those that the first time had no time left.
+        group = [exercise for exercise in reversed(group) if exercise.id in only]
+    keys = {e.id: _key_of(e.id, settings.seed) for e in group if isinstance(e, Exercise)}
+    jobs = [_job(submission, e, keys[e.id].cases) for e in group if isinstance(e, Exercise)]
     jobs = [job for job in jobs if job is not None]
     outcomes = sandbox.run(jobs, settings.limits, settings.walled) if jobs else {}
     rows = []
@@ -169,9 +191,16 @@ def grade_one(submission: Submission, settings: Settings) -> list[Row]:
             text = f"no cell answers {exercise.id}: it was deleted or its function renamed"
             rows.append(_row(submission, exercise, 0, "missing", text))
         else:
-            verdict = _judge(exercise, cases[exercise.id], outcomes[exercise.id])
+            verdict = _judge(keys[exercise.id], outcomes[exercise.id])
             rows.append(_row(submission, exercise, *verdict))
     return rows
+
+
+@cache
+def _key_of(exercise: str, seed: str) -> Key:
+    """What is right for every submission of a run: computed once."""
+    found = answers.find(exercise)
+    return Key(found, found.cases(_numbers(seed)))
 
 
 def _job(submission: Submission, exercise: Exercise, cases) -> sandbox.Job | None:
@@ -189,11 +218,11 @@ def _job(submission: Submission, exercise: Exercise, cases) -> sandbox.Job | Non
     return sandbox.Job(exercise.id, exercise.function, setup + own, everything, cases)
 
 
-def _judge(exercise: Exercise, cases, outcomes) -> tuple[int, str, str]:
+def _judge(key: Key, outcomes) -> tuple[int, str, str]:
     """Points, status and message; whatever was returned, it concerns this exercise only."""
     try:
         with np.errstate(all="ignore"):
-            verdict = judge(exercise, cases, outcomes)
+            verdict = key.verdict(outcomes)
     except Exception as error:  # whatever strange arrays do, the others are graded
         return 0, "error", f"your result cannot be compared ({type(error).__name__})"
     return verdict.points, verdict.status, verdict.message
@@ -214,6 +243,12 @@ def _refusal(refused: Refused) -> Row:
     return Row(refused.student, "", None, None, refused.status, refused.message, refused.path)
 
 
+def _failure(submission: Submission, error: Exception) -> Row:
+    text = f"the grader itself failed on this notebook ({type(error).__name__}): {error}"
+    text = texts.line(text)[:400]
+    return Row(submission.student, "", None, None, "not graded", text, submission.path)
+
+
 def _absent(found: list[Submission], settings: Settings) -> list[Row]:
     """A row for every chapter that others have handed in and a student has not."""
     chapters = sorted({s.chapter for s in found})
@@ -227,68 +262,5 @@ def _absent(found: list[Submission], settings: Settings) -> list[Row]:
     return rows
 
 
-def seed_of(journal: Path) -> str | None:
-    """The seed of an interrupted run, or None if there was none."""
-    try:
-        header = _json(journal.read_text(encoding="utf-8").partition("\n")[0])
-    except OSError:
-        return None
-    return header.get("seed") if isinstance(header, dict) else None
-
-
-class _Journal:
-    """Finished submissions, one JSON line each, behind a line that says how they were graded.
-
-    It holds the seed: whoever runs the grading may read it, and no submission can.
-    """
-
-    def __init__(self, path: Path, settings: Settings):
-        self.path = path
-        self.header = {
-            "version": __version__,
-            "seed": settings.seed,
-            "limits": asdict(settings.limits),
-            "walled": settings.walled,
-        }
-        self.known: dict[str, list[Row]] = {}
-
-    def __enter__(self) -> _Journal:
-        lines = self._lines()
-        if lines and _json(lines[0]) == self.header:
-            for entry in map(_json, lines[1:]):  # the last may be cut off
-                if entry:
-                    self.known[entry["key"]] = [Row(**row) for row in entry["rows"]]
-        self.file = self.path.open("w", encoding="utf-8")
-        self._write(self.header)
-        for key, rows in self.known.items():
-            self._write({"key": key, "rows": [asdict(row) for row in rows]})
-        return self
-
-    def _lines(self) -> list[str]:
-        # Not splitlines: a student's text may hold what it, and JSON not, takes for a line's end.
-        return self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
-
-    def rows_of(self, submission: Submission) -> list[Row] | None:
-        return self.known.get(_key(submission))
-
-    def note(self, submission: Submission, rows: list[Row]) -> None:
-        self.known[_key(submission)] = rows
-        self._write({"key": _key(submission), "rows": [asdict(row) for row in rows]})
-
-    def _write(self, entry: dict) -> None:
-        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self.file.flush()
-
-
 def _key(submission: Submission) -> str:
     return f"{submission.path} {submission.chapter} {submission.sha256}"
-
-
-def _json(line: str) -> dict | None:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None

@@ -9,8 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusion_course.grading.batch import Row
 from diffusion_course.grading.exercise import CALLED
+from diffusion_course.grading.row import Row
 
 NEEDS_HELP = 0.5  # below this share of the points
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import csv
 import hashlib
+import hmac
 import html
 import io
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,12 +17,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from diffusion_course import files
-from diffusion_course.grading.batch import Row
+from diffusion_course.grading import text as texts
+from diffusion_course.grading.row import Row
 
 COLUMNS = tuple(field.name for field in fields(Row))
-# Behind a semicolon too: in half of Europe it begins a spreadsheet's next cell. And the wide signs
-# = + - @ of East Asia's keyboards.
-_FORMULA = re.compile(r"(?:^|(?<=;))\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20]")
+# As `page_name` makes them, also before it made them longer.
+_PAGE = re.compile(r"[A-Za-z0-9_-]*-[0-9a-f]{6,16}\.html")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .4rem .6rem }
@@ -29,7 +31,25 @@ td { border-top: 1px solid #ccc; vertical-align: top }
 """
 
 
-def write(out: Path, rows: Sequence[Row]) -> tuple[Path, Path, Path]:
+def require(out: Path) -> None:
+    """Raises: ValueError unless OUT, its twin and its pages can be written, and nothing else is.
+
+    Whoever else may write in that folder could lay a link there that leads to files of yours.
+
+    Args:
+      out: path of the CSV file.
+    """
+    for path in (out, out.with_suffix(".json")):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ValueError(f"{path} is not an ordinary file: remove it")
+    pages = feedback_folder(out)
+    if pages.is_symlink() or (pages.exists() and not pages.is_dir()):
+        raise ValueError(f"{pages} is not an ordinary folder: remove it")
+    if pages.exists() and pages.stat().st_uid != os.geteuid():
+        raise ValueError(f"{pages} is somebody else's: give another --out")
+
+
+def write(out: Path, rows: Sequence[Row], secret: str) -> tuple[Path, Path, Path]:
     """Writes OUT, its .json twin and a folder of feedback pages.
 
     Files are replaced as a whole, so that a reader never meets half of one.
@@ -37,9 +57,12 @@ def write(out: Path, rows: Sequence[Row]) -> tuple[Path, Path, Path]:
     Args:
       out: path of the CSV file.
       rows: of all students.
+      secret: from which the names of the pages are made, so that nobody can guess them.
 
     Returns: the three paths.
+    Raises: ValueError as `require` does.
     """
+    require(out)
     twin, pages = out.with_suffix(".json"), feedback_folder(out)
     twin_rows = files.as_json([asdict(row) for row in rows])
     files.write_together({out: _utf8(to_csv(rows)), twin: twin_rows})
@@ -47,9 +70,9 @@ def write(out: Path, rows: Sequence[Row]) -> tuple[Path, Path, Path]:
     students = defaultdict(list)
     for row in rows:
         students[row.student].append(row)
-    wanted = {pages / page_name(student): mine for student, mine in students.items()}
+    wanted = {pages / page_name(student, secret): mine for student, mine in students.items()}
     for path in pages.glob("*.html"):
-        if path not in wanted:
+        if path not in wanted and _PAGE.fullmatch(path.name):
             path.unlink()  # of an earlier run
     for path, mine in wanted.items():
         files.write(path, _utf8(page(mine[0].student, mine)))
@@ -67,7 +90,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
-        writer.writerow(["" if v is None else _cell(v) for v in asdict(row).values()])
+        writer.writerow([_cell(value) for value in asdict(row).values()])
     return text.getvalue()
 
 
@@ -101,6 +124,12 @@ def read_csv(path: Path) -> list[Row]:
         except ValueError as error:
             raise ValueError(f"{path.name}, line {number}: {error}") from None
     return rows
+
+
+def _cell(value) -> object:
+    if value is None:
+        return ""
+    return texts.cell(value) if isinstance(value, str) else value
 
 
 def _text(path: Path) -> str:
@@ -147,20 +176,18 @@ def _number(text: str, comma: bool) -> float | None:
     return value
 
 
-def _cell(value) -> object:
-    """Text that a spreadsheet takes for text: no formula, no line breaks."""
-    if not isinstance(value, str):
-        return value
-    text = "".join(c if c.isprintable() else " " for c in value)
-    return _FORMULA.sub(r"'\g<0>", text)
+def page_name(student: str, secret: str) -> str:
+    """A file name of plain letters that no two students share, and nobody else can guess.
 
+    Args:
+      student: whose page it is.
+      secret: of this grading, such as its seed.
 
-def page_name(student: str) -> str:
-    """A file name of plain letters that no two students share."""
+    Returns: the name, which ends in 64 bits of a keyed hash.
+    """
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", student)[:40]
-    return (
-        f"{plain}-{hashlib.sha256(student.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}.html"
-    )
+    key, name = (text.encode("utf-8", "surrogatepass") for text in (secret, student))
+    return f"{plain}-{hmac.new(key, name, hashlib.sha256).hexdigest()[:16]}.html"
 
 
 def page(student: str, rows: Sequence[Row]) -> str:

@@ -1,9 +1,9 @@
-"""The wall between the grader and a student's code.
+"""Running a student's code, which nobody trusts.
 
-On Linux a submission runs in bubblewrap: no network, no other process, no file but Python's, its
-packages' and the library's, all read-only, and a small temporary folder that dies with it. The
-answers, the masters, the other submissions and the seed are not there to be read. What it may use
-of processor, memory, files and processes is limited; what comes back is checked as `wire` says.
+On Linux a submission runs in bubblewrap: no network, no other process, no file but those that
+`walls` shows, all read-only, and a small temporary folder that dies with it. The answers, the
+masters, the other submissions and the seed are not there to be read. What it may use of time,
+processor, memory, files and processes is limited; what comes back is checked as `wire` says.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import diffusion_course
-from diffusion_course.grading import wire
+from diffusion_course.grading import text, walls, wire
 from diffusion_course.grading.exercise import Arguments, Failure, Result
+from diffusion_course.grading.walls import CannotGrade, NoSandbox
 
-_PACKAGE = Path(diffusion_course.__file__).resolve().parent
-_SECRETS = _PACKAGE / "grading" / "answers"
 _START_SECONDS = 120  # for Python and JAX to start, on a machine that is very busy
 _GRACE_SECONDS = 5  # for the program in the sandbox to end a child that is late
 _LOOK_SECONDS = 0.1
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+__all__ = ["CannotGrade", "Job", "Limits", "NoSandbox", "NotStarted", "require", "run"]
 
 Outcomes = list[list[Result | Failure]]
 
@@ -41,7 +41,8 @@ class Limits:
     """What one exercise may use.
 
     Attributes:
-      seconds: of wall time, and of processor time of one process.
+      seconds: of wall time, and of processor time of one process. A whole notebook may take
+        `notebook` of them.
       memory: bytes of address space of one process, and of memory of all together.
       file: bytes of one file, and of all files together.
       processes: at once.
@@ -57,6 +58,11 @@ class Limits:
         limits = {"AS": self.memory, "CPU": self.seconds + 1, "FSIZE": self.file, "CORE": 0}
         # Open files can hold memory that belongs to no process, such as what waits in a socket.
         return limits | {"NPROC": self.threads, "NOFILE": 256}
+
+    @property
+    def notebook(self) -> int:
+        """Seconds of wall time that all exercises of a notebook may take together."""
+        return 4 * self.seconds
 
     @property
     def threads(self) -> int:
@@ -94,71 +100,116 @@ class Job:
         return [[Failure(status, message)] * len(part) for part in self.cases]
 
 
-class NoSandbox(RuntimeError):
-    """Submissions cannot be walled in here; the text says why, and what helps."""
+class NotStarted(RuntimeError):
+    """A sandbox ended before any code of the submission ran: the grader's failure."""
 
 
-def require() -> None:
-    """Raises: NoSandbox unless bubblewrap works on this machine."""
-    if not sys.platform.startswith("linux"):
-        raise NoSandbox(f"bubblewrap needs Linux, and this is {sys.platform}")
-    if shutil.which("bwrap") is None:
-        raise NoSandbox("bubblewrap is not installed (Debian and Ubuntu: apt install bubblewrap)")
-    with tempfile.TemporaryFile() as errors:
-        done = subprocess.run([*_walls(Limits()), "true"], stdout=errors, stderr=errors)
-        if done.returncode:
-            errors.seek(0)
-            reason = errors.read(300).decode(errors="replace").strip()
-            raise NoSandbox(f"bubblewrap does not work here: {reason}")
+def require(limits: Limits, walled: bool = True) -> list[str]:
+    """Checks that submissions can be run here, by the program that runs them, with no jobs.
+
+    Args:
+      limits: for each exercise.
+      walled: whether they will run in the sandbox.
+
+    Returns: what the walls lack on this machine, for people to read.
+    Raises: NoSandbox; CannotGrade if the program that runs submissions does not start.
+    """
+    if walled:
+        return walls.require(_program(1), limits.file)
+    walls.require_unwalled(_program(1))
+    return []
+
+
+def _program(out: int) -> list[str]:
+    # -P: no folder that a submission can write is searched for modules.
+    return [sys.executable, "-P", "-m", "diffusion_course.grading.student", str(out)]
 
 
 def run(jobs: Sequence[Job], limits: Limits, walled: bool = True) -> dict[str, Outcomes]:
     """What every job's function returns: job -> outcomes of its parts' cases.
 
-    All jobs share one sandbox. Where one of them breaks it, it is repeated alone, and so are those
-    behind it: what one exercise does costs that exercise.
+    All jobs share one sandbox. Where one of them breaks it, those behind it go on in another, and
+    it is repeated at the end, alone: what one exercise does costs that exercise. When the time of
+    a notebook is up, what is left gets no points.
 
     Args:
       jobs: of one submission.
       limits: for each of them.
       walled: False runs them as ordinary processes, with limits only.
+
+    Raises: NotStarted.
     """
-    found = _together(jobs, limits, walled)
-    for job in jobs:
+    left: float = limits.notebook
+    found: dict[str, Outcomes] = {}
+    todo, broken = list(jobs), []
+    while todo and left > 0:
+        seen = _together(todo, limits, walled, left)
+        left -= seen.seconds
+        found |= seen.found
+        todo = [job for job in todo if job.job not in found]
+        broken += todo[:1]
+        del todo[:1]
+    for job in broken:
+        if left > 0:
+            seen = _together([job], limits, walled, left)
+            left -= seen.seconds
+            found |= seen.found
         if job.job not in found:
-            found |= _together([job], limits, walled)
-        if job.job not in found:
-            text = "your code ended the process that runs it, or used too much memory or processes"
-            found[job.job] = job.fails("stopped", text)
-    return found
+            said = "your code ended the process that runs it, or used too much memory or processes"
+            found[job.job] = job.fails("stopped", said)
+    late = f"the exercises before this one took all the {limits.notebook} s that a notebook has"
+    return {job.job: job.fails("timeout", late) for job in todo} | found
 
 
-def _together(jobs: Sequence[Job], limits: Limits, walled: bool) -> dict[str, Outcomes]:
-    """The outcomes of the jobs that came to an end in one sandbox."""
-    ours, theirs = os.pipe()
-    command = [sys.executable, "-m", "diffusion_course.grading.student", str(theirs)]
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            (_walls(limits) if walled else []) + command,
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            pass_fds=[theirs], env=_environment(folder), cwd=folder, start_new_session=True,
-        )  # fmt: skip
-        os.close(theirs)
-        lines = [json.dumps(job.message(limits, alone=walled)) for job in jobs]
+def _together(jobs: Sequence[Job], limits: Limits, walled: bool, left: float) -> _Seen:
+    """What one sandbox says about some jobs, which have so many seconds. Raises: NotStarted."""
+    with contextlib.ExitStack() as around:
+        ours, theirs = os.pipe()
+        around.callback(os.close, ours)
+        try:
+            folder = tempfile.mkdtemp()
+            around.callback(_remove, folder)
+            command, files = _program(theirs), []
+            if walled:
+                prefix, files = around.enter_context(walls.opened(limits.file))
+                command = [*prefix, *command]
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                pass_fds=[theirs, *files], env=walls.environment(folder), cwd=folder,
+                start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(theirs)
+        lines = (json.dumps(job.message(limits, alone=walled)) for job in jobs)
         # In a thread: a program that reads nothing must not stop the grader.
         feeder = threading.Thread(target=_feed, args=(process.stdin, lines), daemon=True)
         feeder.start()
+        seen = _Seen(jobs, limits)
         try:
-            return _collect(process.pid, ours, {job.job: job for job in jobs}, limits)
+            _collect(process.pid, ours, seen, left)
         finally:
             _kill(process)
-            os.close(ours)
             feeder.join()
+            seen.ends()
+    if not seen.began:
+        raise NotStarted(
+            f"a sandbox did not start within {_START_SECONDS} s; if the machine is very busy or "
+            "short of memory, run the same command again later"
+        )
+    return seen
 
 
-def _feed(pipe, lines: list[str]) -> None:
+def _remove(folder: str) -> None:
+    # Without walls code may have left anything there, such as folders a thousand deep.
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _feed(pipe, lines: Iterable[str]) -> None:
     with contextlib.suppress(BrokenPipeError), pipe:
-        pipe.write(("\n".join(lines) + "\n").encode())
+        for line in lines:
+            pipe.write(line.encode() + b"\n")
 
 
 def _kill(process: subprocess.Popen) -> None:
@@ -170,12 +221,57 @@ def _kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _collect(root: int, pipe: int, jobs: dict[str, Job], limits: Limits) -> dict[str, Outcomes]:
-    """Reads what the sandbox says until it is done, late, too large, or silent for good."""
-    found: dict[str, Outcomes] = {}
-    rest, deadline, next_look = b"", time.monotonic() + _START_SECONDS, 0.0
+@dataclass
+class _Seen:
+    """What a sandbox has said so far.
+
+    Attributes:
+      jobs: that it was given.
+      limits: of each.
+      began: when it said that the first job begins; 0 before that, when no submission's code runs.
+      seconds: that it took since then.
+      found: the outcomes of the jobs that are done.
+    """
+
+    jobs: Sequence[Job]
+    limits: Limits
+    began: float = 0.0
+    seconds: float = 0.0
+    found: dict[str, Outcomes] = field(default_factory=dict)
+    _rest: bytes = b""
+
+    def read(self, pipe: int) -> bool:
+        """Reads what is there to be read; whether there may be more."""
+        piece = os.read(pipe, 1 << 16)
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            self.take(line)
+        return bool(piece) and len(self._rest) <= 2 * wire.MAX_BYTES
+
+    def ends(self) -> None:
+        """Takes note of the time."""
+        self.seconds = time.monotonic() - self.began if self.began else 0.0
+
+    def take(self, line: bytes) -> None:
+        """Takes note of a line; the first outcome of a job counts, and nonsense does not."""
+        try:
+            message = wire.decode(line)
+        except wire.Malformed:
+            return
+        if not isinstance(message, dict) or not isinstance(message.get("job"), str):
+            return
+        self.began = self.began or time.monotonic()
+        job = next((job for job in self.jobs if job.job == message["job"]), None)
+        if job is not None and job.job not in self.found and "outcome" in message:
+            self.found[job.job] = _outcomes(message["outcome"], job, self.limits)
+
+
+def _collect(root: int, pipe: int, seen: _Seen, left: float) -> None:
+    """Reads what a sandbox says until it is done, late, too large, or silent for good."""
+    limits = seen.limits
+    deadline, next_look = time.monotonic() + _START_SECONDS, 0.0
     before, known = _shared(), -1
-    while len(found) < len(jobs):
+    while len(seen.found) < len(seen.jobs):
         ready, _, _ = select.select([pipe], [], [], _LOOK_SECONDS)
         now = time.monotonic()
         if now > deadline:
@@ -184,34 +280,17 @@ def _collect(root: int, pipe: int, jobs: dict[str, Job], limits: Limits) -> dict
             next_look = now + _LOOK_SECONDS
             if _too_much(root, limits, before):
                 break
-        if not ready:
-            continue
-        piece = os.read(pipe, 1 << 16)
-        if not piece:
+        if ready and not seen.read(pipe):
             break
-        *lines, rest = (rest + piece).split(b"\n")
-        if len(rest) > 2 * wire.MAX_BYTES:
-            break
-        for line in lines:
-            _take(line, jobs, found, limits)
         # The first line says that Python has started; from then on only outcomes earn time, or a
         # flood of other lines could go on for ever.
-        if lines and len(found) > known:
-            known, deadline = len(found), time.monotonic() + limits.seconds + _GRACE_SECONDS
-    return found
-
-
-def _take(line: bytes, jobs: dict[str, Job], found: dict, limits: Limits) -> None:
-    """Takes note of one line; the first outcome of a job counts, and nonsense does not."""
-    try:
-        message = wire.decode(line)
-    except wire.Malformed:
-        return
-    if not isinstance(message, dict) or not isinstance(message.get("job"), str):
-        return
-    job = jobs.get(message["job"])
-    if job is not None and job.job not in found and "outcome" in message:
-        found[job.job] = _outcomes(message["outcome"], job, limits)
+        if seen.began and len(seen.found) > known:
+            known = len(seen.found)
+            deadline = time.monotonic() + limits.seconds + _GRACE_SECONDS
+            deadline = min(deadline, seen.began + left)
+    # It may have said that it begins, and at once given a reason to be ended.
+    if not seen.began and select.select([pipe], [], [], 0)[0]:
+        seen.read(pipe)
 
 
 def _outcomes(message, job: Job, limits: Limits) -> Outcomes:
@@ -219,8 +298,9 @@ def _outcomes(message, job: Job, limits: Limits) -> Outcomes:
         return job.fails("timeout", f"your code took longer than {limits.seconds} s")
     if isinstance(message, dict) and "stopped" in message:
         return job.fails("stopped", "your code returned too much")
-    if isinstance(message, dict) and "died" in message:
-        return job.fails("stopped", f"your code ended the process ({str(message['died'])[:40]})")
+    if isinstance(message, dict) and isinstance(message.get("died"), str):
+        died = text.line(message["died"][:40])
+        return job.fails("stopped", f"your code ended the process ({died})")
     sizes = [len(part) for part in job.cases]
     try:
         if not isinstance(message, list) or [len(part) for part in message] != sizes:
@@ -231,16 +311,18 @@ def _outcomes(message, job: Job, limits: Limits) -> Outcomes:
 
 
 def _too_much(root: int, limits: Limits, before: int) -> bool:
-    """Whether the processes below this one are too many, or hold too much memory."""
-    members = _members(root)
-    pages = threads = 0
+    """Whether this process and those below are too many, hold too much memory, or are halted."""
+    members = [root, *_members(root)]
+    pages = threads = halted = 0
     for pid in members:
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = _stat(pid)
+            halted += fields[0] == "T"  # by a signal: it would never come to an end
             threads, pages = threads + int(fields[17]), pages + int(fields[21])
     # The system counts no threads for root, and shared memory for nobody in particular.
     return (
-        len(members) > limits.processes
+        halted > 0
+        or len(members) - 1 > limits.processes
         or threads > limits.threads
         or pages * _PAGE > limits.memory
         or _shared() - before > limits.memory
@@ -255,11 +337,17 @@ def _stat(pid: int) -> list[str]:
 
 
 def _shared() -> int:
-    """Bytes that the whole machine holds in shared memory and in files that are memory."""
+    """Bytes that the whole machine holds for no process in particular.
+
+    That is shared memory, files that are memory, and what the kernel must keep of files without
+    any content, sockets and the like.
+    """
+    kept = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text()
-        return int(text.partition("\nShmem:")[2].split()[0]) << 10
-    return 0
+        for name in ("Shmem", "SUnreclaim"):
+            kept += int(text.partition(f"\n{name}:")[2].split()[0]) << 10
+    return kept
 
 
 def _members(root: int) -> list[int]:
@@ -277,71 +365,3 @@ def _members(root: int) -> list[int]:
         below += found
         todo += found
     return below
-
-
-def _environment(folder: str) -> dict[str, str]:
-    """All that a submission's process is told: nothing of the user's own environment."""
-    return {
-        "PATH": "/usr/bin:/bin",
-        "HOME": folder,
-        "TMPDIR": folder,
-        "PYTHONPATH": os.pathsep.join(_import_paths()),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
-        "MPLBACKEND": "agg",
-        "JAX_PLATFORMS": "cpu",
-        "DIFFUSION_COURSE_COMPILE_CACHE": "0",
-        # One core each: several submissions are graded at once.
-        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def _import_paths() -> list[str]:
-    """Where packages lie, the course's own first; no folder that Python was merely started in."""
-    installed = tuple({sys.prefix, sys.base_prefix, "/usr"})
-    paths = [p for p in sys.path if Path(p).is_dir() and p.startswith(installed)]
-    return [str(_PACKAGE.parent), *paths]
-
-
-def _walls(limits: Limits) -> list[str]:
-    """bubblewrap's command line, up to the command that runs inside."""
-    walls = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    walls += ["--hostname", "sandbox", "--proc", "/proc", "--dev", "/dev"]
-    walls += ["--size", str(limits.file), "--tmpfs", "/tmp", "--size", "1048576"]
-    walls += ["--tmpfs", "/dev/shm"]
-    for path in _readable():
-        walls += ["--ro-bind", str(path), str(path)]
-    for name in ("/bin", "/lib", "/lib64", "/sbin"):
-        if os.path.islink(name):
-            walls += ["--symlink", os.readlink(name), name]
-        elif os.path.isdir(name):
-            walls += ["--ro-bind", name, name]
-    # For root, who owns them, the kernel's settings could be written even from in here.
-    if os.path.isdir("/proc/sys"):
-        walls += ["--ro-bind", "/proc/sys", "/proc/sys"]
-    # Over what was shown above: the oracles and mistakes of every exercise.
-    for path in _hidden():
-        walls += ["--tmpfs", str(path), "--remount-ro", str(path)]
-    # Both are memory without a limit: nothing can be written there.
-    walls += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    walls += ["--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--setenv", "TMPDIR", "/tmp"]
-    return [*walls, "--"]
-
-
-def _readable() -> list[Path]:
-    """What a submission may read: Python, its packages, the library; not the course's folder."""
-    wanted = [Path(p) for p in ("/usr", sys.prefix, sys.base_prefix, "/etc/ld.so.cache")]
-    # The package and not the folder it lies in, which may be the course's.
-    wanted += [*map(Path, _import_paths()[1:]), _PACKAGE]
-    return [path for path in dict.fromkeys(wanted) if path.exists()]
-
-
-def _hidden() -> list[Path]:
-    """The answers' folder, by every name that `_readable` gives it (a link may lead there)."""
-    return [
-        path / _SECRETS.relative_to(path.resolve())
-        for path in _readable()
-        if _SECRETS.is_relative_to(path.resolve())
-    ]

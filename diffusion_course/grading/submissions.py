@@ -7,10 +7,11 @@ import json
 import os
 import re
 import stat
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion_course.grading import text as texts
 from diffusion_course.grading.assign import grade_id
 from diffusion_course.grading.exercise import Exercise, Written
 from diffusion_course.grading.senders import senders
@@ -21,11 +22,20 @@ MAX_CODE = 1_000_000
 MAX_CELLS = 10_000
 _TEMPORARY = {".ipynb_checkpoints", "__pycache__", "__MACOSX"}
 _EXCERPT = 200
+# A class's notebooks are all in memory at once: of a written answer, of all of a notebook, and of
+# a cell's name no more than this is kept.
+_KEPT_OF_A_TEXT = 20 * _EXCERPT
+_KEPT_OF_ALL_TEXTS = 20 * _KEPT_OF_A_TEXT
+_KEPT_OF_A_NAME = 100
+_MOST_ROWS = 100  # of a student's files that are not graded
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a notebook; `grade_id` is nbgrader's, or empty; `setup` is its tag."""
+    """A cell of a notebook; `grade_id` is nbgrader's, or empty; `setup` is its tag.
+
+    Of a written answer only the beginning is kept, of all other text nothing.
+    """
 
     kind: str
     source: str
@@ -54,7 +64,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Refused:
-    """A file that is not graded, and why."""
+    """A file that is not graded, or a student who has none (the path is a folder's or empty)."""
 
     student: str
     path: str
@@ -78,17 +88,23 @@ def collect(
       chapters: what there is, from `answers.chapters`.
       wanted: take this chapter only, "03".
 
-    Returns: what can be graded and what can't, both in the order of their paths.
+    Returns: what can be graded and what can't, both in the order of their paths. Every student
+      is in one of them: who has handed in nothing, or nothing of the wanted chapter, is "missing".
+    Raises: OSError if the folder cannot be opened.
     """
-    found, refused, attempts = [], [], {}
-    paths = sorted(_files(folder))
-    whose = senders([path.relative_to(folder) for path in paths])
-    for path, sender in zip(paths, whose, strict=True):
-        student = _printable(sender.student)
-        name = _printable(path.relative_to(folder).as_posix())
-        attempts[name] = sender.attempt
+    best, refused = _Best(), []
+    places = sorted(_places(folder))
+    relative = {place: place.path.relative_to(folder) for place in places}
+    # A folder that is empty or closed is a student's, as if it held a file.
+    whose = senders([relative[p] / "file" if p.problem else relative[p] for p in places])
+    names = texts.distinct({p: _readable(relative[p].as_posix()) for p in places})
+    for place, sender in zip(places, whose, strict=True):
+        student, name = sender.student, names[place]
+        if place.problem:
+            refused.append(Refused(student, name, *place.problem))
+            continue
         try:
-            content = _content(path)
+            content = _content(place.path)
             cells = read(content)
             chapter = _chapter(sender.file, cells, chapters)
         except Unreadable as error:
@@ -96,49 +112,78 @@ def collect(
             continue
         if wanted in (None, chapter):
             digest = hashlib.sha256(content).hexdigest()
-            found.append(Submission(student, chapter, name, cells, digest))
-    return _one_each(found, refused, attempts)
+            best.add(Submission(student, chapter, name, cells, digest), sender.attempt)
+    found = best.submissions()
+    refused += best.duplicates()
+    missing = {s.student for s in whose} - {s.student for s in [*found, *refused]}
+    text = f"no notebook of chapter {wanted}"
+    refused += [Refused(student, "", "missing", text) for student in missing]
+    return found, _shortened(sorted(refused, key=lambda r: (r.path, r.student)))
 
 
-def _files(folder: Path):
-    """Every file, and every folder that cannot be opened; folders may lie a thousand deep."""
+@dataclass(frozen=True, order=True)
+class _Place:
+    """A file; or a folder that is no use, with the status and message that its student gets."""
+
+    path: Path
+    problem: tuple[str, str] | tuple[()] = ()
+
+
+_CLOSED = ("unreadable", "a folder that cannot be opened")
+_EMPTY = ("missing", "nothing was handed in: no file is in this folder")
+
+
+def _places(folder: Path) -> list[_Place]:
+    """Every file, every folder that cannot be opened, and at the top those that hold no file.
+
+    Folders may lie a thousand deep.
+    """
+    found, tops = [], set()
     todo = [folder]
     while todo:
-        place = todo.pop()
+        here = todo.pop()
         try:
-            with os.scandir(place) as entries:
+            with os.scandir(here) as entries:
                 inside = list(entries)
         except OSError:
-            yield place
+            if here == folder:
+                raise
+            found.append(_Place(here, _CLOSED))
             continue
         for entry in inside:
             if entry.name.startswith(".") or entry.name in _TEMPORARY:
                 continue
             if entry.is_dir(follow_symlinks=False):
-                todo.append(place / entry.name)
+                todo.append(here / entry.name)
             else:
-                yield place / entry.name
+                found.append(_Place(here / entry.name))
+        if here == folder:
+            tops = set(todo)
+    depth = len(folder.parts) + 1
+    filled = {Path(*place.path.parts[:depth]) for place in found}
+    return found + [_Place(top, _EMPTY) for top in tops - filled]
 
 
-def _printable(text: str) -> str:
-    """A name that can be written to a file, also where its bytes on disk are no UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def _readable(name: str) -> str:
+    """A file's name; for bytes on the disk that are no UTF-8, their numbers."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _content(path: Path) -> bytes:
     """A file's bytes. Raises: Unreadable."""
+    if path.suffix != ".ipynb":
+        raise Unreadable("not a notebook: its name does not end in .ipynb")
     try:
-        mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            raise Unreadable("a folder that cannot be opened")
-        if path.suffix != ".ipynb":
-            raise Unreadable("not a notebook: its name does not end in .ipynb")
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(path.lstat().st_mode):
             raise Unreadable("not an ordinary file")
-        if path.stat().st_size > MAX_BYTES:
-            size = path.stat().st_size / 1e6
-            raise Unreadable(f"{size:.0f} MB: larger than {MAX_BYTES / 1e6:.0f} MB")
-        return path.read_bytes()
+        # Neither a link is followed nor a pipe waited for, whatever has come to lie there since.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Unreadable("not an ordinary file")
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise Unreadable(f"{size / 1e6:.0f} MB: larger than {MAX_BYTES / 1e6:.0f} MB")
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from None
 
@@ -155,6 +200,9 @@ def read(content: bytes) -> tuple[Cell, ...]:
     if len(cells) > MAX_CELLS:
         raise Unreadable(f"{len(cells)} cells: more than {MAX_CELLS}")
     cells = tuple(_cell(number, cell) for number, cell in enumerate(cells, start=1))
+    texts_kept = sum(len(cell.source) for cell in cells if cell.kind != "code")
+    if texts_kept > _KEPT_OF_ALL_TEXTS:
+        raise Unreadable(f"{len(cells)} cells: too many of them are written answers")
     code = sum(len(cell.source) for cell in cells if cell.kind == "code")
     if code > MAX_CODE:
         raise Unreadable(f"{code / 1e6:.1f} MB of code: more than {MAX_CODE / 1e6:.0f} MB")
@@ -170,14 +218,18 @@ def _cell(number: int, cell) -> Cell:
         source = "".join(source)
     if not isinstance(source, str):
         raise problem
-    # Half a character, which JSON can spell, could not be written to a file.
-    source = source.encode("utf-8", "replace").decode()
+    kind = cell["cell_type"] if cell["cell_type"] in ("code", "markdown") else "other"
     metadata = cell.get("metadata")
     graded = metadata.get("nbgrader") if isinstance(metadata, dict) else None
     name = graded.get("grade_id") if isinstance(graded, dict) else None
+    name = name[:_KEPT_OF_A_NAME] if isinstance(name, str) else ""
+    if kind != "code":
+        source = source[:_KEPT_OF_A_TEXT] if name else ""
+    # Half a character, which JSON can spell, could not be written to a file.
+    source = source.encode("utf-8", "replace").decode()
     tags = metadata.get("tags") if isinstance(metadata, dict) else None
     setup = isinstance(tags, list) and "setup" in tags
-    return Cell(cell["cell_type"], source, name if isinstance(name, str) else "", setup)
+    return Cell(kind, source, name, setup)
 
 
 def _chapter(name: str, cells: tuple[Cell, ...], chapters: dict[str, tuple]) -> str:
@@ -228,24 +280,58 @@ def _defines(source: str, function: str) -> bool:
 
 def excerpt(cells: tuple[Cell, ...], question: Written) -> str:
     """The beginning of a written answer; empty if there is none."""
-    text = " ".join(" ".join(c.source for c in answer_cells(cells, question)).split())
+    text = texts.line(" ".join(c.source for c in answer_cells(cells, question)))
     return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
 
 
-def _one_each(
-    found: list[Submission], refused: list[Refused], attempts: dict[str, str]
-) -> tuple[list[Submission], list[Refused]]:
-    """At most one notebook of a chapter for a student; the others are named."""
-    groups = defaultdict(list)
-    for submission in found:
-        groups[submission.student, submission.chapter].append(submission)
-    kept = []
-    for (student, chapter), group in groups.items():
-        # The name that the course gave it goes first: "03_ddpm.ipynb" before "03_ddpm (1).ipynb".
-        group.sort(key=lambda s: (len(s.path), s.path))
-        group.sort(key=lambda s: attempts[s.path], reverse=True)  # of several attempts the last
-        kept.append(group[0])
-        for other in group[1:]:
-            text = f"not graded: {group[0].path} is this student's notebook of chapter {chapter}"
-            refused.append(Refused(student, other.path, "duplicate", text))
-    return sorted(kept, key=lambda s: s.path), sorted(refused, key=lambda r: r.path)
+class _Best:
+    """At most one notebook of a chapter for a student; of the others only the names are kept."""
+
+    def __init__(self):
+        self._kept: dict[tuple[str, str], tuple[tuple, Submission]] = {}
+        self._others: list[tuple[tuple[str, str], str]] = []
+
+    def add(self, submission: Submission, attempt: str) -> None:
+        """Takes a notebook into account; `attempt` is when it was handed in, if that is known."""
+        whose = submission.student, submission.chapter
+        # Of several attempts the last. And the name that the course gave it goes first:
+        # "03_ddpm.ipynb" before "03_ddpm (1).ipynb".
+        path = submission.path
+        rank = (attempt, -len(path), [-ord(letter) for letter in path])
+        before = self._kept.get(whose)
+        if before is None or before[0] < rank:
+            self._kept[whose] = rank, submission
+        if before is not None:
+            worse = submission if before[0] > rank else before[1]
+            self._others.append((whose, worse.path))
+
+    def submissions(self) -> list[Submission]:
+        """Those to grade, in the order of their paths."""
+        return sorted((s for _, s in self._kept.values()), key=lambda s: s.path)
+
+    def duplicates(self) -> list[Refused]:
+        """The others."""
+        return [
+            Refused(
+                whose[0],
+                path,
+                "duplicate",
+                f"not graded: {self._kept[whose][1].path} is this student's notebook of chapter "
+                f"{whose[1]}",
+            )
+            for whose, path in self._others
+        ]
+
+
+def _shortened(refused: list[Refused]) -> list[Refused]:
+    """The first of each student's files that are not graded, and how many others there are."""
+    counts = Counter(r.student for r in refused)
+    kept, seen = [], Counter()
+    for r in refused:
+        seen[r.student] += 1
+        if seen[r.student] <= _MOST_ROWS or counts[r.student] == _MOST_ROWS + 1:
+            kept.append(r)
+        elif seen[r.student] == _MOST_ROWS + 1:
+            text = f"and {counts[r.student] - _MOST_ROWS} other files of this student"
+            kept.append(Refused(r.student, "", "unreadable", text))
+    return kept

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_course.grading import text as texts
 from diffusion_course.grading.exercise import Failure, Result
 from diffusion_course.grading.inputs import FUNCTIONS
 
@@ -99,8 +100,7 @@ def unpack_outcome(message: Any) -> Result | Failure:
     status, text = message.get("status"), message.get("message")
     if not isinstance(status, str) or status not in _STATUSES or not isinstance(text, str):
         raise Malformed("an outcome must have arrays, or a known status and a message")
-    # Half a character, which JSON can spell, could not be written to a file.
-    return Failure(status, text[:400].encode("utf-8", "replace").decode())
+    return Failure(status, texts.line(text[:400]))
 
 
 def decode(line: bytes) -> Any:
