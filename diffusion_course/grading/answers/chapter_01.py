@@ -13,8 +13,11 @@ def noise_step(x, beta, eps):
 
 
 def _any_step(rng):
-    for shape in ((7,), (3, 4, 4, 1)):
-        yield normal(rng, *shape, mean=0.7, std=1.9), number(rng, 0.05, 0.6), normal(rng, *shape)
+    """The last two betas are near the ends of (0, 1), where nothing may be rounded up or cut."""
+    steps = (((7,), (0.05, 0.4)), ((3, 4, 4, 1), (0.6, 0.8)))
+    ends = (((2, 3), (2e-4, 5e-4)), ((5,), (0.9995, 0.9998)))
+    for shape, betas in steps + ends:
+        yield normal(rng, *shape, mean=0.7, std=1.9), number(rng, *betas), normal(rng, *shape)
 
 
 ONE_STEP = exercise(
@@ -157,8 +160,10 @@ def cosine_betas(T, s, max_beta):
 
 
 def _cosine_cases(rng, lowest, highest):
-    for T in (int(rng.integers(5, 9)), int(rng.integers(20, 40))):
+    """Many steps, few, and one; with the smallest offset that is allowed, s = 0, as well."""
+    for T in (int(rng.integers(5, 9)), int(rng.integers(20, 40)), 1):
         yield T, number(rng, 0.04, 0.2), number(rng, lowest, highest)
+    yield int(rng.integers(9, 12)), 0.0, number(rng, lowest, highest)
 
 
 COSINE = exercise(
@@ -244,17 +249,18 @@ def noising_chain(x0, betas, eps):
     return np.stack(path)
 
 
-def _walks(rng, *lengths):
+def _walks(rng, *lengths, ends=()):
+    """Every beta is ordinary, but for those given, which begin the walk."""
     for T, shape in zip(lengths, ((4,), (2, 3, 3, 1)), strict=True):
         x0 = normal(rng, *shape, mean=0.8, std=1.6)
-        yield x0, rng.uniform(0.1, 0.5, T), normal(rng, T, *shape)
+        yield x0, np.append(ends, rng.uniform(0.1, 0.5, T - len(ends))), normal(rng, T, *shape)
 
 
 CHAIN = exercise(
     "01.6 · A chain with two bugs",
     noising_chain,
     Part("a chain of one step", 1, lambda rng: _walks(rng, 1, 1)),
-    Part("chains of many steps", 2, lambda rng: _walks(rng, 4, 7)),
+    Part("chains of many steps", 2, lambda rng: _walks(rng, 4, 7, ends=(3e-4, 0.9997))),
     # "both bugs" can't be told from the first in a chain of one step.
     mistakes="""
     the factors of signal and noise add up to 1: what should, by equation (1)?
