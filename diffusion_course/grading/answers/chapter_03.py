@@ -207,7 +207,7 @@ STEP = exercise(
         np.sqrt(abar_s) -> np.sqrt(abar_t)
     the share kept between s and t is a quotient; yours is ᾱ_t, kept since the data
         abar_t / abar_s -> abar_t
-    that is the noise of the step itself; the posterior has less in every step, not in the last
+    that is the noise of the step itself; the posterior has less in every step, not only in the last
         np.sqrt(variance) -> (abar_s < 1) * np.sqrt(1 - kept)
     in the factor of x_t the step from s to t counts, not all the way from the data
         np.sqrt(kept) -> np.sqrt(abar_t)
@@ -450,10 +450,6 @@ SAMPLER = exercise(
         return sample(denoise, x, noises[:-1], abar[:-1])
     this is a new bug: the noises are taken from the last to the first
         return sample(denoise, x, noises[::-1], abar)
-    this is a new bug: every step has the same noise
-        return sample(denoise, x, 0 * noises + noises[:1], abar)
-    this is a new bug: denoise takes α and σ, the roots of ᾱ and 1 − ᾱ
-        np.sqrt(abar_t), np.sqrt(1 - abar_t) -> abar_t, 1 - abar_t
     this is a new bug: denoise takes α first, then σ
         np.sqrt(abar_t), np.sqrt(1 - abar_t) -> np.sqrt(1 - abar_t), np.sqrt(abar_t)
     this is a new bug: the denoiser is told the first level in every step
