@@ -457,8 +457,6 @@ SAMPLER = exercise(
     this is a new bug: the guess is cut off at −1 and 1, but these data lie beyond
         denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t))
             -> np.clip(denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t)), -1, 1)
-    this is a new bug: one leap to the data, without the steps between
-        return sample(denoise, x, noises[:1], abar[[0, -1]])
     that is DDIM: it keeps the noise of x_t where the posterior draws some afresh
         on_x0 * x0 + on_x_t * x + np.sqrt(variance) * noise -> _step_of_ddim(x0, x, abar_t, abar_s)
     """,
