@@ -272,16 +272,15 @@ def kl_term(x0, x0_hat, abar_t, abar_s):
 #
 # A friend has trained a network on points in the plane, as section 2 does. The loss fell quickly and is
 # flat now, but the samples do not look like the data. It turns out that the time never reached the network.
-# Your friend mends this and looks for the same mistake elsewhere. A network that predicts $v$ for small
-# images turns out to have it too, and nobody had noticed: its samples look almost as good as those of a
-# network that hears the time.
+# A second network of your friend's, which predicts $v$ for small images, has the same mistake. Nobody had
+# noticed: its samples look almost as good as those of a network that hears the time.
 #
 # In about 150 words:
 #
-# 1. Why did the loss fall in the plane all the same, and what has that network learned? Why does the
-#    same mistake do so much less harm on images? *(1 point)*
-# 2. Name two things that your friend could have looked at in the first hour, in the plane or on images,
-#    and say what they would have shown. *(1 point)*
+# 1. Why did the loss fall in the plane, and what has that network learned? Why does the mistake do so much
+#    less harm on images? *(1 point)*
+# 2. Name two things that your friend could have looked at in the first hour, and say what they would have
+#    shown. *(1 point)*
 #
 # <details><summary>Hint</summary>
 # Section 7 breaks a model in this way. Could you tell from a picture how much noise is on it? Could you
@@ -290,19 +289,18 @@ def kl_term(x0, x0_hat, abar_t, abar_s):
 
 # %% [markdown] exercise="03.8" role="written"
 # ### BEGIN SOLUTION
-# 1. Without the time a network can still learn the average of the right answers over all levels that
-#    could have produced its input, weighted by how likely each level is. The loss falls to the error of
-#    that average, which is above the least possible but looks like any other number. A point in the plane
-#    says little about its level, so this average mixes levels that are far apart, and the answer is wrong
-#    nearly everywhere. An image has many pixels, and what differs between neighbours is mostly
-#    noise. So it shows its own level, and hardly anything is left to average over.
+# 1. Without the time the network learns the average of the right answers over all levels that could have
+#    produced its input, weighted by how likely each level is. The loss falls to the error of that
+#    average, which looks like any other number. A point in the plane says little about its level, so the
+#    average mixes levels that are far apart. An image shows its own level: most of what differs
+#    between neighbouring pixels is noise. Little is left to average over.
 # 2. The output for one fixed input at several times: it does not change at all. The loss plotted
-#    against the time instead of averaged over it: above that of an exact denoiser or of a sound run, most of
-#    all where levels are hard to tell apart. Also good: the gradient of the time layers (zero), an exact
-#    denoiser on toy data beside the network. The samples alone are no test: on images they look fine.
+#    against the time: above that of a sound run where levels are hard to tell apart. Also good:
+#    the gradient of the time layers (zero), an exact denoiser beside the network. Samples alone are no
+#    test: on images they look fine.
 #
 # *One point for each part. The first needs "an average over levels" and "an image shows its own noise
-# level". In the second, two observations, each with what it would show.*
+# level". The second needs two observations, each with what it would show.*
 # ### END SOLUTION
 
 # %% [markdown]
