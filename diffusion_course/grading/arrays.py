@@ -50,18 +50,33 @@ def _as_array(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def close(exercise: Exercise, right: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """Where an array is right, within the exercise's tolerances; whole numbers are exact."""
+def close(
+    exercise: Exercise, right: np.ndarray, got: np.ndarray, least: float = 0.0
+) -> np.ndarray:
+    """Where an array is right, within the exercise's tolerances; whole numbers are exact.
+
+    The absolute tolerance belongs to the largest value of `right`, or to `least` if that is more.
+    """
     if right.dtype.kind in "iub":
         return right == got
-    finite = right[np.isfinite(right)]
-    scale = np.abs(finite).max() if finite.size else 1.0
+    scale = max(size(right), least) if np.isfinite(right).any() else 1.0
     return np.isclose(got, right, rtol=exercise.rtol, atol=exercise.atol * scale)
 
 
-def same(exercise: Exercise, right: Result, got: Result) -> bool:
-    """Whether two results agree in number, shapes and values; what is no number agrees too."""
-    return len(right) == len(got) and all(
-        a.shape == b.shape and bool((close(exercise, a, b) | (np.isnan(a) & np.isnan(b))).all())
-        for a, b in zip(right, got, strict=True)
+def size(array: np.ndarray) -> float:
+    """The largest finite value, without its sign; 0 if there is none."""
+    finite = array[np.isfinite(array)]
+    return float(np.abs(finite).max()) if finite.size else 0.0
+
+
+def same(exercise: Exercise, bad: Result, got: Result, truth: Result) -> bool:
+    """Whether a result is that of a mistake, in number, shapes and values.
+
+    It must be as near to it as a right one to the truth. What is no number agrees, too.
+    """
+    least = max(map(size, truth), default=0.0)
+    return len(bad) == len(got) and all(
+        a.shape == b.shape
+        and bool((close(exercise, a, b, least) | (np.isnan(a) & np.isnan(b))).all())
+        for a, b in zip(bad, got, strict=True)
     )
