@@ -45,7 +45,9 @@ class _Search:
 
     def __init__(self, answer: Any, others: Mapping[str, str], library: tuple[str, ...]):
         self.answer, self.others, self.library = answer, others, library
-        self.home = _file(answer)
+        code = _code(answer)
+        # A partial of another exercise's function has no cell of its own that would show.
+        self.home = code.co_filename if code and code.co_name not in others else ""
         self.seen: dict[int, Any] = {}  # holds the values, so that no two have one id
 
     def uses(self) -> Iterator[tuple[str, str]]:
@@ -216,8 +218,5 @@ def _code(value: Any) -> types.CodeType | None:
 
 def _file(value: Any) -> str | None:
     """The cell that defines a function, by the name that its kernel has given it."""
-    try:
-        code = _code(value)
-    except Exception:
-        return None
+    code = _code(value)
     return None if code is None else code.co_filename

@@ -50,9 +50,7 @@ def _as_array(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def close(
-    exercise: Exercise, right: np.ndarray, got: np.ndarray, least: float = 0.0
-) -> np.ndarray:
+def close(exercise: Exercise, right: np.ndarray, got: np.ndarray, least: float = 0.0) -> np.ndarray:
     """Where an array is right, within the exercise's tolerances; whole numbers are exact.
 
     The absolute tolerance belongs to the largest value of `right`, or to `least` if that is more.

@@ -270,6 +270,7 @@ BROKEN = exercise(
     the fresh noise is gone; the bug was elsewhere
         g * noise -> 0
     """,
+    library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
 
 
