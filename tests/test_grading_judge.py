@@ -222,7 +222,9 @@ class Hostile:
 )  # fmt: skip
 def test_what_is_no_array_is_named_by_its_type(value):
     text = message(affine, lambda x: value)
-    assert text.startswith(f"the result must be an array, got {type(value).__name__}")
+    assert text.startswith(
+        f"the result must be an array or a tuple of arrays, got {type(value).__name__}"
+    )
 
 
 def test_an_object_in_a_tuple_is_named_by_its_place():

@@ -177,7 +177,7 @@ def _parts(value: Any) -> Iterator[Any]:
     elif type(value).__module__ == "__main__":
         yield from (type(value), *getattr(value, "__dict__", {}).values())
     if callable(value) and not isinstance(value, type):
-        wrapped = getattr(value, "__wrapped__", None)  # jit's, vmap's, a decorator's
+        wrapped = _attribute(value, "__wrapped__")  # jit's, vmap's, a decorator's
         if wrapped is not None:
             yield wrapped
 
@@ -206,7 +206,7 @@ def _code(value: Any) -> types.CodeType | None:
         if isinstance(value, types.FunctionType) and _is_own(value):
             return value.__code__
         inner = value.func if isinstance(value, functools.partial) else None
-        inner = inner or getattr(value, "__func__", None) or getattr(value, "__wrapped__", None)
+        inner = inner or _attribute(value, "__func__") or _attribute(value, "__wrapped__")
         if inner is None and not isinstance(value, type):
             # An object of the student's own class.
             inner = inspect.getattr_static(type(value), "__call__", None)
@@ -214,6 +214,13 @@ def _code(value: Any) -> types.CodeType | None:
             return None
         value = inner
     return None
+
+
+def _attribute(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name, None)
+    except Exception:  # a strange object of the student's
+        return None
 
 
 def _file(value: Any) -> str | None:

@@ -21,7 +21,7 @@ def as_result(value: Any) -> Result:
     values = value if isinstance(value, tuple | list) else (value,)
     names = [f"value {n} of the result" for n in range(1, len(values) + 1)]
     return tuple(
-        _as_array(part, name if len(values) > 1 else "the result")
+        _as_array(part, name if len(values) > 1 else "the result", alone=len(values) == 1)
         for part, name in zip(values, names, strict=True)
     )
 
@@ -37,16 +37,17 @@ def _one_array(values: list) -> np.ndarray | None:
     return array if array.dtype.kind in _NUMBERS else None
 
 
-def _as_array(value: Any, name: str) -> np.ndarray:
+def _as_array(value: Any, name: str, alone: bool) -> np.ndarray:
+    wanted = "an array or a tuple of arrays" if alone else "an array"
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever the student's object raises when it is converted
         got = f"{type(value).__name__} ({type(error).__name__})"
-        raise TypeError(f"{name} must be an array, got {got}") from None
+        raise TypeError(f"{name} must be {wanted}, got {got}") from None
     if array.dtype.name == "bfloat16":
         raise TypeError(f"{name} must be float32 (or float64), got dtype bfloat16")
     if array.dtype.kind not in _NUMBERS:
-        raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
     return array
 
 
