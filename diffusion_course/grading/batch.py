@@ -27,6 +27,7 @@ from diffusion_course.grading.submissions import (
     answer_cells,
     collect,
     excerpt,
+    last_check,
     setup_cells,
 )
 
@@ -207,15 +208,17 @@ def _job(submission: Submission, exercise: Exercise, cases) -> sandbox.Job | Non
     mine = answer_cells(submission.cells, exercise)
     if not mine:
         return None
-    answering = set(mine)  # there may be thousands
+    # The same cell may stand there twice: which it is, its place tells.
+    answering, end = set(map(id, mine)), last_check(submission.cells, exercise)
     setup = [{"source": c.source, "answer": False} for c in setup_cells(submission.cells)]
     everything = [
-        {"source": c.source, "answer": c in answering}
-        for c in submission.cells
-        if c.kind == "code" and not c.grade_id.startswith("check-")
+        {"source": c.source, "answer": id(c) in answering, "after": n > end}
+        for n, c in enumerate(submission.cells)
+        if c.kind == "code" and (id(c) in answering or not c.grade_id.startswith("check-"))
     ]
     own = [{"source": c.source, "answer": True} for c in mine]
-    return sandbox.Job(exercise.id, exercise.function, setup + own, everything, cases)
+    terms = exercise.terms(answers.chapters()[submission.chapter])
+    return sandbox.Job(exercise.id, exercise.function, setup + own, everything, cases, terms)
 
 
 def _judge(key: Key, outcomes) -> tuple[int, str, str]:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from diffusion_course.grading import answers
+from diffusion_course.grading.alone import refusal
 from diffusion_course.grading.calling import call
 from diffusion_course.grading.exercise import Exercise, Failure, Verdict, Written
 from diffusion_course.grading.judging import judge
@@ -42,7 +43,13 @@ def verdict_of(exercise: Exercise, answer: Any) -> Verdict:
         text = f"pass the function itself, check({exercise.id!r}, {exercise.function}), "
         problem = Failure("wrong", f"{text}got {type(answer).__name__}")
         return judge(exercise, cases, [[problem] * len(part) for part in cases])
-    return judge(exercise, cases, [[call(answer, case) for case in part] for part in cases])
+    terms = exercise.terms(answers.chapters().get(exercise.id[:2], ()))
+    text = refusal(answer, terms["others"], terms["library"])
+    if text:
+        problem = Failure("error", text)
+        return judge(exercise, cases, [[problem] * len(part) for part in cases])
+    names = terms["parameters"]
+    return judge(exercise, cases, [[call(answer, case, names) for case in part] for part in cases])
 
 
 def report(verdict: Verdict) -> str:

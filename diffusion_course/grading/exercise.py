@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
 CALLED = " (called with "  # begins what says which inputs a message is about
+RAISED = "your code raised "  # begins what says which exception a function ended with
 Arguments = tuple[Any, ...]
 Result = tuple[np.ndarray, ...]
 
@@ -45,6 +47,8 @@ class Exercise:
       parts: see `Part`; an exercise is worth the sum of their points.
       oracle: the right function of the same arguments, in NumPy float64.
       mistakes: what a classic wrong answer means -> a function that makes it.
+      library: what its cells in the notebook import from `diffusion_course` besides `check` and
+        `setup`, with its whole name. An answer may use this, and nothing else of the package.
       rtol: allowed error, relative to each value.
       atol: allowed error, relative to the largest value of a result.
     """
@@ -55,12 +59,26 @@ class Exercise:
     parts: tuple[Part, ...]
     oracle: Callable[..., Any]
     mistakes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    library: tuple[str, ...] = ()
     rtol: float = 2e-4
     atol: float = 2e-5
 
     @property
     def points(self) -> int:
         return sum(part.points for part in self.parts)
+
+    def terms(self, group: Iterable[Exercise | Written]) -> dict[str, Any]:
+        """What an answer may not use and how it is called, as plain JSON; `group` is the chapter.
+
+        ``others``: the other exercises' functions and whose they are; ``library``: as above;
+        ``parameters``: the names of the function's arguments, in their order.
+        """
+        graded = (e for e in group if isinstance(e, Exercise) and e.function != self.function)
+        return {
+            "others": {e.function: e.id for e in graded},
+            "library": list(self.library),
+            "parameters": list(signature(self.oracle).parameters),
+        }
 
     def cases(self, seed: Sequence[int]) -> list[list[Arguments]]:
         """The inputs of every part; `seed` is any sequence of whole numbers."""

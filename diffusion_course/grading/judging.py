@@ -7,7 +7,7 @@ and in batch grading, where a sandbox calls it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from diffusion_course.grading.arrays import as_result, same
 from diffusion_course.grading.exercise import (
     CALLED,
+    RAISED,
     Arguments,
     Exercise,
     Failure,
@@ -25,7 +26,7 @@ from diffusion_course.grading.exercise import (
     Result,
     Verdict,
 )
-from diffusion_course.grading.patterns import difference
+from diffusion_course.grading.patterns import difference, is_right
 
 
 def judge(
@@ -62,7 +63,9 @@ class Key:
         """The verdict on an answer: for each case of each part, arrays or why there are none."""
         exercise = self.exercise
         pairs = zip(self._parts, outcomes, strict=True)
-        parts = tuple(key.verdict(results) for key, results in pairs)
+        answers = [_Answer(key, key.unstacked(results)) for key, results in pairs]
+        classic = self._classic(answers) if any(a.wrong for a in answers) else ""
+        parts = tuple(answer.verdict(classic) for answer in answers)
         points = sum(part.points for part in parts)
         failures = [got for results in outcomes for got in results if isinstance(got, Failure)]
         if points == exercise.points:
@@ -73,59 +76,87 @@ class Key:
             status = failures[0].status if failures else "wrong"
         return Verdict(exercise.id, exercise.title, status, parts)
 
+    def _classic(self, answers: Sequence[_Answer]) -> str:
+        """The first classic mistake that explains every case of every part; empty if none does."""
+        if any(isinstance(got, Failure) for answer in answers for got in answer.results):
+            return ""
+        # From the wrong parts on: there most mistakes drop out, before the others are computed.
+        ordered = sorted(answers, key=lambda answer: not answer.wrong)
+        for message in self.exercise.mistakes:
+            explains = all(answer.key.is_made_by(message, answer.results) for answer in ordered)
+            if explains and all(answer.key.shows(message) for answer in ordered if answer.wrong):
+                return message
+        return ""
+
 
 @dataclass(frozen=True)
 class _PartKey:
+    """A part on inputs that were drawn for it: what is right, and what each mistake makes."""
+
     exercise: Exercise
     part: Part
     cases: Sequence[Arguments]
-
-    def verdict(self, results: Sequence[Result | Failure]) -> PartVerdict:
-        message = self._first_problem(results)
-        points = 0 if message else self.part.points
-        return PartVerdict(self.part.name, points, self.part.points, message)
+    _made: dict[str, list[Result]] = field(default_factory=dict)
 
     @cached_property
     def _exact(self) -> list[Arguments]:
         return [tuple(map(_exact, arguments)) for arguments in self.cases]
 
     @cached_property
-    def _truths(self) -> list[Result]:
+    def truths(self) -> list[Result]:
         return [as_result(self.exercise.oracle(*arguments)) for arguments in self._exact]
 
-    @cached_property
-    def _mistakes(self) -> list[tuple[str, list[Result]]]:
-        """The mistakes that can be seen on these inputs, and what they make of them."""
-        seen = []
-        for message, wrong in self.exercise.mistakes.items():
+    def unstacked(self, results: Sequence[Result | Failure]) -> list[Result | Failure]:
+        return [_unstacked(*pair) for pair in zip(self.truths, results, strict=True)]
+
+    def is_made_by(self, mistake: str, results: Sequence[Result]) -> bool:
+        """Whether these are the results of somebody who makes this mistake."""
+        triples = zip(self._makes(mistake), results, self.truths, strict=True)
+        return all(same(self.exercise, *triple) for triple in triples)
+
+    def shows(self, mistake: str) -> bool:
+        """Whether this mistake makes a difference on these inputs."""
+        return not self.is_made_by(mistake, self.truths)
+
+    def _makes(self, mistake: str) -> list[Result]:
+        if mistake not in self._made:
+            wrong = self.exercise.mistakes[mistake]
             with np.errstate(all="ignore"):
-                made = [as_result(wrong(*arguments)) for arguments in self._exact]
-            pairs = zip(self._truths, made, strict=True)
-            if any(not same(self.exercise, truth, bad) for truth, bad in pairs):
-                seen.append((message, made))
-        return seen
+                self._made[mistake] = [as_result(wrong(*arguments)) for arguments in self._exact]
+        return self._made[mistake]
 
-    def _first_problem(self, results: Sequence[Result | Failure]) -> str:
-        """What is wrong with the first case that is; empty if all are right."""
-        results = [_unstacked(*pair) for pair in zip(self._truths, results, strict=True)]
-        for arguments, truth, got in zip(self.cases, self._truths, results, strict=True):
-            if isinstance(got, Failure):
-                return got.message
-            problem = difference(self.exercise, truth, got)
-            if problem:
-                where = _describe(self.exercise, arguments)
-                return f"{self._classic(results) or problem}{where}"
-        return ""
 
-    def _classic(self, results: Sequence[Result | Failure]) -> str:
-        """The first classic mistake that explains every case; empty if none does."""
-        if any(isinstance(got, Failure) for got in results):
-            return ""
-        for message, made in self._mistakes:
-            pairs = zip(made, results, strict=True)
-            if all(same(self.exercise, bad, got) for bad, got in pairs):
-                return message
-        return ""
+@dataclass(frozen=True)
+class _Answer:
+    """A part and what an answer returned for its cases."""
+
+    key: _PartKey
+    results: list[Result | Failure]
+
+    @cached_property
+    def wrong(self) -> list[int]:
+        """The numbers of the cases that are wrong."""
+        exercise, pairs = self.key.exercise, zip(self.key.truths, self.results, strict=True)
+        return [
+            n for n, (truth, got) in enumerate(pairs)
+            if isinstance(got, Failure) or not is_right(exercise, truth, got)
+        ]  # fmt: skip
+
+    def verdict(self, classic: str) -> PartVerdict:
+        part = self.key.part
+        message = self._problem(classic) if self.wrong else ""
+        return PartVerdict(part.name, 0 if message else part.points, part.points, message)
+
+    def _problem(self, classic: str) -> str:
+        """What is wrong with the first case that is."""
+        exercise, first = self.key.exercise, self.wrong[0]
+        got, where = self.results[first], _describe(exercise, self.key.cases[first])
+        if isinstance(got, Failure):
+            return f"{got.message}{where if got.message.startswith(RAISED) else ''}"
+        if classic:
+            return f"{classic}{where}"
+        pairs = [(self.key.truths[n], self.results[n]) for n in self.wrong]
+        return f"{difference(exercise, pairs)}{where}"
 
 
 def _unstacked(truth: Result, got: Result | Failure) -> Result | Failure:
@@ -144,16 +175,22 @@ def _exact(value: Any) -> Any:
 
 
 def _describe(exercise: Exercise, arguments: Arguments) -> str:
-    """The inputs by name and shape, which tell the student which call it was."""
-    words = []
-    for name, value in zip(signature(exercise.oracle).parameters, arguments, strict=False):
-        words.append(f"{name} ")
-        if isinstance(value, np.ndarray):
-            words[-1] += f"of shape {list(value.shape)}"
-        elif isinstance(value, str):
-            words[-1] += repr(value)
-        elif isinstance(value, int | float):
-            words[-1] += f"{value:.4g}"
-        else:
-            words[-1] += repr(value)
+    """The inputs by name, with their shapes, or their numbers if they are few."""
+    names = signature(exercise.oracle).parameters
+    words = [_named(*pair) for pair in zip(names, arguments, strict=False)]
     return f"{CALLED}{', '.join(words)})"
+
+
+_FEW = 4
+
+
+def _named(name: str, value: Any) -> str:
+    if isinstance(value, np.ndarray) and not 0 < value.size <= _FEW:
+        return f"{name} of shape {list(value.shape)}"
+    return f"{name} = {_text(value.tolist() if isinstance(value, np.ndarray) else value)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:.4g}" if type(value) in (int, float) else repr(value)

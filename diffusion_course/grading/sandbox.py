@@ -80,6 +80,7 @@ class Job:
       cells: source and whether it is the answer's, of the cells to run.
       all_cells: of every cell, for an answer that needs more of them.
       cases: the inputs of every part.
+      terms: what the answer may not use and how it is called, from `Exercise.terms`.
     """
 
     job: str
@@ -87,6 +88,7 @@ class Job:
     cells: list[dict]
     all_cells: list[dict]
     cases: Sequence[Sequence[Arguments]]
+    terms: dict = field(default_factory=lambda: {"others": {}, "library": [], "parameters": []})
 
     def message(self, limits: Limits, alone: bool) -> dict:
         """The job as the program in the sandbox reads it."""

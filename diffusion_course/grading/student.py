@@ -10,7 +10,6 @@ the grader outside judges what comes back, and ends it if it is late.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import os
@@ -21,6 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     import scipy.special  # noqa: F401 (and this; what is imported now costs them no time)
 
     from diffusion_course import process  # noqa: F401
-    from diffusion_course.grading import calling, check, wire  # noqa: F401
+    from diffusion_course.grading import alone, calling, check, kernel, wire  # noqa: F401
     from diffusion_course.notebook import setup  # noqa: F401
 
     if sys.platform == "linux":
@@ -150,108 +150,124 @@ def _end(child: int, alone: bool) -> None:
             os.kill(-1, signal.SIGKILL)  # reaches every process here but this one
 
 
-class _Missing(Exception):
-    """The cells ran, but the function is not there."""
+class _Late(BaseException):
+    """The time for a further attempt is over."""
 
 
 def _run(job: dict) -> Any:
     """Runs the cells and calls the function on every input of every part."""
-    from diffusion_course.grading import calling, wire
-    from diffusion_course.grading.exercise import Failure
+    from diffusion_course.grading import wire
 
+    begin = time.monotonic()
     cases = [[tuple(map(wire.unpack, case)) for case in part] for part in job["cases"]]
-    problem: Failure | None = None
-    # First what every answer needs and the answer itself. Only if a name is missing there, all
-    # the other cells too: they may be slow, or wrong, and are none of this exercise's business.
-    for cells in (job["cells"], job["all_cells"]):
-        try:
-            function = _function(cells, job["function"])
-            outcomes = [[calling.call(function, case) for case in part] for part in cases]
-        except BaseException as error:
-            problem = calling.failure(error) if isinstance(error, Exception) else _exit(error)
-            if isinstance(error, _Missing):
-                problem = Failure("error", f"your cells define no function {job['function']}")
-            continue
-        problem = None
-        if not any(_names_missing(o) for part in outcomes for o in part):
+    # First what every answer needs and the answer itself: the other cells may be slow, or wrong,
+    # and are none of this exercise's business. If something fails there it may be that a name is
+    # missing: then all cells down to the exercise's check, as in a notebook that runs from the
+    # top; at last those below, which a student may have run before.
+    above = [cell for cell in job["all_cells"] if not cell.get("after")]
+    best = _attempt(job["cells"], cases, job)
+    for cells in (above, job["all_cells"]):
+        if not best.failed:
             break
-    if problem is not None:
-        outcomes = [[problem] * len(part) for part in cases]
-    return [[wire.pack_outcome(outcome) for outcome in part] for part in outcomes]
+        _allow(0.7 * job["timeout"] - (time.monotonic() - begin))
+        try:
+            found = _attempt(cells, cases, job)
+        except _Late:
+            break
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if found.failed < best.failed or best.lacks_names:
+            best = found
+    return [[wire.pack_outcome(outcome) for outcome in part] for part in best.outcomes]
 
 
-def _exit(error: BaseException):
+def _allow(seconds: float) -> None:
+    """Ends what runs now after some seconds."""
+
+    def late(*_):
+        raise _Late
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What came of running some cells: the outcomes of every part's cases."""
+
+    outcomes: list[list[Any]]
+
+    @property
+    def failed(self) -> int:
+        """How many calls failed so that other cells might help."""
+        return sum(status == "error" for status, _ in self._failures)
+
+    @property
+    def lacks_names(self) -> bool:
+        return any("raised NameError" in m or _NOWHERE in m for _, m in self._failures)
+
+    @property
+    def _failures(self) -> list[tuple[str, str]]:
+        every = [outcome for part in self.outcomes for outcome in part]
+        return [(o.status, o.message) for o in every if hasattr(o, "status")]
+
+
+_NOWHERE = "your cells define no function "
+
+
+def _attempt(cells: list[dict], cases: list[list[tuple]], job: dict) -> _Attempt:
+    from diffusion_course.grading import alone, calling
     from diffusion_course.grading.exercise import Failure
 
+    def everywhere(failure: Failure) -> _Attempt:
+        return _Attempt([[failure] * len(part) for part in cases])
+
+    terms = job["terms"]
+    try:
+        function, raised = _function(cells, job["function"])
+        if function is None and raised is None:
+            return everywhere(Failure("error", f"{_NOWHERE}{job['function']}"))
+        if function is None:
+            return everywhere(_failure(raised))
+        text = alone.refusal(function, terms["others"], terms["library"])
+        if text:
+            return everywhere(Failure("error", text))
+        names = terms["parameters"]
+        found = _Attempt([[calling.call(function, c, names) for c in part] for part in cases])
+    except Exception as error:
+        return everywhere(_failure(error))
+    stub = all(status == "not attempted" for status, _ in found._failures) and found._failures
+    # The student's own cell below the stub has failed.
+    return everywhere(_failure(raised)) if stub and raised is not None else found
+
+
+def _failure(error: BaseException):
+    from diffusion_course.grading import calling
+    from diffusion_course.grading.exercise import Failure
+
+    if isinstance(error, Exception):
+        return calling.failure(error)
     return Failure("error", f"your code ends the program ({type(error).__name__})")
 
 
-def _names_missing(outcome: Any) -> bool:
-    return "raised NameError" in getattr(outcome, "message", "")
+def _function(cells: list[dict], name: str) -> tuple[Any, BaseException | None]:
+    """The function of that name after these cells, or None; what an answer's own cell raised."""
+    from diffusion_course.grading.kernel import Notebook
 
-
-def _function(cells: list[dict], name: str):
-    """The function of that name after these cells. Raises: what the answer's own cell raises."""
-    space: dict[str, Any] = {"__name__": "__main__", "get_ipython": _NoShell}
+    notebook, raised, checked = Notebook(), None, None
+    sys.modules["__main__"] = notebook.module
     for number, cell in enumerate(cells, start=1):
-        before = space.get(name)
+        if cell.get("after") and checked is None and callable(notebook.space.get(name)):
+            checked = notebook.space[name]  # what cells below do to the name is another's
         try:
-            _execute(cell["source"], f"<cell {number}>", space)
-        except Exception:
-            # A cell that fails below the function has defined it all the same.
-            if cell["answer"] and space.get(name) is before:
-                raise
-        except BaseException:
+            notebook.run(cell["source"], f"<cell {number}>")
+        except _Late:
+            raise
+        except BaseException as error:  # also an exit: the notebook goes on with its next cell
             if cell["answer"]:
-                raise
-    if not callable(space.get(name)):
-        raise _Missing
-    return space[name]
-
-
-def _execute(source: str, name: str, space: dict) -> None:
-    """Runs a cell, all its statements; then raises what the first of them raised that failed.
-
-    What fails here may work in the student's notebook, such as Colab's own imports at the head of
-    a cell, and the statements after it then ran there.
-    """
-    try:
-        tree = ast.parse(source, name)
-    except SyntaxError:
-        # Magics and shell lines; the rest of the cell still counts.
-        from IPython.core.inputtransformer2 import TransformerManager
-
-        tree = ast.parse(TransformerManager().transform_cell(source), name)
-    import linecache
-
-    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-    if "IPython" in source:
-        _without_a_shell()
-    first = None
-    for statement in tree.body:
-        try:
-            exec(compile(ast.Module([statement], []), name, "exec"), space)
-        except Exception as error:
-            first = first or error
-    if first is not None:
-        raise first
-
-
-def _without_a_shell() -> None:
-    """Has IPython's own `get_ipython` give what stands in for a shell, too."""
-    import IPython
-
-    IPython.get_ipython = IPython.core.getipython.get_ipython = _NoShell
-
-
-class _NoShell:
-    """Stands in for IPython: magics, shell commands and hooks do nothing here."""
-
-    def __getattr__(self, name: str) -> _NoShell:
-        return self
-
-    def __call__(self, *arguments, **options) -> _NoShell:
-        return self
+                raised = error
+    function = checked if checked is not None else notebook.space.get(name)
+    return function if callable(function) else None, raised
 
 
 if __name__ == "__main__":

@@ -251,31 +251,68 @@ def answer_cells(cells: tuple[Cell, ...], exercise: Exercise | Written) -> list[
     """The cells that answer an exercise: by their metadata, or where that is gone by content.
 
     A student may also leave the given cell as it is and write the function in one of their own
-    below it: that one counts too, if it stands above the exercise's check.
+    below it: that one counts too, if it stands above the exercise's last check or in its cell.
     """
     if isinstance(exercise, Written):
         wanted = grade_id("written", exercise.id)
         return [c for c in cells if c.grade_id == wanted and c.kind == "markdown"]
-    code = [c for c in cells if c.kind == "code"]
-    named = [n for n, c in enumerate(code) if c.grade_id == grade_id("answer", exercise.id)]
-    if not named:
-        return [c for c in code if _defines(c.source, exercise.function)]
-    check = grade_id("check", exercise.id)
-    ends = [n for n, c in enumerate(code) if c.grade_id == check and n > named[-1]]
-    below = range(named[-1] + 1, ends[0] if ends else named[-1] + 1)
-    own = [n for n in below if not code[n].grade_id and _defines(code[n].source, exercise.function)]
-    return [code[n] for n in (*named, *own)]
+    named = _named(cells, grade_id("answer", exercise.id))
+    end = last_check(cells, exercise)
+    begin = named[-1] if named else -1
+    check = ("", grade_id("check", exercise.id))
+    own = [
+        n for n, c in enumerate(cells[: end + 1])
+        if n > begin and c.kind == "code" and (not named or c.grade_id in check)
+        and _defines(c.source, exercise.function)
+    ]  # fmt: skip
+    return [cells[n] for n in (*named, *own)]
+
+
+def last_check(cells: tuple[Cell, ...], exercise: Exercise) -> int:
+    """The place of the last cell that checks this exercise: what it sees is the answer.
+
+    Where none does, the last place before another exercise's cells, or the end.
+    """
+    given = grade_id("check", exercise.id)
+    call = re.compile(rf"""^[^#\n]*\bcheck\(\s*["']{re.escape(exercise.id)}["']""", re.M)
+    checks = [
+        n for n, c in enumerate(cells)
+        if c.kind == "code" and (c.grade_id == given or call.search(c.source))
+    ]  # fmt: skip
+    if checks:
+        return checks[-1]
+    named = _named(cells, grade_id("answer", exercise.id))
+    others = [n for n, c in enumerate(cells) if named and c.grade_id and n > named[-1]]
+    return others[0] - 1 if others else len(cells) - 1
+
+
+def _named(cells: tuple[Cell, ...], name: str) -> list[int]:
+    return [n for n, c in enumerate(cells) if c.kind == "code" and c.grade_id == name]
 
 
 def setup_cells(cells: tuple[Cell, ...]) -> list[Cell]:
-    """What every answer needs: the tagged cells, or where tags are lost the first with imports."""
+    """What every answer needs: the tagged cells, or where tags are lost the first with imports.
+
+    What a student sets in JAX's configuration, such as 64 bits, holds for every answer as well.
+    """
     code = [c for c in cells if c.kind == "code" and not c.grade_id]
-    return [c for c in code if c.setup] or [c for c in code if "import" in c.source][:2]
+    setup = [c for c in code if c.setup] or [c for c in code if "import" in c.source][:2]
+    chosen = set(map(id, setup))
+    return [c for c in code if id(c) in chosen or "config.update(" in c.source]
 
 
 def _defines(source: str, function: str) -> bool:
     # No parser: Python's own takes a thousand times the memory of a text that means harm.
-    return bool(re.search(rf"^(?:def\s+{function}\b|{function}\s*=(?!=))", source, re.M))
+    names = r"(?:[\w.]+[ \t]*[,=][ \t]*)*"  # a, b = …; a = b = …
+    return bool(
+        re.search(
+            rf"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+{function}\b|class[ \t]+{function}\b"
+            rf"|from\b.{{0,200}}\bimport\b.{{0,200}}\b{function}[ \t]*(?:,|\)|#|$)"
+            rf"|{names}{function}[ \t]*(?::[^=\n]*|,[^=(\n]*)?=(?!=))",
+            source,
+            re.M,
+        )
+    )
 
 
 def excerpt(cells: tuple[Cell, ...], question: Written) -> str:

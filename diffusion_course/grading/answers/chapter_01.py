@@ -339,6 +339,7 @@ CHAIN = exercise(
     the data are missing: the path begins with x_0
         np.stack(path) -> np.stack(path[1:])
     """,
+    library=("diffusion_course.process",),
 )
 
 

@@ -476,6 +476,7 @@ SAMPLER = exercise(
     the last step is missing: a table of n levels makes n − 1 steps
         len(alphas) - 1 -> len(alphas) - 2
     """,
+    library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
 
 

@@ -460,6 +460,7 @@ SAMPLER = exercise(
     that is DDIM: it keeps the noise of x_t where the posterior draws some afresh
         on_x0 * x0 + on_x_t * x + np.sqrt(variance) * noise -> _step_of_ddim(x0, x, abar_t, abar_s)
     """,
+    library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
 
 

@@ -286,6 +286,7 @@ CHAIN = exercise(
     the ratio of the variances is upside down: q's stands above the model's
         (1 - abar_s) / (1 - abar_t) -> (1 - abar_t) / (1 - abar_s)
     """,
+    library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
 
 

@@ -59,8 +59,11 @@ def _step(rng, eta, levels):
     return images(rng, 2, 4), images(rng, 2, 4), normal(rng, 2, 4), *levels, eta
 
 
-def _last_step(rng):
-    return [_step(rng, 0.7, (number(rng, 0.3, 0.9), 1.0))]
+def _steps_without_noise(rng):
+    """The last one returns the guess, whatever η is; by itself it would give a point for that."""
+    for _ in range(2):
+        yield _step(rng, 0.0, levels(rng))
+    yield _step(rng, 0.7, (number(rng, 0.3, 0.9), 1.0))
 
 
 def _steps_with_noise(rng):
@@ -72,9 +75,8 @@ def _steps_with_noise(rng):
 STEP = exercise(
     "06.2 · One step of DDIM",
     ddim_step,
-    Part("without fresh noise", 1, lambda rng: [_step(rng, 0.0, levels(rng)) for _ in range(2)]),
-    Part("any η", 1, _steps_with_noise),
-    Part("the last step returns the guess", 1, _last_step),
+    Part("without fresh noise; the last step returns the guess", 1, _steps_without_noise),
+    Part("any η", 2, _steps_with_noise),
     mistakes="""
     the direction term must shrink by what the fresh noise adds: c² + g² = σ_s²
         1 - abar_s - variance -> 1 - abar_s
@@ -216,7 +218,7 @@ ORDER = exercise(
     mistakes="""
     an order is positive: it is minus the slope
         return -right
-    count evaluations, not steps
+    the fit is one over steps, or over evaluations of which none is saved; both give one slope
         np.log(evaluations) -> np.log(steps)
     what is saved makes a run cheaper; yours becomes dearer by it
         - saved -> + saved
@@ -270,6 +272,7 @@ BROKEN = exercise(
     the fresh noise is gone; the bug was elsewhere
         g * noise -> 0
     """,
+    library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
 
 

@@ -295,6 +295,7 @@ SAMPLER = exercise(
     the noise keeps its old level: after the step it must have the new one
         np.sqrt(1 - b**2) -> s
     """,
+    library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
 
 

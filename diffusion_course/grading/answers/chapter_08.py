@@ -248,6 +248,7 @@ EDITOR = exercise(
     the paste uses the noise of another step
         noises[1:] -> noises[:-1]
     """,
+    library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
 
 

@@ -33,7 +33,7 @@ from diffusion_course.grading.exercise import Exercise, Part
 
 
 def exercise(
-    head: str, oracle: Callable[..., Any], *parts: Part, mistakes: str, **tolerances: float
+    head: str, oracle: Callable[..., Any], *parts: Part, mistakes: str, **others: Any
 ) -> Exercise:
     """The exercise with this right function, whose name is the student's too.
 
@@ -42,11 +42,11 @@ def exercise(
       oracle: the right function, in NumPy.
       parts: see `Part`.
       mistakes: see above.
-      tolerances: `rtol` and `atol` of `Exercise`, where its defaults don't fit.
+      others: `library`, `rtol` and `atol` of `Exercise`, where its defaults don't fit.
     """
     name, title = head.split(" · ")
     known = read_mistakes(oracle, mistakes)
-    return Exercise(name, title, oracle.__name__, parts, oracle, known, **tolerances)
+    return Exercise(name, title, oracle.__name__, parts, oracle, known, **others)
 
 
 def along(axis: int, levels, like):
