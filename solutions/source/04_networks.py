@@ -99,7 +99,7 @@ def time_embedding(t, dim):
 # average of their values with the weights $\operatorname{softmax}(q \cdot k/\sqrt d)$.
 #
 # **Expected.** An array of `v`'s shape. If all keys are equal, every token gets the plain mean of the
-# values.
+# values. Large products must do no harm.
 #
 # <details><summary>Hint</summary>
 # The table of products has the shape [B, N, N], queries along the rows. Each row's weights add up to 1.
@@ -225,9 +225,11 @@ def update(params, ema, gradient, rate, decay):
 # $$\operatorname{Var}[x_0 \mid x_t = x] = \frac{\sigma^2}{\alpha}\,\frac{\partial D}{\partial x}.$$
 #
 # Compute it by automatic differentiation for points `x`, each taken by itself: `denoise(x, alpha, sigma)`
-# is the exact denoiser of one-dimensional Gaussian data and works on arrays.
+# is the exact denoiser of one-dimensional data and works on arrays. The data are Gaussian, or lie in two
+# groups.
 #
-# **Expected.** An array of `x`'s shape. Where there is hardly any noise there is hardly any doubt.
+# **Expected.** An array of `x`'s shape. Where there is hardly any noise there is hardly any doubt. Between
+# two groups there is much.
 #
 # <details><summary>Hint</summary>
 # The derivative of one number by one number is jax.grad; jax.vmap does it for all points. Or add the

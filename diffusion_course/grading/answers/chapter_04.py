@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from diffusion_course.grading.answers.drawing import gaussian, normal, number
 from diffusion_course.grading.answers.writing import exercise
 from diffusion_course.grading.exercise import Part, Written
+from diffusion_course.grading.inputs import TwoGroupDenoiser
 
 
 # --- 04.1 -----------------------------------------------------------------------------------
@@ -25,7 +26,7 @@ def _batch(rng, batch, height, width, channels, groups):
 
 def _batch_with_a_flat_group(rng):
     """One group of one image is so flat that the 1e-5 counts, and its mean is small as well."""
-    ((h, scale, shift, groups),) = _batch(rng, 3, 4, 5, 6, 3)
+    ((h, scale, shift, groups),) = _batch(rng, 3, 2, 5, 6, 3)
     h[1, ..., 2:4] *= 1.5e-3
     return [(h, scale, shift, groups)]
 
@@ -78,13 +79,14 @@ def time_embedding(t, dim):
 
 
 def _times(rng, n, dim):
-    return [(rng.uniform(0.02, 0.98, n).astype(np.float32), dim)]
+    """Both ends, t = 0 and t = 1, and times between them."""
+    return [(np.append(rng.uniform(0.02, 0.98, n - 2), [0, 1]).astype(np.float32), dim)]
 
 
 EMBEDDING = exercise(
     "04.2 · The time as waves",
     time_embedding,
-    Part("two waves", 1, lambda rng: _times(rng, 5, 4)),
+    Part("one wave, and two", 1, lambda rng: _times(rng, 4, 2) + _times(rng, 5, 4)),
     Part("many waves", 2, lambda rng: _times(rng, 4, 32)),
     mistakes="""
     without the factor 1000 all times look alike (section 4)
@@ -95,7 +97,7 @@ EMBEDDING = exercise(
         np.concatenate( -> np.stack(
         axis=1) -> axis=-1).reshape(len(t), dim)
     the exponent is divided by dim/2; with dim/2 − 1 the slowest wave is another
-        / half -> / (half - 1)
+        / half -> / max(half - 1, 1e-9)
     the exponent is divided by half of dim; yours by dim
         / half -> / dim
     """,
@@ -114,12 +116,30 @@ def _tokens(rng, *shapes):
     return [tuple(normal(rng, *shape, std=1.3) for _ in range(3)) for shape in shapes]
 
 
+def _large_tokens(rng):
+    """Tokens so large that exp of a product overflows in float32, for every query."""
+    q, k, v = (normal(rng, 3, 5, 2, std=1.3) for _ in range(3))
+    direction = np.float32([0.6, 0.8])
+    q = q + np.float32([[10], [12], [14], [30], [30]]) * direction
+    return [(q, k + 20 * direction, v)]
+
+
 ATTENTION = exercise(
     "04.3 · Attention",
     attention,
     Part("a few tokens", 1, lambda rng: _tokens(rng, (2, 3, 5))),
-    Part("as many tokens as features, and more", 1, lambda rng: _tokens(rng, (3, 4, 4), (2, 6, 3))),
+    Part(
+        "as many tokens as features, and more; large products",
+        1,
+        lambda rng: [*_tokens(rng, (3, 4, 4), (2, 6, 3)), *_large_tokens(rng)],
+    ),
     mistakes="""
+    the exponential of a large number overflows, and ∞/∞ is no number: use a safe softmax
+        softmax(logits, axis=-1)
+            -> (lambda e: e / e.sum(-1, keepdims=True))(np.exp(logits.astype(np.float32)))
+    the largest product of each query must be subtracted; yours is that of all
+        softmax(logits, axis=-1) -> (lambda e: e / e.sum(-1, keepdims=True))(
+            np.exp((logits - logits.max()).astype(np.float32)))
     the products must be divided by √d, or the softmax saturates
         / np.sqrt(q.shape[-1]) ->
     the products are divided by √d; yours by d
@@ -148,15 +168,25 @@ def _clipped(gradient, limit):
     return gradient * np.minimum(1, limit / np.linalg.norm(gradient, axis=-1, keepdims=True))
 
 
-def _parts(rng, sizes, limit):
-    return [(normal(rng, len(sizes), 7, mean=0.4, std=1.5), np.array(sizes, np.int32), limit)]
+def _parts(rng, sizes, limit, weights=7):
+    gradients = normal(rng, len(sizes), weights, mean=0.4, std=1.5)
+    return [(gradients, np.array(sizes, np.int32), limit)]
+
+
+def _a_single_image(rng):
+    """In a part of its own, and beside a part of two."""
+    return _parts(rng, (1,), 1000.0, 3) + _parts(rng, (1, 2), 1000.0, 4)
 
 
 ACCUMULATION = exercise(
     "04.4 · A large batch in parts",
     accumulate,
     Part("equal parts, nothing to clip", 1, lambda rng: _parts(rng, (8, 8, 8), 1000.0)),
-    Part("parts of unlike sizes", 1, lambda rng: _parts(rng, (16, 5, 9, 2), 1000.0)),
+    Part(
+        "parts of unlike sizes",
+        1,
+        lambda rng: _parts(rng, (16, 5, 9, 2), 1000.0) + _a_single_image(rng),
+    ),
     Part("a gradient that must be clipped", 1, lambda rng: _parts(rng, (16, 5, 9), 0.3)),
     mistakes="""
     a part of twice as many images counts twice
@@ -185,6 +215,7 @@ def reweight(losses, part, mean_square):
 
 def _drawn(rng, parts, part):
     mean_square = rng.uniform(0.05, 6.0, parts)
+    mean_square[part[0]] = rng.uniform(1e-4, 2e-4)  # hardly any loss is a loss
     losses = rng.uniform(0.1, 3.0, len(part)).astype(np.float32)
     return [(losses, part.astype(np.int32), mean_square.astype(np.float32))]
 
@@ -225,8 +256,9 @@ def _rounded(x):
 
 
 def _updates(rng, rate, decay):
-    params, ema = normal(rng, 6, mean=1.0, std=2.0), normal(rng, 6, mean=0.8, std=2.0)
-    return [(params, ema, normal(rng, 6, std=1.5), rate, decay)]
+    for size in (6, 4):
+        params, ema = normal(rng, size, mean=1.0, std=2.0), normal(rng, size, mean=0.8, std=2.0)
+        yield params, ema, normal(rng, size, std=1.5), rate, decay
 
 
 UPDATE = exercise(
@@ -257,14 +289,42 @@ UPDATE = exercise(
 
 # --- 04.7 -----------------------------------------------------------------------------------
 def posterior_variance(denoise, x, alpha, sigma):
-    slope = alpha * denoise.std**2 / (alpha**2 * denoise.std**2 + sigma**2)
-    return np.broadcast_to(sigma**2 / alpha * slope, x.shape)
+    slope = _slope(denoise, x, alpha, sigma)
+    return sigma**2 / alpha * slope
+
+
+def _slope(denoise, x, alpha, sigma):
+    """Of a line for one Gaussian; for two groups also of the share that belongs to the upper."""
+    variance = alpha**2 * denoise.std**2 + sigma**2
+    slope = alpha * denoise.std**2 / variance + 0 * x
+    if isinstance(denoise, TwoGroupDenoiser):
+        gap, middle = denoise.high - denoise.low, (denoise.high + denoise.low) / 2
+        share = expit(alpha * gap * (x - alpha * middle) / variance)
+        guesses_differ = gap * sigma**2 / variance
+        slope = slope + share * (1 - share) * alpha * gap / variance * guesses_differ
+    return slope
+
+
+def _between_two_groups(rng):
+    """Points around the middle, where the doubt is largest, and at both groups."""
+    low, high = number(rng, -3, -2), number(rng, 1, 2)
+    alpha, sigma = number(rng, 0.5, 0.9), number(rng, 0.7, 1.1)
+    middle = alpha * (low + high) / 2
+    x = np.append(middle + rng.uniform(-0.9, 0.9, 5), [alpha * low, alpha * high])
+    denoise = TwoGroupDenoiser(low, high, number(rng, 0.3, 0.6))
+    return denoise, x.astype(np.float32), alpha, sigma
 
 
 def _gaussians(rng):
-    denoise = gaussian(rng, (-2, 2), (0.3, 2.0))
     alpha, sigma = rng.uniform(0.2, 1.4, 2)
+    denoise = gaussian(rng, (-2, 2), (0.3, 2.0))
     return denoise, normal(rng, 4, std=2.0), float(alpha), float(sigma)
+
+
+def _wide_data(rng):
+    """The variance is above 1."""
+    denoise = gaussian(rng, (-2, 2), (2.5, 3.0))
+    return denoise, normal(rng, 3, std=2.0), number(rng, 0.2, 0.4), number(rng, 1.2, 1.5)
 
 
 def _little_noise(rng):
@@ -274,7 +334,8 @@ def _little_noise(rng):
 VARIANCE = exercise(
     "04.7 · What the derivative of a denoiser knows",
     posterior_variance,
-    Part("Gaussian data", 2, lambda rng: [_gaussians(rng) for _ in range(2)]),
+    Part("Gaussian data", 1, lambda rng: [_gaussians(rng), _wide_data(rng)]),
+    Part("data in two groups", 1, lambda rng: [_between_two_groups(rng) for _ in range(2)]),
     Part("hardly any noise, hardly any doubt", 1, _little_noise),
     mistakes="""
     that is the derivative alone, the share of a change in x that reaches D
@@ -286,8 +347,7 @@ VARIANCE = exercise(
     in the factor before the derivative, σ and α have changed places
         return right * (alpha / sigma) ** 3
     denoise takes α first, then σ
-        slope = alpha * denoise.std**2 / (alpha**2 * denoise.std**2 + sigma**2)
-            -> slope = sigma * denoise.std**2 / (sigma**2 * denoise.std**2 + alpha**2)
+        _slope(denoise, x, alpha, sigma) -> _slope(denoise, x, sigma, alpha)
     the gradient of a mean is too small by the number of points; add up instead
         return right / len(x)
     that is the standard deviation; the variance is asked for
