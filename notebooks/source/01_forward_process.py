@@ -381,17 +381,17 @@ often = sum(w * normal(visible, np.sqrt(a_300) * c, a_300 * 0.15**2 + 1 - a_300)
             for w, c in ((0.75, -0.2), (0.25, 1.6)))  # fmt: skip
 doubts = np.array([moments_of(undo(x, 300, 0))[1] for x in visible])
 mean_doubt = np.average(doubts, weights=often)
-lost = {}
+lost_share = {}
 for length in (1, 2, 5, 10, 20, 50, 100, 150, 200):
     _, kept, c = one_gaussian(1.0, 0.5, 300, 300 - length)
-    lost[length / 1000] = c**2 * mean_doubt / kept
+    lost_share[length / 1000] = c**2 * mean_doubt / kept
 fig, ax = plt.subplots(figsize=(5.5, 3))
-ax.loglog(list(lost), list(lost.values()), "o-", color=plots.DATA)
+ax.loglog(list(lost_share), list(lost_share.values()), "o-", color=plots.DATA)
 ax.axhline(1, color=plots.NOISE, lw=0.8)
 ax.text(0.001, 1.15, "as much is lost as is kept", color=plots.NOISE, size="small")
 ax.set(xlabel="length of the step, $t - s$", ylabel=r"lost variance / $\tilde\beta$")
 plt.show()
-print({length: f"{share:.1%}" for length, share in lost.items()})
+print({length: f"{share:.1%}" for length, share in lost_share.items()})
 
 # %% tags=["claims"]
 # @title Checked: the mean is exact; what is lost is c²·Var(x0|x_t): little in a short step
@@ -411,7 +411,7 @@ assert np.allclose(truths[299][bump], normal(places[bump], *guesses[299][:2]), r
 assert moments_of(truths[200])[1] > 1.5 * guesses[200][1]
 in_the_dip = np.interp(guesses[100][0], places, truths[100])
 assert in_the_dip < 0.25 / np.sqrt(2 * np.pi * guesses[100][1])  # a quarter of the Gaussian there
-lengths, parts = np.array(list(lost)), np.array(list(lost.values()))
+lengths, parts = (np.array(list(each)) for each in (lost_share, lost_share.values()))
 assert np.allclose(parts[[0, 6, 8]], (0.0028, 0.54, 3.4), rtol=0.02)
 # Proportional to the length while the step is short: half the length, half the share.
 assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
@@ -546,7 +546,7 @@ def power(x):
     return {name: waves[:, band].mean() for name, band in bands.items()}
 
 
-stop = int(round(halfway["quadratic"] * T))
+stop = round(halfway["quadratic"] * T)
 quadratic = schedules["quadratic"][:stop]
 *_, at_stop = chain(jnp.asarray(digits.x), jnp.asarray(quadratic), jax.random.key(16))
 kept_share = alpha_bar_of(quadratic)[-1]
