@@ -1103,7 +1103,8 @@ for each in continuous.values():
 # 4. Look at both ends. $\alpha(1)$ should be practically 0 for pictures of your size, and the table
 #    starts at $\bar\alpha_0 = 1$.
 # 5. A bug can be right at both ends. Test the moments in the middle, on lopsided data.
-#
+
+# %% [markdown]
 # ## Try it yourself
 #
 # 1. Design a schedule whose log-SNR is a straight line from 10 to −10. How many of its steps are
