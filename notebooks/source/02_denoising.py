@@ -143,7 +143,8 @@ assert near < 0.01
 # No guess can change the first part. You can change the second part, and it is zero for $c = m$. So if
 # we minimise the squared error over all functions of $x_t$, we get the **posterior mean**
 # $\mathbb E[x_0 \mid x_t]$. A network that is trained on squared error approaches it.
-#
+
+# %% [markdown]
 # Look at what happened here. The target $x_0$ is random: $x_t$ does not determine it. Least squares
 # replaced it by its average, given $x_t$. This works for *any* target that is made from $x_0$ and
 # $\varepsilon$: train on the target of the single example (the *conditional* one), and you learn its
@@ -688,14 +689,14 @@ print("   n      KL by integral   weight × x0 error   weight × eps error   DDP
 for n in (2, 10, 100, 500, 1000):
     t, s = n / T, (n - 1) / T
     x_n = process.add_noise(chain, jnp.array([x0_true]), jnp.array([eps_true]), t)
-    truth, model = (process.posterior(chain, jnp.array([g]), x_n, t, s)
+    known, model = (process.posterior(chain, jnp.array([g]), x_n, t, s)
                     for g in (x0_true, x0_guess))  # fmt: skip
-    kl = kl_by_integration(float(truth[0][0]), float(model[0][0]), float(truth[1]))
+    kl = kl_by_integration(float(known[0][0]), float(model[0][0]), float(known[1]))
 
     snr_s, snr_t = (alpha_bar[m] / (1 - alpha_bar[m]) for m in (n - 1, n))
     by_6 = posterior_by_hand(alpha_bar[n - 1], alpha_bar[n], x0_true, float(x_n[0]))
     # float32; at n = 2 and in one step of the thousand r is a difference of close numbers.
-    np.testing.assert_allclose(by_6, (truth[0][0], truth[1]), rtol=1e-3)
+    np.testing.assert_allclose(by_6, (known[0][0], known[1]), rtol=1e-3)
     by_x0 = 0.5 * (snr_s - snr_t) * (x0_true - x0_guess) ** 2
     eps_guess = (float(x_n[0]) - np.sqrt(alpha_bar[n]) * x0_guess) / np.sqrt(1 - alpha_bar[n])
     by_eps = 0.5 * (snr_s / snr_t - 1) * (eps_true - eps_guess) ** 2
@@ -1129,11 +1130,11 @@ assert abs(doubt[-1] / total - 1) < 0.01  # at t = 1 nothing is known; only roun
 #   [arXiv:2107.00630](https://arxiv.org/abs/2107.00630). Section 4.
 # - T. Salimans, J. Ho. *Progressive Distillation for Fast Sampling of Diffusion Models.* ICLR 2022.
 #   [arXiv:2202.00512](https://arxiv.org/abs/2202.00512). Appendix D: $v$.
+
+# %% [markdown]
 # - Y. Song, J. Sohl-Dickstein, D. P. Kingma, A. Kumar, S. Ermon, B. Poole. *Score-Based Generative
 #   Modeling through Stochastic Differential Equations.* ICLR 2021.
 #   [arXiv:2011.13456](https://arxiv.org/abs/2011.13456).
-
-# %% [markdown]
 # - Y. Lipman, R. T. Q. Chen, H. Ben-Hamu, M. Nickel, M. Le. *Flow Matching for Generative Modeling.*
 #   ICLR 2023. [arXiv:2210.02747](https://arxiv.org/abs/2210.02747).
 # - T. Karras, M. Aittala, T. Aila, S. Laine. *Elucidating the Design Space of Diffusion-Based
