@@ -76,8 +76,10 @@ six_noise = jax.random.normal(jax.random.key(3), six.shape)
 sixes, noises = (np.repeat(a, len(times), axis=0) for a in (six, six_noise))
 noisy_sixes = process.add_noise(p, sixes, noises, times)
 first = {"a six": sixes, "noisy": noisy_sixes, "best guess": best_guess(noisy_sixes, times)}
-plots.image_grid(list(first.values()), list(first),
-                 "From little noise (left) to noise only (right)", scale=0.9)  # fmt: skip
+fig = plots.image_grid(list(first.values()), list(first),
+                       "Above: the time $t$; at $t$ = 1 there is noise only", scale=0.9)  # fmt: skip
+fig.axes[0].set_xticks(4.5 + 9 * np.arange(len(times)), [f"{t:g}" for t in times])
+fig.axes[0].tick_params(labeltop=True, labelbottom=False, length=0)
 plt.show()
 
 # %% [markdown]
@@ -141,6 +143,14 @@ assert near < 0.01
 # No guess can change the first part. You can change the second part, and it is zero for $c = m$. So if
 # we minimise the squared error over all functions of $x_t$, we get the **posterior mean**
 # $\mathbb E[x_0 \mid x_t]$. A network that is trained on squared error approaches it.
+
+# %% [markdown]
+# Look at what happened here. The target $x_0$ is random: $x_t$ does not determine it. Least squares
+# replaced it by its average, given $x_t$. This works for *any* target that is made from $x_0$ and
+# $\varepsilon$: train on the target of the single example (the *conditional* one), and you learn its
+# average over all examples that fit $x_t$ (the *marginal* one). We call this the
+# **conditional-to-marginal argument**. Denoising score matching (Vincent 2011) and flow matching (Lipman
+# et al. 2023) are named after their targets, and both rest on it.
 #
 # To see the whole function, we cut the axis into 40 bins and average $x_0$ in each. By equation (1)
 # these averages are the least-squares fit among all step functions. Beside them we plot the
@@ -211,7 +221,7 @@ for name, guess in guesses.items():
 #
 # (Robbins 1956; Efron 2011, section 1, has it for $\alpha = 1$.) Here $p_t$ is the density of the
 # *noisy* data, and $\nabla\log p_t$ is called the **score**. It points in the direction in which the
-# noisy data get denser.
+# noisy data get denser. (In formulas, $p$ and $q$ are densities. In code, `p` is the process.)
 #
 # The proof is short. We have $p_t(x) = \int p(x_0)\,\mathcal N(x;\alpha x_0,\sigma^2)\,dx_0$. The
 # derivative of the Gaussian with respect to $x$ is the Gaussian times $(\alpha x_0 - x)/\sigma^2$. So
@@ -269,15 +279,22 @@ axes[1].set(xlabel="$x_t$", ylabel="best guess at $x_0$",
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: the blind guess follows the oracle
+# @title Checked: the blind guess follows the oracle; the average of single scores is the score
 assert off < 0.05 * x0.std()  # measured 2 %: the polynomial is a little too stiff
+# Each example's own score is −ε/σ = (α·x0 − x_t)/σ²; its average in a bin is that of the true score.
+single = (alpha * x0 - x_t) / sigma**2
+true_score = np.asarray(oracle.score(jnp.asarray(x_t, jnp.float32)[:, None], middle_time))[:, 0]
+for b in bins:
+    rest = (single - true_score)[bin_of == b]
+    assert abs(rest.mean()) < 4 * rest.std() / np.sqrt(rest.size)
 
 # %% [markdown]
 # The blind guess follows the oracle, although we used no clean number. (It is wrong at the two ends,
 # because hardly any number fell there, and a slope is hard to learn where there is no data.) If you
 # know the *shape* of the noisy data, you know the posterior mean. If you know the posterior mean, you
-# know the shape. So denoiser and score contain the same information. For this reason "denoising" models
-# and "score-based" models turned out to be the same (Vincent 2011; Song et al. 2021).
+# know the shape. So denoiser and score contain the same information. "Score-based" models (Song & Ermon
+# 2019) learn the score at many noise levels, and "denoising" models learn the posterior mean. They turned
+# out to be the same (Vincent 2011; Song et al. 2021).
 
 # %% [markdown]
 # ## 3 · The exact denoiser of a mixture, written out
@@ -568,46 +585,95 @@ assert np.allclose(parameterization.determinant("flow", flow, clock), -1, atol=1
 # For this reason chapter 03 trains `eps` only where DDPM did, and `v` elsewhere.
 
 # %% [markdown]
+# ### A network that gives back $x_0$ does not give a score
+#
+# Some guides train a network to give back $x_0$, call this "score matching", and use its *output* as the
+# score. By (2) the score is $(\alpha D - x_t)/\sigma^2$, and not $D$ itself. **Predict, then run:** at
+# how many points do $D(x_t)$ and the score point in opposite directions (more than 90° apart)?
+
+# %%
+away = {}
+for t in (0.2, 0.5, 0.8):
+    x = process.add_noise(p, draws, draw_noise, t)
+    guessed, wanted = np.asarray(gm.denoise(x, t)), np.asarray(gm.score(x, t))
+    away[t] = np.mean(np.sum(guessed * wanted, axis=1) < 0)
+    print(f"t = {t}: the guess points away from the score at {away[t]:.0%} of 4,000 points")
+
+# %% tags=["claims"]
+# @title Checked: a guess at x0, taken for a score, points the wrong way at most points
+# The standard error of a share of 4,000 is at most 0.8 %.
+assert all(share > 0.6 for share in away.values()) and away[0.5] > 0.9
+
+# %% [markdown]
+# At most points the two directions disagree, and at $t = ½$ nearly everywhere. The guess is a *place* near
+# the data, seen from the origin. The score is a *direction*, seen from $x_t$. The two losses also weigh
+# the noise levels differently: an error of the score is $\alpha/\sigma^2$ times the error of $x_0$.
+
+# %% [markdown]
 # ## 6 · From the bound to the simple loss
 #
-# Why do we train with squared error at all? We want a model $p_\theta$ that gives real data a high
-# probability. We cannot compute this probability directly, so DDPM minimises an upper bound on
-# $-\log p_\theta(x_0)$ (Ho et al. 2020, eq. 5). Here $q$ stands for the distributions of the noising
-# chain, and KL is the Kullback–Leibler divergence, $\mathrm{KL}(q\,\|\,p) = \int q \log (q/p)$. It is 0
-# if both distributions are the same, and positive otherwise.
+# Why do we train with squared error at all? Our model is the sampler. It draws $x_T$ from a standard
+# normal $p(x_T)$. Then it draws each $x_{n-1}$ from a Gaussian $p_\theta(x_{n-1} \mid x_n)$, whose mean
+# a network with the parameters $\theta$ computes. So every image $x_0$ has a density $p_\theta(x_0)$
+# under the model. We want it to be high for real data. We cannot compute it, since it is an integral over
+# all ways that lead to $x_0$. So DDPM minimises an upper bound on $-\log p_\theta(x_0)$.
+#
+# Let $q$ stand for the densities of the noising chain. The Kullback–Leibler divergence of two densities
+# is $\mathrm{KL}(q\,\|\,p) = \int q \log (q/p)$. It is 0 if they are the same, and positive otherwise.
+# The bound is (Sohl-Dickstein et al. 2015; in this form Ho et al. 2020, eq. 5)
 #
 # $$\mathbb E\Big[ \underbrace{\mathrm{KL}\big(q(x_T|x_0)\,\|\,p(x_T)\big)}_{L_T}
 # + \sum_{n=2}^{T} \underbrace{\mathrm{KL}\big(q(x_{n-1}|x_n,x_0)\,\|\,p_\theta(x_{n-1}|x_n)\big)}_{L_{n-1}}
 # \underbrace{-\log p_\theta(x_0|x_1)}_{L_0} \Big] \tag{5}$$
 
 # %% [markdown]
-# $L_T$ has no parameter to learn. In each $L_{n-1}$ both distributions are Gaussian: $q$ has mean
-# $\tilde\mu_n$ and variance $\tilde\beta_n$ (chapter 03 writes both out). DDPM fixes the model's
-# variance $\sigma_n^2$. With $\sigma_n^2 = \tilde\beta_n$, the KL divergence is a squared distance of
-# the two means,
+# $L_T$ has no parameter to learn. Each $L_{n-1}$ compares two Gaussians.
 #
-# $$L_{n-1} = \frac{1}{2\sigma_n^2}\,\|\tilde\mu_n(x_n, x_0) - \mu_\theta(x_n, n)\|^2 \tag{6}$$
+# The first, $q(x_{n-1}|x_n,x_0)$, is the posterior that we met in chapter 01: one step back, if $x_0$ is
+# known. Let $s = (n-1)/T$ and $t = n/T$, write $\alpha_s$ for $\alpha(s)$ and so on, and
+# $\mathrm{SNR} = \alpha^2/\sigma^2$. By Bayes' rule its mean $\tilde\mu$ and its variance
+# $\tilde\beta$ are
 #
-# (eq. 8; any other fixed $\sigma_n^2$ adds a constant). The mean $\tilde\mu_n$ is linear in $x_0$
-# (DDPM's eq. 7). The model uses the same formula with its guess $\hat x_0$ in the place of $x_0$. So
-# only the error of the guess remains. With $\mathrm{SNR} = \alpha^2/\sigma^2$, $s = (n-1)/T$ and
-# $t = n/T$,
+# $$\tilde\mu = \alpha_s\, r\, x_0 + \frac{\alpha_t\,\sigma_s^2}{\alpha_s\,\sigma_t^2}\,x_n, \qquad
+# \tilde\beta = \sigma_s^2\, r, \qquad r = 1 - \frac{\mathrm{SNR}(t)}{\mathrm{SNR}(s)} \tag{6}$$
 #
-# $$L_{n-1} = \tfrac12\big(\mathrm{SNR}(s) - \mathrm{SNR}(t)\big)\,\|x_0 - \hat x_0\|^2
-# = \tfrac12\Big(\tfrac{\mathrm{SNR}(s)}{\mathrm{SNR}(t)} - 1\Big)\,\|\varepsilon - \hat\varepsilon\|^2. \tag{7}$$
+# (DDPM's eq. 6 and 7 in other letters; chapter 03 writes them with $\beta$). The second,
+# $p_\theta(x_{n-1}|x_n)$, has the same formulas with the network's guess $\hat x_0$ in the place of
+# $x_0$: the mean $\mu_\theta$, and the variance $\tilde\beta$.
 
 # %% [markdown]
-# The first form is from Kingma et al. 2021, section 4. The second is DDPM's eq. 12, whose weight
-# reads $\beta_n^2 \big/ \big(2\sigma_n^2\,(1-\beta_n)(1-\bar\alpha_n)\big)$.
+# Three lines lead to the loss:
 #
-# We check all of this. We take the posterior from the library and integrate $\int q\,\log(q/p)$
-# numerically. Then we compare the result with both forms of (7) and with DDPM's weight.
+# $$\begin{aligned} L_{n-1} &= \frac{\|\tilde\mu - \mu_\theta\|^2}{2\,\tilde\beta} \\
+# &= \frac{\alpha_s^2\, r^2}{2\,\sigma_s^2\, r}\;\|x_0 - \hat x_0\|^2 \\
+# &= \tfrac12\big(\mathrm{SNR}(s) - \mathrm{SNR}(t)\big)\,\|x_0 - \hat x_0\|^2. \end{aligned} \tag{7}$$
+#
+# 1. This is the KL divergence of two Gaussians with one variance (DDPM's eq. 8).
+# 2. Both means have the same term with $x_n$. It cancels, and only the error of the guess remains.
+# 3. $\alpha_s^2/\sigma_s^2$ is $\mathrm{SNR}(s)$, and $\mathrm{SNR}(s)\,r = \mathrm{SNR}(s) - \mathrm{SNR}(t)$.
+#
+# This is from Kingma et al. 2021, section 4. Since $x_n = \alpha_t x_0 + \sigma_t\varepsilon$, we also have
+# $\|x_0 - \hat x_0\|^2 = \|\varepsilon - \hat\varepsilon\|^2 / \mathrm{SNR}(t)$, so the weight on the
+# error of $\varepsilon$ is $\frac12(\mathrm{SNR}(s)/\mathrm{SNR}(t) - 1)$. DDPM's eq. 12 writes this weight as
+# $\beta_n^2 / \big(2\tilde\beta_n\,(1-\beta_n)(1-\bar\alpha_n)\big)$.
+
+# %% [markdown]
+# We check all of this. We compare (6) with the library's posterior, and integrate $\int q\,\log(q/p)$
+# numerically. Then we compare the result with both forms of the weight.
 
 # %%
 T = 1000
 betas = process.linear_betas(T)
 chain, alpha_bar = process.from_betas(betas), np.concatenate([[1], np.cumprod(1 - betas)])
 x0_true, x0_guess, eps_true = 1.1, 0.4, -0.3  # the guess is bad on purpose
+
+
+def posterior_by_hand(alpha_bar_s, alpha_bar_t, x0, x_n):
+    """Mean and variance of equation (6), with α² = ᾱ and σ² = 1 − ᾱ."""
+    var_s, var_t = 1 - alpha_bar_s, 1 - alpha_bar_t
+    r = 1 - (alpha_bar_t / var_t) / (alpha_bar_s / var_s)
+    mean = np.sqrt(alpha_bar_s) * r * x0 + np.sqrt(alpha_bar_t / alpha_bar_s) * var_s / var_t * x_n
+    return mean, var_s * r
 
 
 def kl_by_integration(mean_q, mean_p, variance):
@@ -623,10 +689,14 @@ print("   n      KL by integral   weight × x0 error   weight × eps error   DDP
 for n in (2, 10, 100, 500, 1000):
     t, s = n / T, (n - 1) / T
     x_n = process.add_noise(chain, jnp.array([x0_true]), jnp.array([eps_true]), t)
-    q, model = (process.posterior(chain, jnp.array([g]), x_n, t, s) for g in (x0_true, x0_guess))
-    kl = kl_by_integration(float(q[0][0]), float(model[0][0]), float(q[1]))
+    known, model = (process.posterior(chain, jnp.array([g]), x_n, t, s)
+                    for g in (x0_true, x0_guess))  # fmt: skip
+    kl = kl_by_integration(float(known[0][0]), float(model[0][0]), float(known[1]))
 
     snr_s, snr_t = (alpha_bar[m] / (1 - alpha_bar[m]) for m in (n - 1, n))
+    by_6 = posterior_by_hand(alpha_bar[n - 1], alpha_bar[n], x0_true, float(x_n[0]))
+    # float32; at n = 2 and in one step of the thousand r is a difference of close numbers.
+    np.testing.assert_allclose(by_6, (known[0][0], known[1]), rtol=1e-3)
     by_x0 = 0.5 * (snr_s - snr_t) * (x0_true - x0_guess) ** 2
     eps_guess = (float(x_n[0]) - np.sqrt(alpha_bar[n]) * x0_guess) / np.sqrt(1 - alpha_bar[n])
     by_eps = 0.5 * (snr_s / snr_t - 1) * (eps_true - eps_guess) ** 2
@@ -1047,6 +1117,10 @@ assert abs(doubt[-1] / total - 1) < 0.01  # at t = 1 nothing is known; only roun
 #   Symposium on Mathematical Statistics and Probability, vol. 1, 157–163, 1956.
 # - B. Efron. *Tweedie's Formula and Selection Bias.* Journal of the American Statistical Association
 #   106(496), 1602–1614, 2011. Sections 1 and 2.
+# - J. Sohl-Dickstein, E. Weiss, N. Maheswaranathan, S. Ganguli. *Deep Unsupervised Learning using
+#   Nonequilibrium Thermodynamics.* ICML 2015. [arXiv:1503.03585](https://arxiv.org/abs/1503.03585).
+# - Y. Song, S. Ermon. *Generative Modeling by Estimating Gradients of the Data Distribution.* NeurIPS
+#   2019. [arXiv:1907.05600](https://arxiv.org/abs/1907.05600).
 # - P. Vincent. *A Connection Between Score Matching and Denoising Autoencoders.* Neural Computation
 #   23(7), 1661–1674, 2011.
 # - C. M. Bishop. *Pattern Recognition and Machine Learning.* Springer, 2006. Section 2.3.3.
@@ -1056,11 +1130,11 @@ assert abs(doubt[-1] / total - 1) < 0.01  # at t = 1 nothing is known; only roun
 #   [arXiv:2107.00630](https://arxiv.org/abs/2107.00630). Section 4.
 # - T. Salimans, J. Ho. *Progressive Distillation for Fast Sampling of Diffusion Models.* ICLR 2022.
 #   [arXiv:2202.00512](https://arxiv.org/abs/2202.00512). Appendix D: $v$.
+
+# %% [markdown]
 # - Y. Song, J. Sohl-Dickstein, D. P. Kingma, A. Kumar, S. Ermon, B. Poole. *Score-Based Generative
 #   Modeling through Stochastic Differential Equations.* ICLR 2021.
 #   [arXiv:2011.13456](https://arxiv.org/abs/2011.13456).
-
-# %% [markdown]
 # - Y. Lipman, R. T. Q. Chen, H. Ben-Hamu, M. Nickel, M. Le. *Flow Matching for Generative Modeling.*
 #   ICLR 2023. [arXiv:2210.02747](https://arxiv.org/abs/2210.02747).
 # - T. Karras, M. Aittala, T. Aila, S. Laine. *Elucidating the Design Space of Diffusion-Based
@@ -1074,6 +1148,6 @@ assert abs(doubt[-1] / total - 1) < 0.01  # at t = 1 nothing is known; only roun
 # - M. Kamb, S. Ganguli. *An Analytic Theory of Creativity in Convolutional Diffusion Models.* 2024.
 #   [arXiv:2412.20292](https://arxiv.org/abs/2412.20292).
 #
-# **New words:** posterior mean, oracle, score, Tweedie's formula, parameterisation ($x_0$,
+# **New words:** posterior mean, oracle, conditional-to-marginal argument, score, Tweedie's formula, parameterisation ($x_0$,
 # $\varepsilon$, $v$, score, flow), determinant, ELBO (the bound), KL divergence, simple loss,
 # memorisation, law of total variance.
