@@ -256,7 +256,9 @@ for i, length in enumerate((0.001, 0.02, 0.1, 0.2)):
     rest = np.asarray(x_s - mean_s, np.float64)
     lost = float(c**2 * jnp.mean((cloud.x - guess) ** 2))
     away[length] = rest, float(by_2), lost
-    print(f"{length:5} {rest.mean():13.4f} {rest.var():16.5f} {by_2 + lost:15.5f} {lost / by_2:14.1%}")
+    print(
+        f"{length:5} {rest.mean():13.4f} {rest.var():16.5f} {by_2 + lost:15.5f} {lost / by_2:14.1%}"
+    )
 
 # %% tags=["claims"]
 # @title Checked: the mean is exact; c²·Var(x0|x_t) is lost, under 1 % in one step of the thousand
@@ -376,7 +378,9 @@ def between(x):
     return np.mean((distance.min(axis=1) > 4) & (corners.min(axis=0) > 0))
 
 
-print(f"between the modes: exact {between(exact):.2%}, network {between(learned):.2%} of 2,000 points")
+print(
+    f"between the modes: exact {between(exact):.2%}, network {between(learned):.2%} of 2,000 points"
+)
 
 # %% tags=["claims"]
 # @title Checked: the exact samples are right, the network's nearly; it puts points between the modes
@@ -566,7 +570,9 @@ def ancestral(call):
 noises = jax.random.normal(jax.random.key(12), (200, *shape))
 wanted = jnp.arange(200) % 10
 states_of = ancestral(lambda model: model)(trained.ema, noises, wanted, jax.random.key(13))
-plots.image_grid([noises[:10], *(states_of[k, :10] for k in (62, 124, 187, 249))], stages, scale=0.8)
+plots.image_grid(
+    [noises[:10], *(states_of[k, :10] for k in (62, 124, 187, 249))], stages, scale=0.8
+)
 plt.show()
 
 # %% [markdown]
