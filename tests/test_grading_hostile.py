@@ -193,7 +193,8 @@ PLANTS = {
         "try: import planted; left.append('imported')\n"
         "except ImportError: pass\n"
         "assert os.environ['HOME'] == os.environ['TMPDIR'] == os.getcwd()\n"
-        "raise RuntimeError(f'left: {left}; path: {[p for p in sys.path if p[:4] == \"/tmp\"]}')"
+        "path = [p for p in sys.path if os.access(p, os.W_OK)]\n"
+        "def FUNCTION(*a): raise RuntimeError(f'left: {left}; path: {path}')"
     ),
 }
 CALLS = (
@@ -366,9 +367,9 @@ def graded(tmp_path_factory):
     nbformat.write(twice, folder / "every cell twice.ipynb")
 
     before = fingerprint(folder, COURSE / "solutions", COURSE / "diffusion_course")
-    limits = sandbox.Limits(processes=48)
+    limits = sandbox.Limits(processes=48, notebook=100_000)
     found = grade(folder, journal, batch.Settings(SECRET, limits=limits, jobs=2)).rows
-    limits = sandbox.Limits(seconds=SECONDS, processes=48)
+    limits = sandbox.Limits(seconds=SECONDS, processes=48, notebook=100_000)
     settings = batch.Settings(SECRET, limits=limits, jobs=1)
     found += grade(alone, base / "alone.unfinished", settings).rows
     try:
@@ -445,7 +446,7 @@ def test_every_file_of_results_can_be_written_and_read(graded, tmp_path):
     out, *_ = results.write(tmp_path / "grades.csv", found, SECRET)
     assert len(results.read_csv(out)) == len(found)
     with Journal(tmp_path / "grades.unfinished") as notes:
-        notes.begin({})
+        notes.begin({"seed": SECRET})
         notes.note("all", found)
     with Journal(tmp_path / "grades.unfinished") as notes:
         assert notes.rows("all") == found and not notes.unread
@@ -672,7 +673,8 @@ def test_a_thousand_folders_in_each_other_and_a_path_that_is_too_long(tmp_path):
     finally:  # pytest's own cleaning recurses, and would fail
         subprocess.run(["rm", "-rf", *map(str, tmp_path.iterdir())], check=True)
     said = {r.student[0]: r.message for r in refused}
-    assert set(said) == {"a", "b"} and "too long" in said["b"] and len(refused) == 2
+    assert set(said) == {"a", "b"} and len(refused) == 2
+    assert said["b"] == "a folder that cannot be opened: File name too long"
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", metavar="SECRET", help="what inputs are drawn from (random)")
     sub.add_argument("--jobs", type=_positive, default=2, metavar="N", help="at once (2)")
     sub.add_argument(
-        "--timeout", type=_positive, default=60, metavar="S", help="seconds for an exercise (60)"
+        "--timeout",
+        type=_positive,
+        default=60,
+        metavar="S",
+        help="seconds for an exercise; a notebook has four times as many (60)",
     )
     sub.add_argument(
         "--allow-unsandboxed",
@@ -287,7 +291,7 @@ def grade(arguments: argparse.Namespace) -> int:
         known = ", ".join(answers.chapters())
         raise runner.Mistake(f"--chapter {arguments.chapter}: choose one of {known}")
     _apart(folder, out)
-    limits = sandbox.Limits(seconds=arguments.timeout)
+    limits = sandbox.Limits(seconds=arguments.timeout, notebook=4 * arguments.timeout)
     try:
         walled = _sandbox(limits, arguments.allow_unsandboxed)
         with journal.Journal(out.with_suffix(".unfinished")) as notes:

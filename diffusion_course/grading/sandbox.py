@@ -41,14 +41,15 @@ class Limits:
     """What one exercise may use.
 
     Attributes:
-      seconds: of wall time, and of processor time of one process. A whole notebook may take
-        `notebook` of them.
+      seconds: of wall time, and of processor time of one process.
+      notebook: seconds of wall time that all exercises of a notebook may take together.
       memory: bytes of address space of one process, and of memory of all together.
       file: bytes of one file, and of all files together.
       processes: at once.
     """
 
     seconds: int = 60
+    notebook: int = 240
     memory: int = 6 << 30
     file: int = 64 << 20
     processes: int = 64
@@ -58,11 +59,6 @@ class Limits:
         limits = {"AS": self.memory, "CPU": self.seconds + 1, "FSIZE": self.file, "CORE": 0}
         # Open files can hold memory that belongs to no process, such as what waits in a socket.
         return limits | {"NPROC": self.threads, "NOFILE": 256}
-
-    @property
-    def notebook(self) -> int:
-        """Seconds of wall time that all exercises of a notebook may take together."""
-        return 4 * self.seconds
 
     @property
     def threads(self) -> int:
@@ -151,16 +147,16 @@ def run(jobs: Sequence[Job], limits: Limits, walled: bool = True) -> dict[str, O
         todo = [job for job in todo if job.job not in found]
         broken += todo[:1]
         del todo[:1]
-    for job in broken:
+    while broken and left > 0:
+        seen = _together(broken[:1], limits, walled, left)
+        left -= seen.seconds
         if left > 0:
-            seen = _together([job], limits, walled, left)
-            left -= seen.seconds
-            found |= seen.found
-        if job.job not in found:
+            job = broken.pop(0)
             said = "your code ended the process that runs it, or used too much memory or processes"
             found[job.job] = job.fails("stopped", said)
-    late = f"the exercises before this one took all the {limits.notebook} s that a notebook has"
-    return {job.job: job.fails("timeout", late) for job in todo} | found
+        found |= seen.found
+    late = f"your notebook took longer than {limits.notebook} s in all, and has no result here"
+    return {job.job: job.fails("timeout", late) for job in [*todo, *broken]} | found
 
 
 def _together(jobs: Sequence[Job], limits: Limits, walled: bool, left: float) -> _Seen:

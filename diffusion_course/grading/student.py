@@ -98,9 +98,12 @@ def _tidy() -> None:
     todo, folders = [os.environ["TMPDIR"]], []
     while todo:
         folders.append(todo.pop())
+        entries = []
         with contextlib.suppress(OSError):
             os.chmod(folders[-1], 0o700)
-            for entry in os.scandir(folders[-1]):
+            entries = list(os.scandir(folders[-1]))
+        for entry in entries:
+            with contextlib.suppress(OSError):
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)
                 else:

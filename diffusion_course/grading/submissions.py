@@ -129,7 +129,6 @@ class _Place:
     problem: tuple[str, str] | tuple[()] = ()
 
 
-_CLOSED = ("unreadable", "a folder that cannot be opened")
 _EMPTY = ("missing", "nothing was handed in: no file is in this folder")
 
 
@@ -145,10 +144,11 @@ def _places(folder: Path) -> list[_Place]:
         try:
             with os.scandir(here) as entries:
                 inside = list(entries)
-        except OSError:
+        except OSError as error:
             if here == folder:
                 raise
-            found.append(_Place(here, _CLOSED))
+            text = f"a folder that cannot be opened: {error.strerror}"
+            found.append(_Place(here, ("unreadable", text)))
             continue
         for entry in inside:
             if entry.name.startswith(".") or entry.name in _TEMPORARY:
