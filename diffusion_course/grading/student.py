@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,46 +127,52 @@ def _run(job: dict) -> Any:
     begin = time.monotonic()
     cases = [[tuple(map(wire.unpack, case)) for case in part] for part in job["cases"]]
     # First what every answer needs and the answer itself: the other cells may be slow, or wrong,
-    # and are none of this exercise's business. If something fails there it may be that a name is
-    # missing: then all cells down to the exercise's check, as in a notebook that runs from the
-    # top; at last those below, which a student may have run before.
-    above = [cell for cell in job["all_cells"] if not cell.get("after")]
+    # and are none of this exercise's business. If something fails there, perhaps for want of
+    # another cell: all down to the exercise's check, as in a notebook that runs from the top. If a
+    # name is missing even then: those below as well, which a student may have run before.
     best = _attempt(job["cells"], cases, job)
+    above = [cell for cell in job["all_cells"] if not cell.get("after")]
     for cells in (above, job["all_cells"]):
-        if not best.failed:
+        left = 0.7 * job["timeout"] - (time.monotonic() - begin)
+        if not best.failed or (cells is not above and not best.lacks_names) or left <= 0:
             break
-        _allow(0.7 * job["timeout"] - (time.monotonic() - begin))
         try:
-            found = _attempt(cells, cases, job)
+            found = _in_time(left, lambda cells=cells: _attempt(cells, cases, job))
         except _Late:
             break
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         if found.failed < best.failed or best.lacks_names:
             best = found
     return [[wire.pack_outcome(outcome) for outcome in part] for part in best.outcomes]
 
 
-def _allow(seconds: float) -> None:
-    """Ends what runs now after some seconds."""
+def _in_time(seconds: float, run: Callable[[], Any]) -> Any:
+    """What this returns. Raises: _Late if it takes longer."""
 
     def late(*_):
         raise _Late
 
     signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        return run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What came of running some cells: the outcomes of every part's cases."""
+    """What came of running some cells: the outcomes of every part's cases.
+
+    ``final`` says that other cells would change nothing.
+    """
 
     outcomes: list[list[Any]]
+    final: bool = False
 
     @property
     def failed(self) -> int:
         """How many calls failed so that other cells might help."""
-        return sum(status == "error" for status, _ in self._failures)
+        return 0 if self.final else sum(status == "error" for status, _ in self._failures)
 
     @property
     def lacks_names(self) -> bool:
@@ -184,8 +191,8 @@ def _attempt(cells: list[dict], cases: list[list[tuple]], job: dict) -> _Attempt
     from diffusion_course.grading import alone, calling
     from diffusion_course.grading.exercise import Failure
 
-    def everywhere(failure: Failure) -> _Attempt:
-        return _Attempt([[failure] * len(part) for part in cases])
+    def everywhere(failure: Failure, final: bool = False) -> _Attempt:
+        return _Attempt([[failure] * len(part) for part in cases], final)
 
     terms = job["terms"]
     try:
@@ -196,7 +203,7 @@ def _attempt(cells: list[dict], cases: list[list[tuple]], job: dict) -> _Attempt
             return everywhere(_failure(raised))
         text = alone.refusal(function, terms["others"], terms["library"])
         if text:
-            return everywhere(Failure("error", text))
+            return everywhere(Failure("error", text), final=True)
         names = terms["parameters"]
         found = _Attempt([[calling.call(function, c, names) for c in part] for part in cases])
     except Exception as error:
