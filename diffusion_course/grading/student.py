@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,14 +130,14 @@ def _run(job: dict) -> Any:
     # and are none of this exercise's business. If something fails there, perhaps for want of
     # another cell: all down to the exercise's check, as in a notebook that runs from the top. If a
     # name is missing even then: those below as well, which a student may have run before.
-    best = _attempt(job["cells"], cases, job)
+    best = _attempt(job["cells"], cases, job, job["timeout"] / 2)
     above = [cell for cell in job["all_cells"] if not cell.get("after")]
     for cells in (above, job["all_cells"]):
         left = 0.7 * job["timeout"] - (time.monotonic() - begin)
         if not best.failed or (cells is not above and not best.lacks_names) or left <= 0:
             break
         try:
-            found = _in_time(left, lambda cells=cells: _attempt(cells, cases, job))
+            found = _attempt(cells, cases, job, left, give_up=True)
         except _Late:
             break
         if found.failed < best.failed or best.lacks_names:
@@ -145,16 +145,18 @@ def _run(job: dict) -> Any:
     return [[wire.pack_outcome(outcome) for outcome in part] for part in best.outcomes]
 
 
-def _in_time(seconds: float, run: Callable[[], Any]) -> Any:
-    """What this returns. Raises: _Late if it takes longer."""
+@contextlib.contextmanager
+def _limited(seconds: float, may_end: Callable[[], bool]) -> Iterator[None]:
+    """After so many seconds ends what runs inside, as soon as it may. Raises: _Late."""
 
     def late(*_):
-        raise _Late
+        if may_end():
+            raise _Late
 
     signal.signal(signal.SIGALRM, late)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        return run()
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.2)
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -187,7 +189,18 @@ class _Attempt:
 _NOWHERE = "your cells define no function "
 
 
-def _attempt(cells: list[dict], cases: list[list[tuple]], job: dict) -> _Attempt:
+def _attempt(
+    cells: list[dict], cases: list[list[tuple]], job: dict, seconds: float, give_up: bool = False
+) -> _Attempt:
+    """Runs these cells, and calls the function that they define.
+
+    Args:
+      cells: to run; when the seconds are over and the function is there, the others are left out.
+      cases: the inputs of every part.
+      job: what the grader wants.
+      seconds: for the cells.
+      give_up: raises _Late if the function is not even there by then.
+    """
     from diffusion_course.grading import alone, calling
     from diffusion_course.grading.exercise import Failure
 
@@ -196,7 +209,7 @@ def _attempt(cells: list[dict], cases: list[list[tuple]], job: dict) -> _Attempt
 
     terms = job["terms"]
     try:
-        function, raised = _function(cells, job["function"])
+        function, raised = _function(cells, job["function"], seconds, give_up)
         if function is None and raised is None:
             return everywhere(Failure("error", f"{_NOWHERE}{job['function']}"))
         if function is None:
@@ -222,22 +235,33 @@ def _failure(error: BaseException):
     return Failure("error", f"your code ends the program ({type(error).__name__})")
 
 
-def _function(cells: list[dict], name: str) -> tuple[Any, BaseException | None]:
+def _function(
+    cells: list[dict], name: str, seconds: float, give_up: bool
+) -> tuple[Any, BaseException | None]:
     """The function of that name after these cells, or None; what an answer's own cell raised."""
     from diffusion_course.grading.kernel import Notebook
 
     notebook, raised, checked = Notebook(), None, None
     sys.modules["__main__"] = notebook.module
-    for number, cell in enumerate(cells, start=1):
-        if cell.get("after") and checked is None and callable(notebook.space.get(name)):
-            checked = notebook.space[name]  # what cells below do to the name is another's
-        try:
-            notebook.run(cell["source"], f"<cell {number}>")
-        except _Late:
+
+    def is_there() -> bool:
+        return callable(notebook.space.get(name))
+
+    try:
+        with _limited(seconds, lambda: give_up or is_there()):
+            for number, cell in enumerate(cells, start=1):
+                if cell.get("after") and checked is None and is_there():
+                    checked = notebook.space[name]  # what cells below do to the name is another's
+                try:
+                    notebook.run(cell["source"], f"<cell {number}>")
+                except _Late:
+                    raise
+                except BaseException as error:  # also an exit: a notebook goes on with its next
+                    if cell["answer"]:
+                        raised = error
+    except _Late:
+        if not is_there():
             raise
-        except BaseException as error:  # also an exit: the notebook goes on with its next cell
-            if cell["answer"]:
-                raised = error
     function = checked if checked is not None else notebook.space.get(name)
     return function if callable(function) else None, raised
 
