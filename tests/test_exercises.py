@@ -97,7 +97,7 @@ def test_the_stub_earns_nothing_and_says_what_to_return(exercise):
     assert found.points == 0 and found.status == "not attempted"
 
 
-# Its part of one case is the boundary by itself; a general case beside it would mend it.
+# One of its parts is a boundary by itself; a general case beside it would mend that.
 TRIVIAL = {("03.3", "x0_hat")}
 
 
@@ -187,6 +187,17 @@ def test_inputs_are_drawn_from_the_seed_and_are_lopsided(exercise):
 
 
 # ------------------------------------------------------------------------- graded alone
+
+RULE = """
+Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
+constants of your own in other cells. It may not use the function of another exercise; of
+`diffusion_course` it may use only what the exercise's cells import.
+"""
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_notebook_states_the_rule(chapter):
+    assert RULE.strip() in master(chapter).cells[0].source
 
 
 def notebook_of(chapter):

@@ -126,6 +126,11 @@ def test_other_cells_that_take_too_long_leave_the_first_failure():
     assert "NameError" in outcome([answer(HELPED)], [slow, answer(HELPED)], seconds=1)
 
 
+def test_what_a_student_tries_out_below_the_function_may_take_long():
+    slow = "import time\ntime.sleep(1000)"
+    assert outcome([answer(f"{DOUBLE}\n{slow}")], seconds=1) == 6
+
+
 def test_the_rule_for_answers_holds_here_too():
     cells = [other("def halve(x):\n    return x / 2"), answer(f"{DOUBLE} + halve(0)")]
     assert outcome(cells) == 6
@@ -138,6 +143,7 @@ def test_arguments_by_name_only_are_given_by_name():
     assert says in student._attempt(
         [answer("def double(y):\n    return y")], [[(1.0, 2.0)]],
         {"function": "double", "terms": {"others": {}, "library": [], "parameters": ["x", "t"]}},
+        1000,
     ).outcomes[0][0].message  # fmt: skip
 
 

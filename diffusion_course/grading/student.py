@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,46 +165,54 @@ def _run(job: dict) -> Any:
     begin = time.monotonic()
     cases = [[tuple(map(wire.unpack, case)) for case in part] for part in job["cases"]]
     # First what every answer needs and the answer itself: the other cells may be slow, or wrong,
-    # and are none of this exercise's business. If something fails there it may be that a name is
-    # missing: then all cells down to the exercise's check, as in a notebook that runs from the
-    # top; at last those below, which a student may have run before.
+    # and are none of this exercise's business. If something fails there, perhaps for want of
+    # another cell: all down to the exercise's check, as in a notebook that runs from the top. If a
+    # name is missing even then: those below as well, which a student may have run before.
+    best = _attempt(job["cells"], cases, job, job["timeout"] / 2)
     above = [cell for cell in job["all_cells"] if not cell.get("after")]
-    best = _attempt(job["cells"], cases, job)
     for cells in (above, job["all_cells"]):
-        if not best.failed:
+        left = 0.7 * job["timeout"] - (time.monotonic() - begin)
+        if not best.failed or (cells is not above and not best.lacks_names) or left <= 0:
             break
-        _allow(0.7 * job["timeout"] - (time.monotonic() - begin))
         try:
-            found = _attempt(cells, cases, job)
+            found = _attempt(cells, cases, job, left, give_up=True)
         except _Late:
             break
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         if found.failed < best.failed or best.lacks_names:
             best = found
     return [[wire.pack_outcome(outcome) for outcome in part] for part in best.outcomes]
 
 
-def _allow(seconds: float) -> None:
-    """Ends what runs now after some seconds."""
+@contextlib.contextmanager
+def _limited(seconds: float, may_end: Callable[[], bool]) -> Iterator[None]:
+    """After so many seconds ends what runs inside, as soon as it may. Raises: _Late."""
 
     def late(*_):
-        raise _Late
+        if may_end():
+            raise _Late
 
     signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.2)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What came of running some cells: the outcomes of every part's cases."""
+    """What came of running some cells: the outcomes of every part's cases.
+
+    ``final`` says that other cells would change nothing.
+    """
 
     outcomes: list[list[Any]]
+    final: bool = False
 
     @property
     def failed(self) -> int:
         """How many calls failed so that other cells might help."""
-        return sum(status == "error" for status, _ in self._failures)
+        return 0 if self.final else sum(status == "error" for status, _ in self._failures)
 
     @property
     def lacks_names(self) -> bool:
@@ -218,23 +227,34 @@ class _Attempt:
 _NOWHERE = "your cells define no function "
 
 
-def _attempt(cells: list[dict], cases: list[list[tuple]], job: dict) -> _Attempt:
+def _attempt(
+    cells: list[dict], cases: list[list[tuple]], job: dict, seconds: float, give_up: bool = False
+) -> _Attempt:
+    """Runs these cells, and calls the function that they define.
+
+    Args:
+      cells: to run; when the seconds are over and the function is there, the others are left out.
+      cases: the inputs of every part.
+      job: what the grader wants.
+      seconds: for the cells.
+      give_up: raises _Late if the function is not even there by then.
+    """
     from diffusion_course.grading import alone, calling
     from diffusion_course.grading.exercise import Failure
 
-    def everywhere(failure: Failure) -> _Attempt:
-        return _Attempt([[failure] * len(part) for part in cases])
+    def everywhere(failure: Failure, final: bool = False) -> _Attempt:
+        return _Attempt([[failure] * len(part) for part in cases], final)
 
     terms = job["terms"]
     try:
-        function, raised = _function(cells, job["function"])
+        function, raised = _function(cells, job["function"], seconds, give_up)
         if function is None and raised is None:
             return everywhere(Failure("error", f"{_NOWHERE}{job['function']}"))
         if function is None:
             return everywhere(_failure(raised))
         text = alone.refusal(function, terms["others"], terms["library"])
         if text:
-            return everywhere(Failure("error", text))
+            return everywhere(Failure("error", text), final=True)
         names = terms["parameters"]
         found = _Attempt([[calling.call(function, c, names) for c in part] for part in cases])
     except Exception as error:
@@ -253,22 +273,33 @@ def _failure(error: BaseException):
     return Failure("error", f"your code ends the program ({type(error).__name__})")
 
 
-def _function(cells: list[dict], name: str) -> tuple[Any, BaseException | None]:
+def _function(
+    cells: list[dict], name: str, seconds: float, give_up: bool
+) -> tuple[Any, BaseException | None]:
     """The function of that name after these cells, or None; what an answer's own cell raised."""
     from diffusion_course.grading.kernel import Notebook
 
     notebook, raised, checked = Notebook(), None, None
     sys.modules["__main__"] = notebook.module
-    for number, cell in enumerate(cells, start=1):
-        if cell.get("after") and checked is None and callable(notebook.space.get(name)):
-            checked = notebook.space[name]  # what cells below do to the name is another's
-        try:
-            notebook.run(cell["source"], f"<cell {number}>")
-        except _Late:
+
+    def is_there() -> bool:
+        return callable(notebook.space.get(name))
+
+    try:
+        with _limited(seconds, lambda: give_up or is_there()):
+            for number, cell in enumerate(cells, start=1):
+                if cell.get("after") and checked is None and is_there():
+                    checked = notebook.space[name]  # what cells below do to the name is another's
+                try:
+                    notebook.run(cell["source"], f"<cell {number}>")
+                except _Late:
+                    raise
+                except BaseException as error:  # also an exit: a notebook goes on with its next
+                    if cell["answer"]:
+                        raised = error
+    except _Late:
+        if not is_there():
             raise
-        except BaseException as error:  # also an exit: the notebook goes on with its next cell
-            if cell["answer"]:
-                raised = error
     function = checked if checked is not None else notebook.space.get(name)
     return function if callable(function) else None, raised
 

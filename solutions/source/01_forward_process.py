@@ -14,6 +14,10 @@
 # They belong to [chapter 01](../notebooks/01_forward_process.ipynb). Write each function where it says
 # `raise NotImplementedError`, then run the `check` below it: it tells you at once whether the
 # function is right, and if not, what is wrong. Check as often as you like.
+#
+# Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
+# constants of your own in other cells. It may not use the function of another exercise; of
+# `diffusion_course` it may use only what the exercise's cells import.
 
 # %%
 import importlib.util

@@ -17,8 +17,11 @@
 # you like.
 #
 # Everywhere $x_t = \alpha\,x_0 + \sigma\,\varepsilon$ with numbers `alpha` and `sigma` that are
-# given. Don't count on $\alpha^2 + \sigma^2 = 1$. Each function must work by itself: it may call
-# libraries, but no function from another exercise, since each is graded alone.
+# given. Don't count on $\alpha^2 + \sigma^2 = 1$.
+#
+# Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
+# constants of your own in other cells. It may not use the function of another exercise; of
+# `diffusion_course` it may use only what the exercise's cells import.
 
 # %%
 import importlib.util

@@ -16,8 +16,11 @@
 # function is right, and if not, what is wrong. Check as often as you like.
 #
 # Levels are given as $\bar\alpha$: `abar_t` belongs to the step you are at and `abar_s` to an earlier
-# one, nearer to the data, so `abar_s > abar_t`. Each function must work by itself: it may call
-# libraries, but no function from another exercise, since each is graded alone.
+# one, nearer to the data, so `abar_s > abar_t`.
+#
+# Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
+# constants of your own in other cells. It may not use the function of another exercise; of
+# `diffusion_course` it may use only what the exercise's cells import.
 
 # %%
 import importlib.util

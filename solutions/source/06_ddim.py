@@ -18,8 +18,11 @@
 # Levels are given as $\bar\alpha$, with $\alpha = \sqrt{\bar\alpha}$ and
 # $\sigma = \sqrt{1-\bar\alpha}$: `abar_t` belongs to the step you are at and `abar_s` to an earlier
 # time, nearer to the data, so `abar_s > abar_t`. The data themselves have $\bar\alpha = 1$. Tables run
-# from noise to data. Each function must work by itself: it may call libraries, but no function from
-# another exercise, since each is graded alone.
+# from noise to data.
+#
+# Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
+# constants of your own in other cells. It may not use the function of another exercise; of
+# `diffusion_course` it may use only what the exercise's cells import.
 
 # %%
 import importlib.util

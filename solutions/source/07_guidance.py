@@ -15,9 +15,11 @@
 # `raise NotImplementedError`, then run the `check` below it: it tells you at once whether the
 # function is right, and if not, what is wrong. Check as often as you like.
 #
-# The course's scale $w$ is that of equation (3): 0 is unconditional, 1 is plainly conditional. Each
-# function must work by itself: it may call libraries, but no function from another exercise, since
-# each is graded alone.
+# The course's scale $w$ is that of equation (3): 0 is unconditional, 1 is plainly conditional.
+#
+# Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
+# constants of your own in other cells. It may not use the function of another exercise; of
+# `diffusion_course` it may use only what the exercise's cells import.
 
 # %%
 import importlib.util
