@@ -39,7 +39,7 @@ SLIPS = [
     Slip("03.3", "on_guess * x0_hat", "x0_hat", "every value differs"),
     Slip("03.4", "return average", "return params.mean(0)", "differ"),
     Slip("04.1", "scale[:, None, None]", "scale[:, :, None, None]", "shape"),
-    Slip("04.7", "sigma**2 / alpha", "sigma**2 / alpha**2", "one and the same factor"),
+    Slip("04.7", "sigma**2 / alpha", "sigma**2 / alpha**3", "one and the same factor"),
     Slip("05.2", "abar_s**0.5 * beta", "abar_s * beta", "differ"),
     Slip("05.4", "x0 > 1 - half", "x0 > 99", "differ"),
     Slip("06.2", DDIM, f"({DDIM})[0]", "expected shape"),

@@ -60,6 +60,18 @@ FILM = exercise(
         np.sqrt(variance + 1e-5) -> (variance + 1e-5)
     the variance is the mean square: divide by the number of entries, not by one less
         grouped.var(axes, keepdims=True) -> grouped.var(axes, keepdims=True, ddof=1)
+    the mean must be subtracted before the division
+        (grouped - mean) / -> grouped /
+    the division by the standard deviation is missing
+        / np.sqrt(variance + 1e-5) ->
+    the shift is missing
+        + shift[:, None, None] ->
+    the scale is missing
+        normed * (1 + scale[:, None, None]) -> normed
+    the scale is added to 1; yours is subtracted from it
+        1 + scale -> 1 - scale
+    `groups` is the number of groups, not of the channels in one
+        groups, -1 -> -1, groups
     1e-5 belongs to the variance, under the root; without it a flat group is blown up
         variance + 1e-5 -> variance
     1e-5 belongs to the variance, under the root; yours is added to the root
@@ -98,6 +110,18 @@ EMBEDDING = exercise(
         axis=1) -> axis=-1).reshape(len(t), dim)
     the exponent is divided by dim/2; with dim/2 − 1 the slowest wave is another
         / half -> / max(half - 1, 1e-9)
+    the first wave has ω = 1: i counts from 0
+        -np.arange(half) / -> -np.arange(1, half + 1) /
+    the slowest waves are ten thousand times slower, and yours a thousand times
+        10_000.0 -> 1_000.0
+    the angle is 1000·t·ω itself: no 2π belongs there
+        1000 * t -> 2 * np.pi * 1000 * t
+    both halves hold the cosines; the second should hold the sines
+        np.sin(angles) -> np.cos(angles)
+    the sines have the wrong sign
+        np.sin(angles) -> -np.sin(angles)
+    the times stand along the rows: yours lie along the columns
+        axis=1) -> axis=1).T
     the exponent is divided by half of dim; yours by dim
         / half -> / dim
     """,
@@ -148,6 +172,21 @@ ATTENTION = exercise(
         q.shape[-1] -> q.shape[1]
     the weights of each query add up to 1; yours of each key
         axis=-1 -> axis=-2
+    the products are divided by √d; yours are multiplied
+        / np.sqrt(q.shape[-1]) -> * np.sqrt(q.shape[-1])
+    the larger a product, the more it counts: a sign is wrong
+        softmax(logits, axis=-1) -> softmax(-logits, axis=-1)
+    the weights add up to 1 over the keys; yours do over the images of the batch
+        axis=-1 -> axis=0
+    the weights must add up to 1 for each query: divide by their sum
+        softmax(logits, axis=-1) -> np.exp(logits.astype(np.float32))
+    the weights are transposed: row by row they belong to a query, and average the values
+        softmax(logits, axis=-1) -> softmax(logits, axis=-1).transpose(0, 2, 1)
+    the products are divided by √d, and so they are before the softmax, not after it
+        / np.sqrt(q.shape[-1]) ->
+        softmax(logits, axis=-1) -> np.sqrt(1 / q.shape[-1]) * softmax(logits, axis=-1)
+    no token is hidden from another: all tokens of an image are there at once
+        logits, axis -> np.where(np.tri(q.shape[1], dtype=bool), logits, -np.inf), axis
     queries and keys are exchanged
         return attention(k, q, v)
     the weights multiply the values; yours the keys
@@ -195,6 +234,24 @@ ACCUMULATION = exercise(
         sizes @ gradients / sizes.sum() -> gradients.sum(0)
     divide by the number of all images: their gradients are averaged, not added up
         / sizes.sum() ->
+    each mean is multiplied by the size of its part; yours is divided by it
+        sizes @ gradients / sizes.sum() -> (1 / sizes) @ gradients * sizes.sum()
+    the weights are the sizes themselves, not their roots
+        sizes @ gradients / sizes.sum() -> np.sqrt(sizes) @ gradients / np.sqrt(sizes).sum()
+    the sum was clipped, and only then divided: what is clipped is the mean
+        return _clipped(sizes @ gradients, limit) / sizes.sum()
+    a length is the root of the sum of squares: the root is missing
+        _clipped(mean, limit) -> mean * np.minimum(1, limit / np.sum(mean**2))
+    a length is the root of the sum of squares, not the sum of the absolute values
+        _clipped(mean, limit) -> mean * np.minimum(1, limit / np.sum(np.abs(mean)))
+    a length is the root of the sum of squares, not the largest entry
+        _clipped(mean, limit) -> mean * np.minimum(1, limit / np.max(np.abs(mean)))
+    every gradient is shortened a little; only one that exceeds the limit should be
+        _clipped(mean, limit) -> mean * limit / (limit + np.linalg.norm(mean))
+    every gradient has length 1 now: what is shorter than the limit stays as it is
+        _clipped(mean, limit) -> mean / np.linalg.norm(mean)
+    large entries are cut off at the limit; it is the length that is limited
+        _clipped(mean, limit) -> np.minimum(mean, limit)
     the whole gradient is clipped, once; yours clips every part
         return sizes @ _clipped(gradients, limit) / sizes.sum()
     clipping is missing: a gradient longer than the limit must be shortened
@@ -203,6 +260,8 @@ ACCUMULATION = exercise(
         _clipped(mean, limit) -> np.clip(mean, -limit, limit)
     clipping only ever shortens; yours stretches a short gradient to the limit
         _clipped(mean, limit) -> mean * limit / np.linalg.norm(mean)
+    the factor is upside down: a long gradient must become shorter
+        _clipped(mean, limit) -> mean * np.minimum(1, np.linalg.norm(mean) / limit)
     """,
 )
 
@@ -214,10 +273,12 @@ def reweight(losses, part, mean_square):
 
 
 def _drawn(rng, parts, part):
-    mean_square = rng.uniform(0.05, 6.0, parts)
-    mean_square[part[0]] = rng.uniform(1e-4, 2e-4)  # hardly any loss is a loss
-    losses = rng.uniform(0.1, 3.0, len(part)).astype(np.float32)
-    return [(losses, part.astype(np.int32), mean_square.astype(np.float32))]
+    """In the second batch one part has hardly any loss."""
+    for least in (0.05, 1e-4):
+        mean_square = rng.uniform(0.05, 6.0, parts)
+        mean_square[part[0]] = rng.uniform(least, 2 * least)
+        losses = rng.uniform(0.1, 3.0, len(part)).astype(np.float32)
+        yield losses, part.astype(np.int32), mean_square.astype(np.float32)
 
 
 def _three_parts(rng):
@@ -239,6 +300,20 @@ IMPORTANCE = exercise(
         root / root.mean() -> root
     the mean of the roots is over all parts; yours is over those that were drawn
         root.mean() -> root[part].mean()
+    a density has the mean 1; yours has 1 as its largest value
+        root.mean() -> root.max()
+    a density has the mean 1; yours has 1 as its smallest value
+        root.mean() -> root.min()
+    a density has the mean 1: the mean of the roots is not the root of the mean
+        root.mean() -> np.sqrt(mean_square.mean())
+    the root is taken once, and yours twice
+        np.sqrt(mean_square) -> mean_square**0.25
+    the loss is divided by the density once, and yours twice
+        losses / (root / root.mean())[part] -> losses / (root / root.mean())[part] ** 2
+    parts with large losses are drawn more often, not less
+        np.sqrt(mean_square) -> 1 / np.sqrt(mean_square)
+    divided by the number of parts as well: the density alone is enough
+        return right / len(mean_square)
     that is the probability of a part; the density is that times the number of parts
         return right * len(mean_square)
     """,
@@ -276,6 +351,26 @@ UPDATE = exercise(
         rate * gradient -> _rounded(rate * gradient).astype(float)
     the average must take in the weights after the step
         (1 - decay) * new -> (1 - decay) * params
+    the weights are right, but they are rounded to eight bits before they are returned
+        return new, -> return _rounded(new).astype(float),
+    the average is rounded to eight bits
+        decay * ema + (1 - decay) * new
+            -> _rounded(decay * ema + (1 - decay) * new).astype(float)
+    the weights are rounded to eight bits before the step
+        params - rate -> _rounded(params).astype(float) - rate
+    the rate is missing: the step is a small share of the gradient
+        rate * gradient -> gradient
+    the average has no memory: it is the new weights
+        decay * ema + (1 - decay) * new -> new
+    the shares of an average add up to 1: the new weights have 1 − decay
+        (1 - decay) * new -> new
+    the average takes in the weights, not the gradient
+        (1 - decay) * new -> (1 - decay) * gradient
+    the step starts from the weights, not from their average
+        params - rate -> ema - rate
+    the new weights come first, then the average
+        return new, decay * ema + (1 - decay) * new
+            -> return decay * ema + (1 - decay) * new, new
     the two factors of the average are exchanged
         decay * ema + (1 - decay) * new -> (1 - decay) * ema + decay * new
     the weights go against the gradient
@@ -348,6 +443,28 @@ VARIANCE = exercise(
         return right * (alpha / sigma) ** 3
     denoise takes α first, then σ
         _slope(denoise, x, alpha, sigma) -> _slope(denoise, x, sigma, alpha)
+    α stands below once, not squared
+        return right / alpha
+    that is the guess itself; its derivative is asked for
+        slope = _slope(denoise, x, alpha, sigma) -> slope = denoise(x, alpha, sigma)
+    that is the slope of a line from 0 to the guess; the derivative is that at x itself
+        slope = _slope(denoise, x, alpha, sigma) -> slope = denoise(x, alpha, sigma) / x
+    every point has a slope of its own; yours is that of the first
+        slope = _slope(denoise, x, alpha, sigma)
+            -> slope = _slope(denoise, x, alpha, sigma)[0] + 0 * x
+    the slope is that at x; yours is that of a line to x + 1
+        slope = _slope(denoise, x, alpha, sigma)
+            -> slope = denoise(x + 1, alpha, sigma) - denoise(x, alpha, sigma)
+    each point is taken by itself; yours are the slopes of all points, added up
+        return 0 * right + right.sum()
+    one number for each point is asked for: the others don't depend on it
+        return np.diag(right)
+    that is right for one Gaussian; where the data lie in groups, the slope changes with x
+        slope = _slope(denoise, x, alpha, sigma)
+            -> slope = alpha * denoise.std**2 / (alpha**2 * denoise.std**2 + sigma**2) + 0 * x
+    that is the derivative of the square of the guess
+        slope = _slope(denoise, x, alpha, sigma)
+            -> slope = 2 * denoise(x, alpha, sigma) * _slope(denoise, x, alpha, sigma)
     the gradient of a mean is too small by the number of points; add up instead
         return right / len(x)
     that is the standard deviation; the variance is asked for
