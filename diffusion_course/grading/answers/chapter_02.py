@@ -63,15 +63,26 @@ def gaussian_posterior_mean(x, mean, std, alpha, sigma):
 
 
 def _gaussians(rng):
-    for shape in ((6,), (2, 5)):
-        mean, std = number(rng, 1.1, 2.3), number(rng, 0.4, 0.8)
+    for shape, sign in (((6,), 1), ((2, 5), -1)):
+        mean, std = sign * number(rng, 1.1, 2.3), number(rng, 0.4, 0.8)
         yield _noisy(rng, *shape), mean, std, *_levels(rng)
+
+
+def _extreme_gaussians(rng):
+    """Hardly any noise on data that are nearly alike; and noise that hides the data."""
+    alpha, sigma = number(rng, 0.7, 0.9), number(rng, 0.004, 0.008)
+    mean, std = number(rng, -2.3, -1.1), number(rng, 0.006, 0.012)
+    x = alpha * (mean + std * rng.normal(size=5)) + sigma * rng.normal(size=5)
+    yield x.astype(np.float32), mean, std, alpha, sigma
+    alpha, sigma = number(rng, 0.02, 0.05), number(rng, 9, 14)
+    yield normal(rng, 4, std=10.0), number(rng, 1.1, 2.3), number(rng, 3.0, 4.0), alpha, sigma
 
 
 GAUSSIAN = exercise(
     "02.2 · The best guess for Gaussian data",
     gaussian_posterior_mean,
-    Part("any Gaussian, any level", 2, _gaussians),
+    Part("any Gaussian, any level", 1, _gaussians),
+    Part("hardly any noise, and hardly any signal", 1, _extreme_gaussians),
     mistakes="""
     std is a standard deviation, but variances add up: square it
         return gaussian_posterior_mean(x, mean, std**0.5, alpha, sigma)
@@ -160,10 +171,11 @@ def finite_posterior_mean(x, data, alpha, sigma):
 
 
 def _data(rng):
-    for _ in range(2):
-        data = rng.normal(0.7, 1.6, (6, 3))
+    """Fewer x than data, more of them, and as many as data and coordinates."""
+    for B, N, D in ((4, 6, 3), (5, 3, 2), (3, 3, 3)):
+        data = rng.normal(0.7, 1.6, (N, D))
         alpha, sigma = _levels(rng)
-        x = alpha * data[:4] + sigma * rng.normal(size=(4, 3))
+        x = alpha * data[rng.integers(N, size=B)] + sigma * rng.normal(size=(B, D))
         yield x.astype(np.float32), data.astype(np.float32), alpha, sigma
 
 
@@ -240,14 +252,27 @@ def _any_rows(rng):
     return _rows(rng, lambda *_: (number(rng, 0.8, 1.7), float(-rng.uniform(0.5, 1.9))))
 
 
+def _noise_and_score(rng):
+    yield from _rows(rng, lambda *_: (0.0, 1.0))
+    yield from _rows(rng, lambda alpha, sigma: (0.0, -1 / sigma))
+
+
+def _of_v(rng):
+    return _rows(rng, lambda alpha, sigma: (-sigma, alpha))
+
+
+def _all_the_others(rng):
+    yield from _rows(rng, lambda *_: (1.0, 0.0))
+    yield from _rows(rng, lambda *_: (-1.0, 1.0))  # on a straight way from the data to the noise
+    yield from _any_rows(rng)
+
+
 SOLVE = exercise(
     "02.5 · Any target gives back the data",
     solve_x0,
-    Part("a network that predicts eps", 1, lambda rng: _rows(rng, lambda *_: (0.0, 1.0))),
-    Part(
-        "a network that predicts v", 1, lambda rng: _rows(rng, lambda alpha, sigma: (-sigma, alpha))
-    ),
-    Part("any row (a, b)", 1, _any_rows),
+    Part("a network that predicts eps or the score", 1, _noise_and_score),
+    Part("a network that predicts v", 1, _of_v),
+    Part("one that predicts x0 or the flow, and any row (a, b)", 1, _all_the_others),
     mistakes="""
     the determinant has the wrong sign
         return -right
@@ -286,13 +311,14 @@ def sampler(denoise, x, alphas, sigmas):
 
 
 def _walks(rng, to_data):
-    for steps in (1, 5):
-        denoise = gaussian(rng)
+    """One step and many, for data on either side of 0."""
+    for steps, shape, mean in ((1, (6,), (1.1, 2.3)), (5, (2, 3), (-2.3, -1.1))):
+        denoise = gaussian(rng, mean)
         alphas = np.linspace(rng.uniform(0.1, 0.3), rng.uniform(0.8, 0.9), steps + 1)
         sigmas = np.linspace(rng.uniform(1.2, 1.6), rng.uniform(0.3, 0.4), steps + 1)
         if to_data:
             alphas[-1], sigmas[-1] = 1, 0
-        yield denoise, _noisy(rng, 6), alphas, sigmas
+        yield denoise, _noisy(rng, *shape), alphas, sigmas
 
 
 SAMPLER = exercise(
@@ -339,10 +365,26 @@ def doubt(x, data, alpha, sigma):
     return np.einsum("bn,bnd->b", r, gap**2)
 
 
+def _doubt_far_away(rng):
+    """Every x is at least 16σ from the nearest data, so that each exp is 0 in float32.
+
+    Two of the data share the weight. The exponents, about −130, keep enough digits.
+    """
+    alpha, sigma = number(rng, 0.6, 0.9), number(rng, 0.01, 0.02)
+    data = rng.normal(0.7, 1.6, (5, 2))
+    data[:, 0] = 2.5 + np.abs(data[:, 0])
+    data[1] = rng.normal(-1.0, 0.3, 2)
+    data[3] = data[1] + 2 * sigma / alpha * np.array([0.0, 1.0])
+    x = alpha * (data[1] + rng.uniform(0.3, 0.7, (3, 1)) * (data[3] - data[1]))
+    x[:, 0] -= sigma * rng.uniform(16, 17, 3)
+    yield x.astype(np.float32), data.astype(np.float32), alpha, sigma
+
+
 DOUBT = exercise(
     "02.7 · Doubt is the slope of the guess",
     doubt,
-    Part("any data, any level", 3, _data),
+    Part("any data, any level", 2, _data),
+    Part("almost no noise, where exp underflows", 1, _doubt_far_away),
     mistakes="""
     the slope alone is not the doubt: how σ and α enter, (9) says when differentiated
         return alpha / sigma**2 * right

@@ -17,12 +17,18 @@ def posterior(x0, x_t, abar_t, abar_s):
     return on_x0 * x0 + on_x_t * x_t, variance
 
 
+def _pair(rng, shape, abar_t, abar_s):
+    return images(rng, *shape), images(rng, *shape), abar_t, abar_s
+
+
 def _pairs(rng, ratio):
-    return [(images(rng, 2, 3), images(rng, 2, 3), *levels(rng, ratio)) for _ in range(2)]
+    return [_pair(rng, shape, *levels(rng, ratio)) for shape in ((2, 3), (4,))]
 
 
-def _to_the_data(rng):
-    return [(images(rng, 2, 3), images(rng, 2, 3), number(rng, 0.2, 0.9), 1.0)]
+def _and_to_the_data(rng):
+    """A step among the noise as well: where x0 is the mean, a formula isn't needed."""
+    yield _pair(rng, (3, 2), *levels(rng, (0.4, 0.9)))
+    yield _pair(rng, (2, 2, 1), number(rng, 0.2, 0.9), 1.0)
 
 
 POSTERIOR = exercise(
@@ -30,7 +36,7 @@ POSTERIOR = exercise(
     posterior,
     Part("neighbouring steps", 1, lambda rng: _pairs(rng, (0.9, 0.97))),
     Part("a long jump", 1, lambda rng: _pairs(rng, (0.05, 0.4))),
-    Part("back to the data, ᾱ_s = 1", 1, _to_the_data),
+    Part("any step, and back to the data, ᾱ_s = 1", 1, _and_to_the_data),
     mistakes="""
     the two factors are swapped: the nearer s is to the data, the more x0 counts
         return posterior(x_t, x0, abar_t, abar_s)
@@ -127,19 +133,25 @@ def _step_of_ddim(x0_hat, x_t, abar_t, abar_s):
     return np.sqrt(abar_s) * x0_hat + np.sqrt(1 - abar_s) * eps
 
 
-def _step(rng, levels):
-    return images(rng, 2, 4), images(rng, 2, 4), normal(rng, 2, 4), *levels
+def _step(rng, shape, levels):
+    return images(rng, *shape), images(rng, *shape), normal(rng, *shape), *levels
 
 
 def _steps(rng):
-    return [_step(rng, levels(rng, (0.3, 0.9))) for _ in range(2)]
+    return [_step(rng, shape, levels(rng, (0.3, 0.9))) for shape in ((2, 4), (5,))]
+
+
+def _last_steps(rng):
+    """The last two: the guess alone is right in the last one only."""
+    yield _step(rng, (3, 2), levels(rng, (0.3, 0.9)))
+    yield _step(rng, (2, 2, 2, 1), (number(rng, 0.3, 0.9), 1.0))
 
 
 STEP = exercise(
     "03.3 · One ancestral step",
     ancestral_step,
     Part("between two noisy levels", 2, _steps),
-    Part("the last step adds no noise", 1, lambda rng: [_step(rng, (number(rng, 0.3, 0.9), 1.0))]),
+    Part("down to the data: the last step adds no noise", 1, _last_steps),
     mistakes="""
     noise is multiplied by a standard deviation, and the posterior gives a variance
         np.sqrt(variance) -> variance
@@ -180,8 +192,10 @@ def ema(start, params, decay):
 
 
 def _run(rng, steps, *decay):
-    start = normal(rng, 3, mean=-4.0, std=1.7)
-    return [(start, images(rng, steps, 3), number(rng, *decay))]
+    """Weights on both sides of 0, and start far from them."""
+    for size, side in ((3, 1), (4, -1)):
+        start = side * normal(rng, size, mean=-4.0, std=1.7)
+        yield start, side * images(rng, steps, size), number(rng, *decay)
 
 
 EMA = exercise(
@@ -229,8 +243,9 @@ def _weights_of(kind):
         gamma = rng.uniform(3, 4.5)
         low = rng.uniform((-4.5, -4.5, -1.5, -1.5), (-2, -2, 0.8, 0.8))
         high = rng.uniform(np.log(gamma) + 0.3, gamma - 0.3, 2)
-        log_snr = rng.permutation([*low, *high, gamma + rng.uniform(0.4, 1.0)])
-        return [(log_snr.astype(np.float32), float(gamma), kind)]
+        log_snr = rng.permutation([*low, *high, gamma + rng.uniform(0.4, 1.0)]).astype(np.float32)
+        yield log_snr, float(gamma), kind
+        yield log_snr[:6].reshape(2, 3), number(rng, 0.4, 0.8), kind
 
     return cases
 
@@ -280,17 +295,30 @@ def sample(denoise, x, noises, abar):
     return x
 
 
-def _runs(rng, steps):
-    noisy = np.sort(rng.uniform(0.05, 0.9, steps))
-    denoise = gaussian(rng, mean=(1, 2))
-    return [(denoise, images(rng, 4), normal(rng, steps, 4), np.append(noisy, 1.0))]
+def _run_down(rng, abar, *shape, mean=(1, 2)):
+    x, noises = images(rng, *shape), normal(rng, len(abar), *shape)
+    return gaussian(rng, mean), x, noises, np.append(abar, 1.0)
+
+
+def _short_runs(rng):
+    """One step and two: the denoiser's guess alone is right after one."""
+    yield _run_down(rng, rng.uniform(0.05, 0.9, 1), 4)
+    yield _run_down(rng, np.sort(rng.uniform(0.05, 0.9, 2)), 2, 2, mean=(-2, -1))
+
+
+def _whole_runs(rng):
+    """From nearly pure noise, in one leap to the middle, and on to almost the data."""
+    middle = np.sort(rng.uniform(0.2, 0.8, 3))
+    ends = [number(rng, 3e-5, 6e-5)], rng.uniform((0.998, 0.9994), (0.999, 0.9997))
+    yield _run_down(rng, np.concatenate([ends[0], middle, ends[1]]), 4)
+    yield _run_down(rng, np.sort(rng.uniform(0.05, 0.9, 4)), 3, 2, mean=(-2, -1))
 
 
 SAMPLER = exercise(
     "03.6 · This sampler is broken",
     sample,
-    Part("the last step returns the denoiser's guess", 1, lambda rng: _runs(rng, 1)),
-    Part("a whole run", 3, lambda rng: _runs(rng, 6)),
+    Part("short runs; the last step returns the denoiser's guess", 1, _short_runs),
+    Part("whole runs", 3, _whole_runs),
     mistakes="""
     one bug is left: noise is added that the posterior does not have, even in the last step
         np.sqrt(variance) -> np.sqrt(1 - kept)
