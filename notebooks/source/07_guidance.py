@@ -968,9 +968,9 @@ for name, cure in cures.items():
     results[name] = [run(digits.model, x, asked, jnp.float32(5)) for x in noises]
 
 # %%
-found = {name: [report(np.asarray(x), labels, expert.model, real) for x in drawn_thrice]
-         for name, drawn_thrice in results.items()}  # fmt: skip
-table = {n: {key: np.array([r[key] for r in found[n]]) for key in found[n][0]} for n in found}
+reports = {name: [report(np.asarray(x), labels, expert.model, real) for x in drawn_thrice]
+           for name, drawn_thrice in results.items()}  # fmt: skip
+table = {n: {key: np.array([r[key] for r in rs]) for key in rs[0]} for n, rs in reports.items()}
 print("8×8 digits, 3 × 480 samples, 12 steps; cures at w = 5; the range is that of three noises")
 for name, r in table.items():
     r["grey"] = np.array([np.mean(np.abs(np.asarray(x)) < 0.8) for x in results[name]])
@@ -1082,11 +1082,12 @@ for name, x in avoided.items():
 
 # %%
 left_points = classes[0].sample(jax.random.key(9), 1000)
-noisy = process.add_noise(p, left_points, jax.random.normal(jax.random.key(4), (1000, 2)), 0.05)
-its_own = classes[0].denoise(noisy, 0.05)
+noise_9 = jax.random.normal(jax.random.key(4), left_points.shape)
+near_data = process.add_noise(p, left_points, noise_9, 0.05)
+its_own = classes[0].denoise(near_data, 0.05)
 still_pushed = {
-    "no class": rms(its_own - mixture.denoise(noisy, 0.05)),
-    "the upper cloud": rms(its_own - classes[WANTED].denoise(noisy, 0.05)),
+    "no class": rms(its_own - mixture.denoise(near_data, 0.05)),
+    "the upper cloud": rms(its_own - classes[WANTED].denoise(near_data, 0.05)),
 }
 for name, size in still_pushed.items():
     print(f"left cloud, t = 0.05: its own denoiser and that of {name} are {size:.4f} apart")
