@@ -24,8 +24,8 @@
 #   too hard;
 # - say what a negative prompt does, and what it does not do.
 #
-# **You need** chapters 02 and 03; chapter 06 helps. **Time**: about 75 minutes of reading. The notebook
-# itself runs for about a minute and a half on two CPU cores.
+# **You need** chapters 02 and 03; chapter 06 helps. **Time**: about 85 minutes of reading. The notebook
+# itself runs for about two minutes on two CPU cores.
 
 # %%
 import importlib.util
@@ -596,8 +596,8 @@ assert off["10 % dropped", "zeros"] > 5 * off["10 % dropped", 3.0]
 assert min(off[name, "zeros"] for name in networks) > 0.3
 
 # %% [markdown]
-# Zeros are as bad as random numbers. Use at $w$ the same "no label" that the network saw in training.
-# (Text-to-image models often take the empty text for it. Its code is not zero either.)
+# With zeros, guidance is wrong in both networks. Use the same "no label" in sampling that the network saw in
+# training. (Text-to-image models often take the empty text for it, and its code is not zero either.)
 
 # %% [markdown]
 # ## 6 · How w bends the field
@@ -912,15 +912,15 @@ assert elbows["8×8 digits"] <= 1.5 and elbows["MNIST"] <= 2
 #   high noise the push drives all samples of a class to one place.
 # - **Rescale** (Lin et al. 2024, section 3.4): scale the standard deviation of the estimate back towards
 #   that of the conditional one. (They rescale the network's output; the course rescales $\hat x_0$.)
-# - **Static clip**: cut the estimate at $\pm 1$, where the data end. This is the simplest cure, and the one
-#   that the next has to beat.
-# - **Dynamic threshold** (Saharia et al. 2022, section 2.3): take the size $s$ that a share $q$ of an image's
-#   pixels do not exceed. If $s > 1$, cut the image at $\pm s$ and divide it by $s$.
+# - **Static clip** (Saharia et al. 2022, section 2.3): cut the estimate at $\pm 1$, where the data end. This is
+#   the simplest cure, and the baseline of the next one.
+# - **Dynamic threshold** (the same): take the size $s$ that a share $q$ of an image's pixels do not exceed. If
+#   $s > 1$, cut the image at $\pm s$ and divide it by $s$.
 
 # %% [markdown]
-# Which $q$? The library diffusers has .995 as its default, for large pictures. Our pictures have 64 pixels,
-# and 0.995 of 64 is 63.7. So this $s$ lies between the two largest pixels, and a single pixel decides how
-# grey the whole picture becomes. With $q = .9$ six pixels are larger than $s$. We try both.
+# Which $q$? The library diffusers has .995 as its default, for large pictures. Our pictures have 64 pixels:
+# only the largest one lies above this $s$, and this single pixel decides how grey the whole picture becomes.
+# With $q = .9$ seven pixels are larger than $s$. We try both.
 #
 # The differences are small, so every method draws the same 480 digits from the same noise, three times. The
 # three noises show how large the scatter is.
@@ -984,6 +984,8 @@ plt.show()
 
 # %% tags=["claims"]
 # @title Checked: the interval helps most, and a threshold helps if its quantile suits 64 pixels
+ranks = np.arange(64)
+assert [np.sum(ranks > np.quantile(ranks, q)) for q in (0.995, 0.9)] == [1, 7]
 assert all((r["accuracy"] > 0.97).all() for r in table.values())
 weak = [n for n in table if n not in ("w = 1", "w = 5", "interval")]
 # Paired: the same three noises for every method. Shares of the plain distance, four noises:
@@ -1137,16 +1139,17 @@ for name, other in (("no label", nothing), ("8", eights)):
 # @title Checked: a negative 8 removes more than eights, and costs more than guidance away from null
 # 1,440 samples: a share near 10 % has a standard error of 0.8 %.
 assert frequency[1][8] > 0.07 and frequency[2][8] < 0.02
-assert frequency[2][4] > 1.7 * frequency[1][4] and frequency[3][4] > 2 * frequency[1][4]
+assert frequency[2][4] > 2 * frequency[1][4] and frequency[3][4] > 2.5 * frequency[1][4]
 assert frequency[2][1] < 0.7 * frequency[1][1] and frequency[2][9] < 0.7 * frequency[1][9]
 # With each of three noises 3.4 to 3.8 against 1.5 to 1.7.
 assert (with_wish["8"][:, 0] > 1.6 * with_wish["no label"][:, 0]).all()
 assert min(wish[:, 1].min() for wish in with_wish.values()) > 0.98
 
 # %% [markdown]
-# The eights are gone. But ones and nines went with them, and the fours doubled: guidance moved the digits
-# towards what is most *unlike* an 8, as this network sees it. If every digit has a label as well, the
-# samples are still recognised. But at $w = 2$ they lie twice as far from the data as with the null label.
+# The eights are gone. But ones and nines became rare as well, and fours became more than twice as frequent.
+# Guidance moved the digits towards what is most *unlike* an 8, as this network sees it. If every digit has a
+# label, the samples are still recognised. But at $w = 2$ they lie twice as far from the data as with the null
+# label in the place of the 8.
 #
 # A negative prompt is a useful tool, and a rough one. It does not say "not this", it says "further from this".
 # Use it with a small $w$, and look at what else it moves. (Liu et al. 2022 treat "not" and "and" of several

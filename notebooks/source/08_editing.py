@@ -28,8 +28,8 @@
 # - find a bug that pictures hardly show: a known region with the wrong amount of noise.
 #
 # **You need** chapters 03 (DDPM), 06 (DDIM and inversion) and 07 (functions from denoisers to denoisers).
-# **Time**: about 75 minutes of reading. The notebook itself runs for about a minute on two CPU cores, and
-# for two minutes the first time.
+# **Time**: about 90 minutes of reading. The notebook itself runs for about two minutes on two CPU cores, and
+# for three the first time.
 
 # %%
 import importlib.util
@@ -480,8 +480,9 @@ assert low[0] < 0.95 and high[0] > 1.02 and high[1] - low[1] < 0.6 * (high[0] - 
 #   V = \operatorname{Cov}(x_0 \mid x_t) = \frac{\sigma^2}{\alpha}\,\frac{\partial D}{\partial x_t}.$$
 #
 # (The second formula is Tweedie's, differentiated once; Boys et al. 2023.) This $V$ changes with the noise.
-# When the noise has gone, little is left to learn from the neighbour, and $V$ is small. For our Gaussian,
-# $D_V$ is exactly the best guess that knows $x_t$ *and* the pixel.
+# When little noise is left, every pixel shows its own value. Then the neighbour tells nothing new, and the
+# factor $V_{21}/V_{11}$ goes to 0. For our Gaussian, $D_V$ is exactly the best guess that knows $x_t$ *and*
+# the pixel.
 #
 # **Predict, then run.** We make 50 evaluations, in one pass without repeats. How close will it come?
 
@@ -531,9 +532,9 @@ assert 0.85 < one_pass[50][1] / right_std < 0.93 and 0.93 < one_pass[200][1] / r
 # The mean is right, with a twentieth of the evaluations. The spread is too low for the reason above, the
 # posterior variance of large steps, and smaller steps mend it.
 #
-# Why does not everybody do this? A network gives $V$ only through its derivative, which costs one backward
-# pass for each known pixel. And for real pictures $x_0$ given $x_t$ is not Gaussian, so that $D_V$ is only
-# near the best guess. Chapter 19 makes a method of this idea.
+# Why do we not always do this? A network gives $V$ only through its derivative, which costs one backward pass
+# for each known pixel. And for real pictures, $x_0$ given $x_t$ is not Gaussian. Then $D_V$ is only near the
+# best guess. Chapter 19 makes a method of this idea.
 
 # %% [markdown]
 # ### Real digits
@@ -917,10 +918,11 @@ assert guided_edits[3.0, 3.0][3] > 1.2 * guided_edits[1.0, 3.0][3]
 
 # %% [markdown]
 # A picture comes back only if the scale is the same both ways. But at $w = 3$ the inversion does not end in
-# noise: its standard deviation is nearly 2. Guidance contracts on the way down, so the way back up expands.
-# From such a noise the old digit returns, and other labels draw worse. From the noise of $w = 1$ the labels
-# draw well, and the old digit is lost at $w = 3$. This is a true conflict. (Mokady et al. 2023 solve it by
-# training the null label for each picture. The cheap way is to stay at $w = 1$.)
+# noise: its standard deviation is nearly 2. On the way down, guidance makes samples more alike (chapter 07). So
+# on the way up it drives them apart. From such a noise the old digit returns, but the other labels draw
+# worse. From the noise of $w = 1$ the labels draw well, but at $w = 3$ the old digit comes back changed. One
+# cannot have both. (Mokady et al. 2023 train the null label for each picture, so that the two ways agree. The
+# cheap solution is to stay at $w = 1$.)
 #
 # ## 6 · Shape, colour and place
 #
