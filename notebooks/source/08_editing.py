@@ -854,7 +854,7 @@ def direction(x):
 steer, steer_pixels = direction(train_noise), direction(train.x)
 random = rng.standard_normal(steer.shape).astype(np.float32)
 random *= np.sqrt(np.mean(steer**2) / np.mean(random**2))
-moved = {
+turned_to = {
     "noise": from_noise(small, no_label_noise + 1.5 * steer, none),
     "pixels": np.clip(unseen.x + 1.5 * steer_pixels, -1, 1),
     "random noise": from_noise(small, no_label_noise + 1.5 * random, none),
@@ -862,14 +862,14 @@ moved = {
 
 # %%
 steered = {}
-for name, x in moved.items():
+for name, x in turned_to.items():
     judged, found = judge(expert, x)
     next_one, same = (metrics.class_accuracy(judged, y) for y in (following, unseen.labels))
     steered[name] = next_one, same, metrics.frechet(found, real)
     print(f"{name:12}, strength 1.5: the next digit {next_one:.0%}, still the old one {same:.0%}, "
           f"Fréchet distance {steered[name][2]:.1f} (360 digits)")  # fmt: skip
 per_digit = np.array([np.flatnonzero(unseen.labels == k)[0] for k in range(10)])
-plots.image_grid([unseen.x[per_digit], *(x[per_digit] for x in moved.values())], ["before", *moved])
+plots.image_grid([unseen.x[per_digit], *(x[per_digit] for x in turned_to.values())], ["before", *turned_to])
 plt.show()
 
 # %% tags=["claims"]
@@ -923,7 +923,8 @@ assert guided_edits[3.0, 3.0][3] > 1.2 * guided_edits[1.0, 3.0][3]
 # worse. From the noise of $w = 1$ the labels draw well, but at $w = 3$ the old digit comes back changed. One
 # cannot have both. (Mokady et al. 2023 train the null label for each picture, so that the two ways agree. The
 # cheap solution is to stay at $w = 1$.)
-#
+
+# %% [markdown]
 # ## 6 · Shape, colour and place
 #
 # The shapes have three properties that we can measure. The first is the shape itself (a judge that
