@@ -40,7 +40,7 @@ from diffusion_course.grading import check
 
 # %% [markdown]
 # ## 07.1
-# *warm-up · 10 minutes*
+# *warm-up · 5 minutes*
 #
 # The same guidance, as three papers would call it. `scale` is the number in the paper's own
 # convention:
@@ -68,35 +68,24 @@ def guided(conditional, unconditional, scale, convention):
 
 # %% [markdown]
 # ## 07.2
-# *derive and check · 20 minutes*
+# *implement · 5 minutes*
 #
-# Data come from classes, each a Gaussian cloud: class $k$ has the mean `means[k]`, the standard deviation
-# `stds[k]` in every direction, and the share `weights[k]`. At the levels $\alpha$ and $\sigma$, what is the gradient of
-# $\log p(y \mid x_t)$ with respect to $x_t$? Each point has a class `y` of its own. Write it down, or let
-# JAX differentiate; but keep to logarithms, because far from a cloud its density is 0 in
-# float32.
+# The line in training that makes guidance possible. `u` holds one random number in $[0, 1)$ per
+# example. An example whose number is below `rate` gets the label `null`; the others keep theirs. So at
+# rate 0 no label is dropped.
 #
-# **Expected.** An array of `x`'s shape: the gradient of each point, whatever else is in the batch.
+# **Expected.** An array of whole numbers `[B]`.
 #
 # <details><summary>Hint</summary>
-# Bayes' rule: log p(y|x) is log p(y) + log p(x|y), minus the logsumexp of the same over all classes. Noise
-# makes class k a cloud around α·means[k], with a variance that has two parts. Stay with logarithms to the
-# end (`jax.nn.logsumexp`): a quotient of densities is 0/0 far out, which is nan. To differentiate a
-# whole batch at once, sum over it.
+# One `jnp.where`. Each example decides for itself.
 # </details>
 
 
 # %% exercise="07.2" role="answer"
-def class_gradient(x, y, alpha, sigma, means, stds, weights):
-    """x [B, D], y [B], numbers alpha, sigma, means [K, D], stds, weights [K] -> [B, D]."""
-    ### BEGIN SOLUTION return the gradients, an array of x's shape
-    variance = (alpha * stds) ** 2 + sigma**2  # of class k in x_t
-    gap = alpha * means - x[:, None]  # [B, K, D]
-    squared = jnp.sum(gap**2, axis=-1)
-    logits = jnp.log(weights) - x.shape[1] / 2 * jnp.log(variance) - squared / (2 * variance)
-    share = jax.nn.softmax(logits, axis=-1)  # p(class | x_t), which never divides 0 by 0
-    scores = gap / variance[:, None]
-    return scores[jnp.arange(len(x)), y] - jnp.sum(share[:, :, None] * scores, axis=1)
+def drop_labels(labels, u, rate, null):
+    """labels [B], u [B], the number rate, the whole number null -> labels [B]."""
+    ### BEGIN SOLUTION return the labels, whole numbers [B]
+    return jnp.where(u < rate, null, labels)
     ### END SOLUTION
 
 
@@ -106,7 +95,8 @@ def class_gradient(x, y, alpha, sigma, means, stds, weights):
 #
 # Apply classifier guidance of strength `scale` to a batch of images whose estimates `x0` are given, together
 # with `gradient`, that of $\log p(y \mid x_t)$. Each image has a noise level of its own. A sampler wants
-# both: the guided $\hat x_0$ and the guided $\hat\varepsilon$. The two must say the same about $x_t$.
+# both: the guided $\hat x_0$ and the guided $\hat\varepsilon$. The two must say the same about $x_t$. (A
+# negative strength pushes away from the class.)
 #
 # **Expected.** A tuple of two arrays of `x0`'s shape: $\hat x_0$, then $\hat\varepsilon$.
 #
@@ -129,29 +119,6 @@ def guide(x0, x_t, gradient, alpha, sigma, scale):
 # ## 07.4
 # *implement · 10 minutes*
 #
-# The line in training that makes guidance possible. `u` holds one random number in $[0, 1)$ per
-# example. An example whose number is below `rate` gets the label `null`; the others keep theirs. So at
-# rate 0 no label is dropped.
-#
-# **Expected.** An array of whole numbers `[B]`.
-#
-# <details><summary>Hint</summary>
-# One `jnp.where`. Each example decides for itself.
-# </details>
-
-
-# %% exercise="07.4" role="answer"
-def drop_labels(labels, u, rate, null):
-    """labels [B], u [B], the number rate, the whole number null -> labels [B]."""
-    ### BEGIN SOLUTION return the labels, whole numbers [B]
-    return jnp.where(u < rate, null, labels)
-    ### END SOLUTION
-
-
-# %% [markdown]
-# ## 07.5
-# *implement · 10 minutes*
-#
 # Prepare the single call of the network that gives both estimates. Its first half is the
 # conditional one, its second half the unconditional one, and example $i$ of one belongs to example $i$
 # of the other. The time is one number for all, or one per example.
@@ -163,13 +130,48 @@ def drop_labels(labels, u, rate, null):
 # </details>
 
 
-# %% exercise="07.5" role="answer"
+# %% exercise="07.4" role="answer"
 def pack(x, t, labels, null):
     """x [B, ...], t a number or [B], labels [B], the whole number null -> three of length 2B."""
     ### BEGIN SOLUTION return states, times and labels, each twice as long as the batch
     t = jnp.broadcast_to(t, len(x))
     nobody = jnp.full_like(labels, null)
     return jnp.concatenate([x, x]), jnp.concatenate([t, t]), jnp.concatenate([labels, nobody])
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ## 07.5
+# *derive and check · 20 minutes*
+#
+# Strong guidance makes the values of an estimate too wide. Section 8 rescales $\hat x_0$. Lin et al. do it
+# to the *network's output*. Write their version, for a network that predicts $v$. Given are the two estimates of
+# $x_0$, the state $x_t$ and $\alpha$; $\sigma = \sqrt{1 - \alpha^2}$, and $\hat x_0 = \alpha x_t - \sigma v$.
+#
+# Guide $v$ with the course's $w$. Then multiply the guided $v$ of each example, its mean included, by a factor. At
+# `share` 0 the factor is 1. At `share` 1 it gives the guided $v$ the standard deviation of the conditional
+# $v$. Between the two, the factor lies on a straight line. Standard deviations are taken over all values of one
+# example.
+#
+# **Expected.** The estimate of $x_0$ that belongs to the rescaled $v$, an array of `x_t`'s shape.
+#
+# <details><summary>Hint</summary>
+# Which v belongs to each of the two estimates? Go to v, do everything there, and come back at the end.
+# `axis=tuple(range(1, x.ndim))` means all axes but the first, and `keepdims=True` keeps shapes that multiply.
+# </details>
+
+
+# %% exercise="07.5" role="answer"
+def rescaled(conditional, unconditional, x_t, alpha, w, share):
+    """conditional, unconditional and x_t [B, ...], numbers alpha, w and share -> x0, [B, ...]."""
+    ### BEGIN SOLUTION return the estimate of x0 from the rescaled v, an array of x_t's shape
+    # αx_t − x0 is σv: its scale σ leaves the ratio as it is, and the way back needs σv as well.
+    of_class, of_all = alpha * x_t - conditional, alpha * x_t - unconditional
+    guided = of_all + w * (of_class - of_all)
+    axes = tuple(range(1, x_t.ndim))
+    wanted = jnp.std(of_class, axis=axes, keepdims=True)
+    found = jnp.std(guided, axis=axes, keepdims=True)
+    return alpha * x_t - (share * wanted / found + 1 - share) * guided
     ### END SOLUTION
 
 
@@ -236,33 +238,36 @@ def sample(conditional, unconditional, x, alphas, w):
 
 # %% [markdown]
 # ## 07.7
-# *stretch · 15 minutes*
+# *stretch · 40 minutes*
 #
-# Strong guidance makes the values of an estimate too wide. The cure of Lin et al.: compute the guided estimate
-# with the course's $w$, and multiply each example, its mean included, by
+# Data come from classes, each a Gaussian cloud: class $k$ has the mean `means[k]`, the standard deviation
+# `stds[k]` in every direction, and the share `weights[k]`. At the levels $\alpha$ and $\sigma$, what is the gradient of
+# $\log p(y \mid x_t)$ with respect to $x_t$? Each point has a class `y` of its own. Write it down, or let
+# JAX differentiate; but keep to logarithms, because far from a cloud its density is 0 in
+# float32.
 #
-# $$\varphi\,\frac{\operatorname{std}(D_c)}{\operatorname{std}(D_w)} + 1 - \varphi,$$
-#
-# where the standard deviations are taken over all values of that example. $\varphi$ is `share`.
-#
-# **Expected.** An array of `conditional`'s shape. With `share = 1` every example has the standard
-# deviation of its conditional estimate.
+# **Expected.** An array of `x`'s shape: the gradient of each point, whatever else is in the batch. The number
+# of classes $K$ and that of dimensions $D$ may be any.
 #
 # <details><summary>Hint</summary>
-# `axis=tuple(range(1, x.ndim))` means all axes but the first, `keepdims=True` keeps shapes that
-# multiply.
+# Bayes' rule: log p(y|x) is log p(y) + log p(x|y), minus the logsumexp of the same over all classes. Noise
+# makes class k a cloud around α·means[k], with a variance that has two parts. Stay with logarithms to the
+# end (`jax.nn.logsumexp`): a quotient of densities is 0/0 far out, which is nan. To differentiate a
+# whole batch at once, sum over it.
 # </details>
 
 
 # %% exercise="07.7" role="answer"
-def rescaled(conditional, unconditional, w, share):
-    """conditional and unconditional [B, ...], numbers w and share -> guided, rescaled, [B, ...]."""
-    ### BEGIN SOLUTION return the rescaled estimate, an array of conditional's shape
-    estimate = unconditional + w * (conditional - unconditional)
-    axes = tuple(range(1, estimate.ndim))
-    wanted = jnp.std(conditional, axis=axes, keepdims=True)
-    found = jnp.std(estimate, axis=axes, keepdims=True)
-    return estimate * (share * wanted / found + 1 - share)
+def class_gradient(x, y, alpha, sigma, means, stds, weights):
+    """x [B, D], y [B], numbers alpha, sigma, means [K, D], stds, weights [K] -> [B, D]."""
+    ### BEGIN SOLUTION return the gradients, an array of x's shape
+    variance = (alpha * stds) ** 2 + sigma**2  # of class k in x_t
+    gap = alpha * means - x[:, None]  # [B, K, D]
+    squared = jnp.sum(gap**2, axis=-1)
+    logits = jnp.log(weights) - x.shape[1] / 2 * jnp.log(variance) - squared / (2 * variance)
+    share = jax.nn.softmax(logits, axis=-1)  # p(class | x_t), which never divides 0 by 0
+    scores = gap / variance[:, None]
+    return scores[jnp.arange(len(x)), y] - jnp.sum(share[:, :, None] * scores, axis=1)
     ### END SOLUTION
 
 

@@ -255,8 +255,8 @@ def feathered(known, x0_hat, eps_known, eps_free, m, alpha, sigma):
 #    the colleague were right? *(1 point)*
 #
 # <details><summary>Hint</summary>
-# How many numbers are given, and how many are drawn? What differed between the three rows at the end of
-# section 7?
+# How many numbers are given, and how many are drawn? What differed between the three enlargements of one
+# thumbnail in section 7?
 # </details>
 
 # %% [markdown] exercise="08.7" role="written"

@@ -11,14 +11,17 @@ def _levels(rng):
     return levels(rng, ratio=(0.2, 0.7), at_s=(0.5, 0.9))
 
 
+NEAR_DATA = 0.9996, 0.9999  # ᾱ_t and ᾱ_s where a number added for stability shows
+
+
 # --- 08.1 -----------------------------------------------------------------------------------
 def sdedit_start(guide, noise, strength, abar):
     level = abar[round(strength * (len(abar) - 1))]
     return np.sqrt(level) * guide + np.sqrt(1 - level) * noise
 
 
-def _start_at(rng, strength, steps):
-    guide, noise = images(rng, 2, 5), normal(rng, 2, 5)
+def _start_at(rng, strength, steps, shape=(2, 5)):
+    guide, noise = images(rng, *shape), normal(rng, *shape)
     return guide, noise, float(strength), np.cumprod(np.append(1.0, rng.uniform(0.6, 0.85, steps)))
 
 
@@ -28,7 +31,9 @@ def _starts_in_between(rng):
     late, middle = rng.integers(steps // 2 + 1, steps), rng.integers(2, steps)
     above, below, little = rng.uniform((0.1, -0.4, 0.1), (0.4, -0.1, 0.25))
     near = np.array([late + above, middle + below, 1 + little])
-    return [_start_at(rng, strength, steps) for strength in near / steps]
+    shapes = (2, 5), (3, 2, 2), (4,)
+    each = zip(near / steps, shapes, strict=True)
+    return [_start_at(rng, strength, steps, shape) for strength, shape in each]
 
 
 START = exercise(
@@ -64,20 +69,23 @@ def inpainting_step(x0_hat, x_t, known, mask, abar_t, abar_s):
     return np.sqrt(abar_s) * guess + np.sqrt(1 - abar_s) * eps
 
 
-def _step(rng, levels):
-    pictures = (images(rng, 2, 3, 4) for _ in range(3))
-    return [(*pictures, mask(rng, 2, 3, 4), *levels)]
+def _step(rng, levels, *shape):
+    return *(images(rng, *shape) for _ in range(3)), mask(rng, *shape), *levels
 
 
-def _last_step(rng):
-    return _step(rng, (number(rng, 0.3, 0.9), 1.0))
+def _steps(rng):
+    return [_step(rng, _levels(rng), 2, 3, 4), _step(rng, NEAR_DATA, 3, 5)]
+
+
+def _last_steps(rng):
+    return [_step(rng, (number(rng, 0.3, 0.9), 1.0), 2, 3, 4)]
 
 
 STEP = exercise(
     "08.2 · One inpainting step",
     inpainting_step,
-    Part("between two noisy levels", 2, lambda rng: _step(rng, _levels(rng))),
-    Part("known pixels are exact in the end", 1, _last_step),
+    Part("between two noisy levels", 2, _steps),
+    Part("known pixels are exact in the end", 1, _last_steps),
     # The first of the last two is true of both, which are one and the same where ᾱ_s is 1.
     mistakes="""
     the mask is the wrong way round: it is True where a pixel is known
@@ -109,17 +117,24 @@ def jump_back(x_s, noise, abar_t, abar_s):
     return np.sqrt(kept) * x_s + np.sqrt(1 - kept) * noise
 
 
-def _jumps(rng, count, data=False):
-    for _ in range(count):
-        abar_t, abar_s = _levels(rng)
-        yield images(rng, 3, 4), normal(rng, 3, 4), abar_t, 1.0 if data else abar_s
+def _jump(rng, levels, *shape):
+    return images(rng, *shape), normal(rng, *shape), *levels
+
+
+def _jumps(rng):
+    shapes = (3, 4), (2, 3, 2), (5,)
+    return [*(_jump(rng, _levels(rng), *shape) for shape in shapes), _jump(rng, NEAR_DATA, 4)]
+
+
+def _jumps_from_data(rng):
+    return [_jump(rng, (number(rng, 0.1, 0.6), 1.0), 3, 4)]
 
 
 JUMP = exercise(
     "08.3 · The jump back",
     jump_back,
-    Part("any two levels", 2, lambda rng: _jumps(rng, 3)),
-    Part("from the data, ᾱ_s = 1", 1, lambda rng: _jumps(rng, 1, data=True)),
+    Part("any two levels", 2, _jumps),
+    Part("from the data, ᾱ_s = 1", 1, _jumps_from_data),
     mistakes="""
     that noises data; x_s has noise already, and needs only what is missing
         abar_t / abar_s -> abar_t
@@ -162,7 +177,7 @@ def _regions(rng, whole, *shapes):
 HOLD = exercise(
     "08.4 · A region of a given colour",
     hold_colour,
-    Part("the whole picture", 1, lambda rng: _regions(rng, True, (2, 4, 5, 3))),
+    Part("the whole picture", 1, lambda rng: _regions(rng, True, (2, 4, 5, 3), (4, 3, 2, 1))),
     Part("a region of it", 2, lambda rng: _regions(rng, False, (2, 4, 5, 3), (3, 3, 3, 3))),
     mistakes="""
     the mean must be over the region alone: divide by its number of pixels
@@ -206,18 +221,19 @@ def _noised(picture, noise, level):
     return np.sqrt(level) * picture + np.sqrt(1 - level) * noise
 
 
-def _runs(rng, steps):
+def _run(rng, steps, *shape):
+    """The last noisy level lies next to the data, if there is more than one."""
     noisy = np.sort(rng.uniform(0.2, 0.9, steps))
-    denoise = gaussian(rng, (1, 2))
-    guide, noises = images(rng, 6), normal(rng, steps + 1, 6)
-    return [(denoise, guide, mask(rng, 6), noises, np.append(noisy, 1.0))]
+    noisy[1:][-1:] = NEAR_DATA[0]
+    guide, noises = images(rng, *shape), normal(rng, steps + 1, *shape)
+    return gaussian(rng, (1, 2)), guide, mask(rng, *shape), noises, np.append(noisy, 1.0)
 
 
 EDITOR = exercise(
     "08.5 · This editor is broken",
     edit,
-    Part("a single step to the data", 2, lambda rng: _runs(rng, 1)),
-    Part("a whole run", 3, lambda rng: _runs(rng, 5)),
+    Part("a single step to the data", 2, lambda rng: [_run(rng, 1, 6)]),
+    Part("a whole run", 3, lambda rng: [_run(rng, 5, 6), _run(rng, 3, 2, 4)]),
     # Of the two starts with too little noise the first is true of both: in a single step they are
     # the same.
     mistakes="""
@@ -260,11 +276,11 @@ def feathered(known, x0_hat, eps_known, eps_free, m, alpha, sigma):
 
 
 def _blend(rng, soft):
-    shape = (3, 5)
-    m = rng.uniform(0.1, 0.9, shape) if soft else mask(rng, *shape)
-    both = number(rng, 0.3, 0.8), number(rng, 0.5, 1.3)
-    pictures, noises = [images(rng, *shape) for _ in "ab"], [normal(rng, *shape) for _ in "ab"]
-    return [(*pictures, *noises, m.astype(np.float32), *both)]
+    for shape in ((3, 5), (2, 2, 4)):
+        m = rng.uniform(0.1, 0.9, shape) if soft else mask(rng, *shape)
+        both = number(rng, 0.3, 0.8), number(rng, 0.5, 1.3)
+        pictures, noises = [images(rng, *shape) for _ in "ab"], [normal(rng, *shape) for _ in "ab"]
+        yield *pictures, *noises, m.astype(np.float32), *both
 
 
 FEATHER = exercise(
