@@ -193,7 +193,7 @@ PLANTS = {
         "try: import planted; left.append('imported')\n"
         "except ImportError: pass\n"
         "assert os.environ['HOME'] == os.environ['TMPDIR'] == os.getcwd()\n"
-        "path = [p for p in sys.path if os.access(p, os.W_OK)]\n"
+        f"path = [p for p in sys.path if os.access(p, os.W_OK) and p != {str(COURSE)!r}]\n"
         "def FUNCTION(*a): raise RuntimeError(f'left: {left}; path: {path}')"
     ),
 }
