@@ -125,10 +125,11 @@ ATTACKS = {
         "right", 1, "",
     ),
     "overwrites its parent's pipes": (
-        "import os\nfolder = f'/proc/{os.getppid()}/fd'\nfor n in os.listdir(folder):\n"
-        " if 'pipe' in os.readlink(f'{folder}/{n}'):\n"
-        "  pipe = os.open(f'{folder}/{n}', os.O_WRONLY)\n"
-        "  while True: os.write(pipe, b'x' * 60000)\n",
+        "import os\ndef FUNCTION(*a):\n folder = f'/proc/{os.getppid()}/fd'\n"
+        " for n in os.listdir(folder):\n"
+        "  if 'pipe' in os.readlink(f'{folder}/{n}'):\n"
+        "   pipe = os.open(f'{folder}/{n}', os.O_WRONLY)\n"
+        "   while True: os.write(pipe, b'x' * 60000)\n",
         "error", 0, "PermissionError",
     ),
     "array that lies about itself": (
