@@ -195,6 +195,7 @@ PLANTS = {
         "except ImportError: pass\n"
         "assert os.environ['HOME'] == os.environ['TMPDIR'] == os.getcwd()\n"
         f"path = [p for p in sys.path if os.access(p, os.W_OK) and p != {str(COURSE)!r}]\n"
+        "path.remove(os.getcwd())\n"
         "def FUNCTION(*a): raise RuntimeError(f'left: {left}; path: {path}')"
     ),
 }
