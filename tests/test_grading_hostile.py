@@ -125,10 +125,11 @@ ATTACKS = {
         "right", 1, "",
     ),
     "overwrites its parent's pipes": (
-        "import os\nfolder = f'/proc/{os.getppid()}/fd'\nfor n in os.listdir(folder):\n"
-        " if 'pipe' in os.readlink(f'{folder}/{n}'):\n"
-        "  pipe = os.open(f'{folder}/{n}', os.O_WRONLY)\n"
-        "  while True: os.write(pipe, b'x' * 60000)\n",
+        "import os\ndef FUNCTION(*a):\n folder = f'/proc/{os.getppid()}/fd'\n"
+        " for n in os.listdir(folder):\n"
+        "  if 'pipe' in os.readlink(f'{folder}/{n}'):\n"
+        "   pipe = os.open(f'{folder}/{n}', os.O_WRONLY)\n"
+        "   while True: os.write(pipe, b'x' * 60000)\n",
         "error", 0, "PermissionError",
     ),
     "array that lies about itself": (
@@ -193,7 +194,8 @@ PLANTS = {
         "try: import planted; left.append('imported')\n"
         "except ImportError: pass\n"
         "assert os.environ['HOME'] == os.environ['TMPDIR'] == os.getcwd()\n"
-        "path = [p for p in sys.path if os.access(p, os.W_OK)]\n"
+        f"path = [p for p in sys.path if os.access(p, os.W_OK) and p != {str(COURSE)!r}]\n"
+        "path.remove(os.getcwd())\n"
         "def FUNCTION(*a): raise RuntimeError(f'left: {left}; path: {path}')"
     ),
 }

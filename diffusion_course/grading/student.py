@@ -87,9 +87,13 @@ def _be_the_child(job: dict, out: int, here: int, there: int) -> None:
 
 
 def _move() -> None:
-    """To a fresh folder: nothing that another exercise has left there is found."""
+    """To a fresh folder: nothing that another exercise has left there is found.
+
+    As in a notebook, modules are searched for in it first: a cell may write one and import it.
+    """
     folder = tempfile.mkdtemp()
     os.chdir(folder)
+    sys.path.insert(0, folder)
     os.environ |= {"HOME": folder, "TMPDIR": folder}
     tempfile.tempdir = None
 

@@ -234,8 +234,16 @@ def _cell(number: int, cell) -> Cell:
 
 def _chapter(name: str, cells: tuple[Cell, ...], chapters: dict[str, tuple]) -> str:
     """The chapter that a notebook belongs to, by its cells, else by its name."""
+    names = {cell.grade_id for cell in cells}
+    code = "\n".join(cell.source for cell in cells if cell.kind == "code")
+
+    def may_be_there(exercise: Exercise | Written) -> bool:  # sooner said than `answer_cells` does
+        function = getattr(exercise, "function", None)
+        given = {grade_id("answer", exercise.id), grade_id("written", exercise.id)}
+        return bool(names & given) or (function is not None and function in code)
+
     scores = {
-        chapter: sum(bool(answer_cells(cells, exercise)) for exercise in group)
+        chapter: sum(may_be_there(e) and bool(answer_cells(cells, e)) for e in group)
         for chapter, group in chapters.items()
     }
     best = max(scores, key=lambda chapter: scores[chapter])

@@ -146,6 +146,8 @@ def _walls(extras: tuple[str, ...], memory: int) -> list[str]:
     walls += ["--hostname", "sandbox", "--proc", "/proc", "--dev", "/dev"]
     walls += ["--size", str(memory), "--tmpfs", "/tmp", "--size", "1048576"]
     walls += ["--tmpfs", "/dev/shm"]
+    for path in _list_of_fonts():
+        walls += ["--ro-bind", str(path), f"/tmp/.cache/matplotlib/{path.name}"]
     for path in shown():
         walls += ["--ro-bind", str(path), str(path)]
     for name in ("/bin", "/lib", "/lib32", "/lib64", "/sbin"):
@@ -184,6 +186,15 @@ def environment(folder: str) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }
+
+
+@cache
+def _list_of_fonts() -> list[Path]:
+    """Matplotlib's list of this machine's fonts: to make it takes longer than its import."""
+    import matplotlib
+    import matplotlib.font_manager  # makes it
+
+    return sorted(Path(matplotlib.get_cachedir()).glob("fontlist-v*.json"))
 
 
 # --------------------------------------------------------------------------- what is shown
