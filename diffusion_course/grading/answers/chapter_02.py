@@ -132,7 +132,7 @@ GAUSSIAN = exercise(
         x - alpha * mean -> x + alpha * mean
     x itself is no surprise: subtract what you expected to see
         gain * (x - alpha * mean) -> gain * x
-    x_t and the mean are weighted by their precisions, and x_t with a factor α: it is missing
+    x_t and the mean are weighted by their precisions; before x_t a factor α is missing
         return right + (1 - alpha) * x * std**2 / (alpha**2 * std**2 + sigma**2)
     the weighted sum is divided by the sum of the weights; yours is multiplied by it
         return right * (alpha**2 / sigma**2 + 1 / std**2) ** 2
@@ -369,7 +369,7 @@ SOLVE = exercise(
         / det ->
     the determinant is −1 for v where α² + σ² = 1; not here, and not for every target
         return b * x - sigma * y
-    in the determinant α and σ have changed places: each of a, b meets the other's level
+    in the determinant α and σ have changed places
         a * sigma - b * alpha -> a * alpha - b * sigma
     the determinant divides; yours multiplies
         / det -> * det

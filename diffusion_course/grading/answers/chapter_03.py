@@ -71,7 +71,7 @@ POSTERIOR = exercise(
         on_x0 * x0 + on_x_t * x_t -> np.sqrt(abar_s) * x0
     the mean is a sum of both: neither pulls the other way
         x0 + on_x_t -> x0 - on_x_t
-    the variance is smaller than the step's own: the two noises below it are upside down
+    the ratio of the two noises in the variance is upside down: it must be below 1
         variance = (1 - kept) * (1 - abar_s) / (1 - abar_t)
             -> variance = (1 - kept) * (1 - abar_t) / max(1 - abar_s, 1e-300)
     the variance grows with what the step adds; yours holds the share that it keeps
@@ -221,7 +221,7 @@ STEP = exercise(
         * noise -> * noise.mean()
     the guess is taken as it is: nothing was said of a limit at −1 and 1
         x0_hat -> np.clip(x0_hat, -1, 1)
-    the variance is multiplied by the share of the noise that is there at s; yours divided
+    the ratio of the two noises in the variance is upside down: it must be below 1
         variance = (1 - kept) * (1 - abar_s) / (1 - abar_t)
             -> variance = (1 - kept) * (1 - abar_t) / max(1 - abar_s, 1e-300)
     that is a step of DDIM: it keeps the noise of x_t and adds none
