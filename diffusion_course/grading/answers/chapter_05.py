@@ -46,6 +46,14 @@ KL = exercise(
         return kl_bits(mean_p, log_var_p, mean_q, log_var_q)
     a wrong mean has a price in yours, a wrong variance has none
         ratio - 1 - np.log(ratio) + distance -> distance
+    the price of a wrong variance is 0 where both are equal: a −1 is missing
+        ratio - 1 - np.log(ratio) -> ratio - np.log(ratio)
+    the sign of the logarithm: log(v_q/v_p) is subtracted
+        - np.log(ratio) -> + np.log(ratio)
+    the distance of the means is measured by the variance of p, the model
+        np.exp(-log_var_p) -> np.exp(-log_var_q)
+    the distance of the means is squared
+        (mean_q - mean_p) ** 2 -> np.abs(mean_q - mean_p)
     those are logarithms of variances; you took them for standard deviations'
         return kl_bits(mean_q, log_var_q / 2, mean_p, log_var_p / 2)
     """,
@@ -60,10 +68,11 @@ def best_variance(doubt, abar_t, abar_s):
     return beta_tilde + c**2 * doubt
 
 
-def _doubts(make):
+def _doubts(make, *shapes):
     def cases(rng):
-        abar_t, abar_s = levels(rng)
-        return [(make(rng, abar_t).astype(np.float32), abar_t, abar_s)]
+        for shape in shapes or ((2, 3),):
+            abar_t, abar_s = levels(rng)
+            yield make(rng, abar_t, *shape).astype(np.float32), abar_t, abar_s
 
     return cases
 
@@ -71,13 +80,17 @@ def _doubts(make):
 BEST_VARIANCE = exercise(
     "05.2 · Between two variances",
     best_variance,
-    Part("no doubt: one point", 1, _doubts(lambda rng, abar_t: np.zeros((2, 3)))),
+    Part("no doubt: one point", 1, _doubts(lambda rng, abar_t, *shape: np.zeros(shape))),
     Part(
         "the doubt of standard normal data, and half of it",
         1,
-        _doubts(lambda rng, abar_t: np.repeat([[1.0], [0.5]], 3, axis=1) * (1 - abar_t)),
+        _doubts(lambda rng, abar_t, *shape: np.repeat([[1.0], [0.5]], 3, axis=1) * (1 - abar_t)),
     ),
-    Part("any doubt", 1, _doubts(lambda rng, abar_t: rng.uniform(0.05, 1.4, (3, 4)))),
+    Part(
+        "any doubt",
+        1,
+        _doubts(lambda rng, abar_t, *shape: rng.uniform(0.05, 1.4, shape), (3, 4), (5,), (2, 2, 3)),
+    ),
     mistakes="""
     a factor of x0 is squared in the variance
         c**2 -> c
@@ -89,6 +102,16 @@ BEST_VARIANCE = exercise(
         c**2 * doubt -> doubt
     the doubt is a variance already: it must not be squared once more
         c**2 * doubt -> c**2 * doubt**2
+    the factor of x0 has the signal level at s, which is √ᾱ_s
+        np.sqrt(abar_s) * beta -> abar_s * beta
+    the factor of x0 has the signal level of the other end, s
+        np.sqrt(abar_s) * beta -> np.sqrt(abar_t) * beta
+    the quotient of the noise levels in β̃ is upside down
+        (1 - abar_s) / (1 - abar_t) -> (1 - abar_t) / (1 - abar_s)
+    β belongs to the step from s to t: 1 − ᾱ_t/ᾱ_s
+        1 - abar_t / abar_s -> 1 - abar_t
+    the variance is asked for, not its root
+        return np.sqrt(right)
     a straight line from β̃ to β is right only where the doubt is measured in 1 − ᾱ_t
         c**2 -> (beta - beta_tilde)
     """,
@@ -176,11 +199,19 @@ def _ends(rng):
     yield _pixels(rng, x0, levels, (-1.5, 1.5))
 
 
+def _every_level(rng):
+    """All levels of one pixel, whose probabilities add up to 1; where 256 are, 0.992 is no end."""
+    for count in (int(rng.integers(2, 5)), 256):
+        x0 = np.linspace(-1, 1, count)
+        mean, std = np.full(count, rng.uniform(-0.3, 0.4)), np.full(count, rng.uniform(0.5, 0.7))
+        yield *(a.astype(np.float32) for a in (x0, mean, std)), count
+
+
 PROBABILITY = exercise(
     "05.4 · The probability of a grey level",
     log_probability,
     Part("levels between the ends", 2, _between_the_ends),
-    Part("the lowest and the highest level", 1, _ends),
+    Part("the lowest and the highest level", 1, lambda rng: [*_ends(rng), *_every_level(rng)]),
     mistakes="""
     that is a density; a probability is an integral over the bin
         return -0.5 * ((x0 - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
@@ -190,6 +221,13 @@ PROBABILITY = exercise(
     the lowest and the highest bin are open, so that the probabilities add up to 1
         np.where(x0 >= 1 - half, 1, upper) -> upper
         np.where(x0 <= half - 1, 0, lower) -> lower
+    only the outermost levels are open: with many levels there are others near −1 and 1
+        x0 >= 1 - half -> x0 > 0.9
+        x0 <= half - 1 -> x0 < -0.9
+    the logarithm is the natural one: yours is in bits
+        return right / np.log(2)
+    the levels are 2/(levels − 1) apart: with both ends there is one gap less than levels
+        1 / (levels - 1) -> 1 / levels
     x0 may be off by a rounding: an end is missed if it must be exactly −1 or 1
         1 - half -> 1
         half - 1 -> -1
@@ -236,6 +274,10 @@ LEARNED = exercise(
         return learned_log_variance(-u, beta, beta_tilde)
     the logarithm of the variance is asked for, not the variance
         return np.exp(right)
+    the logarithm is the natural one: yours is in bits
+        return right / np.log(2)
+    that is the logarithm of the standard deviation: half of what is asked for
+        return right / 2
     nothing keeps u between −1 and 1: do not clip it
         return learned_log_variance(np.clip(u, -1, 1), beta, beta_tilde)
     """,
@@ -281,6 +323,14 @@ CHAIN = exercise(
         ratio - 1 - np.log(ratio) + c**2 * error / beta -> c**2 * error / beta / ratio
     the error of the mean is measured by the model's variance, and that is not β̃
         c**2 * error / beta -> c**2 * error / beta / ratio
+    the bound is asked for in nats: yours is in bits
+        return right / np.log(2)
+    a density of a Gaussian has 2π in it
+        np.log(2 * np.pi * beta) -> np.log(beta)
+    the price of a wrong variance is 0 where both are equal: a −1 is missing
+        ratio - 1 - np.log(ratio) + c**2 -> ratio - np.log(ratio) + c**2
+    the error of x0 reaches the mean with the factor c, and its square with c²
+        c**2 * error / beta -> error / beta
     the prior has gone: x at the first level must be paid for too
         abar[0] * x0**2 / (1 - abar[0]) / 2 -> 0
     the ratio of the variances is upside down: q's stands above the model's
