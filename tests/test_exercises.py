@@ -1,6 +1,7 @@
 """The exercises: the stub earns nothing, the solution everything, a mistake less, and says so."""
 
 import importlib
+import inspect
 import re
 import shutil
 import sys
@@ -121,6 +122,30 @@ def test_every_mistake_earns_less_and_is_named(exercise):
         assert found.points < exercise.points, message
     assert not wrong
     assert len(exercise.mistakes) >= 3
+
+
+def trivial(exercise, case):
+    """Arrays of the right shapes that took no thought: numbers, and every argument as it came."""
+    shapes = [array.shape for array in as_result(exercise.oracle(*map(given, case)))]
+    numbers = {number: number for number in (0.0, 1.0)}
+    handed_back = {
+        name: np.asarray(value, float)
+        for name, value in zip(inspect.signature(exercise.oracle).parameters, case, strict=True)
+        if isinstance(value, np.ndarray | float)
+    }
+    for name, value in (numbers | handed_back).items():
+        fits = all(np.shape(value) in ((), shape) for shape in shapes)
+        filled = [np.broadcast_to(value, shape) for shape in shapes] if fits else [np.array(np.nan)]
+        yield name, tuple(filled)
+
+
+@each_exercise
+def test_a_trivial_answer_earns_nothing(exercise):
+    wanted = key(exercise.id)
+    made = [[dict(trivial(exercise, case)) for case in part] for part in wanted.cases]
+    for name in made[0][0]:
+        same_answer = [[results.get(name, (np.array(np.nan),)) for results in p] for p in made]
+        assert wanted.verdict(same_answer).points == 0, name
 
 
 @pytest.mark.parametrize("slip", SLIPS, ids=lambda slip: f"{slip.exercise}: {slip.says}")

@@ -68,7 +68,7 @@ def tweedie(x, score, alpha, sigma):
 # $\mathbb E[x_0 \mid x_t]$, which is equation (3) with a single component.
 #
 # **Expected.** An array of `x`'s shape: a straight line in `x`. For $\sigma \to 0$ it tends to
-# $x_t/\alpha$, for $\sigma \to \infty$ to $\mu$. Try both.
+# $x_t/\alpha$, for $\sigma \to \infty$ to $\mu$. Try both; the `check` does.
 #
 # <details><summary>Hint</summary>
 # Start at the mean of the data. You see that x differs from what you expected to see, its own mean.
@@ -148,8 +148,8 @@ def finite_posterior_mean(x, data, alpha, sigma):
 # *implement · 10 minutes*
 #
 # A network was trained on the target $y = a\,x_0 + b\,\varepsilon$. Solve the system (4) for $x_0$,
-# given its output `y`, its input `x` and the numbers $a, b, \alpha, \sigma$. The `check` tries
-# `eps`, `v` and a target that nobody has thought of, and none of the levels has
+# given its output `y`, its input `x` and the numbers $a, b, \alpha, \sigma$. The `check` tries every row
+# of the chapter's table and targets that are in no table, and none of the levels has
 # $\alpha^2 + \sigma^2 = 1$.
 #
 # **Expected.** An array of `x`'s shape. From $y$ and $x_t$ that belong to the same $x_0$ and
@@ -246,8 +246,8 @@ def sampler(denoise, x, alphas, sigmas):
 # the covariance of $x_0$ given $x_t$, times a number made of $\alpha$ and $\sigma$. Find the number,
 # and write the doubt of a finite data set.
 #
-# **Expected.** An array `[B]`, one number for each row of `x`, never negative. Computing it without
-# slopes is just as right; do both and compare.
+# **Expected.** An array `[B]`, one number for each row of `x`, never negative. As in 02.4, it must
+# survive a tiny $\sigma$. Computing it without slopes is just as right; do both and compare.
 #
 # <details><summary>Hint</summary>
 # The derivative of a weight is the weight, times how its exponent's derivative differs from the

@@ -150,11 +150,14 @@ def ema(start, params, decay):
 # ## 03.5
 # *derive and check · 15 minutes*
 #
-# Min-SNR weights an error of $x_0$ by $\min(\mathrm{SNR}, \gamma)$, with
-# $\mathrm{SNR} = \alpha^2/\sigma^2 = e^\lambda$. A network that predicts $\varepsilon$ or $v$ errs in
-# another unit: an error of 1 in its output is an error of how much in $\hat x_0$? The weights must be
-# such that all three losses are the same loss. The process preserves variance,
-# $\alpha^2 + \sigma^2 = 1$.
+# A loss may give the noise levels different weights. One choice that trains fast is **min-SNR** (Hang et
+# al. 2023): a squared error of $\hat x_0$ gets the weight $\min(\mathrm{SNR}, \gamma)$, with
+# $\mathrm{SNR} = \alpha^2/\sigma^2 = e^\lambda$ and a number $\gamma$. Without the limit $\gamma$, the
+# levels with hardly any noise would count most.
+#
+# A network that predicts $\varepsilon$ or $v$ errs in another unit. An error of 1 in its output is an
+# error of how much in $\hat x_0$? Find the weight of *its* squared error, such that all three losses are
+# the same loss. The process preserves variance: $\alpha^2 + \sigma^2 = 1$.
 #
 # **Expected.** An array of `log_snr`'s shape, for each `kind` of `"x0"`, `"eps"` and `"v"`.
 #
@@ -267,32 +270,37 @@ def kl_term(x0, x0_hat, abar_t, abar_s):
 # ## 03.8
 # *written · 15 minutes*
 #
-# A friend has trained a network on images for a day. The loss fell quickly and is flat now. The
-# samples are grey noise with a hint of shapes. It turns out that the time never reached the network.
+# A friend has trained a network on points in the plane, as section 2 does. The loss fell quickly and is
+# flat now, but the samples do not look like the data. It turns out that the time never reached the network.
+# A second network of your friend's, which predicts $v$ for small images, has the same mistake. Nobody had
+# noticed: its samples look almost as good as those of a network that hears the time.
 #
 # In about 150 words:
 #
-# 1. Why did the loss fall all the same, and what has the network learned? *(1 point)*
-# 2. Name two things that your friend could have looked at in the first hour, and say what they would
-#    have shown. *(1 point)*
+# 1. Why did the loss fall in the plane, and what has that network learned? Why does the mistake do so much
+#    less harm on images? *(1 point)*
+# 2. Name two things that your friend could have looked at in the first hour, and say what they would have
+#    shown. *(1 point)*
 #
 # <details><summary>Hint</summary>
-# Section 7 breaks a model in this way. Could you tell from a picture how much noise is on it?
+# Section 7 breaks a model in this way. Could you tell from a picture how much noise is on it? Could you
+# tell it from a single point?
 # </details>
 
 # %% [markdown] exercise="03.8" role="written"
 # ### BEGIN SOLUTION
-# 1. A noisy image shows how noisy it is, so a network without a clock can guess the level and
-#    remove most of the noise; at large noise it does hardly worse than one with a clock. It has
-#    learned an average over the levels that could have produced its input. The loss falls to the
-#    error of that average, which is above the least possible but looks like any other number.
-# 2. The output for one fixed image at several times: it does not change at all. The loss plotted
-#    against the time instead of averaged over it: above the expected curve, worst where levels are
-#    hard to tell from the picture. Also good: the gradient of the time layers (zero), samples at
-#    t = 1, ½ and 0 along the way, an exact denoiser on toy data beside it.
+# 1. Without the time the network learns the average of the right answers over all levels that could have
+#    produced its input, weighted by how likely each level is. The loss falls to the error of that
+#    average, which looks like any other number. A point in the plane says little about its level, so the
+#    average mixes levels that are far apart. An image shows its own level: most of what differs
+#    between neighbouring pixels is noise. Little is left to average over.
+# 2. The output for one fixed input at several times: it does not change at all. The loss plotted
+#    against the time: above that of a sound run where levels are hard to tell apart. Also good:
+#    the gradient of the time layers (zero), an exact denoiser beside the network. Samples alone are no
+#    test: on images they look fine.
 #
-# *One point for each part. The first needs "the input shows its own noise level" and "an average".
-# In the second, two observations, each with what it would show.*
+# *One point for each part. The first needs "an average over levels" and "an image shows its own noise
+# level". The second needs two observations, each with what it would show.*
 # ### END SOLUTION
 
 # %% [markdown]

@@ -13,8 +13,11 @@ def noise_step(x, beta, eps):
 
 
 def _any_step(rng):
-    for shape in ((7,), (3, 4, 4, 1)):
-        yield normal(rng, *shape, mean=0.7, std=1.9), number(rng, 0.05, 0.6), normal(rng, *shape)
+    """The last two betas are near the ends of (0, 1), where nothing may be rounded up or cut."""
+    steps = (((7,), (0.05, 0.4)), ((3, 4, 4, 1), (0.6, 0.8)))
+    ends = (((2, 3), (2e-4, 5e-4)), ((5,), (0.9995, 0.9998)))
+    for shape, betas in steps + ends:
+        yield normal(rng, *shape, mean=0.7, std=1.9), number(rng, *betas), normal(rng, *shape)
 
 
 ONE_STEP = exercise(
@@ -43,6 +46,10 @@ ONE_STEP = exercise(
         np.sqrt(beta) -> np.sqrt((1 - beta) * beta)
     the noise is added, not subtracted
         + np.sqrt(beta) -> - np.sqrt(beta)
+    β is a variance already: its square root multiplies the noise, and 1 − β² belongs nowhere
+        return noise_step(x, beta**2, eps)
+    the picture is missing
+        np.sqrt(1 - beta) * x ->
     """,
 )
 
@@ -83,6 +90,12 @@ ALPHA_BAR = exercise(
         return np.append(np.cumprod(1 - betas), 1.0)
     the last step is missing: T betas make T + 1 entries
         return right[:-1]
+    what is left is a share of a share: multiply what the steps keep, don't add it up
+        np.cumprod -> np.cumsum
+    a β is a variance already: a step keeps the share 1 − β, not 1 − β²
+        1 - betas -> 1 - betas**2
+    betas[0] belongs to the first step: yours begins with the last one
+        1 - betas -> 1 - betas[::-1]
     each entry is what one step keeps; multiply all the steps so far
         np.cumprod(1 - betas) -> 1 - betas
     """,
@@ -138,6 +151,14 @@ JUMP = exercise(
         along(0, table[n], x0) -> table[n].mean()
     all images are taken to the step of the first: each has its own n
         along(0, table[n], x0) -> table[n[0]]
+    the noise is added, not subtracted
+        + np.sqrt(1 - level) -> - np.sqrt(1 - level)
+    the noise is missing
+        + np.sqrt(1 - level) * eps ->
+    the data are missing
+        np.sqrt(level) * x0 ->
+    the table holds ᾱ, a share of the variance: its root is α, and its square belongs nowhere
+        table[n] -> table[n] ** 2
     the factors change from row to row: they should change from image to image
         along(0 -> along(1
     the factors change from column to column: they should change from image to image
@@ -157,8 +178,10 @@ def cosine_betas(T, s, max_beta):
 
 
 def _cosine_cases(rng, lowest, highest):
-    for T in (int(rng.integers(5, 9)), int(rng.integers(20, 40))):
+    """A few steps, some, and one; and many, with the smallest offset that is allowed, s = 0."""
+    for T in (int(rng.integers(5, 9)), int(rng.integers(20, 40)), 1):
         yield T, number(rng, 0.04, 0.2), number(rng, lowest, highest)
+    yield int(rng.integers(300, 400)), 0.0, number(rng, lowest, highest)
 
 
 COSINE = exercise(
@@ -175,6 +198,12 @@ COSINE = exercise(
         (t + s) / (1 + s) -> t
     with the offset the angle leads past a right angle: it isn't divided by 1 + s
         (t + s) / (1 + s) -> (t + s)
+    the offset is the argument s; yours is 0.008, as in the paper
+        (t + s) / (1 + s) -> (t + 0.008) / 1.008
+    n/T runs from 0 to 1: it is not n that the offset is added to
+        (t + s) / -> (t * T + s) /
+    n/T runs from 0 to 1, so n is divided by T, not by T + 1
+        / T -> / (T + 1)
     all of n/T + s is divided by 1 + s: a pair of brackets is missing
         (t + s) / (1 + s) -> (t + s / (1 + s))
     each f(n) is divided by f(n − 1): yours is off by one, or the quotient is upside down
@@ -205,12 +234,17 @@ def _schedules(rng):
     return [(rng.uniform(0.02, 0.1, 7),), (rng.uniform(0.05, 0.4, 30),)]
 
 
+def _and_ordinary(rng, extreme):
+    return [(extreme,), (rng.uniform(0.05, 0.3, 9),)]
+
+
 TERMINAL = exercise(
     "01.5 · How noisy is the end?",
     terminal_log_snr,
     Part("any schedule", 1, _schedules),
-    Part("hardly any noise", 1, lambda rng: [(rng.uniform(1e-19, 1e-18, 12),)]),
-    Part("hardly any signal", 1, lambda rng: [(rng.uniform(0.8, 0.95, 600),)]),
+    # An ordinary schedule as well: from the extreme alone, one mistake looks like another.
+    Part("hardly any noise", 1, lambda rng: _and_ordinary(rng, rng.uniform(1e-19, 1e-18, 12))),
+    Part("hardly any signal", 1, lambda rng: _and_ordinary(rng, rng.uniform(0.8, 0.95, 600))),
     mistakes="""
     tiny β are lost in a difference from 1: neither 1 − β nor 1 − ᾱ may be computed as one
         -np.expm1(log_signal) -> 1 - np.exp(log_signal)
@@ -230,6 +264,12 @@ TERMINAL = exercise(
         np.log1p(-betas).sum() -> -np.sum(betas)
     the logarithms of signal and noise are added: that belongs to a product, not a ratio
         log_signal - np.log -> log_signal + np.log
+    twice what it should be: ᾱ and 1 − ᾱ are variances already, and need no square
+        return 2 * right
+    that has base 10 or 2 somewhere: all logarithms here are natural
+        np.log(-np.expm1(log_signal)) -> np.log10(-np.expm1(log_signal))
+    the steps' logarithms add up to that of ᾱ_T; yours are averaged
+        np.log1p(-betas).sum() -> np.log1p(-betas).mean()
     the ratios of single steps don't multiply; the signal that they leave does
         return np.sum(np.log1p(-betas) - np.log(betas))
     """,
@@ -244,17 +284,18 @@ def noising_chain(x0, betas, eps):
     return np.stack(path)
 
 
-def _walks(rng, *lengths):
+def _walks(rng, *lengths, ends=()):
+    """Every beta is ordinary, but for those given, which begin the walk."""
     for T, shape in zip(lengths, ((4,), (2, 3, 3, 1)), strict=True):
         x0 = normal(rng, *shape, mean=0.8, std=1.6)
-        yield x0, rng.uniform(0.1, 0.5, T), normal(rng, T, *shape)
+        yield x0, np.append(ends, rng.uniform(0.1, 0.5, T - len(ends))), normal(rng, T, *shape)
 
 
 CHAIN = exercise(
     "01.6 · A chain with two bugs",
     noising_chain,
     Part("a chain of one step", 1, lambda rng: _walks(rng, 1, 1)),
-    Part("chains of many steps", 2, lambda rng: _walks(rng, 4, 7)),
+    Part("chains of many steps", 2, lambda rng: _walks(rng, 4, 7, ends=(3e-4, 0.9997))),
     # "both bugs" can't be told from the first in a chain of one step.
     mistakes="""
     the factors of signal and noise add up to 1: what should, by equation (1)?
@@ -283,6 +324,18 @@ CHAIN = exercise(
         * fresh -> * eps[0]
     the noises are off by one: the first of them, eps[0], belongs to step 1
         eps, -> [*eps[1:], eps[-1]],
+    the noises are late by one: the first of them, eps[0], belongs to step 1
+        eps, -> [eps[-1], *eps[:-1]],
+    every step has the last noise: each has one of its own
+        * fresh -> * eps[-1]
+    the two factors are exchanged: a small β adds a little noise
+        np.sqrt(1 - beta) * path[-1] + np.sqrt(beta) -> np.sqrt(beta) * path[-1] + np.sqrt(1 - beta)
+    the picture must shrink a little in every step
+        np.sqrt(1 - beta) * path[-1] -> path[-1]
+    both are multiplied by the factor of the signal; that of the noise is √β
+        np.sqrt(beta) -> np.sqrt(1 - beta)
+    both are multiplied by the factor of the noise; that of the signal is √(1 − β)
+        np.sqrt(1 - beta) -> np.sqrt(beta)
     the data are missing: the path begins with x_0
         np.stack(path) -> np.stack(path[1:])
     """,
@@ -301,12 +354,17 @@ def _ladder(rng, top, bottom, T):
     return (top + (bottom - top) * np.cumsum(gaps)[:-1] / gaps.sum(),)
 
 
+def _and_any_ladder(rng, top, bottom):
+    return [_ladder(rng, top, bottom, 9), _ladder(rng, 3, -4, 5)]
+
+
 LADDER = exercise(
     "01.7 · A schedule from its log-SNR",
     betas_from_log_snr,
     Part("any ladder", 1, lambda rng: [_ladder(rng, 4, -7, 6), _ladder(rng, 5, -3, 11)]),
-    Part("a ladder close to the data", 1, lambda rng: [_ladder(rng, 60, 38, 9)]),
-    Part("a ladder deep in the noise", 1, lambda rng: [_ladder(rng, -750, -790, 9)]),
+    # An ordinary ladder as well: from the extreme alone, one mistake looks like another.
+    Part("a ladder close to the data", 1, lambda rng: _and_any_ladder(rng, 60, 38)),
+    Part("a ladder deep in the noise", 1, lambda rng: _and_any_ladder(rng, -750, -790)),
     mistakes="""
     close to the data a β is far smaller than 1, and a difference from 1 rounds it to 0
         -np.expm1(np.diff(log_level)) -> 1 - np.exp(np.diff(log_level))
@@ -315,6 +373,18 @@ LADDER = exercise(
         -np.expm1(np.diff(log_level)) -> 1 - log_level[1:] / log_level[:-1]
     λ compares variances, not standard deviations: it isn't log(α/σ)
         return betas_from_log_snr(2 * log_snr)
+    λ is log(α²/σ²), not its double: it compares variances, and they are not squared again
+        return betas_from_log_snr(log_snr / 2)
+    each ᾱ is divided by the one before it, or your logarithm of ᾱ has the wrong sign
+        np.diff(log_level) -> -np.diff(log_level)
+    a β compares variances: no root of their quotient is taken
+        np.diff(log_level) -> np.diff(log_level) / 2
+    a β compares variances: their quotient is not squared
+        np.diff(log_level) -> 2 * np.diff(log_level)
+    a difference from 1 has a sign: 1 − e^d, not e^d − 1
+        -np.expm1 -> np.expm1
+    λ is the logarithm of a ratio, not of ᾱ: the 1 below ᾱ is missing
+        -np.logaddexp(0, -log_snr) -> log_snr
     signal and noise are swapped: a large λ means much signal
         return betas_from_log_snr(-log_snr)
     one step is missing: the first begins at the data, where ᾱ is 1

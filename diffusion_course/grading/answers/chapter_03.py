@@ -17,12 +17,18 @@ def posterior(x0, x_t, abar_t, abar_s):
     return on_x0 * x0 + on_x_t * x_t, variance
 
 
+def _pair(rng, shape, abar_t, abar_s):
+    return images(rng, *shape), images(rng, *shape), abar_t, abar_s
+
+
 def _pairs(rng, ratio):
-    return [(images(rng, 2, 3), images(rng, 2, 3), *levels(rng, ratio)) for _ in range(2)]
+    return [_pair(rng, shape, *levels(rng, ratio)) for shape in ((2, 3), (4,))]
 
 
-def _to_the_data(rng):
-    return [(images(rng, 2, 3), images(rng, 2, 3), number(rng, 0.2, 0.9), 1.0)]
+def _and_to_the_data(rng):
+    """A step among the noise as well: where x0 is the mean, a formula isn't needed."""
+    yield _pair(rng, (3, 2), *levels(rng, (0.4, 0.9)))
+    yield _pair(rng, (2, 2, 1), number(rng, 0.2, 0.9), 1.0)
 
 
 POSTERIOR = exercise(
@@ -30,7 +36,7 @@ POSTERIOR = exercise(
     posterior,
     Part("neighbouring steps", 1, lambda rng: _pairs(rng, (0.9, 0.97))),
     Part("a long jump", 1, lambda rng: _pairs(rng, (0.05, 0.4))),
-    Part("back to the data, ᾱ_s = 1", 1, _to_the_data),
+    Part("any step, and back to the data, ᾱ_s = 1", 1, _and_to_the_data),
     mistakes="""
     the two factors are swapped: the nearer s is to the data, the more x0 counts
         return posterior(x_t, x0, abar_t, abar_s)
@@ -55,6 +61,25 @@ POSTERIOR = exercise(
         abar_t / abar_s -> abar_t
     ᾱ is a product over steps: what a step adds is not the difference of two of them
         abar_t / abar_s -> 1 - (abar_s - abar_t)
+    a step keeps a share below 1: your quotient is upside down
+        abar_t / abar_s -> abar_s / abar_t
+    a step keeps a share of the variance; yours is its root
+        abar_t / abar_s -> np.sqrt(abar_t / abar_s)
+    both factors are divided by the noise at t: without it they don't add up to the mean
+        on_x0 * x0 + on_x_t * x_t -> (on_x0 * x0 + on_x_t * x_t) * (1 - abar_t)
+    that is the mean at s given x0 alone; x_t says something too
+        on_x0 * x0 + on_x_t * x_t -> np.sqrt(abar_s) * x0
+    the mean is a sum of both: neither pulls the other way
+        x0 + on_x_t -> x0 - on_x_t
+    the variance is smaller than the step's own: the two noises below it are upside down
+        variance = (1 - kept) * (1 - abar_s) / (1 - abar_t)
+            -> variance = (1 - kept) * (1 - abar_t) / max(1 - abar_s, 1e-300)
+    the variance grows with what the step adds; yours holds the share that it keeps
+        variance = (1 - kept) -> variance = kept
+    the second value is the variance itself, not its logarithm
+        x_t, variance -> x_t, np.log(variance)
+    the two results stand the other way round: the mean comes first
+        on_x0 * x0 + on_x_t * x_t, variance -> variance, on_x0 * x0 + on_x_t * x_t
     """,
 )
 
@@ -101,6 +126,20 @@ LOSS = exercise(
         error**2 -> np.abs(error)
     each error must be squared before the average, not the average
         np.mean(error**2) -> np.mean(error) ** 2
+    data and noise are exchanged: v holds α of the noise and σ of the data
+        alpha * eps - sigma * x0 -> alpha * x0 - sigma * eps
+    no half is taken: the loss is the mean of the squares
+        return right / 2
+    all images are given the levels of the first: each has its own
+        along(0, level, x0) -> level[0]
+    α and σ multiply an array as they are: no square is taken of them
+        alpha * eps - sigma * x0 -> alpha**2 * eps - sigma**2 * x0
+    α and σ multiply an array as they are: no root is taken of them
+        alpha * eps - sigma * x0 -> np.sqrt(alpha) * eps - np.sqrt(sigma) * x0
+    the square of the mean error counts as well: that is the variance of the error
+        np.mean(error**2) -> np.var(error)
+    each image has the same weight: no level stands before the square
+        np.mean(error**2) -> np.mean(alpha**2 * error**2)
     no root is taken: the loss is the mean of the squares
         return np.sqrt(right)
     the levels change from row to row: they are one number per image
@@ -127,19 +166,25 @@ def _step_of_ddim(x0_hat, x_t, abar_t, abar_s):
     return np.sqrt(abar_s) * x0_hat + np.sqrt(1 - abar_s) * eps
 
 
-def _step(rng, levels):
-    return images(rng, 2, 4), images(rng, 2, 4), normal(rng, 2, 4), *levels
+def _step(rng, shape, levels):
+    return images(rng, *shape), images(rng, *shape), normal(rng, *shape), *levels
 
 
 def _steps(rng):
-    return [_step(rng, levels(rng, (0.3, 0.9))) for _ in range(2)]
+    return [_step(rng, shape, levels(rng, (0.3, 0.9))) for shape in ((2, 4), (5,))]
+
+
+def _last_steps(rng):
+    """The last two: the guess alone is right in the last one only."""
+    yield _step(rng, (3, 2), levels(rng, (0.3, 0.9)))
+    yield _step(rng, (2, 2, 2, 1), (number(rng, 0.3, 0.9), 1.0))
 
 
 STEP = exercise(
     "03.3 · One ancestral step",
     ancestral_step,
     Part("between two noisy levels", 2, _steps),
-    Part("the last step adds no noise", 1, lambda rng: [_step(rng, (number(rng, 0.3, 0.9), 1.0))]),
+    Part("down to the data: the last step adds no noise", 1, _last_steps),
     mistakes="""
     noise is multiplied by a standard deviation, and the posterior gives a variance
         np.sqrt(variance) -> variance
@@ -162,6 +207,23 @@ STEP = exercise(
         np.sqrt(abar_s) -> np.sqrt(abar_t)
     the share kept between s and t is a quotient; yours is ᾱ_t, kept since the data
         abar_t / abar_s -> abar_t
+    that is the noise of the step itself; the posterior has less in every step, not only in the last
+        np.sqrt(variance) -> (abar_s < 1) * np.sqrt(1 - kept)
+    in the factor of x_t the step from s to t counts, not all the way from the data
+        np.sqrt(kept) -> np.sqrt(abar_t)
+    ᾱ is a product over steps: what a step adds is not the difference of two of them
+        abar_t / abar_s -> 1 - (abar_s - abar_t)
+    the noise is added, not subtracted
+        + np.sqrt(variance) -> - np.sqrt(variance)
+    both factors are divided by the noise at t: without it they don't add up to the mean
+        on_x0 * x0_hat + on_x_t * x_t -> (on_x0 * x0_hat + on_x_t * x_t) * (1 - abar_t)
+    every pixel has a noise of its own; yours is the same for all
+        * noise -> * noise.mean()
+    the guess is taken as it is: nothing was said of a limit at −1 and 1
+        x0_hat -> np.clip(x0_hat, -1, 1)
+    the variance is multiplied by the share of the noise that is there at s; yours divided
+        variance = (1 - kept) * (1 - abar_s) / (1 - abar_t)
+            -> variance = (1 - kept) * (1 - abar_t) / max(1 - abar_s, 1e-300)
     that is a step of DDIM: it keeps the noise of x_t and adds none
         return _step_of_ddim(x0_hat, x_t, abar_t, abar_s)
     the guess is noised anew: nothing of x_t is left, where the posterior keeps a part
@@ -180,8 +242,10 @@ def ema(start, params, decay):
 
 
 def _run(rng, steps, *decay):
-    start = normal(rng, 3, mean=-4.0, std=1.7)
-    return [(start, images(rng, steps, 3), number(rng, *decay))]
+    """Weights on both sides of 0, and start far from them."""
+    for size, side in ((3, 1), (4, -1)):
+        start = side * normal(rng, size, mean=-4.0, std=1.7)
+        yield start, side * images(rng, steps, size), number(rng, *decay)
 
 
 EMA = exercise(
@@ -203,6 +267,26 @@ EMA = exercise(
     the first row is left out of the warm-up: it is taken as it is
         average = start -> average, params = params[0], params[1:]
         enumerate(params) -> enumerate(params, 1)
+    the warm-up begins with n = 0: (1 + n)/(10 + n) is a tenth there, and yours 0
+        (1 + n) / (10 + n) -> n / (10 + n)
+    the warm-up begins with a tenth, and yours with a ninth
+        (10 + n) -> (9 + n)
+    the smaller of the two is taken, not their product
+        min(decay, (1 + n) / (10 + n)) -> decay * (1 + n) / (10 + n)
+    n counts the steps so far; yours is the number of all steps, in every one
+        min(decay, (1 + n) / (10 + n)) -> min(decay, (1 + len(params)) / (10 + len(params)))
+    the two shares must add up to 1: both are made of d_n
+        (1 - d) -> (1 - decay)
+    the new weights have a share as well: 1 − d_n
+        (1 - d) * weights -> weights
+    each step goes on from the average before it; yours from `start` every time
+        d * average -> d * start
+    the weights are taken in the order in which the network had them, the last row last
+        return ema(start, params[::-1], decay)
+    the first row is missing
+        return ema(start, params[1:], decay)
+    that is a plain mean over the steps: (1 + n)/(10 + n) is another warm-up
+        (1 + n) / (10 + n) -> n / (1 + n)
     d_n must not rise above the decay that was asked for
         min(decay, (1 + n) / (10 + n)) -> (1 + n) / (10 + n)
     the last row is missing
@@ -229,8 +313,9 @@ def _weights_of(kind):
         gamma = rng.uniform(3, 4.5)
         low = rng.uniform((-4.5, -4.5, -1.5, -1.5), (-2, -2, 0.8, 0.8))
         high = rng.uniform(np.log(gamma) + 0.3, gamma - 0.3, 2)
-        log_snr = rng.permutation([*low, *high, gamma + rng.uniform(0.4, 1.0)])
-        return [(log_snr.astype(np.float32), float(gamma), kind)]
+        log_snr = rng.permutation([*low, *high, gamma + rng.uniform(0.4, 1.0)]).astype(np.float32)
+        yield log_snr, float(gamma), kind
+        yield log_snr[:6].reshape(2, 3), number(rng, 0.4, 0.8), kind
 
     return cases
 
@@ -262,6 +347,24 @@ MIN_SNR = exercise(
         1 / (snr + 1) -> snr / (snr + 1)
     x0 = α·x_t − σ·v holds v itself: no α stands below
         1 / (snr + 1) -> 1 / snr + 1
+    the weights of eps and of v are exchanged
+        "eps": 1 / snr, "v": 1 / (snr + 1) -> "v": 1 / snr, "eps": 1 / (snr + 1)
+    the factor is squared once, and yours twice
+        1 / snr, "v": 1 / (snr + 1) -> 1 / snr**2, "v": 1 / (snr + 1) ** 2
+    γ is an argument; yours is 5, as in the paper
+        np.minimum(snr, gamma) -> np.minimum(snr, 5.0)
+    the largest weight of x0 is γ itself: nothing is divided by it
+        return right / gamma
+    λ is log(α²/σ²), so that e^λ is the ratio already: no root is taken
+        np.exp(log_snr) -> np.exp(log_snr / 2)
+    λ is log(α²/σ²), so that e^λ is the ratio already: no square is taken
+        np.exp(log_snr) -> np.exp(2 * log_snr)
+    above γ the weight stays at γ; yours falls to 0
+        np.minimum(snr, gamma) -> np.where(snr > gamma, 0, snr)
+    in the weight of v stands the ratio plus 1; a sign is wrong
+        1 / (snr + 1) -> 1 / (snr - 1)
+    every noise level has a ratio of its own; yours is that of the mean
+        np.exp(log_snr) -> np.exp(np.mean(log_snr)) + 0 * log_snr
     the ratio is upside down: a large λ means much signal
         np.exp(log_snr) -> np.exp(-log_snr)
     """,
@@ -280,17 +383,30 @@ def sample(denoise, x, noises, abar):
     return x
 
 
-def _runs(rng, steps):
-    noisy = np.sort(rng.uniform(0.05, 0.9, steps))
-    denoise = gaussian(rng, mean=(1, 2))
-    return [(denoise, images(rng, 4), normal(rng, steps, 4), np.append(noisy, 1.0))]
+def _run_down(rng, abar, *shape, mean=(1, 2)):
+    x, noises = images(rng, *shape), normal(rng, len(abar), *shape)
+    return gaussian(rng, mean), x, noises, np.append(abar, 1.0)
+
+
+def _short_runs(rng):
+    """One step and two: the denoiser's guess alone is right after one."""
+    yield _run_down(rng, rng.uniform(0.05, 0.9, 1), 4)
+    yield _run_down(rng, np.sort(rng.uniform(0.05, 0.9, 2)), 2, 2, mean=(-2, -1))
+
+
+def _whole_runs(rng):
+    """From nearly pure noise, in one leap to the middle, and on to almost the data."""
+    middle = np.sort(rng.uniform(0.2, 0.8, 3))
+    ends = [number(rng, 3e-5, 6e-5)], rng.uniform((0.998, 0.9994), (0.999, 0.9997))
+    yield _run_down(rng, np.concatenate([ends[0], middle, ends[1]]), 4)
+    yield _run_down(rng, np.sort(rng.uniform(0.05, 0.9, 4)), 3, 2, mean=(-2, -1))
 
 
 SAMPLER = exercise(
     "03.6 · This sampler is broken",
     sample,
-    Part("the last step returns the denoiser's guess", 1, lambda rng: _runs(rng, 1)),
-    Part("a whole run", 3, lambda rng: _runs(rng, 6)),
+    Part("short runs; the last step returns the denoiser's guess", 1, _short_runs),
+    Part("whole runs", 3, _whole_runs),
     mistakes="""
     one bug is left: noise is added that the posterior does not have, even in the last step
         np.sqrt(variance) -> np.sqrt(1 - kept)
@@ -318,6 +434,29 @@ SAMPLER = exercise(
         np.sqrt(abar_t), np.sqrt(1 - abar_t) -> np.sqrt(abar_s), np.sqrt(1 - abar_s)
     the guess is noised anew: nothing of x_t is left, where the posterior keeps a part
         on_x0 * x0 + on_x_t * x + np.sqrt(variance) -> np.sqrt(abar_s) * x0 + np.sqrt(1 - abar_s)
+    this is a new bug: in the factor of x_t stands a share of the variance, without a root
+        np.sqrt(kept) -> kept
+    this is a new bug: in the factor of the guess stands ᾱ_s, without a root
+        np.sqrt(abar_s) -> abar_s
+    this is a new bug: the step keeps a quotient of levels; yours is all that is kept since the data
+        abar_t / abar_s -> abar_t
+    this is a new bug: the noise is subtracted
+        + np.sqrt(variance) -> - np.sqrt(variance)
+    this is a new bug: the factors of the guess and of x are exchanged
+        on_x0 * x0 + on_x_t * x -> on_x0 * x + on_x_t * x0
+    this is a new bug: both factors are divided by the noise at t
+        on_x0 * x0 + on_x_t * x -> (on_x0 * x0 + on_x_t * x) * (1 - abar_t)
+    this is a new bug: the last step is missing, or the last noise
+        return sample(denoise, x, noises[:-1], abar[:-1])
+    this is a new bug: the noises are taken from the last to the first
+        return sample(denoise, x, noises[::-1], abar)
+    this is a new bug: denoise takes α first, then σ
+        np.sqrt(abar_t), np.sqrt(1 - abar_t) -> np.sqrt(1 - abar_t), np.sqrt(abar_t)
+    this is a new bug: the denoiser is told the first level in every step
+        np.sqrt(abar_t), np.sqrt(1 - abar_t) -> np.sqrt(abar[0]), np.sqrt(1 - abar[0])
+    this is a new bug: the guess is cut off at −1 and 1, but these data lie beyond
+        denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t))
+            -> np.clip(denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t)), -1, 1)
     that is DDIM: it keeps the noise of x_t where the posterior draws some afresh
         on_x0 * x0 + on_x_t * x + np.sqrt(variance) * noise -> _step_of_ddim(x0, x, abar_t, abar_s)
     """,
@@ -351,6 +490,28 @@ KL = exercise(
         return kl_term(x0, x0_hat, abar_s, abar_t)
     both Gaussians have the same variance, so the difference of their means is squared
         error**2 -> np.abs(error)
+    the differences are squared one by one, and then added up
+        np.sum(error**2, axis=1) -> np.sum(error, axis=1) ** 2
+    the guess is subtracted from x0 before the square; yours is a difference of squares
+        x0 - x0_hat -> x0**2 - x0_hat**2
+    one half is there twice
+        return right / 2
+    that is in bits; the divergence is asked for in nats
+        return right / np.log(2)
+    that is the ratio at t alone; what counts is what the step from t to s brings
+        snr_s - snr_t -> snr_t
+    the ratio at t is subtracted, not added
+        snr_s - snr_t -> snr_s + snr_t
+    it is the signal-to-noise ratios that are subtracted, not the levels ᾱ
+        snr_s - snr_t -> abar_s - abar_t
+    the ratios are upside down: the signal stands above the noise
+        snr_s - snr_t -> 1 / snr_t - 1 / snr_s
+    the ratios of variances are subtracted; yours are those of standard deviations
+        snr_s - snr_t -> (np.sqrt(snr_s) - np.sqrt(snr_t)) ** 2
+    the largest error alone doesn't count: add up the squares of all
+        np.sum(error**2, axis=1) -> np.max(error**2, axis=1)
+    x0 and the guess are subtracted, not added
+        x0 - x0_hat -> x0 + x0_hat
     the distance is squared: no root is taken of the sum of squares
         np.sum(error**2, axis=1) -> np.sqrt(np.sum(error**2, axis=1))
     the ratios themselves are subtracted, not their logarithms
