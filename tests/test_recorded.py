@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def in_chapter(chapter, name):
         if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [name]
     ]
     return ast.literal_eval(value)
+
+
+def test_chapter_04_shows_the_recorded_learning_rates():
+    source = (COURSE / "notebooks" / "source" / "04_networks.py").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^# \| (\de-\d) \| ([\d.]+), ([\d.]+) \| ([\d.]+), ([\d.]+) \|$", source)
+    shown = [[float(number) for number in row] for row in rows]
+    found = [[r["rate"], *r["error"], *r["frechet"]] for r in record("settings")["rows"]]
+    assert shown == found and len(found) == 5
 
 
 def test_chapter_06_shows_the_recorded_distances_of_these_weights():

@@ -141,7 +141,14 @@ digit, its_noise = jnp.asarray(unseen.x[13]), jax.random.normal(jax.random.key(1
 latents = [q.alpha(t) * digit + q.sigma(t) * its_noise for t in layers]
 fig, axes = plt.subplots(1, 6, figsize=(9, 2.1), gridspec_kw={"wspace": 0.4})
 fig.get_layout_engine().set(wspace=0.25)
-under = ("data $x_0$", "latent $x_1$", "latent $x_2$", "latent $x_3$", "latent $x_4$", "noise $x_T$")
+under = (
+    "data $x_0$",
+    "latent $x_1$",
+    "latent $x_2$",
+    "latent $x_3$",
+    "latent $x_4$",
+    "noise $x_T$",
+)
 for ax, picture, name in zip(axes, latents, under, strict=True):
     ax.imshow(picture[..., 0], vmin=-1.5, vmax=1.5)
     ax.set(xticks=[], yticks=[], xlabel=name)
@@ -820,7 +827,9 @@ print(f"standard errors at most {np.sqrt(max(squared)):.2f} bits/dim")
 # before it changes.
 
 # %%
-held = {T: chain_of(np.append(np.linspace(1, 1 / 32, T), 0).astype(np.float32)) for T in lengths[3:]}
+held = {
+    T: chain_of(np.append(np.linspace(1, 1 / 32, T), 0).astype(np.float32)) for T in lengths[3:]
+}
 total_held = {m: np.array([c[m].mean(1).sum() for c in held.values()]) for m in methods[:3]}
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True)
 for ax, counted, series in zip(axes, (lengths, lengths[3:]), (total, total_held), strict=True):

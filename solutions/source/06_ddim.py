@@ -176,7 +176,7 @@ def slerp(a, b, share):
 # **evaluations**, by least squares.
 #
 # **Expected.** One number, the order: about 2 for an error that falls to a quarter where the cost
-# doubles.
+# doubles, and negative for an error that grows.
 #
 # <details><summary>Hint</summary>
 # jnp.polyfit(x, y, 1) returns slope and intercept. An error that falls has a negative slope.
@@ -232,8 +232,8 @@ print(f"one step to the data misses the guess by {jnp.abs(leap - exact(start, 1,
 assert jnp.abs(leap - exact(start, 1, 2.0)).mean() > 0.5
 
 # %% [markdown]
-# There are **two** bugs, and neither raises an error. One of them is in every step but cannot be seen in the
-# last one. Write the solver as it should be.
+# There are **two** bugs, and neither raises an error. One of them is in every step. The other one shows only in a
+# step to the data. Write the solver as it should be.
 #
 # **Expected.** An array of `x`'s shape: the state at `sigmas[-1]`. A step to 0 returns the denoiser's guess.
 #

@@ -77,6 +77,8 @@ def _steps_with_noise(rng):
     for shape in ((2, 4), (3,)):
         angle_s = number(rng, 0.8, 1.0)
         yield _step(rng, shape, angle_s + number(rng, 0.2, 0.45), angle_s, number(rng, 0.4, 0.7))
+        # A short step: 1 − SNR_t/SNR_s is small, and nothing may be added to what is divided.
+        yield _step(rng, shape, angle_s / 2 + number(rng, 0.008, 0.012), angle_s / 2, 0.9)
     yield _step(rng, (4,), number(rng, 0.4, 1.2), 0.0, 0.7)
 
 
@@ -188,9 +190,15 @@ def slerp(a, b, share):
     return (np.sin((1 - share) * theta) * a + np.sin(share * theta) * b) / np.sin(theta)
 
 
-def _pairs(rng, *shape):
-    a = normal(rng, *shape, mean=0.1, std=1.7)
-    return [(a, normal(rng, *shape, mean=-0.2, std=1.2), number(rng, 0.15, 0.4))]
+def _pairs(rng, *shape, size=1.0):
+    a = size * normal(rng, *shape, mean=0.1, std=1.7)
+    b = size * normal(rng, *shape, mean=-0.2, std=1.2)
+    return [(a.astype(np.float32), b.astype(np.float32), number(rng, 0.15, 0.4))]
+
+
+def _batches(rng):
+    """Noises as they are, and faint ones: nothing may be added to a length."""
+    return _pairs(rng, 3, 2, 3, 1) + _pairs(rng, 4, 5, size=0.01)
 
 
 def _oblique_pair(rng):
@@ -207,7 +215,7 @@ SLERP = exercise(
     "06.4 · Between two noises",
     slerp,
     Part("one pair", 1, _oblique_pair),
-    Part("a batch, where each pair has its own angle", 2, lambda rng: _pairs(rng, 3, 2, 3, 1)),
+    Part("a batch, where each pair has its own angle", 2, _batches),
     mistakes="""
     that is the straight line, whose middle is too short for noise
         return (1 - share) * a + share * b
@@ -238,10 +246,11 @@ def fitted_order(steps, per_step, saved, errors):
 
 def _runs(rng, *costs):
     """More steps than there are extra evaluations, which one may subtract by mistake."""
-    for per_step, saved in costs:
-        steps = (max(0, -saved) + np.cumsum(rng.integers(2, 9, 6))).astype(np.float32)
-        power = rng.uniform(0.8, 3.2)
-        errors = rng.uniform(0.2, 3) * steps**-power * np.exp(rng.normal(0, 0.3, 6))
+    for count, (per_step, saved) in enumerate(costs, start=5):
+        steps = (max(0, -saved) + np.cumsum(rng.integers(2, 9, count))).astype(np.float32)
+        # The last solver diverges: its error grows with the steps.
+        power = rng.uniform(0.8, 3.2) if count < 7 else -0.7
+        errors = rng.uniform(0.2, 3) * steps**-power * np.exp(rng.normal(0, 0.3, count))
         yield steps, per_step, saved, errors.astype(np.float32)
 
 
@@ -251,7 +260,7 @@ ORDER = exercise(
     Part("one evaluation per step", 1, lambda rng: _runs(rng, (1, 0))),
     Part("several, and some saved", 1, lambda rng: _runs(rng, (2, 1), (3, 2), (1, -9))),
     mistakes="""
-    an order is positive: it is minus the slope
+    the order is minus the slope: it is positive where the error falls
         return -right
     count evaluations: so many in each step, less what is saved in the run; neither may be left out
         np.log(evaluations) -> np.log(steps)
@@ -262,7 +271,7 @@ ORDER = exercise(
     the evaluations need a logarithm too
         np.log(evaluations) -> evaluations
     the slope between the two ends ignores all the runs in the middle
-        np.log(evaluations), np.log(errors) -> np.log(evaluations[::5]), np.log(errors[::5])
+        np.log(evaluations), np.log(errors) -> np.log(evaluations[[0, -1]]), np.log(errors[[0, -1]])
     """,
 )
 
@@ -284,7 +293,8 @@ def _falls(rng, *walks):
     for shape, steps, to_data in walks:
         sigmas = np.cumsum(rng.uniform(0.2, 0.7, steps + 1))[::-1].copy()
         sigmas[-1] *= not to_data
-        yield gaussian(rng), images(rng, *shape), sigmas
+        side = rng.permutation([1, -1])[0] if steps < 2 else (-1) ** steps  # of the data's mean
+        yield gaussian(rng, mean=sorted((1.1 * side, 2.3 * side))), images(rng, *shape), sigmas
 
 
 def _among_the_noise(rng):
