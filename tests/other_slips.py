@@ -19,7 +19,7 @@ class Slip(NamedTuple):
 TABLE = "np.concatenate([[1.0], np.cumprod(1 - betas)])"
 POSTERIOR = "on_x0 * x0 + on_x_t * x_t, added"
 LOSS = "jnp.mean((output - v) ** 2)"
-DDIM = "abar_s**0.5 * x0_hat + direction * eps + variance**0.5 * noise"
+DDIM = "alpha_s * x0 + direction * eps + np.sqrt(variance) * noise"
 CLASSES = "jax.nn.softmax(logits, axis=-1)"
 DROPPED = "jnp.where(u < rate, null, labels)"
 SDEDIT = "np.sqrt(level) * guide + np.sqrt(1 - level) * noise"
@@ -40,12 +40,13 @@ SLIPS = [
     Slip("03.4", "return average", "return params.mean(0)", "differ"),
     Slip("04.1", "scale[:, None, None]", "scale[:, :, None, None]", "shape"),
     Slip("04.7", "sigma**2 / alpha", "sigma**2 / alpha**3", "one and the same factor"),
-    Slip("05.2", "abar_s**0.5 * beta", "abar_s * beta", "differ"),
+    Slip("05.2", "+ c**2 * doubt", "+ c**3 * doubt", "differ"),
     Slip("05.4", "x0 > 1 - half", "x0 > 99", "differ"),
     Slip("06.2", DDIM, f"({DDIM})[0]", "expected shape"),
-    Slip("06.3", "/ alpha_s", "/ alpha_t", "every value"),
+    Slip("06.3", "+ step * eps", "+ step * eps**2", "every value"),
     Slip("06.4", " / (lengths[0] * lengths[1])", "", "expected finite numbers"),
-    Slip("06.7", "if sigma[s] > 0:", "if True:", "expected finite numbers"),
+    Slip("06.6", "if low > 0:", "if True:", "expected finite numbers"),
+    Slip("06.7", "/ (power + 1)", "/ power", "expected finite numbers"),
     Slip("07.7", "gap / variance", "-gap / variance", "the sign"),
     Slip(
         "07.7",

@@ -15,10 +15,15 @@
 # `raise NotImplementedError`, then run the `check` below it: it tells you at once whether the
 # function is right, and if not, what is wrong. Check as often as you like.
 #
-# Levels are given as $\bar\alpha$, with $\alpha = \sqrt{\bar\alpha}$ and
-# $\sigma = \sqrt{1-\bar\alpha}$: `abar_t` belongs to the step you are at and `abar_s` to an earlier
-# time, nearer to the data, so `abar_s > abar_t`. The data themselves have $\bar\alpha = 1$. Tables run
-# from noise to data.
+# A step goes from the time `t` to an earlier time `s`, nearer to the data. Levels come in three coordinates:
+#
+# - exercise 06.1 has $\bar\alpha$, with $\alpha = \sqrt{\bar\alpha}$ and $\sigma = \sqrt{1-\bar\alpha}$; the data
+#   have $\bar\alpha = 1$;
+# - exercise 06.2 has an angle, with $\alpha = \cos\varphi$ and $\sigma = \sin\varphi$; the data have
+#   $\varphi = 0$;
+# - exercises 06.3, 06.6 and 06.7 have the coordinates of equation (5), $\bar x = x/\alpha$ and
+#   $\bar\sigma = \sigma/\alpha$; the data have $\bar\sigma = 0$. In these coordinates $\alpha$ is always 1, so the
+#   denoiser is called as `denoise(x, 1, sigma)`.
 #
 # Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
 # constants of your own in other cells. It may not use the function of another exercise; of
@@ -69,60 +74,68 @@ def fresh_noise(abar, eta):
 
 # %% [markdown]
 # ## 06.2
-# *implement · 15 minutes*
+# *derive and check · 20 minutes*
 #
-# Equation (3). The standard normal `noise` is given, so that your step can be compared.
+# Our networks predict $v = \alpha\,\varepsilon - \sigma\,x_0$ (chapter 02). Write one step of DDIM, equation (3),
+# for such a network. The levels are given by angles: $\alpha = \cos\varphi$ and $\sigma = \sin\varphi$, with
+# $\varphi_s < \varphi_t$. The standard normal `noise` is given, so that your step can be compared. The step must
+# work from pure noise too, at $\varphi_t = \pi/2$, where $\alpha_t = 0$.
 #
-# **Expected.** An array of `x_t`'s shape. At `abar_s = 1` it is `x0_hat`, whatever the noise.
+# **Expected.** An array of `x_t`'s shape. At `angle_s = 0` it is the guess $\hat x_0$, whatever the noise. With
+# $\eta = 0$ your step turns the pair $(x_t, \hat v)$ by the angle $\varphi_t - \varphi_s$.
 #
 # <details><summary>Hint</summary>
-# Three terms: the guess at the new signal level, the predicted noise, the fresh noise. The squares of
-# the last two factors must add up to 1 − ᾱ_s.
+# x_t = α·x0 + σ·ε and v = α·ε − σ·x0 are two equations. Solve them for x0 and ε: since α² + σ² = 1, nothing is
+# divided. The SNR is 1/tan²φ.
 # </details>
 
 
 # %% exercise="06.2" role="answer"
-def ddim_step(x0_hat, x_t, noise, abar_t, abar_s, eta):
-    """x0_hat, x_t and noise [...], numbers abar_t < abar_s and eta -> x_s, [...]."""
+def ddim_step(v_hat, x_t, noise, angle_t, angle_s, eta):
+    """v_hat, x_t and noise [...], numbers angle_t > angle_s and eta -> x_s, [...]."""
     ### BEGIN SOLUTION return x at the level s, an array of x_t's shape
-    eps = (x_t - abar_t**0.5 * x0_hat) / (1 - abar_t) ** 0.5
-    variance = eta**2 * (1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)
-    direction = (1 - abar_s - variance) ** 0.5
-    return abar_s**0.5 * x0_hat + direction * eps + variance**0.5 * noise
+    alpha_t, sigma_t = np.cos(angle_t), np.sin(angle_t)
+    alpha_s, sigma_s = np.cos(angle_s), np.sin(angle_s)
+    x0, eps = alpha_t * x_t - sigma_t * v_hat, sigma_t * x_t + alpha_t * v_hat
+    snr_ratio = (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2
+    variance = eta**2 * sigma_s**2 * (1 - snr_ratio)
+    direction = np.sqrt(sigma_s**2 - variance)
+    return alpha_s * x0 + direction * eps + np.sqrt(variance) * noise
     ### END SOLUTION
 
 
 # %% [markdown]
 # ## 06.3
-# *derive and check · 20 minutes*
+# *derive and check · 25 minutes*
 #
-# Invert a step of DDIM with $\eta = 0$: from $x_s$ to the $x_t$ from which it came. Solve equation (3) for
-# $x_t$ at a *given* $\hat\varepsilon$. That noise belongs to $x_t$ at time $t$, so evaluate
-# `denoise(guess, alpha_t, sigma_t)`. Begin with `x_s` as the guess; each refinement takes the result as
-# the new guess and computes the step again. Here $\bar\alpha_t$ is never 0: the formula that keeps
-# $\hat\varepsilon$ is enough.
+# DDIM inversion in the coordinates of (5), from the data up a whole grid. A step down is
+# $\bar x_s = \bar x_t + (\bar\sigma_s - \bar\sigma_t)\,\hat\varepsilon(\bar x_t, \bar\sigma_t)$. Solve it for
+# $\bar x_t$ at a *given* $\hat\varepsilon$. This noise belongs to the upper end, which you do not know yet. So begin
+# with the lower end as the guess for $\bar x_t$, evaluate $\hat\varepsilon = (\bar x - D)/\bar\sigma_t$ there, and
+# compute the step. Each refinement takes the result as the new guess and computes the *same* step again. `sigmas`
+# rises. It may begin with 0, the data.
 #
-# **Expected.** An array of `x_s`'s shape. After many refinements, a step of DDIM from it returns
-# `x_s`.
+# **Expected.** An array of `x`'s shape: the state at `sigmas[-1]`. After many refinements, Euler's method down
+# the same grid returns `x`.
 #
 # <details><summary>Hint</summary>
-# Without noise, (3) has two unknowns, x0 and ε. Solve it for x0, then write x_t with both. A loop runs
-# refinements + 1 times; x_s itself never changes in it.
+# Two loops: one over the steps, and in it one that runs refinements + 1 times. In the inner loop the beginning
+# of the step never changes.
 # </details>
 
 
 # %% exercise="06.3" role="answer"
-def invert_step(denoise, x_s, abar_t, abar_s, refinements):
-    """denoise(x, alpha, sigma), x_s [...], abar_t < abar_s, a whole number -> x_t, [...]."""
-    ### BEGIN SOLUTION return x at the level t, an array of x_s's shape
-    alpha_t, sigma_t = abar_t**0.5, (1 - abar_t) ** 0.5
-    alpha_s, sigma_s = abar_s**0.5, (1 - abar_s) ** 0.5
-    guess = x_s
-    for _ in range(refinements + 1):
-        eps = (guess - alpha_t * denoise(guess, alpha_t, sigma_t)) / sigma_t
-        x0 = (x_s - sigma_s * eps) / alpha_s  # what the step down would have used
-        guess = alpha_t * x0 + sigma_t * eps
-    return guess
+def invert(denoise, x, sigmas, refinements):
+    """denoise(x, 1, sigma), x [...] at sigmas[0], rising sigmas [N + 1], a whole number -> [...]."""
+    ### BEGIN SOLUTION return the state at the last level, an array of x's shape
+    for s in range(len(sigmas) - 1):
+        step, sigma = sigmas[s + 1] - sigmas[s], sigmas[s + 1]
+        guess = x
+        for _ in range(refinements + 1):
+            eps = (guess - denoise(guess, 1, sigma)) / sigma
+            guess = x + step * eps
+        x = guess
+    return x
     ### END SOLUTION
 
 
@@ -164,7 +177,7 @@ def slerp(a, b, share):
 # **evaluations**, by least squares.
 #
 # **Expected.** One number, the order: about 2 for an error that falls to a quarter where the cost
-# doubles.
+# doubles, and negative for an error that grows.
 #
 # <details><summary>Hint</summary>
 # jnp.polyfit(x, y, 1) returns slope and intercept. An error that falls has a negative slope.
@@ -183,99 +196,107 @@ def fitted_order(steps, per_step, saved, errors):
 
 # %% [markdown]
 # ## 06.6
-# *debug this · 20 minutes*
+# *debug this · 25 minutes*
 #
-# DDIM with $\eta$ over a table of levels. As in many libraries, the table holds the levels of the *chain*,
-# so that its last entry is $\bar\alpha_1 < 1$, and the sampler must know by itself where the last step
-# goes. `denoise(x, alpha, sigma)` is the exact denoiser of Gaussian data. Run the cell: the samples have
-# too much spread, and a single step returns something else than the denoiser's guess.
+# Heun's method (Karras et al. 2022, algorithm 1) in the coordinates of (5): take a step, evaluate the slope there,
+# and repeat the step with the mean of both slopes. `denoise` is the exact denoiser of Gaussian data, so the exact
+# result is known too. Run the cell. With twice as many steps the error should become a quarter, and a single step
+# to $\bar\sigma = 0$ should return the denoiser's guess. Neither is so.
 
 # %%
+from itertools import pairwise
+
 from diffusion_course.grading.inputs import GaussianDenoiser
 
 
-def broken_sample(denoise, x, noises, abar, eta):
-    levels = np.append(abar, abar[-1])
-    for noise, abar_t, abar_s in zip(noises, levels[:-1], levels[1:], strict=True):
-        guess = denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t))
-        eps = (x - np.sqrt(abar_t) * guess) / np.sqrt(1 - abar_t)
-        g = eta * np.sqrt((1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t))
-        x = np.sqrt(abar_s) * guess + np.sqrt(1 - abar_s) * eps + g * noise
+def broken_heun(denoise, x, sigmas):
+    for sigma_t, sigma_s in pairwise(sigmas):
+        slope = (x - denoise(x, 1, sigma_t)) / sigma_t
+        ahead = x + (sigma_s - sigma_t) * slope
+        divisor = max(sigma_s, 1e-3)  # so that nothing is divided by 0
+        slope_ahead = (ahead - denoise(ahead, 1, sigma_t)) / divisor
+        x = x + (sigma_s - sigma_t) * (slope + slope_ahead) / 2
     return x
 
 
 exact = GaussianDenoiser(mean=3.0, std=0.5)
-abar = np.cos(np.linspace(1.55, 0.3, 60)) ** 2  # 60 steps; the data's level is not in it
-noises = jax.random.normal(jax.random.key(0), (61, 2000))
-for eta in (0.0, 1.0):
-    drawn = broken_sample(exact, noises[60], noises[:60], abar, eta)
-    print(f"eta = {eta}: std of the samples {drawn.std():.2f}, of the data {exact.std:.2f}")
-    assert drawn.std() > 0.53  # 2000 samples: the standard error is 0.01
-leap = broken_sample(exact, noises[0], noises[1:2], np.array([0.5]), 0.0)
-off = jnp.abs(leap - exact(noises[0], 0.5**0.5, 0.5**0.5)).mean()
-print(f"a single step misses the guess by {off:.2f}")
-assert off > 0.5
+start = 3 + jax.random.normal(jax.random.key(0), (2000,)) * (4 + 0.5**2) ** 0.5  # at σ = 2
+flow = lambda x, sigma: 3 + (x - 3) * ((sigma**2 + 0.25) / 4.25) ** 0.5
+errors = []
+for n in (10, 20, 40):
+    ends = broken_heun(exact, start, np.linspace(2, 0.2, n + 1))
+    errors.append(float(jnp.abs(ends - flow(start, 0.2)).mean()))
+    print(f"{n} steps to σ = 0.2: error {errors[-1]:.4f}")
+assert errors[1] > 0.4 * errors[0] and errors[2] > 0.4 * errors[1]
+leap = broken_heun(exact, start, np.array([2.0, 0.0]))
+print(f"one step to the data misses the guess by {jnp.abs(leap - exact(start, 1, 2.0)).mean():.2f}")
+assert jnp.abs(leap - exact(start, 1, 2.0)).mean() > 0.5
 
 # %% [markdown]
-# There are **two** bugs, and neither raises an error. One of them hides at $\eta = 0$. Write the sampler
-# as it should be. `abar` has as many entries as there are `noises`.
+# There are **two** bugs, and neither raises an error. One of them is in every step. The other one shows only in a
+# step to the data. Write the solver as it should be.
 #
-# **Expected.** The samples, an array of `x`'s shape. With a single level, the result is the denoiser's
-# guess.
+# **Expected.** An array of `x`'s shape: the state at `sigmas[-1]`. A step to 0 returns the denoiser's guess.
 #
 # <details><summary>Hint</summary>
-# To which level does the last step go, and to which should it go? Then add up the squares of the two
-# factors before eps and noise.
+# At which place and at which level is each slope taken? Then ask what the slope (x − D)/σ means where no noise
+# is left.
 # </details>
 
 
 # %% exercise="06.6" role="answer"
-def sample(denoise, x, noises, abar, eta):
-    """x [...] at the level abar[0], noises [N, ...], abar [N] below 1, eta -> samples, [...]."""
-    ### BEGIN SOLUTION return the samples, an array of x's shape
-    ends = np.append(abar[1:], 1.0)  # the last step goes to the data
-    for n, noise in enumerate(noises):
-        abar_t, abar_s = abar[n], ends[n]
-        x0 = denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t))
-        eps = (x - np.sqrt(abar_t) * x0) / np.sqrt(1 - abar_t)
-        variance = eta**2 * (1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)
-        old = np.sqrt(1 - abar_s - variance)  # the squares add up to 1 − ᾱ_s
-        x = np.sqrt(abar_s) * x0 + old * eps + np.sqrt(variance) * noise
+def heun(denoise, x, sigmas):
+    """denoise(x, 1, sigma), x [...] at sigmas[0], falling sigmas [N + 1], perhaps to 0 -> [...]."""
+    ### BEGIN SOLUTION return the state at the last level, an array of x's shape
+    for n in range(len(sigmas) - 1):
+        high, low = sigmas[n], sigmas[n + 1]
+        here = (x - denoise(x, 1, high)) / high
+        moved = x + (low - high) * here
+        if low > 0:  # no correction at the data: no noise is left that could have a slope
+            there = (moved - denoise(moved, 1, low)) / low
+            moved = x + (low - high) * (here + there) / 2
+        x = moved
     return x
     ### END SOLUTION
 
 
 # %% [markdown]
 # ## 06.7
-# *stretch · 20 minutes*
+# *stretch · 40 minutes*
 #
-# DPM-Solver++(2M), equation (8), over tables of $\alpha$ and $\sigma$ from noise to data, of any process:
-# $\alpha^2 + \sigma^2$ need not be 1. With $\lambda = \log(\alpha/\sigma)$, a step has the length
-# $h = \lambda_s - \lambda_t$. The first step, and a step to $\sigma = 0$, do not extrapolate.
+# A multistep solver of *any* order for equation (5), on *any* grid. It remembers the latest slopes
+# $\hat\varepsilon$. Through the last $k$ of them goes one polynomial in $\bar\sigma$ of degree below $k$. The step
+# adds the exact integral of this polynomial:
 #
-# **Expected.** The samples, an array of `x`'s shape. One evaluation of `denoise(x, alpha, sigma)` per
-# step is enough.
+# $$\bar x_s = \bar x_t + \int_{\bar\sigma_t}^{\bar\sigma_s} P(\bar\sigma)\,d\bar\sigma
+# = \bar x_t + \sum_{j=1}^{k} w_j\,\hat\varepsilon_j.$$
+#
+# Here $k$ is the order, or the number of slopes that there are if it is smaller. So the first step is Euler's. The
+# weights $w_j$ depend on the grid only. (With equal steps they are those of Adams and Bashforth, which PNDM uses;
+# for other grids see the further reading of the chapter, Hairer et al., chapter III.5.)
+#
+# **Expected.** An array of `x`'s shape, with one evaluation per step. With `order = 1` it is DDIM.
 #
 # <details><summary>Hint</summary>
-# Keep two things from step to step: the last guess and the last h. Compute λ only where σ is not 0, or
-# don't use it there.
+# The weights must integrate the powers 1, σ, …, σ^(k−1) exactly. These are k linear equations for k weights:
+# Σ w_j·σ_j^m = (σ_s^(m+1) − σ_t^(m+1))/(m+1). np.linalg.solve does the rest.
 # </details>
 
 
 # %% exercise="06.7" role="answer"
-def sample_2m(denoise, x, alpha, sigma):
-    """denoise(x, alpha, sigma), x [...] at the first level, alpha, sigma [N + 1] -> samples, [...]."""
-    ### BEGIN SOLUTION return the samples, an array of x's shape
-    before = h_before = None
-    for t in range(len(alpha) - 1):
-        s = t + 1
-        x0 = ahead = denoise(x, alpha[t], sigma[t])
-        if sigma[s] > 0:
-            h = np.log(alpha[s] / sigma[s]) - np.log(alpha[t] / sigma[t])
-            if before is not None:
-                ahead = x0 + h / (2 * h_before) * (x0 - before)
-            before, h_before = x0, h
-        x = sigma[s] / sigma[t] * x + (alpha[s] - alpha[t] * sigma[s] / sigma[t]) * ahead
+def multistep(denoise, x, sigmas, order):
+    """denoise(x, 1, sigma), x [...] at sigmas[0], falling sigmas [N + 1], a whole number -> [...]."""
+    ### BEGIN SOLUTION return the state at the last level, an array of x's shape
+    slopes = []
+    for t in range(len(sigmas) - 1):
+        slopes.append((x - denoise(x, 1, sigmas[t])) / sigmas[t])
+        k = min(order, len(slopes))
+        power = np.arange(k)
+        integral = (sigmas[t + 1] ** (power + 1) - sigmas[t] ** (power + 1)) / (power + 1)
+        places = sigmas[t + 1 - k : t + 1]  # the last k levels; [m, j] below is σ_j to the m
+        weights = np.linalg.solve(places[None, :] ** power[:, None], integral)
+        for weight, slope in zip(weights, slopes[-k:], strict=True):
+            x = x + weight * slope
     return x
     ### END SOLUTION
 
@@ -316,6 +337,6 @@ def sample_2m(denoise, x, alpha, sigma):
 # ### END SOLUTION
 
 # %% [markdown]
-# That is all of chapter 06. You have written DDIM with its dial, walked it backwards, stayed on the
-# sphere, measured orders at their price, and mended the two most common bugs. Chapter 07 bends the road
-# towards what you ask for.
+# That is all of chapter 06. You have written DDIM for a network that predicts v, walked a whole grid backwards,
+# stayed on the sphere, measured orders at their price, mended Heun's method, and built a solver of any order.
+# Chapter 07 bends the road towards what you ask for.

@@ -46,6 +46,14 @@ KL = exercise(
         return kl_bits(mean_p, log_var_p, mean_q, log_var_q)
     a wrong mean has a price in yours, a wrong variance has none
         ratio - 1 - np.log(ratio) + distance -> distance
+    the price of a wrong variance is 0 where both are equal: a −1 is missing
+        ratio - 1 - np.log(ratio) -> ratio - np.log(ratio)
+    the sign of the logarithm: log(v_q/v_p) is subtracted
+        - np.log(ratio) -> + np.log(ratio)
+    the distance of the means is measured by the variance of p, the model
+        np.exp(-log_var_p) -> np.exp(-log_var_q)
+    the distance of the means is squared
+        (mean_q - mean_p) ** 2 -> np.abs(mean_q - mean_p)
     those are logarithms of variances; you took them for standard deviations'
         return kl_bits(mean_q, log_var_q / 2, mean_p, log_var_p / 2)
     """,
@@ -60,24 +68,34 @@ def best_variance(doubt, abar_t, abar_s):
     return beta_tilde + c**2 * doubt
 
 
-def _doubts(make):
+def _doubts(make, *shapes):
     def cases(rng):
-        abar_t, abar_s = levels(rng)
-        return [(make(rng, abar_t).astype(np.float32), abar_t, abar_s)]
+        for shape in shapes or ((2, 3),):
+            abar_t, abar_s = levels(rng)
+            yield make(rng, abar_t, *shape).astype(np.float32), abar_t, abar_s
 
     return cases
+
+
+def _any_doubt(rng, abar_t, *shape):
+    """That of a vector is on another scale, where variances exceed 1."""
+    return rng.uniform(0.05, 1.4, shape) * (30 if len(shape) == 1 else 1)
 
 
 BEST_VARIANCE = exercise(
     "05.2 · Between two variances",
     best_variance,
-    Part("no doubt: one point", 1, _doubts(lambda rng, abar_t: np.zeros((2, 3)))),
+    Part("no doubt: one point", 1, _doubts(lambda rng, abar_t, *shape: np.zeros(shape))),
     Part(
         "the doubt of standard normal data, and half of it",
         1,
-        _doubts(lambda rng, abar_t: np.repeat([[1.0], [0.5]], 3, axis=1) * (1 - abar_t)),
+        _doubts(lambda rng, abar_t, *shape: np.repeat([[1.0], [0.5]], 3, axis=1) * (1 - abar_t)),
     ),
-    Part("any doubt", 1, _doubts(lambda rng, abar_t: rng.uniform(0.05, 1.4, (3, 4)))),
+    Part(
+        "any doubt",
+        1,
+        _doubts(_any_doubt, (3, 4), (5,), (2, 2, 3)),
+    ),
     mistakes="""
     a factor of x0 is squared in the variance
         c**2 -> c
@@ -89,6 +107,16 @@ BEST_VARIANCE = exercise(
         c**2 * doubt -> doubt
     the doubt is a variance already: it must not be squared once more
         c**2 * doubt -> c**2 * doubt**2
+    the factor of x0 has the signal level at s, which is √ᾱ_s
+        np.sqrt(abar_s) * beta -> abar_s * beta
+    the factor of x0 has the signal level of the other end, s
+        np.sqrt(abar_s) * beta -> np.sqrt(abar_t) * beta
+    the quotient of the noise levels in β̃ is upside down
+        (1 - abar_s) / (1 - abar_t) -> (1 - abar_t) / (1 - abar_s)
+    β belongs to the step from s to t: 1 − ᾱ_t/ᾱ_s
+        1 - abar_t / abar_s -> 1 - abar_t
+    the variance is asked for, not its root
+        return np.sqrt(right)
     a straight line from β̃ to β is right only where the doubt is measured in 1 − ᾱ_t
         c**2 -> (beta - beta_tilde)
     """,
@@ -104,9 +132,10 @@ def bound_weight(abar_t, abar_s, kind):
 
 def _pairs_of_levels(kind):
     def cases(rng):
-        abar_s = rng.uniform(0.3, 0.9, 5)
-        abar_t = abar_s * rng.uniform(0.3, 0.9, 5)
-        return [(abar_t.astype(np.float32), abar_s.astype(np.float32), kind)]
+        for count in (5, 2):
+            abar_s = rng.uniform(0.3, 0.9, count)
+            abar_t = abar_s * rng.uniform(0.3, 0.9, count)
+            yield abar_t.astype(np.float32), abar_s.astype(np.float32), kind
 
     return cases
 
@@ -176,11 +205,19 @@ def _ends(rng):
     yield _pixels(rng, x0, levels, (-1.5, 1.5))
 
 
+def _every_level(rng):
+    """All levels of one pixel, whose probabilities add up to 1; where 256 are, 0.992 is no end."""
+    for count in (2, int(rng.integers(3, 6)), 256):
+        x0 = np.linspace(-1, 1, count)
+        mean, std = np.full(count, rng.uniform(-0.3, 0.4)), np.full(count, rng.uniform(0.5, 0.7))
+        yield *(a.astype(np.float32) for a in (x0, mean, std)), count
+
+
 PROBABILITY = exercise(
     "05.4 · The probability of a grey level",
     log_probability,
     Part("levels between the ends", 2, _between_the_ends),
-    Part("the lowest and the highest level", 1, _ends),
+    Part("the lowest and the highest level", 1, lambda rng: [*_ends(rng), *_every_level(rng)]),
     mistakes="""
     that is a density; a probability is an integral over the bin
         return -0.5 * ((x0 - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
@@ -190,6 +227,13 @@ PROBABILITY = exercise(
     the lowest and the highest bin are open, so that the probabilities add up to 1
         np.where(x0 >= 1 - half, 1, upper) -> upper
         np.where(x0 <= half - 1, 0, lower) -> lower
+    only the outermost levels are open: with many levels there are others near −1 and 1
+        x0 >= 1 - half -> x0 > 0.9
+        x0 <= half - 1 -> x0 < -0.9
+    the logarithm is the natural one: yours is in bits
+        return right / np.log(2)
+    the levels are 2/(levels − 1) apart: with both ends there is one gap less than levels
+        1 / (levels - 1) -> 1 / levels
     x0 may be off by a rounding: an end is missed if it must be exactly −1 or 1
         1 - half -> 1
         half - 1 -> -1
@@ -203,7 +247,7 @@ PROBABILITY = exercise(
     std is a standard deviation already: no root of it
         return log_probability(x0, mean, np.sqrt(std), levels)
     """,
-    rtol=1e-3,  # the difference of two float32 distribution functions
+    rtol=5e-4,  # the difference of two float32 distribution functions
     atol=1e-4,
 )
 
@@ -216,8 +260,9 @@ def learned_log_variance(u, beta, beta_tilde):
 
 def _outputs(make):
     def cases(rng):
-        beta = number(rng, 0.05, 0.4)
-        return [(make(rng).astype(np.float32), beta, float(beta * rng.uniform(0.2, 0.6)))]
+        for size in (1, 1e-4):  # early and late in a chain
+            beta = size * number(rng, 0.05, 0.4)
+            yield make(rng).astype(np.float32), beta, float(beta * rng.uniform(0.2, 0.6))
 
     return cases
 
@@ -226,7 +271,9 @@ LEARNED = exercise(
     "05.5 · A variance to learn",
     learned_log_variance,
     Part("the ends and the middle", 1, _outputs(lambda rng: np.array([-1.0, 0.0, 1.0]))),
-    Part("any output", 1, _outputs(lambda rng: rng.normal(0.4, 1.2, (3, 4)))),
+    Part(
+        "any output", 1, _outputs(lambda rng: np.append(rng.normal(0.4, 4, 6), 20.0).reshape(7, 1))
+    ),
     mistakes="""
     the scale is logarithmic: mix the logarithms, not the variances
         return np.log((u + 1) / 2 * beta + (1 - u) / 2 * beta_tilde)
@@ -236,6 +283,10 @@ LEARNED = exercise(
         return learned_log_variance(-u, beta, beta_tilde)
     the logarithm of the variance is asked for, not the variance
         return np.exp(right)
+    the logarithm is the natural one: yours is in bits
+        return right / np.log(2)
+    that is the logarithm of the standard deviation: half of what is asked for
+        return right / 2
     nothing keeps u between −1 and 1: do not clip it
         return learned_log_variance(np.clip(u, -1, 1), beta, beta_tilde)
     """,
@@ -258,17 +309,28 @@ def chain_bound(denoise, x0, noises, abar):
     return total
 
 
-def _chains(rng, steps):
-    noisy = np.sort(rng.uniform(0.05, 0.9, steps))
-    denoise, noise = gaussian(rng, mean=(0.7, 1.3)), normal(rng, steps, 4)
-    return [(denoise, normal(rng, 4, mean=1.0, std=0.6), noise, np.append(noisy, 1.0))]
+def _chains(rng, noisy, B, size=1.0):
+    noise = normal(rng, len(noisy), B)
+    denoise, x0 = gaussian(rng, mean=(0.7, 1.3)), normal(rng, B, mean=size, std=0.6 * size)
+    return denoise, x0, noise, np.append(np.sort(noisy), 1.0)
+
+
+def _one_step(rng):
+    yield _chains(rng, rng.uniform(0.4, 0.9, 1), 4)
+    yield _chains(rng, np.array([0.99]), 2, size=0.05)  # so short that the bound is negative
+
+
+def _whole_chains(rng):
+    """The second has few, long steps: hardly any signal at first, hardly any noise in the end."""
+    yield _chains(rng, rng.uniform(0.05, 0.9, 6), 4)
+    yield _chains(rng, np.array([4e-4, rng.uniform(0.4, 0.6), 0.9999]), 3)
 
 
 CHAIN = exercise(
     "05.6 · This bound is broken",
     chain_bound,
-    Part("a single step: prior and reconstruction", 1, lambda rng: _chains(rng, 1)),
-    Part("a whole chain", 3, lambda rng: _chains(rng, 6)),
+    Part("a single step: prior and reconstruction", 1, _one_step),
+    Part("a whole chain", 3, _whole_chains),
     mistakes="""
     a bug is left: the model's variance is not the posterior's, and that costs bits too
         ratio - 1 - np.log(ratio) + c**2 -> c**2
@@ -281,6 +343,14 @@ CHAIN = exercise(
         ratio - 1 - np.log(ratio) + c**2 * error / beta -> c**2 * error / beta / ratio
     the error of the mean is measured by the model's variance, and that is not β̃
         c**2 * error / beta -> c**2 * error / beta / ratio
+    the bound is asked for in nats: yours is in bits
+        return right / np.log(2)
+    a density of a Gaussian has 2π in it
+        np.log(2 * np.pi * beta) -> np.log(beta)
+    the price of a wrong variance is 0 where both are equal: a −1 is missing
+        ratio - 1 - np.log(ratio) + c**2 -> ratio - np.log(ratio) + c**2
+    the error of x0 reaches the mean with the factor c, and its square with c²
+        c**2 * error / beta -> error / beta
     the prior has gone: x at the first level must be paid for too
         abar[0] * x0**2 / (1 - abar[0]) / 2 -> 0
     the ratio of the variances is upside down: q's stands above the model's
@@ -303,21 +373,32 @@ def hybrid_gradient(output, mu_tilde, beta, beta_tilde, lam):
     return np.concatenate([along_mean, along_u], axis=-1) / mean.size
 
 
-def _step(rng, wrong=1.0):
-    """`wrong` scales the error of the mean."""
-    mu_tilde = normal(rng, 3, 4, mean=0.6, std=1.3)
-    mean = mu_tilde + np.float32(wrong) * normal(rng, 3, 4, mean=0.3, std=0.4)
-    u = normal(rng, 3, 4, mean=0.2, std=0.6)
-    beta = number(rng, 0.1, 0.4)
+def _step(rng, wrong=1.0, shape=(3, 4), size=1.0):
+    """`wrong` scales the error of the mean, and `size` the variances."""
+    mu_tilde = normal(rng, *shape, mean=0.6, std=1.3)
+    mean = mu_tilde + np.float32(wrong) * normal(rng, *shape, mean=0.3, std=0.4)
+    u = normal(rng, *shape, mean=0.2, std=0.6)
+    beta = size * number(rng, 0.1, 0.4)
     beta_tilde = float(beta * rng.uniform(0.3, 0.6))
     # A large λ, so that no half of the gradient drowns in the other's rounding.
     return np.concatenate([mean, u], -1), mu_tilde, beta, beta_tilde, number(rng, 0.5, 2)
 
 
+def _outputs_and_means(rng):
+    """The last is of few pixels, with a step so short that loss and gradient are large."""
+    yield _step(rng)
+    yield _step(rng, shape=(2, 3, 4))
+    mean_error = 0.4 * rng.permutation([1, -1])[0]
+    output, mu_tilde, *rest = _step(rng, wrong=0.0, shape=(1, 1, 2), size=1e-3)
+    output[..., :2] += np.float32(mean_error)
+    output[..., 3] = 40  # far above β, which nothing forbids
+    yield output, mu_tilde, *rest
+
+
 HYBRID = exercise(
     "05.7 · What the hybrid loss teaches",
     hybrid_gradient,
-    Part("any outputs", 2, lambda rng: [_step(rng), _step(rng)]),
+    Part("any outputs", 2, _outputs_and_means),
     Part("outputs whose mean is right", 1, lambda rng: [_step(rng, wrong=0.0)]),
     mistakes="""
     the divergence pulls at the mean: a stop_gradient is missing

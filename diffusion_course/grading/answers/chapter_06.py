@@ -1,8 +1,10 @@
 """Exercises of chapter 06, DDIM and fast solvers."""
 
+from itertools import pairwise
+
 import numpy as np
 
-from diffusion_course.grading.answers.drawing import gaussian, images, levels, normal, number
+from diffusion_course.grading.answers.drawing import gaussian, images, normal, number
 from diffusion_course.grading.answers.writing import exercise
 from diffusion_course.grading.exercise import Part, Written
 
@@ -48,54 +50,70 @@ FRESH = exercise(
 
 
 # --- 06.2 -----------------------------------------------------------------------------------
-def ddim_step(x0_hat, x_t, noise, abar_t, abar_s, eta):
-    eps = (x_t - np.sqrt(abar_t) * x0_hat) / np.sqrt(1 - abar_t)
-    variance = eta**2 * (1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)
-    direction = np.sqrt(1 - abar_s - variance)
-    return np.sqrt(abar_s) * x0_hat + direction * eps + np.sqrt(variance) * noise
+def ddim_step(v_hat, x_t, noise, angle_t, angle_s, eta):
+    alpha_t, sigma_t = np.cos(angle_t), np.sin(angle_t)
+    alpha_s, sigma_s = np.cos(angle_s), np.sin(angle_s)
+    x0 = alpha_t * x_t - sigma_t * v_hat
+    eps = sigma_t * x_t + alpha_t * v_hat
+    ratio = (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2  # of the SNR at t to that at s
+    variance = eta**2 * sigma_s**2 * (1 - ratio)
+    direction = np.sqrt(sigma_s**2 - variance)
+    return alpha_s * x0 + direction * eps + np.sqrt(variance) * noise
 
 
-def _step(rng, eta, levels):
-    return images(rng, 2, 4), images(rng, 2, 4), normal(rng, 2, 4), *levels, eta
+def _step(rng, shape, angle_t, angle_s, eta):
+    return images(rng, *shape), images(rng, *shape), normal(rng, *shape), angle_t, angle_s, eta
 
 
-def _steps_without_noise(rng):
-    """The last one returns the guess, whatever η is; by itself it would give a point for that."""
-    for _ in range(2):
-        yield _step(rng, 0.0, levels(rng))
-    yield _step(rng, 0.7, (number(rng, 0.3, 0.9), 1.0))
+def _rotations(rng):
+    """Among the noise, from pure noise, and to the data."""
+    low, high = number(rng, 0.3, 0.7), number(rng, 0.9, 1.4)
+    for shape, ends in (((2, 4), (high, low)), ((3,), (np.pi / 2, high)), ((2, 3, 1), (low, 0.0))):
+        yield _step(rng, shape, *ends, 0.0)
 
 
 def _steps_with_noise(rng):
-    """η² is below 1 − ᾱ_s, so that 1 − ᾱ_s − g, which is wrong, has a root."""
-    for _ in range(2):
-        yield _step(rng, number(rng, 0.4, 0.7), levels(rng, at_s=(0.3, 0.5)))
+    """η² is below σ_s², so that σ_s² − g, which is wrong, has a root; and a step to the data."""
+    for shape in ((2, 4), (3,)):
+        angle_s = number(rng, 0.8, 1.0)
+        yield _step(rng, shape, angle_s + number(rng, 0.2, 0.45), angle_s, number(rng, 0.4, 0.7))
+        # A short step: 1 − SNR_t/SNR_s is small, and nothing may be added to what is divided.
+        yield _step(rng, shape, angle_s / 2 + number(rng, 0.008, 0.012), angle_s / 2, 0.9)
+    yield _step(rng, (4,), number(rng, 0.4, 1.2), 0.0, 0.7)
 
 
 STEP = exercise(
-    "06.2 · One step of DDIM",
+    "06.2 · A step for a network that predicts v",
     ddim_step,
-    Part("without fresh noise; the last step returns the guess", 1, _steps_without_noise),
+    Part("without fresh noise, from pure noise and to the data too", 1, _rotations),
     Part("any η", 2, _steps_with_noise),
     mistakes="""
+    v̂ is not the noise: what v says about it is ε = σ_t·x_t + α_t·v
+        sigma_t * x_t + alpha_t * v_hat -> v_hat
+    the signs: v = α·ε − σ·x0, so that x0 has a minus before v, and ε a plus
+        return ddim_step(-v_hat, x_t, noise, angle_t, angle_s, eta)
+    v = α·ε − σ·x0: solved for x0 it has a minus before v
+        alpha_t * x_t - sigma_t * v_hat -> alpha_t * x_t + sigma_t * v_hat
+    α and σ are exchanged: α is the cosine of the angle, and σ its sine
+        return ddim_step(v_hat, x_t, noise, np.pi / 2 - angle_t, np.pi / 2 - angle_s, eta)
     the direction term must shrink by what the fresh noise adds: c² + g² = σ_s²
-        1 - abar_s - variance -> 1 - abar_s
+        sigma_s**2 - variance -> sigma_s**2
     variances add up, standard deviations do not: σ_s − g leaves too little
-        np.sqrt(1 - abar_s - variance) -> np.sqrt(1 - abar_s) - np.sqrt(variance)
+        np.sqrt(sigma_s**2 - variance) -> sigma_s - np.sqrt(variance)
     the squares add up, c² + g² = σ_s²: g is not squared in yours
-        1 - abar_s - variance -> 1 - abar_s - np.sqrt(variance)
+        sigma_s**2 - variance -> sigma_s**2 - np.sqrt(variance)
     the fresh noise is missing, and its place is kept free
         np.sqrt(variance) * noise -> 0
     fresh noise is multiplied by its standard deviation, not by its variance
         np.sqrt(variance) * noise -> variance * noise
-    the guess is multiplied by a level of the wrong end of the step
-        np.sqrt(abar_s) * x0_hat -> np.sqrt(abar_t) * x0_hat
-    the guess is multiplied by ᾱ; the signal level is its square root
-        np.sqrt(abar_s) * x0_hat -> abar_s * x0_hat
-    what is left of x_t without the guess is noise of size σ_t: divide by it
-        / np.sqrt(1 - abar_t) ->
-    what is left of x_t without the guess is divided by σ_t; yours by its square
-        / np.sqrt(1 - abar_t) -> / (1 - abar_t)
+    η multiplies the standard deviation; yours multiplies the variance
+        eta**2 -> eta
+    SNR is a ratio of variances: the quotient of the levels must be squared
+        (sigma_t * alpha_s)) ** 2 -> (sigma_t * alpha_s))
+    that is the fresh noise of a step that forgets x_t: the SNR at t is missing
+        (1 - ratio) -> 1
+    the guess is multiplied by the signal level of the wrong end of the step
+        alpha_s * x0 -> alpha_t * x0
     the predicted noise and the fresh noise are exchanged
         direction * eps + np.sqrt(variance) * noise -> direction * noise + np.sqrt(variance) * eps
     """,
@@ -103,45 +121,62 @@ STEP = exercise(
 
 
 # --- 06.3 -----------------------------------------------------------------------------------
-def invert_step(denoise, x_s, abar_t, abar_s, refinements):
-    alpha_t, sigma_t = np.sqrt(abar_t), np.sqrt(1 - abar_t)
-    alpha_s, sigma_s = np.sqrt(abar_s), np.sqrt(1 - abar_s)
-    guess = x_s
-    for _ in range(refinements + 1):
-        eps = (guess - alpha_t * denoise(guess, alpha_t, sigma_t)) / sigma_t
-        guess = alpha_t * (x_s - sigma_s * eps) / alpha_s + sigma_t * eps
-    return guess
+def invert(denoise, x, sigmas, refinements):
+    for sigma_s, sigma_t in pairwise(sigmas):
+        guess = x
+        for _ in range(refinements + 1):
+            eps = (guess - denoise(guess, 1.0, sigma_t)) / sigma_t
+            guess = x + (sigma_t - sigma_s) * eps
+        x = guess
+    return x
 
 
-def _climbs(rng, *refinements):
-    return [(gaussian(rng), images(rng, 5), *levels(rng), n) for n in refinements]
+def _climbs(rng, *walks):
+    """Rising levels: from the data (0), or from a noisy state."""
+    for shape, steps, refinements, from_data in walks:
+        sigmas = np.cumsum(rng.uniform(0.2, 0.6, steps + 1))
+        sigmas -= sigmas[0] * from_data
+        yield gaussian(rng), images(rng, *shape), sigmas, refinements
+
+
+def _one_step_up(rng):
+    return _climbs(rng, ((5,), 1, 0, True), ((2, 3), 1, 0, False))
+
+
+def _whole_way_up(rng):
+    return _climbs(
+        rng, ((4,), 5, 0, True), ((2, 3), 3, 1, True), ((5,), 4, 3, False), ((3,), 2, 30, True)
+    )
 
 
 INVERT = exercise(
-    "06.3 · A step up",
-    invert_step,
-    Part("one evaluation", 1, lambda rng: _climbs(rng, 0, 0)),
-    Part("refined, up to the exact inverse", 2, lambda rng: _climbs(rng, 1, 4, 30)),
+    "06.3 · The whole way up",
+    invert,
+    Part("one step, one evaluation", 1, _one_step_up),
+    Part("a grid, refined up to the exact inverse", 2, _whole_way_up),
     mistakes="""
-    the step's noise belongs to its upper end: evaluate at the levels of t
-        (guess - alpha_t * denoise(guess, alpha_t, sigma_t)) / sigma_t
-            -> (guess - alpha_s * denoise(guess, alpha_s, sigma_s)) / sigma_s
-    that is x_s again: no step was made, or x_t was rebuilt from D's guess and noise at t
-        return x_s
+    the denoiser works at the upper end, and must be told the level there
+        denoise(guess, 1.0, sigma_t) -> denoise(guess, 1.0, sigma_s)
+    in these coordinates the signal level is 1 at every time
+        denoise(guess, 1.0, sigma_t)
+            -> denoise(guess, 1 / np.sqrt(1 + sigma_t**2), sigma_t / np.sqrt(1 + sigma_t**2))
+    what is left without the guess is noise of size σ: divide by it
+        )) / sigma_t -> ))
+    the length of the step is the difference of the levels
+        (sigma_t - sigma_s) * eps -> sigma_t * eps
+    the sign: on the way up noise is added
+        (sigma_t - sigma_s) -> (sigma_s - sigma_t)
     one evaluation too few: without refinements there is one, and each adds another
         refinements + 1 -> refinements
     one evaluation too many: without refinements there is one, and each adds another
         refinements + 1 -> refinements + 2
-    the denoiser works at x_t, and must be told the levels of t, not those of s
-        denoise(guess, alpha_t, sigma_t) -> denoise(guess, alpha_s, sigma_s)
-    the denoiser is told α and σ; yours is told their squares
-        denoise(guess, alpha_t, sigma_t) -> denoise(guess, abar_t, 1 - abar_t)
-    a refinement evaluates where the last guess led, not at x_s again
-        guess - alpha_t * denoise(guess -> x_s - alpha_t * denoise(x_s
-    each refinement starts the step anew from x_s; yours climbs on from the last guess
-        x_s - sigma_s -> guess - sigma_s
-    that is the way down: the levels of the two ends are exchanged
-        return invert_step(denoise, x_s, abar_s, abar_t, refinements)
+    a refinement evaluates where the last guess led, not at the beginning of the step again
+        (guess - denoise(guess, -> (x - denoise(x,
+    each refinement starts the step anew from its beginning; yours climbs on from the last guess
+        x + (sigma_t -> guess + (sigma_t
+    every step begins where the last one ended; yours begins at the data again
+        x = guess ->
+        return x -> return guess
     """,
 )
 
@@ -155,9 +190,15 @@ def slerp(a, b, share):
     return (np.sin((1 - share) * theta) * a + np.sin(share * theta) * b) / np.sin(theta)
 
 
-def _pairs(rng, *shape):
-    a = normal(rng, *shape, mean=0.1, std=1.7)
-    return [(a, normal(rng, *shape, mean=-0.2, std=1.2), number(rng, 0.15, 0.4))]
+def _pairs(rng, *shape, size=1.0):
+    a = size * normal(rng, *shape, mean=0.1, std=1.7)
+    b = size * normal(rng, *shape, mean=-0.2, std=1.2)
+    return [(a.astype(np.float32), b.astype(np.float32), number(rng, 0.15, 0.4))]
+
+
+def _batches(rng):
+    """Noises as they are, and faint ones: nothing may be added to a length."""
+    return _pairs(rng, 3, 2, 3, 1) + _pairs(rng, 4, 5, size=0.01)
 
 
 def _oblique_pair(rng):
@@ -174,7 +215,7 @@ SLERP = exercise(
     "06.4 · Between two noises",
     slerp,
     Part("one pair", 1, _oblique_pair),
-    Part("a batch, where each pair has its own angle", 2, lambda rng: _pairs(rng, 3, 2, 3, 1)),
+    Part("a batch, where each pair has its own angle", 2, _batches),
     mistakes="""
     that is the straight line, whose middle is too short for noise
         return (1 - share) * a + share * b
@@ -189,6 +230,8 @@ SLERP = exercise(
         / np.sin(theta) ->
     what you call θ is still the cosine of the angle
         np.arccos(cosine) -> cosine
+    near 0 an angle is its sine, but not here: divide by sin θ
+        / np.sin(theta) -> / theta
     the product of unit vectors is the cosine of their angle, not its sine
         np.arccos -> np.arcsin
     """,
@@ -203,10 +246,11 @@ def fitted_order(steps, per_step, saved, errors):
 
 def _runs(rng, *costs):
     """More steps than there are extra evaluations, which one may subtract by mistake."""
-    for per_step, saved in costs:
-        steps = (max(0, -saved) + np.cumsum(rng.integers(2, 9, 6))).astype(np.float32)
-        power = rng.uniform(0.8, 3.2)
-        errors = rng.uniform(0.2, 3) * steps**-power * np.exp(rng.normal(0, 0.3, 6))
+    for count, (per_step, saved) in enumerate(costs, start=5):
+        steps = (max(0, -saved) + np.cumsum(rng.integers(2, 9, count))).astype(np.float32)
+        # The last solver diverges: its error grows with the steps.
+        power = rng.uniform(0.8, 3.2) if count < 7 else -0.7
+        errors = rng.uniform(0.2, 3) * steps**-power * np.exp(rng.normal(0, 0.3, count))
         yield steps, per_step, saved, errors.astype(np.float32)
 
 
@@ -216,9 +260,9 @@ ORDER = exercise(
     Part("one evaluation per step", 1, lambda rng: _runs(rng, (1, 0))),
     Part("several, and some saved", 1, lambda rng: _runs(rng, (2, 1), (3, 2), (1, -9))),
     mistakes="""
-    an order is positive: it is minus the slope
+    the order is minus the slope: it is positive where the error falls
         return -right
-    the fit is one over steps, or over evaluations of which none is saved; both give one slope
+    count evaluations: so many in each step, less what is saved in the run; neither may be left out
         np.log(evaluations) -> np.log(steps)
     what is saved makes a run cheaper; yours becomes dearer by it
         - saved -> + saved
@@ -227,105 +271,143 @@ ORDER = exercise(
     the evaluations need a logarithm too
         np.log(evaluations) -> evaluations
     the slope between the two ends ignores all the runs in the middle
-        np.log(evaluations), np.log(errors) -> np.log(evaluations[::5]), np.log(errors[::5])
+        np.log(evaluations), np.log(errors) -> np.log(evaluations[[0, -1]]), np.log(errors[[0, -1]])
     """,
 )
 
 
 # --- 06.6 -----------------------------------------------------------------------------------
-def sample(denoise, x, noises, abar, eta):
-    levels = np.append(abar, 1.0)  # the last step goes to the data
-    for noise, abar_t, abar_s in zip(noises, levels[:-1], levels[1:], strict=True):
-        guess = denoise(x, np.sqrt(abar_t), np.sqrt(1 - abar_t))
-        eps = (x - np.sqrt(abar_t) * guess) / np.sqrt(1 - abar_t)
-        g = eta * np.sqrt((1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t))
-        x = np.sqrt(abar_s) * guess + np.sqrt(1 - abar_s - g**2) * eps + g * noise
+def heun(denoise, x, sigmas):
+    for sigma_t, sigma_s in pairwise(sigmas):
+        slope = (x - denoise(x, 1.0, sigma_t)) / sigma_t
+        ahead = x + (sigma_s - sigma_t) * slope
+        if sigma_s > 0:  # at the data there is no noise left that could have a slope
+            there = (ahead - denoise(ahead, 1.0, sigma_s)) / sigma_s
+            ahead = x + (sigma_s - sigma_t) * (slope + there) / 2
+        x = ahead
     return x
 
 
-def _walks(rng, steps):
-    abar = np.sort(rng.uniform(0.05, 0.6, steps))
-    eta = number(rng, 0.35, 0.6)  # σ² − g, which is wrong, must not become negative
-    return [(gaussian(rng), images(rng, 4), normal(rng, steps, 4), abar, eta)]
+def _falls(rng, *walks):
+    """Falling levels, to the data or to a level that is still noisy."""
+    for shape, steps, to_data in walks:
+        sigmas = np.cumsum(rng.uniform(0.2, 0.7, steps + 1))[::-1].copy()
+        sigmas[-1] *= not to_data
+        side = rng.permutation([1, -1])[0] if steps < 2 else (-1) ** steps  # of the data's mean
+        yield gaussian(rng, mean=sorted((1.1 * side, 2.3 * side))), images(rng, *shape), sigmas
+
+
+def _among_the_noise(rng):
+    return _falls(rng, ((4,), 1, False), ((2, 3), 5, False))
+
+
+def _to_the_data(rng):
+    return _falls(rng, ((4,), 1, True), ((2, 3), 2, True), ((3,), 6, True))
 
 
 BROKEN = exercise(
-    "06.6 · This sampler is broken",
-    sample,
-    Part("a single step ends at the data", 1, lambda rng: _walks(rng, 1)),
-    Part("a whole run", 3, lambda rng: _walks(rng, 6)),
-    # With a single step there is no fresh noise, and no other bug than the first to be seen.
+    "06.6 · This solver is broken",
+    heun,
+    Part("steps among the noise", 2, _among_the_noise),
+    Part("to the data", 2, _to_the_data),
     mistakes="""
-    a bug is left: the last step does not reach the data
-        abar, 1.0 -> abar, abar[-1]
+    a bug is left: the second slope is taken at the new place, but not at its level
+        denoise(ahead, 1.0, sigma_s) -> denoise(ahead, 1.0, sigma_t)
+    a bug is left: a step to σ = 0 has no second slope, and half of it is lost in yours
+        if sigma_s > 0 -> if True
+        denoise(ahead, 1.0, sigma_s)) / sigma_s
+            -> denoise(ahead, 1.0, max(sigma_s, 1e-3))) / max(sigma_s, 1e-3)
+    a bug is left: a step to σ = 0 ends at the denoiser's guess, without a correction
+        if sigma_s > 0 -> if True
+        denoise(ahead, 1.0, sigma_s)) / sigma_s
+            -> denoise(ahead, 1.0, sigma_s)) / max(sigma_s, 1e-3)
     both bugs are still there
-        abar, 1.0 -> abar, abar[-1]
-        1 - abar_s - g**2 -> 1 - abar_s
-    a bug is left: the fresh noise comes on top of noise that is complete already
-        1 - abar_s - g**2 -> 1 - abar_s
-    variances add up, standard deviations do not: σ_s − g leaves too little
-        np.sqrt(1 - abar_s - g**2) -> (np.sqrt(1 - abar_s) - g)
-    how much old noise is left depends on g: σ_s·(1 − η) does not make up for it
-        np.sqrt(1 - abar_s - g**2) -> np.sqrt(1 - abar_s) * (1 - eta)
-    the squares of the two factors add up to σ_s²: g is not squared in yours
-        1 - abar_s - g**2 -> 1 - abar_s - g
-    the fresh noise is gone; the bug was elsewhere
-        g * noise -> 0
+        if sigma_s > 0 -> if True
+        denoise(ahead, 1.0, sigma_s)) / sigma_s
+            -> denoise(ahead, 1.0, sigma_t)) / max(sigma_s, 1e-3)
+    without a second slope it is Euler's method: of order one
+        (slope + there) / 2 -> slope
+    the mean of the two slopes is asked for; yours takes the second one alone
+        (slope + there) / 2 -> there
+    the mean of two slopes is half their sum
+        (slope + there) / 2 -> (slope + there)
+    the corrected step starts from x again, and not from where the first one led
+        ahead = x + (sigma_s - sigma_t) * (slope + there) / 2
+            -> ahead = ahead + (sigma_s - sigma_t) * (slope + there) / 2
+    the second slope belongs to the new place; yours asks the denoiser at the old one
+        denoise(ahead, 1.0, sigma_s) -> denoise(x, 1.0, sigma_s)
+    a last step whose σ is not 0 is corrected like every other
+        sigma_s > 0 -> sigma_s > sigmas[-1]
     """,
     library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
 
 
 # --- 06.7 -----------------------------------------------------------------------------------
-def sample_2m(denoise, x, alpha, sigma):
-    before = h_before = None
-    for n in range(len(alpha) - 1):
-        x0 = ahead = denoise(x, alpha[n], sigma[n])
-        if sigma[n + 1] > 0:
-            h = np.log(alpha[n + 1] / sigma[n + 1]) - np.log(alpha[n] / sigma[n])
-            if n > 0:
-                ahead = x0 + h / (2 * h_before) * (x0 - before)
-            before, h_before = x0, h
-        ratio = sigma[n + 1] / sigma[n]
-        x = ratio * x + (alpha[n + 1] - alpha[n] * ratio) * ahead
+def multistep(denoise, x, sigmas, order):
+    slopes, places = [], []
+    for sigma_t, sigma_s in pairwise(sigmas):
+        slopes.insert(0, (x - denoise(x, 1.0, sigma_t)) / sigma_t)
+        places.insert(0, sigma_t)
+        known = min(order, len(slopes))
+        powers = np.arange(known)[:, None]
+        # The weights that integrate each power below `known` exactly, from t to s.
+        integrals = (sigma_s ** (powers + 1) - sigma_t ** (powers + 1)) / (powers + 1)
+        weights = np.linalg.solve(np.array(places[:known]) ** powers, integrals)[:, 0]
+        x = x + sum(w * slope for w, slope in zip(weights, slopes, strict=False))
     return x
 
 
-def _tables(rng, *walks):
-    for steps, to_data in walks:
-        alpha = np.sort(rng.uniform(0.15, 0.9, steps + 1))
-        sigma = np.sort(rng.uniform(0.3, 1.4, steps + 1))[::-1].copy()
-        if to_data:
-            alpha[-1], sigma[-1] = 1, 0
-        yield gaussian(rng), images(rng, 4), alpha, sigma
+_EQUAL = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12),
+          4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}  # fmt: skip
 
 
-def _many_steps(rng):
-    return _tables(rng, (3, False), (3, True), (6, False), (6, True))
+def _multisteps(rng, *walks):
+    for shape, steps, order, to_data in walks:
+        (walk,) = _falls(rng, (shape, steps, to_data))
+        yield *walk, order
+
+
+def _one_slope(rng):
+    return _multisteps(rng, ((4,), 3, 1, False), ((2, 3), 4, 1, True), ((3,), 1, 3, False))
+
+
+def _two_slopes(rng):
+    return _multisteps(rng, ((4,), 2, 2, False), ((2, 3), 5, 2, True))
+
+
+def _more_slopes(rng):
+    return _multisteps(rng, ((4,), 3, 3, False), ((2, 3), 6, 3, True), ((3,), 7, 4, True))
 
 
 MULTISTEP = exercise(
-    "06.7 · A solver with a memory",
-    sample_2m,
-    Part("the first step, which has no past", 1, lambda rng: _tables(rng, (1, False))),
-    Part("many steps, among the noise and to the data", 2, _many_steps),
+    "06.7 · A solver of any order",
+    multistep,
+    Part("order 1, and a first step", 1, _one_slope),
+    Part("order 2", 1, _two_slopes),
+    Part("orders 3 and 4", 2, _more_slopes),
     mistakes="""
-    nothing is extrapolated: that is DDIM
-        h / (2 * h_before) -> 0
-    the two lengths are exchanged: the new step is measured by the old one
-        h / (2 * h_before) -> h_before / (2 * h)
-    the guess is followed to the end of the step; the best average is in its middle
-        h / (2 * h_before) -> h / h_before
-    the guess is followed backwards
-        h / (2 * h_before) -> -h / (2 * h_before)
-    one half is right only for steps of equal length in λ
-        h / (2 * h_before) -> 0.5
-    what is remembered is the guess itself; yours remembers the extrapolated one
-        before, h_before = x0 -> before, h_before = ahead
-    a last step whose σ is not 0 extrapolates like every other
-        n > 0 -> 0 < n < len(alpha) - 2
-    σ has a table of its own, and need not be √(1 − α²)
-        return sample_2m(denoise, x, alpha, np.sqrt(1 - alpha**2))
+    nothing is remembered: that is DDIM, whatever the order
+        min(order, len(slopes)) -> 1
+    those weights belong to steps of equal length
+        weights = -> weights = (sigma_s - sigma_t) * np.array(_EQUAL[known]) #
+    with fewer slopes than the order, use those that there are
+        min(order, len(slopes)) -> order if len(slopes) >= order else 1
+    the slopes that count are the latest; yours remembers the first ones
+        slopes.insert(0, -> slopes.insert(len(slopes),
+        places.insert(0, -> places.insert(len(places),
+    that is a polynomial's value at the end of the step; its integral over the step is asked for
+        (sigma_s ** (powers + 1) - sigma_t ** (powers + 1)) / (powers + 1)
+            -> (sigma_s - sigma_t) * sigma_s**powers
+    that is a polynomial's value at the middle of the step; its integral is exact for any order
+        (sigma_s ** (powers + 1) - sigma_t ** (powers + 1)) / (powers + 1)
+            -> (sigma_s - sigma_t) * ((sigma_s + sigma_t) / 2) ** powers
+    the integral of a power has its exponent plus one below it
+        ) / (powers + 1) -> )
+    the order is the number of slopes; yours uses one more
+        min(order, -> min(order + 1,
+    the slope is the noise that the denoiser sees, (x − D)/σ
+        (x - denoise(x, 1.0, sigma_t)) / sigma_t) -> denoise(x, 1.0, sigma_t))
     """,
 )
 

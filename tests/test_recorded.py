@@ -1,0 +1,48 @@
+"""The numbers that a chapter shows from a recorded benchmark are those of the record."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from diffusion_course import weights
+
+COURSE = Path(__file__).resolve().parent.parent
+
+
+def record(name):
+    return json.loads((COURSE / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+
+
+def in_chapter(chapter, name):
+    """The literal that a chapter's source binds to a name."""
+    source = (COURSE / "notebooks" / "source" / f"{chapter}.py").read_text(encoding="utf-8")
+    (value,) = [
+        node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [name]
+    ]
+    return ast.literal_eval(value)
+
+
+def test_chapter_04_shows_the_recorded_learning_rates():
+    source = (COURSE / "notebooks" / "source" / "04_networks.py").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^# \| (\de-\d) \| ([\d.]+), ([\d.]+) \| ([\d.]+), ([\d.]+) \|$", source)
+    shown = [[float(number) for number in row] for row in rows]
+    found = [[r["rate"], *r["error"], *r["frechet"]] for r in record("settings")["rows"]]
+    assert shown == found and len(found) == 5
+
+
+def test_chapter_06_shows_the_recorded_distances_of_these_weights():
+    found = record("many_steps")
+    shown = in_chapter("06_ddim", "RECORDED")
+    assert {f"eta = {eta:g}, {n} steps" for eta, n in shown} == set(found["frechet"])
+    for (eta, n), values in shown.items():
+        assert list(values) == pytest.approx(
+            found["frechet"][f"eta = {eta:g}, {n} steps"], abs=6e-4
+        )
+    for name, digest in found["sha256"].items():
+        assert weights.load(name).card.sha256 == digest
+    assert found["sha256"]["digits"].startswith(in_chapter("06_ddim", "WEIGHTS"))
