@@ -148,10 +148,10 @@ def pack(x, t, labels, null):
 # to the *network's output*. Write their version, for a network that predicts $v$. Given are the two estimates of
 # $x_0$, the state $x_t$ and $\alpha$; $\sigma = \sqrt{1 - \alpha^2}$, and $\hat x_0 = \alpha x_t - \sigma v$.
 #
-# Guide $v$ with the course's $w$. Then multiply the guided $v$ of each example, its mean included, by a factor. At
-# `share` 0 the factor is 1. At `share` 1 it gives the guided $v$ the standard deviation of the conditional
-# $v$. Between the two, the factor lies on a straight line. Standard deviations are taken over all values of one
-# example.
+# Guide $v$ with the course's $w$. Then multiply the guided $v$ of each example, its mean included, by a factor.
+# At `share` 0 the factor is 1. At `share` 1 it gives the guided $v$ the standard deviation of the conditional
+# $v$. Between the two, the factor changes linearly with `share`. Standard deviations are taken over all values
+# of one example.
 #
 # **Expected.** The estimate of $x_0$ that belongs to the rescaled $v$, an array of `x_t`'s shape.
 #

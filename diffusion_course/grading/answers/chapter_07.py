@@ -354,6 +354,19 @@ def _near(rng):
             yield x, rng.integers(classes, size=points), *levels, *clouds
 
 
+def _in_doubt(rng):
+    """In 24 dimensions, points that either of two classes may have: the wide or the narrow one."""
+    alpha, sigma, stds = number(rng, 0.6, 0.8), number(rng, 0.6, 0.8), np.array([0.3, 1.2])
+    narrow, wide = (alpha * stds) ** 2 + sigma**2
+    x = rng.standard_normal((6, 24))
+    x *= np.sqrt(
+        24 * np.log(wide / narrow) / (1 / narrow - 1 / wide) / (x**2).sum(1, keepdims=True)
+    )
+    means, shares = 0.1 * rng.standard_normal((2, 24)), np.array([0.4, 0.6])
+    x, means, stds, shares = (a.astype(np.float32) for a in (x, means, stds, shares))
+    return [(x, np.tile([0, 1], 3), alpha, sigma, means, stds, shares)]
+
+
 def _rare(rng):
     """Points at the centre of a class to which hardly any data belong."""
     means, stds, shares = _mixture(rng, 3, 2, 0.3, 0.5)
@@ -377,7 +390,7 @@ def _far(rng):
 GRADIENT = exercise(
     "07.7 · The exact classifier of noisy points",
     class_gradient,
-    Part("classes of unlike width", 2, _near),
+    Part("classes of unlike width", 2, lambda rng: [*_near(rng), *_in_doubt(rng)]),
     Part("a rare class", 1, _rare),
     Part("far from every class", 1, _far),
     mistakes="""

@@ -20,27 +20,28 @@ def sdedit_start(guide, noise, strength, abar):
     return np.sqrt(level) * guide + np.sqrt(1 - level) * noise
 
 
-def _start_at(rng, strength, steps, shape=(2, 5)):
+def _start_at(rng, strength, steps, *shape):
+    """The last level is next to nothing."""
     guide, noise = images(rng, *shape), normal(rng, *shape)
-    return guide, noise, float(strength), np.cumprod(np.append(1.0, rng.uniform(0.6, 0.85, steps)))
+    kept = rng.uniform(0.6, 0.85, steps)
+    kept[-1] = 1e-4
+    return guide, noise, float(strength), np.cumprod(np.append(1.0, kept))
 
 
 def _starts_in_between(rng):
     """Strengths just above a step, just below one, and, again above, near the data."""
-    steps = int(rng.integers(8, 13))
-    late, middle = rng.integers(steps // 2 + 1, steps), rng.integers(2, steps)
     above, below, little = rng.uniform((0.1, -0.4, 0.1), (0.4, -0.1, 0.25))
-    near = np.array([late + above, middle + below, 1 + little])
-    shapes = (2, 5), (3, 2, 2), (4,)
-    each = zip(near / steps, shapes, strict=True)
-    return [_start_at(rng, strength, steps, shape) for strength, shape in each]
+    late, middle = rng.integers(6, 10), rng.integers(2, 7)
+    yield _start_at(rng, (late + above) / 10, 10, 2, 5)
+    yield _start_at(rng, (middle + below) / 8, 8, 3, 2, 2)
+    yield _start_at(rng, (1 + little) / 13, 13, 4)
 
 
 START = exercise(
     "08.1 · Where SDEdit starts",
     sdedit_start,
     Part("strengths in between", 1, _starts_in_between),
-    Part("strengths 0 and 1", 1, lambda rng: [_start_at(rng, s, 8) for s in (0, 1)]),
+    Part("strengths 0 and 1", 1, lambda rng: [_start_at(rng, s, 8 + 3 * s, 2, 5) for s in (0, 1)]),
     mistakes="""
     ᾱ belongs to variances: what multiplies pictures and noise is a square root
         np.sqrt(level) -> level
@@ -221,19 +222,28 @@ def _noised(picture, noise, level):
     return np.sqrt(level) * picture + np.sqrt(1 - level) * noise
 
 
-def _run(rng, steps, *shape):
-    """The last noisy level lies next to the data, if there is more than one."""
-    noisy = np.sort(rng.uniform(0.2, 0.9, steps))
-    noisy[1:][-1:] = NEAR_DATA[0]
+def _run(rng, noisy, *shape):
+    """From the first of these levels, through the others, to the data."""
+    steps = len(noisy)
     guide, noises = images(rng, *shape), normal(rng, steps + 1, *shape)
     return gaussian(rng, (1, 2)), guide, mask(rng, *shape), noises, np.append(noisy, 1.0)
+
+
+def _single_steps(rng):
+    return [_run(rng, [level], 6) for level in (number(rng, 0.2, 0.9), NEAR_DATA[0])]
+
+
+def _whole_runs(rng):
+    """One in the middle, and one that begins and ends where a number added for stability shows."""
+    middle = np.sort(rng.uniform(0.2, 0.9, 5))
+    return [_run(rng, middle, 6), _run(rng, [2e-4, 6e-4, NEAR_DATA[0]], 2, 4)]
 
 
 EDITOR = exercise(
     "08.5 · This editor is broken",
     edit,
-    Part("a single step to the data", 2, lambda rng: [_run(rng, 1, 6)]),
-    Part("a whole run", 3, lambda rng: [_run(rng, 5, 6), _run(rng, 3, 2, 4)]),
+    Part("a single step to the data", 2, _single_steps),
+    Part("a whole run", 3, _whole_runs),
     # Of the two starts with too little noise the first is true of both: in a single step they are
     # the same.
     mistakes="""
