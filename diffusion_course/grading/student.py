@@ -117,7 +117,7 @@ def _end(child: int, alone: bool) -> None:
 
 
 class _Late(BaseException):
-    """The time for a further attempt is over."""
+    """The time for running cells is over."""
 
 
 def _run(job: dict) -> Any:
