@@ -18,6 +18,7 @@ from diffusion_course.grading.submissions import Cell, answer_cells, last_check,
 def _this_process_is_itself_again_afterwards(monkeypatch):
     monkeypatch.setattr(IPython, "get_ipython", IPython.get_ipython)
     monkeypatch.setattr(IPython.core.getipython, "get_ipython", IPython.get_ipython)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     before = signal.getsignal(signal.SIGALRM)
     yield
@@ -145,6 +146,19 @@ def test_arguments_by_name_only_are_given_by_name():
         {"function": "double", "terms": {"others": {}, "library": [], "parameters": ["x", "t"]}},
         1000,
     ).outcomes[0][0].message  # fmt: skip
+
+
+def test_a_module_that_a_cell_writes_is_found_and_hides_no_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_doubles", "colorsys"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    written = other(f"%%writefile my_doubles.py\n{DOUBLE}")
+    hiding = other("%%writefile colorsys.py\nhls_to_rgb = None")
+    uses = answer("from my_doubles import double\nimport colorsys\ncolorsys.hls_to_rgb(0, 0, 0)")
+    function, raised = student._function([written, hiding, uses], "double", 1000, False)
+    assert function is None and isinstance(raised, ImportError)  # nothing is searched there yet
+    assert outcome([written, hiding, uses]) == 6
+    assert student._function([uses], "double", 1000, False)[1] is None
 
 
 def test_the_answers_module_is_main():

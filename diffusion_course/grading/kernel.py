@@ -9,6 +9,7 @@ import __future__ as futures
 
 import ast
 import asyncio
+import importlib
 import inspect
 import linecache
 import types
@@ -156,6 +157,7 @@ class _Shell(_Nothing):
         if name in ("writefile", "file") and last:
             with Path(last).open("a" if "-a" in line.split() else "w", encoding="utf-8") as file:
                 file.write(cell)
+            importlib.invalidate_caches()  # it may be a module
         if name == "capture" and last.isidentifier():
             self.user_ns[last] = NOTHING
         if name not in _ELSEWHERE:
