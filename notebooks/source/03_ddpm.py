@@ -18,13 +18,14 @@
 #
 # - write the training loop and the ancestral sampler of DDPM from memory, and say where each
 #   symbol comes from;
+# - say why a blurred guess may stand in for the sharp truth, if the step is short;
 # - compare a trained network with the exact answer, point by point;
 # - train a U-Net on real handwritten digits in half a minute, and judge its samples by more than
 #   looking at them;
-# - recognise a model whose time input is dead, although its loss falls.
+# - recognise a model whose time input is dead, although its loss falls and its digits look fine.
 #
 # **You need** chapters 01 (the forward process) and 02 (denoising is the posterior mean).
-# **Time**: reading takes about 75 minutes. The notebook itself runs for a minute and a half on two
+# **Time**: reading takes about 80 minutes. The notebook itself runs for about two minutes on two
 # CPU cores.
 
 # %%
@@ -387,8 +388,9 @@ print(
 assert (off < 4).all()
 # A network may be a little worse than real data, but by little beside the noise it began with.
 assert abs(learned_mmd) < 0.002 and start_mmd > 0.05
-# A Gaussian in the plane has exp(−8) = 0.03 % of its points that far out, to all sides together.
-assert between(learned) > 0.003 and between(exact) <= 0.001
+# A Gaussian in the plane has exp(−8) = 0.03 % of its points that far out, to all sides together:
+# 0.6 of 2,000. The network put 7 of 2,000 between the modes.
+assert between(learned) >= 0.001 > between(exact)
 
 # %% [markdown]
 # The clouds differ most between the modes. A network is smooth, so it draws a few points on the way
@@ -716,14 +718,14 @@ plots.image_grid([states_of[-1, :10], hidden[:10]], ["with time", "time cut"], s
 plt.show()
 
 # %% [markdown]
-# The digits look fine! The bug is the same, but the network can read the noise level from the image. Its
-# 64 pixels share one level, and the differences between neighbouring pixels show it. A point in the plane
-# has two coordinates only.
+# The digits look fine, and the loss is only about 15 % higher. The bug is the same, but the network can
+# read the noise level from the image. Its 64 pixels share one level, and the differences between
+# neighbouring pixels show it. A point in the plane has two coordinates only.
 #
-# We measure this. For points, the exact densities give the best guess at $t$ that anybody can make from
-# $x_t$. For digits we use something crude: a linear fit on the logarithms of four averages over the image.
-# The fit sees training digits, and we test it on unseen ones. If nothing could be read, the error of $t$
-# would be $1/\sqrt{12} = 0.29$.
+# We measure this, with the cosine schedule for both. For points, the exact densities give the best guess at
+# $t$ that anybody can make from $x_t$. For digits we use something crude: a linear fit on the logarithms of
+# four averages over the image, and their powers. The fit sees training digits, and we test it on unseen
+# ones. If nothing could be read, the error of $t$ would be $1/\sqrt{12} = 0.29$.
 
 
 # %%
@@ -746,8 +748,9 @@ read = {"a digit, crudely": (true_t["unseen"], features["unseen"] @ fit)}
 
 t_grid = np.linspace(0.005, 0.995, 100)
 t_point = jnp.asarray(rng.random(2000), jnp.float32)
-x_point = process.add_noise(p, jnp.asarray(cloud.x[:2000]), eps[:2000], t_point)
-log_density = np.stack([np.asarray(oracle.log_prob(x_point, t)) for t in t_grid])
+x_point = process.add_noise(p_digits, jnp.asarray(cloud.x[:2000]), eps[:2000], t_point)
+exact_of = denoiser.gaussian_mixture(p_digits, *toy2d.MIXTURE)
+log_density = np.stack([np.asarray(exact_of.log_prob(x_point, t)) for t in t_grid])
 chance = np.exp(log_density - log_density.max(axis=0))
 read["a point, at best"] = np.asarray(t_point), t_grid @ chance / chance.sum(axis=0)
 
@@ -765,44 +768,70 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: with the time cut digits stay legible; even a crude reader finds t in a digit
 assert by_cut > 0.9  # 200 samples: a standard error of at most 2 %
-assert last_losses[0] < last_losses[1] < 1.15 * last_losses[0]
-assert errors_of_t["a digit, crudely"] < 0.1 < 0.15 < errors_of_t["a point, at best"]
+assert 1.05 < last_losses[1] / last_losses[0] < 1.3  # measured 1.15
+# 1,440 noisy digits and 2,000 points: a root mean square is known to 2 or 3 %.
+assert errors_of_t["a digit, crudely"] < 0.5 * errors_of_t["a point, at best"]
+assert 0.2 < errors_of_t["a point, at best"] < 1 / np.sqrt(12)
 image = 0.3 * jnp.ones((2, *shape))
 assert hears_the_time(lambda _, t: trained.ema(image, t, jnp.zeros(2, int)))
 assert not hears_the_time(lambda _, t: deaf(cut.ema)(image, t, jnp.zeros(2, int)))
 
 # %% [markdown]
-# So good samples do not prove that the time arrives. The loss is only a little higher, and the samples do
-# not show it at all. Sun et al. 2025 train large networks without any time input, on purpose. The test
-# above finds the bug in any dimension: change $t$ at a fixed $x$.
+# Even the crude reader of digits makes less than half the error of the best reader of points. So good
+# samples do not prove that the time arrives. Sun et al. 2025 took the time input out of many published
+# models on purpose, and most of them became only a little worse. The test above finds the bug in any
+# dimension: change $t$ at a fixed $x$.
 #
 # ### A schedule that the network has never seen
 #
 # A related bug: the network was trained with one schedule, and the sampler uses another one. Some code
 # trains on a table of $\beta$ and then samples with $\bar\alpha = 1 - t$, "since it also falls from 1 to
 # 0". The network hears the time and expects the noise level of *its* schedule at that time.
+#
+# **Predict, then run.** We take a *perfect* predictor of $\varepsilon$ for the linear schedule, and draw
+# with $\bar\alpha = 1 - t$, in 1,000 steps. Will the three clouds be there?
 
 # %%
 straight = process.from_betas(1 / np.arange(T, 0, -1))  # ᾱ_n = 1 − n/T
-D_straight = denoiser.denoiser(fitted.ema, straight, "eps")
+
+
+def perfect(x, t, cond=None):
+    """Predicts ε exactly, for points that were noised with the linear schedule."""
+    return parameterization.to_eps("x0", p, oracle.denoise(x, t), x, t)
+
+
+def spreads(x):
+    """Spread of the points around each mode, over the right one, which is 1."""
+    mode, x = nearest(x), np.asarray(x, np.float64)
+    return np.array([np.sqrt(np.mean((x[mode == k] - means[k]) ** 2)) / stds[k] for k in range(3)])
+
+
+D_straight = denoiser.denoiser(perfect, straight, "eps")
 x_first = process.add_noise(straight, jnp.asarray(fresh), x_start, 1 - 1 / T)  # a fair start
 mixed_up, _ = sampling.sample(
     samplers.ddpm(straight), D_straight, x_first, sampling.uniform(T)[1:], jax.random.key(6)
 )
-mixed_mmd = metrics.mmd(mixed_up, fresh)
-print(f"MMD to data: {mixed_mmd:.4f} with the other schedule, {learned_mmd:.4f} with its own")
-plots.panels({"its own schedule": learned, "another schedule": mixed_up}, behind=fresh,
-             limits=(-1.5, 1.5), size=3, scale=3.2)  # fmt: skip
+drawn_with = {"its own schedule": exact, "another schedule": mixed_up}
+for name, x in drawn_with.items():
+    print(f"{name}: spread of each cloud {spreads(x).round(2)}, share of the largest "
+          f"{np.mean(nearest(x) == shares.argmax()):.1%} (right: {shares.max():.0%})")  # fmt: skip
+plots.panels(drawn_with, behind=fresh, limits=(-1.5, 1.5), size=3, scale=3.2)
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: the same network, sampled with another schedule, misses the data
+# @title Checked: with another schedule even a perfect network draws clouds that are too wide
 assert np.allclose(straight.alpha(0.25) ** 2, 0.75, atol=1e-4)
-assert mixed_mmd > 10 * scatter
+# The smallest cloud has about 400 points: the standard error of its spread is 2.5 %. Measured
+# 0.98, 0.99 and 0.91 here, and 1.22, 1.23 and 1.12 with the other schedule.
+assert np.all(np.abs(spreads(exact) - 1) < 0.15)
+assert np.all(spreads(mixed_up) > 1.05) and spreads(mixed_up).max() > 1.15
+# 2,000 points: the standard error of a share of one half is 1.1 %.
+assert np.mean(nearest(mixed_up) == shares.argmax()) < shares.max() - 0.02
 
 # %% [markdown]
-# The network is a good one, and no training repairs this. The remedy: keep the schedule with the weights.
-# In this course the card of released weights names it.
+# The clouds are there, so the bug is easy to overlook. But all three are too wide, two of them by a fifth,
+# and the largest one gets too few points. The network is perfect, so no training repairs this. The remedy: keep the
+# schedule with the weights. In this course the card of released weights names it.
 #
 # ## 8 · Linear against cosine
 #
@@ -870,13 +899,15 @@ assert distance["cosine"][0] < 1.2 * distance["linear"][1]
 # 3. Sample from the average of the weights, and let its decay warm up.
 # 4. Judge by accuracy, the worst class, Fréchet distance *and* nearest neighbours. Give each number
 #    beside the same number for real data, and say how many samples you used. The loss says little.
-# 5. With a dead time input the loss falls all the same. Test that the output changes with $t$.
+# 5. With a dead time input the loss falls all the same, and digits even look right. Test that the output
+#    changes with $t$. Sample with the schedule that the network was trained with.
 
 # %% [markdown]
 # **Try it yourself.** (a) `samplers.ddpm(p, variance="transition")` takes $\beta$ instead of
 # $\tilde\beta$. With `oracle.denoise` and `sampling.uniform(20)`, which moments change? (b) Leave out the
 # noise $z$ in `algorithm_2`. What is the standard deviation of each mode? (c) Train on
-# `data.load("toy2d", kind="checkerboard")`. Some points fall into no square: where do they lie?
+# `data.load("toy2d", kind="checkerboard")`. Some points fall into no square: where do they lie? (d) Cut the
+# time input of a U-Net that predicts $\varepsilon$ on the linear schedule. Are its digits as good?
 #
 # **Words introduced.** Ancestral sampling, simple loss, exponential moving average, warm-up, dead time
 # input, maximum mean discrepancy, Fréchet distance, judge.
