@@ -1048,7 +1048,9 @@ assert (table["dynamic, .995"]["spread"] > table["w = 1"]["spread"]).all()
 
 # %% tags=["comparison"]
 rest = np.array([0, 2])  # without the upper cloud
-two_clouds = denoiser.gaussian_mixture(p, means[rest], stds[rest], shares[rest] / shares[rest].sum())
+two_clouds = denoiser.gaussian_mixture(
+    p, means[rest], stds[rest], shares[rest] / shares[rest].sum()
+)
 for t in (0.4, 0.8):
     r = jnp.exp(log_class(WANTED)(points, t))[:, None]  # what was wanted before is unwanted now
     everything, only_upper = mixture.denoise(points, t), classes[WANTED].denoise(points, t)
@@ -1127,7 +1129,9 @@ for w in (1, 2, 3):
     drawn_away = [draw_away(digits.model, x, nothing, eights, float(w)) for x in noises]
     judged = np.concatenate([judge(expert.model, x)[0] for x in drawn_away])
     frequency[w] = np.bincount(judged, minlength=10) / len(judged)
-    print(f"w = {w}, 1,440 samples: " + ", ".join(f"{k}: {n:.0%}" for k, n in enumerate(frequency[w])))
+    print(
+        f"w = {w}, 1,440 samples: " + ", ".join(f"{k}: {n:.0%}" for k, n in enumerate(frequency[w]))
+    )
 for name, other in (("no label", nothing), ("8", eights)):
     x = [draw_away(digits.model, x, asked, other, 2.0) for x in noises]
     each = [report(np.asarray(x), labels, expert.model, real) for x in x]

@@ -838,9 +838,7 @@ plt.show()
 
 # %%
 train = data.load("digits").subset(np.arange(720))
-train_noise = np.concatenate(
-    [to_noise(small, train.x[i : i + 360], none) for i in (0, 360)]
-)
+train_noise = np.concatenate([to_noise(small, train.x[i : i + 360], none) for i in (0, 360)])
 no_label_noise = to_noise(small, unseen.x, none)
 following = (unseen.labels + 1) % 10
 
@@ -869,7 +867,9 @@ for name, x in turned_to.items():
     print(f"{name:12}, strength 1.5: the next digit {next_one:.0%}, still the old one {same:.0%}, "
           f"Fréchet distance {steered[name][2]:.1f} (360 digits)")  # fmt: skip
 per_digit = np.array([np.flatnonzero(unseen.labels == k)[0] for k in range(10)])
-plots.image_grid([unseen.x[per_digit], *(x[per_digit] for x in turned_to.values())], ["before", *turned_to])
+plots.image_grid(
+    [unseen.x[per_digit], *(x[per_digit] for x in turned_to.values())], ["before", *turned_to]
+)
 plt.show()
 
 # %% tags=["claims"]
