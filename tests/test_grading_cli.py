@@ -128,6 +128,7 @@ def test_bad_options_end_with_two(submissions, option, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
 def test_a_report_shows_any_name_on_a_terminal_of_another_alphabet(tmp_path, monkeypatch):
     from diffusion_course.grading import results
     from diffusion_course.grading.row import Row
