@@ -171,8 +171,8 @@ def _run(job: dict) -> Any:
     sys.path.append(os.getcwd())
     cases = [[tuple(map(wire.unpack, case)) for case in part] for part in job["cases"]]
     # First what every answer needs and the answer itself: the other cells may be slow, or wrong,
-    # and are none of this exercise's business. If something fails there, perhaps for want of
-    # another cell: all down to the exercise's check, as in a notebook that runs from the top. If a
+    # and are none of this exercise's business. If something is missing there, perhaps for want
+    # of another cell: all down to the exercise's check, as in a notebook that runs from the top. If a
     # name is missing even then: those below as well, which a student may have run before.
     best = _attempt(job["cells"], cases, job, job["timeout"] / 2)
     above = [cell for cell in job["all_cells"] if not cell.get("after")]
@@ -218,11 +218,11 @@ class _Attempt:
     @property
     def failed(self) -> int:
         """How many calls failed so that other cells might help."""
-        return 0 if self.final else sum(status == "error" for status, _ in self._failures)
+        return 0 if self.final else sum(map(_lacks_something, self._failures))
 
     @property
     def lacks_names(self) -> bool:
-        return any("raised NameError" in m or _NOWHERE in m for _, m in self._failures)
+        return any("raised NameError" in m or m.startswith(_NOWHERE) for _, m in self._failures)
 
     @property
     def _failures(self) -> list[tuple[str, str]]:
@@ -231,6 +231,13 @@ class _Attempt:
 
 
 _NOWHERE = "your cells define no function "
+_LACKING = ("Name", "Attribute", "Key", "Type", "Import", "ModuleNotFound")
+
+
+def _lacks_something(failure: tuple[str, str]) -> bool:
+    """Whether another cell may define, import or fill what was missing."""
+    starts = (_NOWHERE, *(f"your code raised {kind}Error" for kind in _LACKING))
+    return failure[0] == "error" and failure[1].startswith(starts)
 
 
 def _attempt(
