@@ -23,8 +23,8 @@
 # - write a second-order solver, measure its order, and count evaluations honestly;
 # - find the noise that a wrong last step leaves in every sample.
 #
-# **You need** chapters 01 to 03. **Time**: about 80 minutes of reading. The cells run for about a
-# minute and a half on two CPU cores.
+# **You need** chapters 01 to 03. **Time**: about 85 minutes of reading. The cells run for one and a half
+# to two minutes on two CPU cores.
 
 # %%
 import importlib.util
