@@ -267,6 +267,9 @@ for rest, by_2, lost in away.values():
     assert np.all(np.abs(rest.mean(axis=0)) < 4 * rest.std() / np.sqrt(len(rest)))
     # 40,000 values: 4 standard errors of their mean square.
     assert abs(np.mean(rest**2) - by_2 - lost) < 4 * np.std(rest**2) / np.sqrt(rest.size)
+# Exact at each x_t, not only on average: what is left has no trend along the guess (step 0.2).
+trend = np.sum(away[0.2][0] * np.asarray(guess - guess.mean(axis=0)), axis=1)
+assert abs(trend.mean()) < 4 * trend.std() / np.sqrt(len(trend))
 part = {length: lost / by_2 for length, (_, by_2, lost) in away.items()}
 assert part[0.001] < 0.01 and part[0.2] > 0.5
 assert list(part.values()) == sorted(part.values())
