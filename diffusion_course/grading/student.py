@@ -171,9 +171,9 @@ def _run(job: dict) -> Any:
     sys.path.append(os.getcwd())
     cases = [[tuple(map(wire.unpack, case)) for case in part] for part in job["cases"]]
     # First what every answer needs and the answer itself: the other cells may be slow, or wrong,
-    # and are none of this exercise's business. If something is missing there, perhaps for want
-    # of another cell: all down to the exercise's check, as in a notebook that runs from the top. If a
-    # name is missing even then: those below as well, which a student may have run before.
+    # and are none of this exercise's business. If something is missing there: all cells down to
+    # the exercise's check, as in a notebook that runs from the top. If a name is missing even
+    # then: those below as well, which a student may have run before.
     best = _attempt(job["cells"], cases, job, job["timeout"] / 2)
     above = [cell for cell in job["all_cells"] if not cell.get("after")]
     for cells in (above, job["all_cells"]):
