@@ -98,23 +98,6 @@ def test_the_stub_earns_nothing_and_says_what_to_return(exercise):
 
 
 # One of its parts is a boundary by itself; a general case beside it would mend that.
-TRIVIAL = {("03.3", "x0_hat")}
-
-
-@each_exercise
-def test_an_argument_as_it_came_earns_nothing(exercise):
-    names, earned = exercise.terms(())["parameters"], set()
-    for number, name in enumerate(names):
-        for shape in (lambda a: a, np.zeros_like, np.ones_like):
-            outcomes = [
-                [call(lambda *a, n=number, f=shape: f(a[n]), case) for case in part]
-                for part in key(exercise.id).cases
-            ]
-            if key(exercise.id).verdict(outcomes).points:
-                earned.add((exercise.id, name))
-    assert earned <= TRIVIAL
-
-
 def given(value):
     """An argument as a student gets it, but for JAX: float32 rounds alike in NumPy."""
     return value.copy() if isinstance(value, np.ndarray) else value
