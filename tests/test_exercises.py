@@ -97,7 +97,6 @@ def test_the_stub_earns_nothing_and_says_what_to_return(exercise):
     assert found.points == 0 and found.status == "not attempted"
 
 
-# One of its parts is a boundary by itself; a general case beside it would mend that.
 def given(value):
     """An argument as a student gets it, but for JAX: float32 rounds alike in NumPy."""
     return value.copy() if isinstance(value, np.ndarray) else value
