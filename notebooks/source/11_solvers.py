@@ -408,10 +408,12 @@ for tolerance in tolerances:
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
 left.loglog(tolerances, reached, "o-", color=plots.PREDICTION)
 left.loglog(tolerances, tolerances, "--", color=plots.TRUTH, lw=1)
-left.text(2e-4, 5e-4, "error = tolerance", size="small")
+left.text(1.5e-4, 8e-4, "error = tolerance", size="small", ha="right")
 left.set(xlabel="tolerance", ylabel="rms error at the data")
 right.loglog(spent, reached, "o-", color=plots.PREDICTION)
 right.set(xlabel="evaluations", ylabel="rms error at the data")
+right.set_xticks(spent, spent)
+right.minorticks_off()
 plt.show()
 
 # %% tags=["claims"]
@@ -712,6 +714,18 @@ for name in ("DDIM", "2M", "UniPC"):
             quality[name, n].append(metrics.frechet(found, real))
     print(f"{name:6}", *(f"{n}: {np.mean(quality[name, n]):.2f} ± {np.std(quality[name, n]):.2f}  "
                          for n in (6, 10, 20)))  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: DDIM is behind at each budget, and UniPC and 2M cannot be told apart
+# 360 digits and three starts each; measured at 6: 1.29, .89 and .87, with a scatter of .05.
+mean_of = {k: np.mean(values) for k, values in quality.items()}
+assert all(mean_of["DDIM", n] > max(mean_of["2M", n], mean_of["UniPC", n]) for n in (6, 10, 20))
+assert all(abs(mean_of["2M", n] - mean_of["UniPC", n]) < 0.1 for n in (6, 10, 20))
+
+# %% [markdown]
+# We were wrong about the first half. DDIM is behind at each budget. But UniPC and 2M differ by less than the
+# scatter of three starts, at six evaluations too. On this network the step from order 1 to order 2 is all
+# that a judge can see. The oracle's race is about numbers, and this one about pictures.
 
 # %% [markdown]
 # ## 12 · Break it on purpose: half a coefficient
