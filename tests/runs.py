@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from oracles import PROCESSES
 
-from diffusion_course import denoiser, process, samplers, sde_samplers
+from diffusion_course import denoiser, process, samplers, sde_samplers, solvers
 
 STEPS = 1000  # the longest grid; of a shorter one the rest is not run
 SAMPLERS = {
@@ -23,6 +23,8 @@ SAMPLERS = {
     "reverse_sde": sde_samplers.reverse_sde,
     "reverse_sde_log_snr 0.4": lambda p: sde_samplers.reverse_sde_log_snr(p, 0.4),
     "predictor_corrector": lambda p: sde_samplers.predictor_corrector(samplers.ddpm(p), p),
+    "sde_dpm_solver_pp_2m": solvers.sde_dpm_solver_pp_2m,
+    "sa_solver": solvers.sa_solver,
 }
 SOLVERS = {
     "euler": samplers.euler,
@@ -32,6 +34,9 @@ SOLVERS = {
     "dpm_solver 2": lambda p: samplers.dpm_solver(p, 2),
     "dpm_solver 3": lambda p: samplers.dpm_solver(p, 3),
     "pndm": samplers.pndm,
+    "dpm_solver_pp_3m": solvers.dpm_solver_pp_3m,
+    "unipc": solvers.unipc,
+    "deis": solvers.deis,
 }
 # Schedules whose signal float32 cannot hold at the end, or whose neighbours it cannot tell apart.
 EXTREME = {
