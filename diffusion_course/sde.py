@@ -61,7 +61,7 @@ def diffusion_squared(p: Process, t) -> Array:
 
     >>> from diffusion_course import process
     >>> print(diffusion_squared(process.vp_linear(0.1, 20.0), [0.0, 0.5]).round(3))  # beta(t)
-    [ 0.1   10.05]
+    [ 0.1  10.05]
     """
     _check_signal(p, t)
     t = jnp.asarray(t, jnp.float32)
