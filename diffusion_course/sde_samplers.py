@@ -29,7 +29,7 @@ def langevin(p: Process, step_size: float, level: float) -> Sampler:
     One evaluation per step. Whatever the times of the grid are, the score is that at the time
     `level`: the grid only counts the steps. For N(0, v) the states have the variance
     ``v/(1 − h/(2v))`` in the long run, and diverge for h >= 2v. Between separate modes they
-    practically never cross.
+    rarely cross.
 
     Args:
       p: the process.
@@ -93,8 +93,7 @@ def reverse_sde(p: Process, eta: float = 1.0) -> Sampler:
     same marginals: eta = 0 is the probability flow, eta = 1 the reverse of the forward SDE.
     One evaluation per step; weak order 1. The step to s = 0 returns D(x, t).
 
-    f and g² are infinite where alpha = 0. A step from there is `reverse_sde_log_snr`'s, and the
-    steps after it need a fine grid; that sampler does not.
+    f and g² are infinite where alpha = 0. A step from there is `reverse_sde_log_snr`'s.
 
     Args:
       p: the process.
