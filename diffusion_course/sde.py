@@ -60,8 +60,8 @@ def diffusion_squared(p: Process, t) -> Array:
     Source: as of `drift`.
 
     >>> from diffusion_course import process
-    >>> print(diffusion_squared(process.vp_linear(0.1, 20.0), [0.0, 0.5]).round(3))  # beta(t)
-    [ 0.1  10.05]
+    >>> print(*diffusion_squared(process.vp_linear(0.1, 20.0), [0.0, 0.5]).round(3))  # beta(t)
+    0.1 10.05
     """
     _check_signal(p, t)
     t = jnp.asarray(t, jnp.float32)
