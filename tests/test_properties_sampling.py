@@ -16,7 +16,7 @@ from runs import ALL, SAMPLERS, SOLVERS
 from diffusion_course import editing, guidance, process, samplers, sampling
 
 SHAPES = [(3,), (2, 4), (3, 2, 2, 2)]
-SEVERAL = ("heun", "dpm_solver 2", "dpm_solver 3", "pndm")
+SEVERAL = ("heun", "dpm_solver 2", "dpm_solver 3", "pndm", "predictor_corrector")
 ONE_EVALUATION = [name for name in (*SAMPLERS, *SOLVERS) if name not in SEVERAL]
 KEY = jax.random.key(0)
 

@@ -167,8 +167,6 @@ def _run(job: dict) -> Any:
     from diffusion_course.grading import wire
 
     begin = time.monotonic()
-    # As in a notebook, modules that lie beside it are found. Last, so that none hides a package.
-    sys.path.append(os.getcwd())
     cases = [[tuple(map(wire.unpack, case)) for case in part] for part in job["cases"]]
     # First what every answer needs and the answer itself: the other cells may be slow, or wrong,
     # and are none of this exercise's business. If something is missing there: all cells down to

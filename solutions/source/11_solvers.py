@@ -16,8 +16,11 @@
 # function is right, and if not, what is wrong. Check as often as you like.
 #
 # Tables of $\alpha$ and $\sigma$ run from noise to data, and $\lambda = \log(\alpha/\sigma)$. A step from
-# $t$ to $s$ has the length $h = \lambda_s - \lambda_t$. Always $c = 1 + \eta^2$. Each function must work by
-# itself: it may call libraries, but no function from another exercise, since each is graded alone.
+# $t$ to $s$ has the length $h = \lambda_s - \lambda_t$. Always $c = 1 + \eta^2$.
+#
+# Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
+# constants of your own in other cells. It may not use the function of another exercise; of
+# `diffusion_course` it may use only what the exercise's cells import.
 
 # %%
 import importlib.util

@@ -231,6 +231,7 @@ BROKEN = exercise(
     with less kept noise there is no reverse SDE: e^(−h) was right
         np.exp(-h) * x -> np.exp(-h / 2) * x
     """,
+    library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
 
 
