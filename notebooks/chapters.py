@@ -36,7 +36,6 @@ class Chapter:
       part: the title of the part that it belongs to.
       file: name of its notebook without the ending; empty until there is one.
       warm: seconds to run with a filled compile cache; None until measured.
-      cold: seconds to run with an empty one.
     """
 
     number: str
@@ -45,7 +44,6 @@ class Chapter:
     part: str
     file: str = ""
     warm: float | None = None
-    cold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,15 +84,12 @@ def _chapter(row: dict, part: str) -> Chapter:
     if file and not re.fullmatch(rf"{begin}(_[a-z0-9]+)+", file):
         wanted = "NN_name, with NN the number, in small letters and digits"
         raise ValueError(f"{where}: file must be {wanted}, got {file!r}")
-    for key in ("warm", "cold"):
-        seconds = row.get(key, 1)
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
-            raise ValueError(f"{where}: {key} must be a number of seconds above 0, got {seconds!r}")
-    if ("warm" in row) != ("cold" in row):
-        raise ValueError(f"{where}: give both of warm and cold, or neither")
-    if not file and row.keys() & {"warm", "cold"}:
-        raise ValueError(f"{where}: warm and cold need a file")
-    return Chapter(number, title, insight, part, file, row.get("warm"), row.get("cold"))
+    seconds = row.get("warm", 1)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+        raise ValueError(f"{where}: warm must be a number of seconds above 0, got {seconds!r}")
+    if not file and "warm" in row:
+        raise ValueError(f"{where}: warm needs a file")
+    return Chapter(number, title, insight, part, file, row.get("warm"))
 
 
 def _only(found: dict, known, where: str) -> None:
@@ -127,12 +122,12 @@ def readme_table(table: Table) -> str:
     rows = ["| | chapter | the moment of insight | to run |", "|---|---|---|--:|"]
     for chapter in table.chapters:
         # With spaces that do not break, so that a narrow column keeps a time on one line.
-        time = f"{chapter.warm:g}\u00a0/\u00a0{chapter.cold:g}\u00a0s |" if chapter.warm else "|"
+        time = f"{chapter.warm:g}\u00a0s |" if chapter.warm else "|"
         rows.append(f"{_row(chapter, 'notebooks/')} {time}")
     rows += [
         "",
-        "Chapters without a link are still to come. *To run*: from a fresh kernel with a filled / "
-        f"an empty compile cache ({table.measured}).",
+        "Chapters without a link are still to come. *To run*: from a fresh kernel, with what an "
+        f"earlier run has compiled ({table.measured}). A first run takes longer.",
     ]
     return "\n".join(rows)
 

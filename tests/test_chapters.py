@@ -66,7 +66,7 @@ def test_the_title_of_the_table_is_that_of_the_chapter(chapter):
 
 @pytest.mark.parametrize("chapter", EXISTING, ids=lambda chapter: chapter.file)
 def test_a_chapter_that_exists_has_its_times_measured(chapter):
-    assert 0 < chapter.warm <= chapter.cold
+    assert 0 < chapter.warm < 200  # a chapter takes about three minutes at most
 
 
 WARM = f"warm = {chapters.read().chapters[3].warm:g}"
@@ -81,10 +81,9 @@ WARM = f"warm = {chapters.read().chapters[3].warm:g}"
         ('number = "03"', 'number = "04"', "chapter 04: file must be NN_name"),
         ('number = "26"', 'number = "27"', "numbered 00, 01, … without a gap"),
         ('file = "03_ddpm"', 'file = "03-ddpm"', "chapter 03: file must be NN_name"),
-        ('file = "03_ddpm"\n', "", "chapter 03: warm and cold need a file"),
+        ('file = "03_ddpm"\n', "", "chapter 03: warm needs a file"),
         (WARM, "warm = 0", "chapter 03: warm must be a number of seconds above 0, got 0"),
         (WARM, 'warm = "74"', "chapter 03: warm must be a number of seconds above 0"),
-        (f"{WARM}\n", "", "chapter 03: give both of warm and cold, or neither"),
         (WARM, "hot = 74", "chapter 03: keys must be of number, .*; got 'hot'"),
         ("[[part]]", "[part", "chapters.toml is not valid TOML"),
         ("measured = ", "when = ", "keys must be of measured, part; got 'when'"),

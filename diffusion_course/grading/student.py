@@ -87,13 +87,9 @@ def _be_the_child(job: dict, out: int, here: int, there: int) -> None:
 
 
 def _move() -> None:
-    """To a fresh folder: nothing that another exercise has left there is found.
-
-    As in a notebook, modules are searched for in it first: a cell may write one and import it.
-    """
+    """To a fresh folder: nothing that another exercise has left there is found."""
     folder = tempfile.mkdtemp()
     os.chdir(folder)
-    sys.path.insert(0, folder)
     os.environ |= {"HOME": folder, "TMPDIR": folder}
     tempfile.tempdir = None
 
@@ -167,6 +163,8 @@ def _run(job: dict) -> Any:
     from diffusion_course.grading import wire
 
     begin = time.monotonic()
+    # As in a notebook, modules that lie beside it are found. Last, so that none hides a package.
+    sys.path.append(os.getcwd())
     cases = [[tuple(map(wire.unpack, case)) for case in part] for part in job["cases"]]
     # First what every answer needs and the answer itself: the other cells may be slow, or wrong,
     # and are none of this exercise's business. If something is missing there: all cells down to
