@@ -76,10 +76,10 @@ MUTANTS = {
     "samplers": (
         "samplers solvers editing",
         [
-            ("mean + temperature * _root(fresh) * noise", "mean"),
+            ("mean + temperature * root(fresh) * noise", "mean"),
             ("jnp.where(s > 0, transition(p, t, s)[1], 0.0)", "transition(p, t, s)[1]"),
             ("fresh = eta**2 *", "fresh = eta *"),
-            ("kept = _root(sigma_s**2 - fresh)", "kept = sigma_s"),
+            ("kept = root(sigma_s**2 - fresh)", "kept = sigma_s"),
             ("(there - eps) / 2", "(there - eps)"),
             ("ahead / (2 * jnp.where(usable", "ahead / (jnp.where(usable"),
             ("signal, at_s - at_t, growth)", "signal, at_s - at_t, 0 * growth)"),

@@ -11,8 +11,8 @@ from jax import Array
 
 from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser
-from diffusion_course.process import Process, levels
-from diffusion_course.samplers import _denoise
+from diffusion_course.process import Process, time_at
+from diffusion_course.steps import denoise, hold
 
 SAFETY, LEAST, MOST = 0.9, 0.2, 5.0  # factors of a new step's length
 FIRST = 0.1  # length of the first attempt, in lambda
@@ -104,7 +104,7 @@ def adaptive(
     extra = first < t_start
     x = jax.lax.cond(
         extra,
-        lambda: _hold(p, x_start, _denoise(D, x_start, t_start), t_start, first),
+        lambda: hold(p, x_start, denoise(D, x_start, t_start), t_start, first),
         lambda: x_start,
     )
 
@@ -118,7 +118,7 @@ def adaptive(
         x, t = jnp.where(good, high, run.x), jnp.where(good, s, run.t)
         # What the next step begins with; at t_end > 0 there is none.
         needed = good & ((t > last) | (last > t_end))
-        x0 = jax.lax.cond(needed, lambda: _denoise(D, x, t), lambda: run.x0)
+        x0 = jax.lax.cond(needed, lambda: denoise(D, x, t), lambda: run.x0)
         # The error grows like h³.
         factor = SAFETY * jnp.maximum(jnp.where(error >= 0, error, jnp.inf), 1e-6) ** (-1 / 3)
         h = (_lambda(p, s) - _lambda(p, run.t)) * jnp.clip(factor, LEAST, MOST)
@@ -135,17 +135,17 @@ def adaptive(
 
     zero = jnp.int32(0)
     begun = Report(1 + extra.astype(jnp.int32), zero, zero)
-    run = _Run(x, first, _denoise(D, x, first), jnp.float32(FIRST), begun)
+    run = _Run(x, first, denoise(D, x, first), jnp.float32(FIRST), begun)
     run = jax.lax.while_loop(unfinished, body, run)
     # The step to the data; nothing where the last one has ended at t_end.
-    x = jnp.where(t_end < last, _hold(p, run.x, run.x0, run.t, t_end), run.x)
+    x = jnp.where(t_end < last, hold(p, run.x, run.x0, run.t, t_end), run.x)
     return jnp.where(run.t > last, jnp.nan, x), run.report
 
 
 def _pair(p: Process, D: Denoiser, x: Array, x0: Array, t, s) -> tuple[Array, Array]:
     """x_s of order 2 and of order 3, with two evaluations beside x0 = D(x, t)."""
     start, length = _lambda(p, t), _lambda(p, s) - _lambda(p, t)
-    held = _hold(p, x, x0, t, s)
+    held = hold(p, x, x0, t, s)
     alpha_s = p.alpha(s)
 
     def bend(h):  # ∫_0^h e^(u − h)·u du/h: a change of x0 that grows evenly, weighed by a step h
@@ -154,21 +154,13 @@ def _pair(p: Process, D: Denoiser, x: Array, x0: Array, t, s) -> tuple[Array, Ar
     # A third of the way, with x0 held; order 2 is the line through both.
     first, second = _time(p, start + length / 3), _time(p, start + 2 / 3 * length)
     here = _lambda(p, first) - start
-    rise = (_denoise(D, _hold(p, x, x0, t, first), first) - x0) / here
+    rise = (denoise(D, hold(p, x, x0, t, first), first) - x0) / here
     low = held + alpha_s * bend(length) * length * rise
     # Two thirds, along that line; order 3 follows what is found there.
     there = _lambda(p, second) - start
-    x = _hold(p, x, x0, t, second) + p.alpha(second) * bend(there) * there * rise
-    rise = (_denoise(D, x, second) - x0) / there
+    x = hold(p, x, x0, t, second) + p.alpha(second) * bend(there) * there * rise
+    rise = (denoise(D, x, second) - x0) / there
     return low, held + alpha_s * bend(length) * length * rise
-
-
-def _hold(p: Process, x: Array, x0: Array, t, s) -> Array:
-    """DDIM's step from t to s, which holds x0."""
-    alpha_t, sigma_t = levels(p, t, x)
-    alpha_s, sigma_s = levels(p, s, x)
-    shrink = sigma_s / sigma_t
-    return shrink * x + (alpha_s - alpha_t * shrink) * x0
 
 
 def _lambda(p: Process, t) -> Array:
@@ -176,15 +168,8 @@ def _lambda(p: Process, t) -> Array:
 
 
 def _time(p: Process, wanted) -> Array:
-    """The time whose lambda this is, by bisection: float32 has 24 bits of t."""
-
-    def halve(_, interval):
-        low, high = interval
-        middle = (low + high) / 2
-        too_clean = _lambda(p, middle) > wanted
-        return jnp.where(too_clean, middle, low), jnp.where(too_clean, high, middle)
-
-    return jax.lax.fori_loop(0, 30, halve, (jnp.float32(0.0), jnp.float32(1.0)))[1]
+    """The time whose lambda this is."""
+    return time_at(p, 2 * wanted)
 
 
 def _size(*states: Array) -> Array:

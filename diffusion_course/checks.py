@@ -196,6 +196,13 @@ def number(argument: str, given):
     raise ValueError(f"{argument} must be one number, got {shape}")
 
 
+def non_negative(argument: str, given):
+    """`given` as `number` gives it; ValueError unless it is finite and at least 0."""
+    given = number(argument, given)
+    within(argument, given, 0, np.inf, ends="[)")
+    return given
+
+
 def binary(argument: str, given):
     """`given` as an array of booleans; ValueError unless its values are True and False, or 1 and 0.
 

@@ -15,7 +15,7 @@ from jax import Array
 from diffusion_course import checks
 from diffusion_course.losses import TimeSampler
 from diffusion_course.process import Process, time_at, transition
-from diffusion_course.samplers import Sampler
+from diffusion_course.samplers import Sampler, memoryless
 
 MOST_CHURN = math.sqrt(2) - 1  # at most the noise that is there is added once more
 
@@ -149,15 +149,6 @@ def churn(
     if not low < high:
         raise ValueError(f"high must be above low, {low}, got {high}")
 
-    def init(x):
-        state = sampler.init(x)
-        if jax.tree.leaves(state):
-            raise ValueError(
-                "sampler must have no memory of earlier steps, which fresh noise would make wrong; "
-                f"got one that remembers {len(jax.tree.leaves(state))} arrays"
-            )
-        return state
-
     def step(D, x, t, s, key, state):
         fresh, inner = jax.random.split(key)
         # Up to the time with the higher noise level …
@@ -174,4 +165,4 @@ def churn(
         # … and from there down to s.
         return sampler.step(D, x, higher, s, inner, state)
 
-    return Sampler(init, step)
+    return Sampler(memoryless(sampler, "fresh noise would make wrong"), step)

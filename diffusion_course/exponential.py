@@ -27,7 +27,8 @@ from jax import Array
 
 from diffusion_course import checks
 from diffusion_course.process import Process, expand, levels
-from diffusion_course.samplers import Sampler, _can_correct, _denoise, _has_signal, _root
+from diffusion_course.samplers import Sampler
+from diffusion_course.steps import can_correct, denoise, has_signal, root
 
 # What takes the place of the integral of a line that rises by 1 in a step: g is c·h.
 LINES = {
@@ -59,19 +60,19 @@ def multistep(p: Process, order: int, corrector: int = 0, eta=0.0, B: str = "exa
         return eta(t) if callable(eta) else eta
 
     def step(D, x, t, s, key, memory):
-        x0 = _denoise(D, x, t)
+        x0 = denoise(D, x, t)
         # Corrector: the step before once more, with the new evaluation at its end.
         if corrector:
             known = memory.times[0] > t
             r = jnp.where(known, memory.times[0], t)
             said = [memory.x0[0], x0, *memory.x0[1:corrector]]
             when = [r, t, *memory.times[1:corrector]]
-            again = _move(p, memory.x, said, when, t, dial(r), B, memory.noise)
-            x = jnp.where(known & _can_correct(p, r, t), again, x)
+            again = move(p, memory.x, said, when, t, dial(r), memory.noise, B)
+            x = jnp.where(known & can_correct(p, r, t), again, x)
         # Predictor.
         noise = memory.noise if is_flow else jax.random.normal(key, x.shape, x.dtype)
         said, when = [x0, *memory.x0[: order - 1]], [t, *memory.times[: order - 1]]
-        moved = _move(p, x, said, when, s, dial(t), B, noise)
+        moved = move(p, x, said, when, s, dial(t), noise, B)
         return moved, _Memory(
             x,
             noise,
@@ -82,8 +83,21 @@ def multistep(p: Process, order: int, corrector: int = 0, eta=0.0, B: str = "exa
     return Sampler(init, step)
 
 
-def _move(p: Process, x: Array, said, when, s, eta, B: str, noise: Array) -> Array:
-    """The exact solution from when[0] to s, with the polynomial through `said` for x0."""
+def move(p: Process, x: Array, said, when, s, eta, noise: Array, B: str = "exact") -> Array:
+    """The exact solution from when[0] to s, with a polynomial in the place of x0.
+
+    Args:
+      p: signal and noise levels.
+      x: the state at when[0].
+      said: what the denoiser said, [B, …] each: the polynomial goes through all of them.
+      when: and at which times.
+      s: where to go.
+      eta: how much noise is added and removed, at least 0.
+      noise: standard normal, of x's shape.
+      B: one of `LINES`, for where a line takes the place of the polynomial.
+
+    Returns: the state at s.
+    """
     t = when[0]
     alpha_t, sigma_t = levels(p, t, x)
     alpha_s, sigma_s = levels(p, s, x)
@@ -95,8 +109,8 @@ def _move(p: Process, x: Array, said, when, s, eta, B: str, noise: Array) -> Arr
     shrink = shrink * jnp.exp(-reverse)
     moved = shrink * x + (alpha_s - alpha_t * shrink) * said[0]
     # What the polynomial adds; an evaluation counts if float32 tells its place from the others'.
-    usable, places = [_can_correct(p, t, s) & (h > 0)], [jnp.float32(0.0)]
-    there = _has_signal(p, jnp.stack(when[1:])) if len(when) > 1 else ()
+    usable, places = [can_correct(p, t, s) & (h > 0)], [jnp.float32(0.0)]
+    there = has_signal(p, jnp.stack(when[1:])) if len(when) > 1 else ()
     for time, signal, where in zip(when[1:], there, lambdas[2:], strict=True):
         seen = usable[-1] & signal & (time > 0)
         place = jnp.where(seen, where, 0.0) - jnp.where(seen, lambdas[1], 0.0)
@@ -106,7 +120,7 @@ def _move(p: Process, x: Array, said, when, s, eta, B: str, noise: Array) -> Arr
     length = jnp.where(usable[0], h, 1.0)
     moved = moved + alpha_s * _added(places, rises, usable, length, 1 + eta**2, B)
     # Fresh noise.
-    return moved + sigma_s * _root(-jnp.expm1(-2 * reverse)) * noise
+    return moved + sigma_s * root(-jnp.expm1(-2 * reverse)) * noise
 
 
 def _added(places, rises, usable, h, c, B: str) -> Array:

@@ -10,12 +10,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser
-from diffusion_course.process import Process, expand, levels, posterior, transition
+from diffusion_course.process import Process, expand, levels, posterior, time_at, transition
+from diffusion_course.steps import (
+    can_correct,
+    denoise,
+    estimates,
+    has_signal,
+    hold,
+    root,
+    state_at,
+)
 
 
 class Sampler(NamedTuple):
@@ -35,31 +43,24 @@ def no_memory(x: Array) -> tuple:
     return ()
 
 
-def _denoise(D: Denoiser, x: Array, t) -> Array:
-    """D(x, t), in the precision of x. Of another shape it would broadcast, and spoil every step."""
-    x0 = jnp.asarray(D(x, t), x.dtype)
-    checks.same_shape("D(x, t)", x0, "x", x)
-    return x0
+def memoryless(sampler: Sampler, why: str) -> Callable[[Array], Any]:
+    """The sampler's `init`, which refuses one that remembers earlier steps.
 
+    Args:
+      sampler: that others are made from.
+      why: what spoils a memory, for the message: "repeats would confuse".
+    """
 
-def _estimates(p: Process, D: Denoiser, x: Array, t) -> tuple[Array, Array]:
-    """The estimates of x0 and of eps at time t; an eps of 0 where float32 holds no noise."""
-    alpha, sigma = levels(p, t, x)
-    x0 = _denoise(D, x, t)
-    noisy = sigma > 0
-    return x0, jnp.where(noisy, (x - alpha * x0) / jnp.where(noisy, sigma, 1.0), 0.0)
+    def init(x):
+        state = sampler.init(x)
+        if jax.tree.leaves(state):
+            raise ValueError(
+                f"sampler must have no memory of earlier steps, which {why}; "
+                f"got one that remembers {len(jax.tree.leaves(state))} arrays"
+            )
+        return state
 
-
-def _root(variance: Array) -> Array:
-    """Its square root; 0, and so is the gradient, at 0 and where rounding made it negative."""
-    positive = ~(variance <= 0)  # NaN stays NaN
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
-
-
-def _check_temperature(temperature):
-    temperature = checks.number("temperature", temperature)
-    checks.within("temperature", temperature, 0, np.inf, ends="[)")
-    return temperature
+    return init
 
 
 def ddpm(p: Process, variance: str = "posterior", temperature: float = 1.0) -> Sampler:
@@ -84,16 +85,16 @@ def ddpm(p: Process, variance: str = "posterior", temperature: float = 1.0) -> S
     [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
     """
     checks.one_of("variance", variance, ("posterior", "transition"))
-    temperature = _check_temperature(temperature)
+    temperature = checks.non_negative("temperature", temperature)
 
     def step(D, x, t, s, key, state):
         # What the denoiser sees at t, and the Gaussian that it implies at s.
-        mean, fresh = posterior(p, _denoise(D, x, t), x, t, s)
+        mean, fresh = posterior(p, denoise(D, x, t), x, t, s)
         if variance == "transition":
             fresh = jnp.where(s > 0, transition(p, t, s)[1], 0.0)
         # A draw from it.
         noise = jax.random.normal(key, x.shape, x.dtype)
-        return mean + temperature * _root(fresh) * noise, state
+        return mean + temperature * root(fresh) * noise, state
 
     return Sampler(no_memory, step)
 
@@ -121,18 +122,18 @@ def ddim(p: Process, eta: float = 0.0, temperature: float = 1.0) -> Sampler:
     """
     eta = checks.number("eta", eta)
     checks.within("eta", eta, 0, 1)
-    temperature = _check_temperature(temperature)
+    temperature = checks.non_negative("temperature", temperature)
 
     def step(D, x, t, s, key, state):
         alpha_s, sigma_s = levels(p, s, x)
         # What the denoiser sees at t.
-        x0, eps = _estimates(p, D, x, t)
+        x0, eps = estimates(p, D, x, t)
         # How much of the noise at s is fresh, and how much of the old noise stays.
         fresh = eta**2 * posterior(p, x0, x, t, s)[1]
-        kept = _root(sigma_s**2 - fresh)
+        kept = root(sigma_s**2 - fresh)
         # Both together.
         noise = jax.random.normal(key, x.shape, x.dtype)
-        return alpha_s * x0 + kept * eps + temperature * _root(fresh) * noise, state
+        return alpha_s * x0 + kept * eps + temperature * root(fresh) * noise, state
 
     return Sampler(no_memory, step)
 
@@ -153,15 +154,6 @@ def repaint(sampler: Sampler, p: Process, repeats: int) -> Sampler:
     """
     repeats = checks.integer("repeats", repeats, 1)
 
-    def init(x):
-        state = sampler.init(x)
-        if jax.tree.leaves(state):
-            raise ValueError(
-                "sampler must have no memory of earlier steps, which repeats would confuse; "
-                f"got one that remembers {len(jax.tree.leaves(state))} arrays"
-            )
-        return state
-
     def step(D, x, t, s, key, state):
         scale, variance = transition(p, t, jnp.where(s > 0, s, t / 2))
 
@@ -171,13 +163,13 @@ def repaint(sampler: Sampler, p: Process, repeats: int) -> Sampler:
             # Down to s …
             x_s, state = sampler.step(D, x, t, s, down, state)
             # … and, but for the last time, back up to t.
-            back = scale * x_s + _root(variance) * jax.random.normal(up, x.shape, x.dtype)
+            back = scale * x_s + root(variance) * jax.random.normal(up, x.shape, x.dtype)
             return jnp.where((i < repeats - 1) & (s > 0), back, x_s), state
 
         # To s = 0 there is one step: from the data there is no way back by a transition.
         return jax.lax.fori_loop(0, jnp.where(s > 0, repeats, 1), again, (x, state))
 
-    return Sampler(init, step)
+    return Sampler(memoryless(sampler, "repeats would confuse"), step)
 
 
 # --------------------------------------------------------------------------------------------
@@ -187,29 +179,6 @@ def repaint(sampler: Sampler, p: Process, repeats: int) -> Sampler:
 # --------------------------------------------------------------------------------------------
 
 
-def _state_at(p: Process, x0: Array, eps: Array, s) -> Array:
-    """Where DDIM's step ends: ``alpha_s·x0 + sigma_s·eps``."""
-    alpha_s, sigma_s = levels(p, s, x0)
-    return alpha_s * x0 + sigma_s * eps
-
-
-def _has_signal(p: Process, t) -> Array:
-    """Whether float32 can hold any signal beside the noise of time t.
-
-    Where it cannot, a state says nothing about x0, sigma/alpha is infinite or nearly so, and there
-    is no way in that coordinate: DDIM's step, which needs x0 only, is all that can be done.
-    """
-    return p.alpha(t) > np.finfo(np.float32).eps * p.sigma(t)
-
-
-def _can_correct(p: Process, t, s) -> Array:
-    """Whether a step has signal where it begins and noise where it ends.
-
-    The step to s = 0 has none there: it returns x0, and a correction of eps would not count.
-    """
-    return _has_signal(p, t) & (p.sigma(s) > 0)
-
-
 def _slope_factor(p: Process, t, s, like: Array) -> Array:
     """What a unit of eps adds to x_s between t and s; 0 where time t has no signal.
 
@@ -217,7 +186,7 @@ def _slope_factor(p: Process, t, s, like: Array) -> Array:
     """
     alpha_t, sigma_t = levels(p, t, like)
     alpha_s, sigma_s = levels(p, s, like)
-    signal = expand(_has_signal(p, t), like)
+    signal = expand(has_signal(p, t), like)
     return jnp.where(signal, sigma_s - alpha_s * sigma_t / jnp.where(signal, alpha_t, 1.0), 0.0)
 
 
@@ -234,7 +203,7 @@ def euler(p: Process) -> Sampler:
     """
 
     def step(D, x, t, s, key, state):
-        x0, eps = _estimates(p, D, x, t)
+        x0, eps = estimates(p, D, x, t)
         velocity = expand(p.d_alpha(t), x) * x0 + expand(p.d_sigma(t), x) * eps
         return jnp.where(s > 0, x + (s - t) * velocity, x0), state
 
@@ -255,15 +224,15 @@ def heun(p: Process) -> Sampler:
 
     def step(D, x, t, s, key, state):
         # Euler's step in sigma/alpha, which is DDIM's.
-        x0, eps = _estimates(p, D, x, t)
-        predicted = _state_at(p, x0, eps, s)
+        x0, eps = estimates(p, D, x, t)
+        predicted = state_at(p, x0, eps, s)
 
         # Second-order correction.
         def corrected():
-            there = _estimates(p, D, predicted, s)[1]
+            there = estimates(p, D, predicted, s)[1]
             return predicted + _slope_factor(p, t, s, x) * (there - eps) / 2
 
-        return jax.lax.cond(_can_correct(p, t, s), corrected, lambda: predicted), state
+        return jax.lax.cond(can_correct(p, t, s), corrected, lambda: predicted), state
 
     return Sampler(no_memory, step)
 
@@ -286,12 +255,12 @@ def dpm_solver_pp_2m(p: Process) -> Sampler:
     def extrapolation(r, t, s):
         """The factor of x0(t) − x0(r) in the mean of x0 from t to s; 0 where there is none."""
         at_r, at_t, at_s = (p.log_snr(time) / 2 for time in (r, t, s))
-        signal = _has_signal(p, r)
+        signal = has_signal(p, r)
         # From r with signal along half the log-SNR; else along alpha/sigma, in units of its value
         # at t, as it is 0 at r.
         growth = jnp.expm1(jnp.minimum(at_s - at_t, math.log(2)))
         known, ahead = jnp.where(signal, at_t - at_r, 1.0), jnp.where(signal, at_s - at_t, growth)
-        usable = (r > t) & _can_correct(p, t, s) & (known > 0)
+        usable = (r > t) & can_correct(p, t, s) & (known > 0)
         return jnp.where(usable, ahead / (2 * jnp.where(usable, known, 1.0)), 0.0)
 
     def init(x):
@@ -299,15 +268,11 @@ def dpm_solver_pp_2m(p: Process) -> Sampler:
 
     def step(D, x, t, s, key, state):
         before, r = state
-        alpha_t, sigma_t = levels(p, t, x)
-        alpha_s, sigma_s = levels(p, s, x)
-        x0 = _denoise(D, x, t)
+        x0 = denoise(D, x, t)
         # Second order: x0 as it will be on average between t and s.
         ahead = x0 + extrapolation(r, t, s) * (x0 - before)
         # DDIM's step with it.
-        shrink = jnp.where(sigma_t > 0, sigma_s / jnp.where(sigma_t > 0, sigma_t, 1.0), 0.0)
-        moved = shrink * x + (alpha_s - alpha_t * shrink) * ahead
-        return moved, (x0, jnp.asarray(t, jnp.float32))
+        return hold(p, x, ahead, t, s), (x0, jnp.asarray(t, jnp.float32))
 
     return Sampler(init, step)
 
@@ -329,12 +294,12 @@ def dpm_solver(p: Process, order: int = 2) -> Sampler:
     higher_order = (None, _second_order, _third_order)[order - 1]
 
     def step(D, x, t, s, key, state):
-        x0, eps = _estimates(p, D, x, t)
-        first_order = _state_at(p, x0, eps, s)
+        x0, eps = estimates(p, D, x, t)
+        first_order = state_at(p, x0, eps, s)
         if order == 1:
             return first_order, state
         moved = jax.lax.cond(
-            _can_correct(p, t, s),
+            can_correct(p, t, s),
             lambda: first_order + higher_order(p, D, x0, eps, t, s),
             lambda: first_order,
         )
@@ -346,7 +311,7 @@ def dpm_solver(p: Process, order: int = 2) -> Sampler:
 def _second_order(p: Process, D: Denoiser, x0: Array, eps: Array, t, s) -> Array:
     """What order 2 adds to DDIM's step: eps in the middle in place of eps at t."""
     middle = _time_between(p, t, s, 1 / 2)
-    there = _estimates(p, D, _state_at(p, x0, eps, middle), middle)[1]
+    there = estimates(p, D, state_at(p, x0, eps, middle), middle)[1]
     return _slope_factor(p, t, s, x0) * (there - eps)
 
 
@@ -361,27 +326,17 @@ def _third_order(p: Process, D: Denoiser, x0: Array, eps: Array, t, s) -> Array:
 
     # A third of the way, by DDIM; then two thirds of it, with the slope found there.
     first, second = _time_between(p, t, s, 1 / 3), _time_between(p, t, s, 2 / 3)
-    change = _estimates(p, D, _state_at(p, x0, eps, first), first)[1] - eps
-    x = _state_at(p, x0, eps, second) + 2 * bend(second, 2 / 3 * length) * change
+    change = estimates(p, D, state_at(p, x0, eps, first), first)[1] - eps
+    x = state_at(p, x0, eps, second) + 2 * bend(second, 2 / 3 * length) * change
     # Third-order correction.
-    change = _estimates(p, D, x, second)[1] - eps
+    change = estimates(p, D, x, second)[1] - eps
     return 3 / 2 * bend(s, length) * change
 
 
 def _time_between(p: Process, t, s, share: float) -> Array:
-    """The time whose log-SNR lies this share of the way from t's to s's, by bisection."""
+    """The time whose log-SNR lies this share of the way from t's to s's."""
     wanted = p.log_snr(t) + share * (p.log_snr(s) - p.log_snr(t))
-
-    def halve(_, interval):
-        low, high = interval
-        middle = (low + high) / 2
-        too_clean = p.log_snr(middle) > wanted
-        return jnp.where(too_clean, middle, low), jnp.where(too_clean, high, middle)
-
-    # float32 has 24 bits of t.
-    ends = jnp.asarray(s, jnp.float32), jnp.asarray(t, jnp.float32)
-    low, high = jax.lax.fori_loop(0, 26, halve, ends)
-    return (low + high) / 2
+    return jnp.clip(time_at(p, wanted), s, t)
 
 
 def pndm(p: Process) -> Sampler:
@@ -402,16 +357,16 @@ def pndm(p: Process) -> Sampler:
 
     def step(D, x, t, s, key, state):
         before, count = state  # the last three eps, the newest first
-        x0, eps = _estimates(p, D, x, t)
+        x0, eps = estimates(p, D, x, t)
 
         def along(slope, u):  # DDIM's step to u with another eps
-            return _state_at(p, x0, eps, u) + _slope_factor(p, t, u, x) * (slope - eps)
+            return state_at(p, x0, eps, u) + _slope_factor(p, t, u, x) * (slope - eps)
 
         def runge_kutta():
             middle = (t + s) / 2
-            second = _estimates(p, D, along(eps, middle), middle)[1]
-            third = _estimates(p, D, along(second, middle), middle)[1]
-            fourth = _estimates(p, D, along(third, s), s)[1]
+            second = estimates(p, D, along(eps, middle), middle)[1]
+            third = estimates(p, D, along(second, middle), middle)[1]
+            fourth = estimates(p, D, along(third, s), s)[1]
             return along((eps + 2 * second + 2 * third + fourth) / 6, s)
 
         def multistep():
@@ -420,9 +375,9 @@ def pndm(p: Process) -> Sampler:
         # DDIM's step where nothing can be corrected; else three steps that collect four eps, and
         # then the average of four.
         moved = jax.lax.cond(
-            _can_correct(p, t, s),
+            can_correct(p, t, s),
             lambda: jax.lax.cond(count < 3, runge_kutta, multistep),
-            lambda: _state_at(p, x0, eps, s),
+            lambda: state_at(p, x0, eps, s),
         )
         return moved, (jnp.concatenate([eps[None], before[:2]]), count + 1)
 

@@ -12,7 +12,7 @@ from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser, denoiser
 from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.parameterization import determinant
-from diffusion_course.process import Process
+from diffusion_course.process import Process, time_at
 from diffusion_course.samplers import Sampler
 
 
@@ -274,10 +274,4 @@ def log_snr_uniform(p: Process, n: int, t_min: float = 1e-3, t_max: float = 1.0)
 
 def _grid_from_log_snr(p: Process, n: int, values: np.ndarray) -> np.ndarray:
     """Times of falling noise level with these log-SNRs; the first becomes 1, and 0 is added."""
-    low, high = np.zeros_like(values, np.float32), np.ones_like(values, np.float32)
-    # Bisection works for every process; log-SNR falls with t, and float32 has 24 bits of t.
-    for _ in range(40):
-        middle = (low + high) / 2
-        too_clean = np.asarray(p.log_snr(middle)) > values
-        low, high = np.where(too_clean, middle, low), np.where(too_clean, high, middle)
-    return _grid(n, np.concatenate([[1.0], high[1:], [0.0]]))
+    return _grid(n, np.concatenate([[1.0], np.asarray(time_at(p, values))[1:], [0.0]]))

@@ -6,13 +6,14 @@ work here as everywhere.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from diffusion_course import checks
-from diffusion_course.process import Process, new_noise
-from diffusion_course.samplers import Sampler, _estimates, _root, no_memory
+from diffusion_course.exponential import move
+from diffusion_course.process import Process
+from diffusion_course.samplers import Sampler, no_memory
 from diffusion_course.sde import diffusion_squared, drift
+from diffusion_course.steps import denoise, estimates, has_signal
 
 
 def _langevin_step(x: Array, eps: Array, noise: Array, sigma, share) -> Array:
@@ -45,7 +46,7 @@ def langevin(p: Process, step_size: float, level: float) -> Sampler:
     checks.within("level", level, 0, 1, ends="(]")
 
     def step(D, x, t, s, key, state):
-        eps, noise = _estimates(p, D, x, level)[1], jax.random.normal(key, x.shape, x.dtype)
+        eps, noise = estimates(p, D, x, level)[1], jax.random.normal(key, x.shape, x.dtype)
         sigma = p.sigma(level)
         return _langevin_step(x, eps, noise, sigma, step_size / sigma**2), state
 
@@ -76,12 +77,12 @@ def annealed_langevin(p: Process, step_size: float = 0.1, steps: int = 10) -> Sa
 
     def step(D, x, t, s, key, state):
         def move(i, x):
-            eps = _estimates(p, D, x, t)[1]
+            eps = estimates(p, D, x, t)[1]
             noise = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
             return _langevin_step(x, eps, noise, p.sigma(t), step_size)
 
         x = jax.lax.fori_loop(0, steps, move, x)
-        return jax.lax.cond(s > 0, lambda: x, lambda: _estimates(p, D, x, t)[0]), state
+        return jax.lax.cond(s > 0, lambda: x, lambda: estimates(p, D, x, t)[0]), state
 
     return Sampler(no_memory, step)
 
@@ -110,11 +111,11 @@ def reverse_sde(p: Process, eta: float = 1.0) -> Sampler:
     >>> x_s.tolist()
     [[2.0]]
     """
-    eta = _check_eta(eta)
+    eta = checks.non_negative("eta", eta)
     exact = reverse_sde_log_snr(p, eta)
 
     def step(D, x, t, s, key, state):
-        x0, eps = _estimates(p, D, x, t)
+        x0, eps = estimates(p, D, x, t)
 
         def in_time(t):
             f, g2 = drift(p, t), diffusion_squared(p, t)
@@ -123,9 +124,7 @@ def reverse_sde(p: Process, eta: float = 1.0) -> Sampler:
             return x + slope * (s - t) + eta * jnp.sqrt(g2 * (t - s)) * noise
 
         in_log_snr = lambda t: exact.step(lambda x, t: x0, x, t, s, key, state)[0]  # noqa: E731
-        # Signal that float32 cannot hold beside the noise is none.
-        signal = p.alpha(t) > np.finfo(np.float32).eps * p.sigma(t)
-        return jax.lax.cond(signal & (s > 0), in_time, in_log_snr, t), state
+        return jax.lax.cond(has_signal(p, t) & (s > 0), in_time, in_log_snr, t), state
 
     return Sampler(no_memory, step)
 
@@ -154,24 +153,13 @@ def reverse_sde_log_snr(p: Process, eta: float = 1.0) -> Sampler:
     >>> x_s.tolist()
     [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
     """
-    eta = _check_eta(eta)
+    eta = checks.non_negative("eta", eta)
 
     def step(D, x, t, s, key, state):
-        x0, eps = _estimates(p, D, x, t)
-        # log(SNR_t/SNR_s), and a number as good as −infinity where float32 holds no ratio.
-        new = new_noise(p, t, s)
-        log_ratio = jnp.where(new < 1, jnp.log1p(-jnp.where(new < 1, new, 0.0)), -80.0)
-        kept, fresh = jnp.exp(eta**2 * log_ratio), -jnp.expm1(eta**2 * log_ratio)
         noise = jax.random.normal(key, x.shape, x.dtype)
-        return p.alpha(s) * x0 + p.sigma(s) * (jnp.sqrt(kept) * eps + _root(fresh) * noise), state
+        return move(p, x, [denoise(D, x, t)], [t], s, eta, noise), state
 
     return Sampler(no_memory, step)
-
-
-def _check_eta(eta):
-    eta = checks.number("eta", eta)
-    checks.within("eta", eta, 0, np.inf, ends="[)")
-    return eta
 
 
 def predictor_corrector(
@@ -201,7 +189,7 @@ def predictor_corrector(
         x, state = predictor.step(D, x, t, s, first, state)
 
         def correct(i, x):
-            eps = _estimates(p, D, x, s)[1]
+            eps = estimates(p, D, x, s)[1]
             noise = jax.random.normal(jax.random.fold_in(then, i), x.shape, x.dtype)
             size = _mean_norm(eps)  # of sigma·score; without noise there is nothing to correct
             ratio = jnp.where(size > 0, _mean_norm(noise) / jnp.where(size > 0, size, 1.0), 0.0)

@@ -15,13 +15,8 @@ from numpy.polynomial.legendre import leggauss
 from diffusion_course import checks
 from diffusion_course.exponential import LINES, divided_differences, multistep
 from diffusion_course.process import Process
-from diffusion_course.samplers import (
-    Sampler,
-    _can_correct,
-    _estimates,
-    _has_signal,
-    _state_at,
-)
+from diffusion_course.samplers import Sampler
+from diffusion_course.steps import can_correct, estimates, has_signal, state_at
 
 
 def dpm_solver_pp_3m(p: Process) -> Sampler:
@@ -56,7 +51,7 @@ def sde_dpm_solver_pp_2m(p: Process, eta: float = 1.0) -> Sampler:
     Raises: ValueError if eta is negative.
     Source: Lu et al. 2022, section 5 and appendix A (arXiv:2211.01095), for eta = 1.
     """
-    return multistep(p, order=2, B="bh2", eta=_check_eta(eta))
+    return multistep(p, order=2, B="bh2", eta=checks.non_negative("eta", eta))
 
 
 def unipc(p: Process, order: int = 3, B: str = "bh2") -> Sampler:
@@ -100,7 +95,9 @@ def sa_solver(
     """
     order = checks.integer("order", order, 1, 3)
     corrector = checks.integer("corrector", corrector, 0, 3)
-    return multistep(p, order, corrector, eta=eta if callable(eta) else _check_eta(eta))
+    return multistep(
+        p, order, corrector, eta=eta if callable(eta) else checks.non_negative("eta", eta)
+    )
 
 
 def deis(p: Process, order: int = 3) -> Sampler:
@@ -124,16 +121,16 @@ def deis(p: Process, order: int = 3) -> Sampler:
 
     def step(D, x, t, s, key, state):
         before, when = state
-        x0, eps = _estimates(p, D, x, t)
+        x0, eps = estimates(p, D, x, t)
         # Newton's polynomial through the last eps; 0 is the time of those that are not there yet.
-        usable = [_can_correct(p, t, s)]
+        usable = [can_correct(p, t, s)]
         for time in when:
             usable.append(usable[-1] & (time > t))
         places = [jnp.where(u, r - t, 0.0) for u, r in zip(usable[1:], when, strict=True)]
         rises = divided_differences([jnp.float32(0.0), *places], [eps, *before], usable)
         # x_s = DDIM's + alpha_s·∫_s^t (ratio(u) − ratio(s))·polynomial'(u) du, ratio = sigma/alpha:
         # by parts, so that it does not need ratio', which is infinite at the ends.
-        moved = _state_at(p, x0, eps, s)
+        moved = state_at(p, x0, eps, s)
         u = _NODES * (s - t)
         heights = p.alpha(s) * (t - s) * _WEIGHTS * (_ratio(p, t + u) - _ratio(p, s))
         for slope, rise in zip(_slopes(u, [0.0, *places]), rises[1:], strict=True):
@@ -150,7 +147,7 @@ _NODES, _WEIGHTS = (np.float32(part) for part in (leggauss(8) + np.array([[1], [
 
 def _ratio(p: Process, t) -> Array:
     """sigma/alpha; 0 where it has no meaning, and counts for nothing."""
-    signal = _has_signal(p, t)
+    signal = has_signal(p, t)
     return jnp.where(signal, p.sigma(t) / jnp.where(signal, p.alpha(t), 1.0), 0.0)
 
 
@@ -162,9 +159,3 @@ def _slopes(u: Array, places: Sequence[Array]) -> list[Array]:
         product = product * (u - place)
         slopes.append(slope)
     return slopes
-
-
-def _check_eta(eta):
-    eta = checks.number("eta", eta)
-    checks.within("eta", eta, 0, np.inf, ends="[)")
-    return eta
