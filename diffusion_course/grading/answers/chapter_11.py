@@ -92,20 +92,24 @@ def control(low, high, x, h, tolerance):
     return np.array([float(error <= 1), h * factor])
 
 
-def _attempts(rng, *sizes):
-    for size, shape in zip(sizes, ((3, 4), (2, 3, 2, 1), (4, 5)), strict=False):
-        x = images(rng, *shape)
-        low = x + 0.5 * normal(rng, *shape)
+def _attempts(rng, *errors):
+    """Attempts whose worst example has these errors, in units of what is allowed."""
+    for error, shape in zip(errors, ((3, 4), (2, 3, 2, 1), (4, 5), (5, 2)), strict=False):
+        # Values above and below 1 of both signs; in one half x is larger, in the other half low.
+        x, low = 1.5 * normal(rng, *shape), 1.5 * normal(rng, *shape)
         tolerance = number(rng, 1e-3, 4e-3)
-        scale = size * tolerance * rng.uniform(0.2, 1.0, shape[:1]).reshape(-1, *[1] * (x.ndim - 1))
-        high = (low + scale * normal(rng, *shape)).astype(np.float32)
-        yield low, high, x, number(rng, 0.1, 0.4), tolerance
+        size = tolerance * np.maximum(1, np.maximum(np.abs(x), np.abs(low)))
+        rough = normal(rng, *shape)
+        rms = np.sqrt(np.mean(rough.reshape(len(x), -1) ** 2, axis=1))
+        share = np.append(1.0, rng.uniform(0.2, 0.9, len(x) - 1)) / rms
+        high = low + error * size * rough * rng.permutation(share).reshape(-1, *[1] * (x.ndim - 1))
+        yield low, high.astype(np.float32), x, number(rng, 0.3, 0.9), tolerance
 
 
 CONTROL = exercise(
     "11.3 · Accept or reject",
     control,
-    Part("steps that are good, and bad", 1, lambda rng: _attempts(rng, 0.3, 6.0, 0.1)),
+    Part("steps that are good, and bad", 1, lambda rng: _attempts(rng, 0.93, 1.08, 0.3, 6.0)),
     Part("the length changes by 0.2 to 5 times", 1, lambda rng: _attempts(rng, 1e-3, 400.0)),
     mistakes="""
     the worst example decides: yours is the mean of the examples
@@ -127,7 +131,6 @@ CONTROL = exercise(
     it is never stricter than the tolerance itself: max(1, |x|, |low|)
         np.maximum(1, np.maximum(np.abs(x), np.abs(low))) -> np.maximum(np.abs(x), np.abs(low))
     """,
-    rtol=2e-3,
 )
 
 
@@ -203,19 +206,36 @@ def sample_sde(denoise, x, noises, alpha, sigma):
 
 
 def _tables(rng, *walks):
-    for steps, to_data in walks:
+    """Walks from noise: (steps, whether to the data). Every other one has other shapes and data."""
+    for number_of, (steps, to_data) in enumerate(walks):
         alpha = np.sort(rng.uniform(0.15, 0.9, steps + 1))
         sigma = np.sort(rng.uniform(0.3, 1.4, steps + 1))[::-1].copy()
         if to_data:
             alpha[-1], sigma[-1] = 1, 0
-        yield gaussian(rng), images(rng, 4), normal(rng, steps, 4), alpha, sigma
+        # Wide data, whose guess follows the state, on the other side of 0; or narrow ones.
+        denoise = gaussian(rng, (-2.1, -1.2), (1.3, 1.9)) if number_of % 2 else gaussian(rng)
+        shape = (2, 3) if number_of % 2 else (4,)
+        yield denoise, images(rng, *shape), normal(rng, steps, *shape), alpha, sigma
+
+
+def _short_steps(rng):
+    """Three steps of a hundredth and, between them, one of some ten-thousandths."""
+    ((denoise, x, noises, _, _),) = _tables(rng, (4, False))
+    lengths = np.array([0, 0.01, 2e-4, 0.012, 0.009])
+    alpha = number(rng, 0.5, 0.7) * np.exp(np.cumsum(lengths) / 2)
+    sigma = number(rng, 0.6, 0.8) * np.exp(-np.cumsum(lengths) / 2)
+    return [(denoise, x, noises, alpha, sigma)]
 
 
 BROKEN = exercise(
     "11.5 · This sampler is broken",
     sample_sde,
-    Part("the first step", 1, lambda rng: _tables(rng, (1, False))),
-    Part("a whole run", 3, lambda rng: _tables(rng, (4, False), (6, True))),
+    Part("the first step", 1, lambda rng: _tables(rng, (1, False), (1, False))),
+    Part(
+        "a whole run",
+        3,
+        lambda rng: [*_tables(rng, (4, False), (6, True), (3, True)), *_short_steps(rng)],
+    ),
     mistakes="""
     both bugs are still there
         np.sqrt(1 - np.exp(-2 * h)) -> np.sqrt(1 - np.exp(-h))
@@ -249,15 +269,15 @@ def picard(denoise, x, alpha, sigma, sweeps):
 
 
 def _sweeps(rng, *cases):
-    for steps, sweeps in cases:
-        (D, x, _, alpha, sigma), *_ = _tables(rng, (steps, sweeps % 2 == 0))
+    walks = _tables(rng, *[(steps, sweeps % 2 == 0) for steps, sweeps in cases])
+    for (D, x, _, alpha, sigma), (_, sweeps) in zip(walks, cases, strict=True):
         yield D, x, alpha, sigma, sweeps
 
 
 PICARD = exercise(
     "11.6 · All steps at once",
     picard,
-    Part("one sweep", 1, lambda rng: _sweeps(rng, (4, 1))),
+    Part("one sweep", 1, lambda rng: _sweeps(rng, (4, 1), (3, 1))),
     Part("several, up to DDIM itself", 2, lambda rng: _sweeps(rng, (6, 2), (5, 3), (4, 4))),
     mistakes="""
     that is DDIM: a sweep evaluates all the old states, and only then takes its steps
