@@ -42,7 +42,8 @@ def sde_dpm_solver_pp_2m(p: Process, eta: float = 1.0) -> Sampler:
     """SDE-DPM-Solver++(2M): the reverse SDE, with x0 extrapolated as in `dpm_solver_pp_2m`.
 
     One evaluation per step. The first step and, without its noise, the one to s = 0 are those of
-    `ddpm`. With eta = 0 it is `dpm_solver_pp_2m`.
+    `ddpm`. With eta = 0 and signal where it begins it is `dpm_solver_pp_2m`; from a start without
+    signal that one extrapolates already in its second step, and this one from its third on.
 
     Args:
       p: signal and noise levels.

@@ -417,8 +417,8 @@ assert np.allclose(parts[[0, 6, 8]], (0.0028, 0.54, 3.4), rtol=0.02)
 assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
 
 # %% [markdown]
-# A step of 1 of the 1000 loses 0.3 % of its variance, a step of 100 loses 54 %, and a step of 200 more
-# than three times what it keeps. While steps are short, half the length means half the share. So with
+# A step of 1 of the 1000 loses 0.3 % of the variance that it keeps, a step of 100 loses 54 % of it, and a
+# step of 200 more than three times as much as it keeps. While steps are short, half the length means half the share. So with
 # many short steps the sum of all losses is small as well. This is why the chain has so many steps, and
 # why a model needs to learn only one thing for each of them: the average $\hat x_0$.
 

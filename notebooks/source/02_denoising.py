@@ -605,7 +605,7 @@ for t in (0.2, 0.5, 0.8):
 assert all(share > 0.6 for share in away.values()) and away[0.5] > 0.9
 
 # %% [markdown]
-# At most points the two directions disagree, and at $t = ½$ nearly everywhere. The guess is a *place* near
+# At most points the two directions disagree, and at $t = 0.5$ nearly everywhere. The guess is a *place* near
 # the data, seen from the origin. The score is a *direction*, seen from $x_t$. The two losses also weigh
 # the noise levels differently: an error of the score is $\alpha/\sigma^2$ times the error of $x_0$.
 
@@ -1148,6 +1148,6 @@ assert abs(doubt[-1] / total - 1) < 0.01  # at t = 1 nothing is known; only roun
 # - M. Kamb, S. Ganguli. *An Analytic Theory of Creativity in Convolutional Diffusion Models.* 2024.
 #   [arXiv:2412.20292](https://arxiv.org/abs/2412.20292).
 #
-# **New words:** posterior mean, oracle, conditional-to-marginal argument, score, Tweedie's formula, parameterisation ($x_0$,
-# $\varepsilon$, $v$, score, flow), determinant, ELBO (the bound), KL divergence, simple loss,
-# memorisation, law of total variance.
+# **New words:** posterior mean, oracle, conditional-to-marginal argument, score, Tweedie's formula,
+# parameterisation ($x_0$, $\varepsilon$, $v$, score, flow), determinant, ELBO (the bound), KL divergence,
+# simple loss, memorisation, law of total variance.

@@ -889,8 +889,8 @@ assert distance["cosine"][0] < 1.2 * distance["linear"][1]
 # **The question** was how a network that only removes noise can draw a digit that nobody wrote. The network
 # knows only averages. Each short step needs nothing more than an average, because its mean is linear in
 # $x_0$. The fresh noise of the step then decides what the average leaves open. After it fewer digits are
-# possible, and the next average is sharper. The last one is a single digit. It is a new one, because the
-# network is smooth and does not repeat its training set (chapter 02, section 7).
+# possible, and the next average is sharper. The last one is a single digit. It is a new one: the
+# network does not repeat its training set (section 6).
 
 # %% [markdown]
 # In five lines:

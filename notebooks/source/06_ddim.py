@@ -771,10 +771,10 @@ assert abs(high[2] / real_variety - 1) < 0.04 and low[2] < 0.85 * real_variety
 # and so the distance grows by two thirds. A high temperature buys variety: at $\tau = 1.2$ it equals that of
 # real digits, and the distance is even a little smaller than at 1. Its price: more digits are not recognised.
 #
-# Why is 1 not the best here? At $\eta = 1$ the fresh noise has the variance $\tilde\beta$ of (2), which is right
-# for a *known* $x_0$. In long steps this is too little, because the guess is uncertain (chapter 05 computes the
-# right variance). A temperature above 1 makes up for a part of it. So 1.2 is no general rule: with more steps
-# the shortage disappears. Guidance trades variety in a better way than a low temperature: see chapter 07.
+# Why is 1 not the best here? One reason is known. At $\eta = 1$ the fresh noise has the variance $\tilde\beta$
+# of (2), which is right for a *known* $x_0$. In long steps this is too little, because the guess is uncertain
+# (chapter 05 computes the right variance), and a temperature above 1 adds to it. Whether this is all, our table
+# does not say. So take 1.2 as no general rule: measure it with your own network and number of steps.
 
 # %% [markdown]
 # ## 9 · Faster: better averages of ε
