@@ -185,3 +185,10 @@ def test_under_tracing_values_pass_unseen_and_shapes_and_dtypes_do_not():
     ):
         with pytest.raises(ValueError, match=re.compile("^[xy] must")):
             jax.eval_shape(bad, v)
+
+
+@pytest.mark.parametrize("wrong", [-1e-9, np.inf, np.nan, "2"])
+def test_non_negative_gives_a_number_that_is_finite_and_at_least_0(wrong):
+    assert checks.non_negative("eta", np.float32(1.5)) == 1.5
+    assert checks.non_negative("eta", 0) == 0.0
+    assert refusal(checks.non_negative, "eta", wrong).startswith("eta must be")

@@ -25,7 +25,7 @@ _TIME_SCALE = 1000.0
 
 # One object for all: old versions of Flax keep initialisers in a model's structure, and models with
 # initialisers of their own would be compiled one by one.
-_STANDARD_NORMAL = nnx.initializers.normal(1.0)
+STANDARD_NORMAL = nnx.initializers.normal(1.0)
 
 
 def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
@@ -147,7 +147,7 @@ class Conditioning(nnx.Module):
             else nnx.Embed(
                 num_classes + 1,
                 dim,
-                embedding_init=_STANDARD_NORMAL,
+                embedding_init=STANDARD_NORMAL,
                 dtype=dtype,
                 rngs=rngs,
             )

@@ -18,12 +18,11 @@ from jax import Array
 
 from diffusion_course.checks import integer, within
 from diffusion_course.models import doors
-from diffusion_course.models.layers import sinusoidal_embedding
+from diffusion_course.models.layers import STANDARD_NORMAL, sinusoidal_embedding
 
 # Root of the mean square of silu(z) for z ~ N(0, 1).
 _SILU = 0.5964692
 _EPSILON = 1e-4  # keeps a row of zeros from 0/0
-_STANDARD_NORMAL = nnx.initializers.normal(1.0)
 
 
 def unit_columns(weight: Array) -> Array:
@@ -73,7 +72,7 @@ class MPLinear(nnx.Module):
     def __init__(self, c_in: int, c_out: int, *, rngs: nnx.Rngs):
         shape = integer("c_in", c_in, 1), integer("c_out", c_out, 1)
         # Only the columns' directions count: see `forced_norm`.
-        self.direction = nnx.Param(_STANDARD_NORMAL(rngs.params(), shape, jnp.float32))
+        self.direction = nnx.Param(STANDARD_NORMAL(rngs.params(), shape, jnp.float32))
 
     def __call__(self, x: Array, gain: Array | float = 1.0) -> Array:
         return x @ (gain * unit_columns(self.direction[...]))
