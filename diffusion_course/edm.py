@@ -72,7 +72,8 @@ def log_normal_times(p: Process, mean: float = -1.2, std: float = 1.2) -> TimeSa
     """Times whose noise level is log-normal: log(sigma/alpha) ~ N(mean, std²).
 
     Most of the training then happens where the loss can still be lowered. Levels beyond those of
-    the process are drawn as its last one.
+    the process are drawn as its last one. On a rectified flow, where sigma/alpha = t/(1 − t), these
+    are the logit-normal times of flow matching (Esser et al. 2024, section 3.1, arXiv:2403.03206).
 
     Args:
       p: the process.

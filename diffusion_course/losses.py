@@ -191,12 +191,43 @@ def diffusion_loss(
     1.0
     """
     x0 = checks.state("x0", x0)
+    key_time, key_noise = jax.random.split(key)
+    eps = jax.random.normal(key_noise, x0.shape, jnp.float32)
+    return pair_loss(model, p, kind, x0, eps, cond, key_time, times=times, weight=weight)
+
+
+def pair_loss(
+    model,
+    p: Process,
+    kind: str,
+    x0: Array,
+    x1: Array,
+    cond: Array | None,
+    key: Array,
+    *,
+    times: TimeSampler = stratified_times,
+    weight: Weight = simple,
+) -> Array:
+    """`diffusion_loss` of given pairs: each example has its own end at t = 1 in the place of noise.
+
+    The pairs may be those of a coupling, of a reflow, or of two data sets.
+
+    Args:
+      model, p, kind, cond, times, weight: as in `diffusion_loss`.
+      x0: states at t = 0, [B, …].
+      x1: their partners at t = 1, of the same shape.
+      key: a random key, for the times alone.
+
+    Raises: ValueError as `diffusion_loss`, or for an x1 of another shape.
+    Source: Liu, Gong & Liu 2023, eq. 1 (arXiv:2209.03003).
+    """
+    x0 = checks.state("x0", x0)
     if x0.ndim == 0 or not x0.shape[0]:
         raise ValueError(f"x0 must have shape [B, …] with B >= 1, got shape {list(x0.shape)}")
+    x1 = checks.state("x1", x1)
+    checks.same_shape("x1", x1, "x0", x0)
     check_cond(cond, x0)
-    key_time, key_noise = jax.random.split(key)
-    t = times(key_time, x0.shape[0])
-    eps = jax.random.normal(key_noise, x0.shape, jnp.float32)
+    t = times(key, x0.shape[0])
     weights = weight(kind, p, t)
     # A column of times or weights would broadcast to all pairs of examples.
     for name, values in {"times": t, "weight": weights}.items():
@@ -204,7 +235,7 @@ def diffusion_loss(
             raise ValueError(
                 f"{name} must give shape {list(x0.shape[:1])}, got shape {list(np.shape(values))}"
             )
-    return jnp.mean(weights * squared_error(model, p, kind, x0, eps, t, cond))
+    return jnp.mean(weights * squared_error(model, p, kind, x0, x1, t, cond))
 
 
 def drop_labels(key: Array, labels: Array, null: int, rate: float) -> Array:
