@@ -40,7 +40,7 @@ STEP = update.make_step(mlp(), loss, ADAM, 0.999)
 @pytest.fixture(autouse=True)
 def one_program(monkeypatch):
     """All runs of this file take the same step; it is compiled once."""
-    monkeypatch.setattr(loop, "make_step", lambda *_: STEP)
+    monkeypatch.setattr(loop, "make_step", lambda *_, **__: STEP)
 
 
 def fit(stop, start=0, state=None, save=None):
@@ -65,7 +65,7 @@ def assert_equal_trees(a, b):
 def whole():
     """The state after a run that was never interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_step", lambda *_: STEP)
+        patch.setattr(loop, "make_step", lambda *_, **__: STEP)
         return jax.tree.map(np.array, fit(24).state)
 
 

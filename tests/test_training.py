@@ -22,10 +22,10 @@ def each_step_is_compiled_once(monkeypatch):
     """Runs with the same model, loss and optimiser share their compiled step."""
     make = update.make_step
 
-    def shared(model, loss, optimizer, decay):
-        key = nnx.split(model)[0], loss, optimizer, decay
+    def shared(model, loss, optimizer, decay, **options):
+        key = nnx.split(model)[0], loss, optimizer, decay, *sorted(options.items())
         if key not in PROGRAMS:
-            PROGRAMS[key] = make(model, loss, optimizer, decay)
+            PROGRAMS[key] = make(model, loss, optimizer, decay, **options)
         return PROGRAMS[key]
 
     monkeypatch.setattr(loop, "make_step", shared)
@@ -437,3 +437,67 @@ def test_the_learning_rate_climbs_from_its_first_stair_and_falls_to_zero():
     assert sizes[0] == pytest.approx(0.02, rel=1e-3)
     assert max(sizes) == pytest.approx(0.1, rel=1e-3) and np.argmax(sizes) == 5
     assert sizes[-1] < 0.001
+
+
+# --- a teacher, and targets from the averaged weights ---------------------------------------
+def awake(seed):
+    """A network whose last layer is not 0, as in a new one."""
+    draw = np.random.default_rng(seed)
+    noised = lambda a: a + 0.2 * draw.normal(size=a.shape).astype(np.float32)  # noqa: E731
+    graph, params = nnx.split(small())
+    return nnx.merge(graph, jax.tree.map(noised, params))
+
+
+def imitate(model, x, labels, key, *, teacher):
+    return jnp.mean((model(x, labels / 10) - teacher(x, labels / 10)) ** 2)
+
+
+def test_a_student_comes_to_its_teacher_which_stays_as_it_is():
+    teacher = awake(3)
+    before = leaves(teacher)
+    result = fit(loss=imitate, teacher=teacher, steps=200)
+    assert np.mean(result.history.loss[-20:]) < 0.05 * result.history.loss[0]
+    assert all(np.array_equal(a, b) for a, b in zip(before, leaves(teacher), strict=True))
+
+
+def test_another_teacher_of_the_same_structure_is_not_compiled_anew():
+    fit(loss=imitate, teacher=awake(3), steps=1)
+    count = len(PROGRAMS)
+    first = fit(loss=imitate, teacher=awake(4), steps=1).history.loss
+    second = fit(loss=imitate, teacher=awake(5), steps=1).history.loss
+    assert len(PROGRAMS) == count and first != second
+    program = next(p for k, p in PROGRAMS.items() if k[1] is imitate)
+    assert program._cache_size() == 1  # weights in the program would make it one for each teacher
+
+
+def drag(model, x, labels, key, *, averaged):
+    """Tells the distance of the trained weights to the averaged ones, which have no gradient."""
+    pairs = zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, averaged)), strict=True)
+    return sum(jnp.sum((a - b) ** 2) for a, b in pairs) + jnp.sum(averaged(x, labels / 10) * 0 + 1)
+
+
+def test_a_loss_sees_the_averaged_weights_of_before_the_step():
+    """Step by step by hand: without a gradient at first, all stays; the loss is the constant."""
+    result = fit(loss=drag, averaged=True, steps=3)
+    np.testing.assert_array_equal(result.history.loss, [64.0] * 3)  # 32 examples of 2 numbers
+    assert all(np.array_equal(a, b) for a, b in
+               zip(leaves(small()), leaves(result.model), strict=True))  # fmt: skip
+
+
+def along(model, x, labels, key, *, averaged):
+    """The gradient of the weights' sum is 1; that of the averaged ones' would make it 0."""
+    total = lambda m: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(nnx.state(m)))  # noqa: E731
+    return total(model) - total(averaged)
+
+
+def test_no_gradient_flows_into_the_averaged_weights_and_they_follow():
+    sgd = optax.sgd(0.25)
+    result = fit(loss=along, averaged=True, optimizer=sgd, steps=3, ema=0.5)
+    count = sum(leaf.size for leaf in leaves(small()))
+    # Each step lowers every weight by .25. The average keeps d = .1, then 2/11, then 3/12 of
+    # itself: its lag behind the weights is d·(lag + .25).
+    lags, lag = [], 0.0
+    for n in range(3):
+        lags.append(-count * lag)
+        lag = (1 + n) / (10 + n) * (lag + 0.25)
+    np.testing.assert_allclose(result.history.loss, lags, rtol=1e-3, atol=1e-2)

@@ -25,6 +25,7 @@ from diffusion_course.training.update import (
     check_parameters,
     create_state,
     make_step,
+    split,
 )
 
 
@@ -55,6 +56,8 @@ def fit(
     key: Array,
     optimizer: optax.GradientTransformation | None = None,
     ema: float = 0.999,
+    teacher: nnx.Module | None = None,
+    averaged: bool = False,
     callbacks: Sequence[Callback] = (),
     save: Save | None = None,
     state: TrainState | None = None,
@@ -80,6 +83,11 @@ def fit(
       key: a random key; step n uses ``fold_in(key, n)``.
       optimizer: by default ``adam(3e-3, steps)``.
       ema: decay of the weights' moving average, in [0, 1), with warm-up.
+      teacher: a second model, which is not trained. The loss is called with it as its argument
+        ``teacher``.
+      averaged: whether the loss is called with the model of the averaged weights, from before the
+        step, as its argument ``averaged``: the target of consistency training. No gradient flows
+        into it.
       callbacks: see `Callback`.
       save: see `Save`.
       state: where to go on from.
@@ -106,14 +114,18 @@ def fit(
         raise ValueError(f"steps (or stop) must exceed the state's {done} steps, got {stop}")
     key = replicate(mesh, key)
     run = Run(model, replicate(mesh, start), done, mesh.devices.flat[0])
-    step = make_step(model, loss, optimizer, ema)
+    options, guide = {"averaged": averaged}, ()
+    if teacher is not None:
+        options["teacher"], params = split(teacher)
+        guide = (replicate(mesh, params),)
+    step = make_step(model, loss, optimizer, ema, **options)
     source = iter(batches)
     with tqdm(total=steps, initial=done, disable=not progress, unit="step") as bar:
         for n in range(done + 1, stop + 1):
             batch = _next(source, needed=stop - done, got=n - 1 - done)
             if n == done + 1:
                 _check_batch(model, batch)
-            run.advance(step, shard_batch(mesh, batch), key)
+            run.advance(step, shard_batch(mesh, batch), key, *guide)
             due = [c for c in callbacks if n % c.every == 0 or n == stop]
             save_now = save is not None and (n % save.every == 0 or n == stop)
             if n == done + 1 or n % check_every == 0 or n == stop or due or save_now:

@@ -123,8 +123,8 @@ class Run:
         self.compiled: float | None = None
         self.images = 0
 
-    def advance(self, step, batch, key) -> None:
-        self.state, loss = step(self.state, batch, key)
+    def advance(self, step, batch, key, *guide) -> None:
+        self.state, loss = step(self.state, batch, key, *guide)
         self.pending.append((loss, batch))
         if self.compiled is None:
             jax.block_until_ready(loss)

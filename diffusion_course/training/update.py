@@ -18,8 +18,9 @@ from jax.flatten_util import ravel_pytree
 
 from diffusion_course import checks
 
-# loss(model, x, labels, key) -> scalar; x [B, …], labels [B].
-Loss = Callable[[Any, Array, Array, Array], Array]
+# loss(model, x, labels, key) -> scalar; x [B, …], labels [B]. See `make_step` for what else a loss
+# may be given, by name.
+Loss = Callable[..., Array]
 
 
 class TrainState(NamedTuple):
@@ -119,17 +120,29 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> 
 
 
 def make_step(
-    model: nnx.Module, loss: Loss, optimizer: optax.GradientTransformation, decay: float
-) -> Callable[[TrainState, tuple, Array], tuple[TrainState, Array]]:
+    model: nnx.Module,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    decay: float,
+    *,
+    teacher: nnx.GraphDef | None = None,
+    averaged: bool = False,
+) -> Callable[..., tuple[TrainState, Array]]:
     """Compiles ``step(state, (x, labels), key) -> state, loss``; the old state is used up.
 
     Step n draws with ``fold_in(key, n)``, so a run that was interrupted draws the same numbers.
+    With a teacher its parameters are one more argument, ``step(state, (x, labels), key, params)``:
+    as part of the program they would make every stage of a distillation compile anew.
 
     Args:
       model: whose structure is used; its parameters come from the state.
       loss: ``loss(model, x, labels, key) -> scalar``.
       optimizer: an optax transformation.
       decay: of the moving average, in [0, 1).
+      teacher: structure of a second model, which the loss gets as its argument ``teacher``. It is
+        not trained.
+      averaged: whether the loss gets the averaged weights, as of before the step, in a model that
+        is its argument ``averaged``. No gradient flows into them.
 
     Raises: ValueError unless decay is in [0, 1).
     """
@@ -138,12 +151,15 @@ def make_step(
     _, unflatten = ravel_pytree(like)
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: tuple, key: Array):
+    def step(state: TrainState, batch: tuple, key: Array, teacher_params=None):
         x, labels = batch
         key = jax.random.fold_in(key, state.step)
+        fixed = {"averaged": nnx.merge(graph, unflatten(state.ema))} if averaged else {}
+        if teacher is not None:
+            fixed["teacher"] = nnx.merge(teacher, teacher_params)
 
         def objective(params):
-            return loss(nnx.merge(graph, params), x, labels, key)
+            return loss(nnx.merge(graph, params), x, labels, key, **fixed)
 
         params = unflatten(state.params)
         value, gradient = jax.value_and_grad(objective)(params)
