@@ -11,6 +11,7 @@ from jax import Array
 from diffusion_course.checks import integer
 from diffusion_course.models import doors
 from diffusion_course.models.layers import (
+    TIME_SCALE,
     Conditioning,
     Linear,
     attend,
@@ -59,6 +60,8 @@ class DiT(nnx.Module):
       depth: number of blocks.
       head_size: width of an attention head.
       num_classes: number of labels, or None; with labels, ``null_label = num_classes``.
+      extras: how many further numbers the model is told for each example.
+      time_scale: factor of the time and of these numbers inside their sinusoids.
       dtype: of the computation, such as bfloat16 on an accelerator; parameters and output stay
         float32.
       rngs: random number streams of the initialisation.
@@ -82,6 +85,8 @@ class DiT(nnx.Module):
         depth: int = 4,
         head_size: int = 32,
         num_classes: int | None = None,
+        extras: int = 0,
+        time_scale: float = TIME_SCALE,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -96,7 +101,9 @@ class DiT(nnx.Module):
         self.image_shape, self.patch = (*size, image_channels), patch
         self.null_label = num_classes
         self.patchify = Linear(pixels, width, **options)
-        self.embed = Conditioning(width, num_classes, **options)
+        self.embed = Conditioning(
+            width, num_classes, extras=extras, time_scale=time_scale, **options
+        )
 
         @nnx.split_rngs(splits=depth)
         @nnx.vmap
@@ -107,20 +114,23 @@ class DiT(nnx.Module):
         self.modulation = Linear(width, 2 * width, zero=True, **options)
         self.final = Linear(width, pixels, zero=True, **options)
 
-    def __call__(self, x: Array, t: Array, cond: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, t: Array, cond: Array | None = None, extras: Array | None = None
+    ) -> Array:
         """Predicts for images x at times t.
 
         Args:
           x: float32 [B, H, W, C], of the image size and channels that the model was built for.
           t: times in [0, 1], float32 [B].
           cond: labels [B] in 0 … num_classes; None for no label.
+          extras: further numbers, float32 [B, extras]; None for zeros.
 
         Returns: float32 [B, H, W, C].
         Raises: ValueError for an argument of another shape, dtype or range, or for labels without
           label classes.
         """
         x = doors.state(x, ("B", *self.image_shape))
-        emb = self.embed(doors.times(t, len(x)), cond)
+        emb = self.embed(doors.times(t, len(x)), cond, extras)
         patches = space_to_depth(x, self.patch)
         batch, rows, cols, _ = patches.shape
         tokens = self.patchify(patches.reshape(batch, rows * cols, -1))

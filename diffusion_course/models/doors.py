@@ -79,6 +79,26 @@ def labels(cond: Array | None, count: int, num_classes: int | None) -> Array | N
     return jnp.asarray(cond)
 
 
+def extras(given: Array | None, count: int, how_many: int) -> Array:
+    """The further numbers that a network is told, float32 [count, how_many]; zeros for None.
+
+    Args:
+      given: the argument `extras`.
+      count: number of examples.
+      how_many: numbers that the model was built for.
+
+    Raises: ValueError for another shape or dtype.
+    """
+    if given is None:
+        return jnp.zeros((count, how_many), jnp.float32)
+    given = checks.state("extras", given)
+    if given.shape != (count, how_many):
+        raise ValueError(
+            f"extras must have shape [B, K] = [{count}, {how_many}], got {list(given.shape)}"
+        )
+    return given
+
+
 def computation(dtype) -> None:
     """ValueError unless a network can compute in this dtype: float32 or bfloat16."""
     name = jnp.dtype(dtype).name

@@ -17,24 +17,28 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from diffusion_course.checks import integer
+from diffusion_course.checks import above, integer
 from diffusion_course.models import doors, fast
 
 # Sinusoids are made for step numbers up to a thousand; times in [0, 1] are stretched to match.
-_TIME_SCALE = 1000.0
+TIME_SCALE = 1000.0
 
 # One object for all: old versions of Flax keep initialisers in a model's structure, and models with
 # initialisers of their own would be compiled one by one.
 STANDARD_NORMAL = nnx.initializers.normal(1.0)
 
 
-def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
+def sinusoidal_embedding(
+    t: Array, dim: int, max_period: float = 10_000.0, scale: float = TIME_SCALE
+) -> Array:
     """Sines and cosines of t at dim/2 geometrically spaced frequencies.
 
     Args:
       t: times in [0, 1], [B], float32.
       dim: an even number.
-      max_period: periods run from 2π to 2π·max_period, in thousandths of t.
+      max_period: periods run from 2π to 2π·max_period, in units of 1/scale.
+      scale: factor of t. The derivative of the embedding is as large as that; a network that is
+        differentiated by t needs a small one.
 
     Returns: float32 [B, dim], the cosines first.
     Raises: ValueError for an odd or non-positive dim, or times of any other shape or dtype.
@@ -47,7 +51,7 @@ def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Ar
         raise ValueError(f"dim must be a positive even number, got {dim}")
     t = doors.times(t)
     frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2) / (dim // 2))
-    angles = _TIME_SCALE * t[:, None] * frequencies
+    angles = scale * t[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -113,32 +117,48 @@ def _symmetric(key: Array, shape: tuple[int, ...], limit: float) -> Array:
 class TimeEmbedding(nnx.Module):
     """Sinusoids of the time, then two dense layers: [B] -> [B, dim]."""
 
-    def __init__(self, dim: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.dim = dim
+    def __init__(self, dim: int, *, scale: float = TIME_SCALE, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.dim, self.scale = dim, float(scale)
         self.first = Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.second = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, t: Array) -> Array:
-        return self.second(jax.nn.silu(self.first(sinusoidal_embedding(t, self.dim))))
+        sinusoids = sinusoidal_embedding(t, self.dim, scale=self.scale)
+        return self.second(jax.nn.silu(self.first(sinusoids)))
 
 
 class Conditioning(nnx.Module):
-    """What a network is told beside the image: its time, and its label if it knows labels.
+    """What a network is told beside the image: its time, its label, and perhaps more numbers.
 
     Args:
       dim: of the embedding.
       num_classes: number of labels, or None. A class more stands for "no label".
+      extras: how many further numbers it is told for each example, such as the time where a jump
+        ends or a guidance scale; each is embedded like the time.
+      time_scale: factor of all these numbers inside their sinusoids, positive.
       dtype: of the computation.
       rngs: random number streams of the initialisation.
 
-    Raises: ValueError for fewer than one class.
+    Raises: ValueError for fewer than one class, fewer than 0 extras, or another time_scale.
     """
 
-    def __init__(self, dim: int, num_classes: int | None, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int | None,
+        *,
+        extras: int = 0,
+        time_scale: float = TIME_SCALE,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         if num_classes is not None:
             integer("num_classes", num_classes, 1)
+        integer("extras", extras, 0)
+        above("time_scale", time_scale, 0)
         self.num_classes = num_classes
-        self.time = TimeEmbedding(dim, dtype=dtype, rngs=rngs)
+        embedding = partial(TimeEmbedding, dim, scale=time_scale, dtype=dtype, rngs=rngs)
+        self.time = embedding()
         # Rows of standard normal numbers, as large as what the time contributes: with nnx.Embed's
         # own 1/sqrt(dim) a network hears its labels hundreds of steps later.
         self.label = (
@@ -152,16 +172,19 @@ class Conditioning(nnx.Module):
                 rngs=rngs,
             )
         )
+        self.extras = nnx.data([embedding() for _ in range(extras)])
 
-    def __call__(self, t: Array, cond: Array | None) -> Array:
-        """Times [B] and labels [B] (None for no label) -> [B, dim].
+    def __call__(self, t: Array, cond: Array | None, extras: Array | None = None) -> Array:
+        """Times [B], labels [B] (None for no label), extras [B, K] (None for zeros) -> [B, dim].
 
-        Raises: ValueError for times or labels of another shape, dtype or range, or for labels if
-          there are no label classes.
+        Raises: ValueError for times, labels or extras of another shape, dtype or range, or for
+          labels if there are no label classes.
         """
         t = doors.times(t)
         cond = doors.labels(cond, len(t), self.num_classes)
-        return self.time(t) if cond is None else self.time(t) + self.label(cond)
+        extras = doors.extras(extras, len(t), len(self.extras))
+        emb = self.time(t) if cond is None else self.time(t) + self.label(cond)
+        return sum((told(extras[:, k]) for k, told in enumerate(self.extras)), emb)
 
 
 class GroupNorm(nnx.Module):

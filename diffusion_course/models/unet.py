@@ -8,6 +8,7 @@ from jax import Array
 from diffusion_course.checks import integer
 from diffusion_course.models import doors
 from diffusion_course.models.layers import (
+    TIME_SCALE,
     Attention,
     Conditioning,
     Conv3x3,
@@ -34,6 +35,8 @@ class UNet(nnx.Module):
       learned_variance: whether the output has 2C channels, the last C for `bound.learned`.
       num_classes: number of labels, or None for a model without labels. A labelled model has one
         class more, ``null_label = num_classes``, which stands for "no label".
+      extras: how many further numbers the model is told for each example.
+      time_scale: factor of the time and of these numbers inside their sinusoids.
       dtype: of the computation, such as bfloat16 on an accelerator; parameters and output stay
         float32.
       rngs: random number streams of the initialisation.
@@ -59,6 +62,8 @@ class UNet(nnx.Module):
         stem: int = 1,
         learned_variance: bool = False,
         num_classes: int | None = None,
+        extras: int = 0,
+        time_scale: float = TIME_SCALE,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -68,7 +73,7 @@ class UNet(nnx.Module):
         self.levels, self.null_label = len(channels), num_classes
         dim = 4 * channels[0]
         options = {"dtype": dtype, "rngs": rngs}
-        self.embed = Conditioning(dim, num_classes, **options)
+        self.embed = Conditioning(dim, num_classes, extras=extras, time_scale=time_scale, **options)
 
         self.conv_in = Conv3x3(stem**2 * image_channels, channels[0], **options)
         down, halve, skips, width = [], [], [channels[0]], channels[0]
@@ -96,20 +101,23 @@ class UNet(nnx.Module):
         self.norm_out = GroupNorm(width, rngs=rngs)
         self.conv_out = Conv3x3(width, out, zero=True, **options)
 
-    def __call__(self, x: Array, t: Array, cond: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, t: Array, cond: Array | None = None, extras: Array | None = None
+    ) -> Array:
         """Predicts for images x at times t.
 
         Args:
           x: float32 [B, H, W, C]; H and W are multiples of stem·2^(levels − 1).
           t: times in [0, 1], float32 [B].
           cond: labels [B] in 0 … num_classes; None for no label.
+          extras: further numbers, float32 [B, extras]; None for zeros.
 
         Returns: float32 [B, H, W, C], or [B, H, W, 2C] with a learned variance.
         Raises: ValueError for an argument of another shape, dtype or range, or for labels without
           label classes.
         """
         x = self._checked(x)
-        emb = self.embed(doors.times(t, len(x)), cond)
+        emb = self.embed(doors.times(t, len(x)), cond, extras)
         h = self.conv_in(space_to_depth(x, self.stem))
         skips, blocks = [h], iter(self.down)
         for level in range(self.levels):
