@@ -1,0 +1,514 @@
+"""Exercises of chapter 10, Probability flow and likelihood."""
+
+from itertools import pairwise
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from diffusion_course.grading.answers.drawing import gaussian, images, normal, number
+from diffusion_course.grading.answers.writing import exercise
+from diffusion_course.grading.exercise import Part
+from diffusion_course.grading.inputs import TwoGroupDenoiser
+
+
+# --- 10.1 -----------------------------------------------------------------------------------
+def pixel_bits(log_p, std, levels):
+    width = 2 / ((levels - 1) * std.astype(float))
+    return -(log_p / std.size + np.log(width).mean()) / np.log(2)
+
+
+def _log_densities(rng, *cases):
+    """Log-densities of whole images, of both signs, and the scale of each of their numbers."""
+    for levels, low, high, shape in cases:
+        std = np.broadcast_to(rng.uniform(low, high), shape)
+        if low != high:
+            std = rng.uniform(low, high, shape)
+        size = int(np.prod(shape))
+        log_p = size * np.append(rng.uniform(-2.2, -1.1), rng.uniform(0.4, 2.9, 1 + len(shape)))
+        yield log_p.astype(np.float32), std.astype(np.float32), levels
+
+
+PIXEL_BITS = exercise(
+    "10.1 · Bits of standardised pixels",
+    pixel_bits,
+    Part(
+        "not standardised",
+        1,
+        lambda rng: _log_densities(
+            rng, (17, 1, 1, (8, 8, 1)), (256, 1, 1, (4, 5, 3)), (2, 1, 1, (2,))
+        ),
+    ),
+    Part(
+        "a scale for each number",
+        1,
+        lambda rng: _log_densities(
+            rng, (17, 0.2, 0.9, (5, 4, 1)), (256, 0.3, 2.4, (6,)), (2, 0.1, 0.5, (2, 3, 3))
+        ),
+    ),
+    mistakes="""
+    the width of a bin is missing: a density is not a probability
+        return -log_p / std.size / np.log(2)
+    K values have K − 1 gaps: the bins are 2/(K − 1) wide
+        levels - 1 -> levels
+    the range from −1 to 1 is 2 wide, not 1
+        width = 2 -> width = 1
+    dividing by the std makes the bins wider where the std is below 1: the ratio is upside down
+        (levels - 1) * std.astype(float) -> (levels - 1) / std.astype(float)
+    the pixels were standardised, and so were their bins
+        (levels - 1) * std.astype(float) -> levels - 1 + 0 * std
+    the sign: a likely image costs few bits
+        return -(log_p -> return (log_p
+    narrow bins cost more bits, not fewer
+        + np.log(width).mean() -> - np.log(width).mean()
+    those are nats: divide by log 2
+        / np.log(2) ->
+    those are the bits of whole images: divide by the count of numbers
+        return right * std.size
+    the mean of the logarithms is wanted, not the logarithm of the mean
+        np.log(width).mean() -> np.log(width.mean())
+    an image has height times width times channels numbers
+        log_p / std.size -> log_p / std.shape[0]
+    """,
+)
+
+
+# --- 10.2 -----------------------------------------------------------------------------------
+def flow_divergence(jacobian, kind, alpha, sigma, d_alpha, d_sigma):
+    trace = np.trace(jacobian.astype(float), axis1=1, axis2=2)
+    if kind == "x0":
+        on_state, on_output = d_sigma / sigma, d_alpha - alpha * d_sigma / sigma
+    else:
+        on_state, on_output = d_alpha / alpha, d_sigma - sigma * d_alpha / alpha
+    if kind == "score":
+        on_output = -sigma * on_output
+    return jacobian.shape[1] * on_state + on_output * trace
+
+
+def _jacobians(rng, kind):
+    """One process in which both levels move, and one that only adds noise."""
+    for B, D, still in ((3, 4, False), (5, 2, True), (2, 1, False)):
+        alpha, sigma = rng.uniform(0.3, 0.8, B), rng.uniform(0.4, 1.6, B)
+        d_alpha, d_sigma = -rng.uniform(0.5, 1.7, B), rng.uniform(0.6, 2.2, B)
+        if still:
+            alpha, d_alpha = np.ones(B), np.zeros(B)
+        levels = (np.float32(v) for v in (alpha, sigma, d_alpha, d_sigma))
+        yield images(rng, B, D, D), kind, *levels
+
+
+FLOW_DIVERGENCE = exercise(
+    "10.2 · Divergence of any flow",
+    flow_divergence,
+    Part("x0", 1, lambda rng: _jacobians(rng, "x0")),
+    Part("eps", 1, lambda rng: _jacobians(rng, "eps")),
+    Part("score", 1, lambda rng: _jacobians(rng, "score")),
+    mistakes="""
+    the state itself stands in the velocity too, once for each of the D coordinates
+        jacobian.shape[1] * on_state + ->
+    the state's factor counts once for each coordinate: D times
+        jacobian.shape[1] * on_state -> on_state
+    the velocity is the derivative of α times x0 plus the derivative of σ times ε
+        return flow_divergence(jacobian, kind, alpha, sigma, alpha, sigma)
+    a divergence is a trace: only the diagonal counts
+        np.trace(jacobian.astype(float), axis1=1, axis2=2) -> jacobian.sum((1, 2))
+    a trace is a sum, not a mean
+        on_output * trace -> on_output * trace / jacobian.shape[1]
+    every example has its own Jacobian: yours are added over the batch
+        axis1=1, axis2=2) -> axis1=1, axis2=2).sum()
+    the sign: time runs from data to noise
+        return -right
+    α and σ are exchanged
+        return flow_divergence(jacobian, kind, sigma, alpha, d_sigma, d_alpha)
+    """,
+)
+
+
+# --- 10.3 -----------------------------------------------------------------------------------
+def probe_variance(A, fourth, probes):
+    A = A.astype(float)
+    S = (A + A.transpose(0, 2, 1)) / 2
+    square = (S**2).sum((1, 2))
+    diagonal = (np.diagonal(S, axis1=1, axis2=2) ** 2).sum(1)
+    return (2 * square + (fourth - 3) * diagonal) / probes
+
+
+def _matrices(rng, symmetric, *cases):
+    for (B, D), fourth, probes in cases:
+        A = images(rng, B, D, D)
+        if symmetric:
+            A = (A + A.transpose(0, 2, 1)) / 2
+        yield A, fourth, probes
+
+
+PROBE_VARIANCE = exercise(
+    "10.3 · How noisy is Hutchinson's estimate?",
+    probe_variance,
+    Part(
+        "symmetric matrices",
+        2,
+        lambda rng: _matrices(
+            rng, True, ((3, 4), 1.0, 1), ((2, 3), 3.0, 1), ((4, 2), number(rng, 1.6, 2.4), 5)
+        ),
+    ),
+    Part(
+        "any matrices",
+        2,
+        lambda rng: _matrices(
+            rng, False, ((2, 5), 1.0, 3), ((5, 3), 3.0, 1), ((3, 2), number(rng, 4, 7), 7)
+        ),
+    ),
+    mistakes="""
+    zᵀAz knows only the symmetric part of A: yours uses A itself
+        S = (A + A.transpose(0, 2, 1)) / 2 -> S = A
+    zᵀAz knows only (A + Aᵀ)/2: the half is missing
+        .transpose(0, 2, 1)) / 2 -> .transpose(0, 2, 1))
+    each pair of coordinates stands twice in zᵀAz: the factor 2 is missing
+        2 * square -> square
+    the mean of n independent probes has an n-th of the variance
+        ) / probes -> )
+    the variance falls like 1/n; it is the standard deviation that falls like 1/√n
+        ) / probes -> ) / probes**0.5
+    that is the variance for Gaussian probes, whatever the fourth moment
+        (fourth - 3) * diagonal -> 0
+    that is the variance for signs, whatever the fourth moment
+        fourth - 3 -> -2
+    the variance of z² is m₄ − 1; but the squares on the diagonal were counted twice already
+        fourth - 3 -> fourth - 1
+    the off-diagonal entries count too: yours has the diagonal alone
+        2 * square + (fourth - 3) * diagonal -> (fourth - 1) * diagonal
+    that is the standard deviation: it is its square that is wanted
+        return right**0.5
+    that is the second moment: the square of the trace must go
+        return right + np.trace(A, axis1=1, axis2=2)**2
+    """,
+)
+
+
+# --- 10.4 -----------------------------------------------------------------------------------
+def _flow(denoise, x, sigma):
+    """dx/dσ of the flow with α = 1, and its derivative by x, number by number."""
+    tiny = 1e-30  # a complex step: nothing is subtracted
+    slope = (x + tiny * 1j - denoise(x + tiny * 1j, 1.0, sigma)) / sigma
+    return slope.real, slope.imag / tiny
+
+
+def two_accounts(denoise, x, sigma):
+    x, inside, volume = x.astype(float), 0.0, 0.0
+    for now, then in pairwise(sigma):
+        h = then - now
+        slope, growth = _flow(denoise, x, now)
+        inside = inside + (h * growth).sum(1)
+        volume = volume + np.log(1 + h * growth).sum(1)
+        x = x + h * slope
+    prior = (-0.5 * (x / sigma[-1]) ** 2 - 0.5 * np.log(2 * np.pi * sigma[-1] ** 2)).sum(1)
+    return prior + inside, prior + volume
+
+
+def _groups(rng):
+    """Two groups that have merged at the levels that are drawn with it."""
+    low = number(rng, -1.4, -0.9)
+    return TwoGroupDenoiser(low, low + number(rng, 1.6, 2.1), number(rng, 0.4, 0.6))
+
+
+def _rising(rng, steps):
+    """Levels of noise in steps that differ, up to 3 and more."""
+    return np.sort(np.append(rng.uniform(0.7, 1.0), np.cumsum(rng.uniform(0.6, 1.3, steps)) + 1))
+
+
+def _flows(rng, groups, *cases):
+    for B, D, steps in cases:
+        yield _groups(rng) if groups else gaussian(rng), images(rng, B, D), _rising(rng, steps)
+
+
+TWO_ACCOUNTS = exercise(
+    "10.4 · What a coarse flow says",
+    two_accounts,
+    Part("one step", 1, lambda rng: _flows(rng, False, (4, 1, 1), (2, 3, 1))),
+    Part("several steps, two groups", 2, lambda rng: _flows(rng, True, (3, 2, 3), (5, 3, 4))),
+    mistakes="""
+    the two results are exchanged: first the integral, then the map
+        return prior + inside, prior + volume -> return prior + volume, prior + inside
+    both are the integral of the divergence: the map multiplies volumes
+        return prior + inside, prior + volume -> return prior + inside, prior + inside
+    both are the map's: the integral adds the divergence itself
+        return prior + inside, prior + volume -> return prior + volume, prior + volume
+    the sign: where the flow towards noise spreads, the data were denser
+        return prior + inside, prior + volume -> return prior - inside, prior - volume
+    at the last level the noise has the standard deviation σ, not 1
+        (x / sigma[-1]) ** 2 - 0.5 * np.log(2 * np.pi * sigma[-1] ** 2) ->
+            x**2 - 0.5 * np.log(2 * np.pi)
+    a Gaussian of width σ is lower by the factor σ in each coordinate
+        2 * np.pi * sigma[-1] ** 2 -> 2 * np.pi
+    the prior is taken at the first level
+        x / sigma[-1] -> x / sigma[0]
+        np.pi * sigma[-1] -> np.pi * sigma[0]
+    the derivative is the denoiser's; the flow's is (1 − D′)/σ
+        slope, growth = _flow(denoise, x, now) ->
+            slope, growth = _flow(denoise, x, now); growth = 1 - now * growth
+    one plus h times the trace is no determinant: multiply over the coordinates
+        np.log(1 + h * growth).sum(1) -> np.log(1 + (h * growth).sum(1))
+    log-densities of coordinates are added, not averaged
+        return tuple(value / x.shape[1] for value in right)
+    the derivative belongs to the beginning of the step, before the state moves
+        inside = inside + (h * growth).sum(1) ->
+            growth = _flow(denoise, x + h * slope, then)[1];
+            inside = inside + (h * growth).sum(1)
+    the length of the step is missing in what the log-density gains
+        (h * growth).sum(1) -> growth.sum(1)
+        np.log(1 + h * growth) -> np.log(1 + growth)
+    """,
+)
+
+
+# --- 10.5 -----------------------------------------------------------------------------------
+def log_prob(denoise, x, probes, sigma):
+    x, gained = x.astype(float), 0.0
+    for n, (now, then) in enumerate(pairwise(sigma)):
+        slope, growth = _flow(denoise, x, now)
+        trace = (probes[n] ** 2 * growth).sum(2).mean(0)
+        gained = gained + (then - now) * trace
+        x = x + (then - now) * slope
+    end = sigma[-1]
+    prior = (-0.5 * (x / end) ** 2 - 0.5 * np.log(2 * np.pi * end**2)).sum(1)
+    return prior + gained
+
+
+def _probed(rng, *cases):
+    for number_of, (B, D, steps, P) in enumerate(cases):
+        denoise = _groups(rng) if number_of % 2 else gaussian(rng)
+        yield denoise, images(rng, B, D), normal(rng, steps, P, B, D), _rising(rng, steps)
+
+
+BROKEN = exercise(
+    "10.5 · This likelihood is broken",
+    log_prob,
+    Part("one probe", 2, lambda rng: _probed(rng, (4, 2, 1, 1), (3, 1, 4, 1))),
+    Part("several probes", 2, lambda rng: _probed(rng, (2, 3, 3, 4), (3, 2, 2, 3))),
+    mistakes="""
+    all three bugs are still there
+        .mean(0) -> .sum(0)
+        (x / end) ** 2 - 0.5 * np.log(2 * np.pi * end**2) -> x**2 - 0.5 * np.log(2 * np.pi)
+        return prior + gained -> return prior - gained
+    a bug is left: how many probes there are must not matter on average
+        .mean(0) -> .sum(0)
+    a bug is left: which noise does the flow end in?
+        (x / end) ** 2 - 0.5 * np.log(2 * np.pi * end**2) -> x**2 - 0.5 * np.log(2 * np.pi)
+    a bug is left: the flow spreads on its way to noise, so what does that say of the data?
+        return prior + gained -> return prior - gained
+    two bugs are left: the prior, and the probes
+        .mean(0) -> .sum(0)
+        (x / end) ** 2 - 0.5 * np.log(2 * np.pi * end**2) -> x**2 - 0.5 * np.log(2 * np.pi)
+    two bugs are left: the sign, and the probes
+        .mean(0) -> .sum(0)
+        return prior + gained -> return prior - gained
+    two bugs are left: the sign, and the prior
+        (x / end) ** 2 - 0.5 * np.log(2 * np.pi * end**2) -> x**2 - 0.5 * np.log(2 * np.pi)
+        return prior + gained -> return prior - gained
+    the prior's exponent is right, but its height is not: a wide Gaussian is low
+        2 * np.pi * end**2 -> 2 * np.pi
+    the numbers of an example are added in the trace; only the probes are averaged
+        .sum(2).mean(0) -> .mean(2).mean(0)
+    only the first probe of each step is used
+        .sum(2).mean(0) -> .sum(2)[0]
+    """,
+    library=("diffusion_course.grading.inputs.GaussianDenoiser",),
+)
+
+
+# --- 10.6 -----------------------------------------------------------------------------------
+def typicality(mean, std, mean_q, std_q):
+    mean, std, mean_q, std_q = (np.asarray(a, float) for a in (mean, std, mean_q, std_q))
+    ratio = (std_q**2 + (mean_q - mean) ** 2) / std**2
+    nats = 0.5 * (1 - ratio).sum()
+    return nats / (mean.size * np.log(2)), nats / np.sqrt(mean.size / 2)
+
+
+def _pictures(rng, typical, *shapes):
+    """A model, and pictures: its own mean, narrow ones beside it, and wide ones."""
+    for n, shape in enumerate(shapes):
+        mean, std = images(rng, *shape), np.float32(rng.uniform(0.4, 1.9, shape))
+        mean_q, std_q = mean, 0 * std
+        if typical:
+            mean_q = mean + std * normal(rng, *shape, mean=0.1, std=0.5 if n else 1.2)
+            std_q = std * np.float32(rng.uniform(0.2, 0.7, shape) if n else rng.uniform(0.8, 1.4))
+        yield mean, std, mean_q, std_q
+
+
+TYPICALITY = exercise(
+    "10.6 · Likelier than the data",
+    typicality,
+    Part("the image of means", 1, lambda rng: _pictures(rng, False, (2,), (3, 4, 2))),
+    Part("any Gaussian pictures", 2, lambda rng: _pictures(rng, True, (3, 4), (6,), (2, 3, 3))),
+    mistakes="""
+    the model's own pictures lie one std off their mean, in each number: compare with those
+        1 - ratio -> -ratio
+    where the pictures lie matters too: their mean may differ from the model's
+        std_q**2 + (mean_q - mean) ** 2 -> std_q**2
+    pictures spread around their mean: their variance belongs to the distance
+        std_q**2 + (mean_q - mean) ** 2 -> (mean_q - mean) ** 2
+    the sign: positive if the pictures of q are the likelier ones
+        return tuple(-value for value in right)
+    it is the density of the *model* that both are given: the entropy of q plays no part
+        (1 - ratio).sum() -> (1 - ratio + 2 * np.log(np.maximum(std_q, 1e-9) / std)).sum()
+    the model's density at the pictures of q, not q's at those of the model
+        return typicality(mean_q, np.maximum(std_q, 1e-9), mean, std)
+    a Gaussian's exponent has the factor 1/2
+        nats = 0.5 * (1 - ratio) -> nats = (1 - ratio)
+    the first number is in bits: divide by log 2
+        mean.size * np.log(2) -> mean.size
+    the first number is for each dimension
+        mean.size * np.log(2) -> np.log(2)
+    the square of a standard normal has the variance 2, not 1
+        np.sqrt(mean.size / 2) -> np.sqrt(mean.size) / 2
+    the standard deviation of a sum of d numbers grows like √d, not like d
+        np.sqrt(mean.size / 2) -> mean.size / 2
+    the second number is in standard deviations of log p, which are nats
+        nats / np.sqrt(mean.size / 2) -> nats / np.sqrt(mean.size / 2) / np.log(2)
+    """,
+)
+
+
+# --- 10.7 -----------------------------------------------------------------------------------
+def nats_from_errors(log_snr, errors):
+    signal = 1 / (1 + np.exp(-log_snr))
+    gap = signal - errors.astype(float)
+    inside = (np.diff(log_snr) * (gap[:, 1:] + gap[:, :-1]) / 2).sum(1)
+    tails = gap[:, 0] + gap[:, -1]
+    return 0.5 * np.log(2 * np.pi * np.e) - 0.5 * (inside + tails)
+
+
+def _errors(rng, *cases):
+    """What a denoiser for N(m, s²) says at some points, or a network with an error of its own."""
+    for B, N, low, high, s2, rough in cases:
+        log_snr = np.sort(rng.uniform(low, high, N))
+        log_snr[[0, -1]] = low, high
+        snr, off2 = np.exp(log_snr), s2 * np.linspace(0.3, 3.0, B)[:, None] * rng.uniform(0.9, 1.1)
+        x0_error = (off2 + snr * s2**2) / (1 + snr * s2) ** 2
+        errors = snr * x0_error * (1 + rough * rng.uniform(-1, 1, (B, N)))
+        yield log_snr, errors.astype(np.float32)
+
+
+NATS = exercise(
+    "10.7 · A likelihood without a flow",
+    nats_from_errors,
+    Part(
+        "a wide grid",
+        2,
+        lambda rng: _errors(
+            rng,
+            (2, 60, -9.3, 8.1, number(rng, 0.3, 2.8), 0),
+            (4, 80, -8.2, 9.4, 0.04, 0),  # data so narrow that their density is above 1
+            (3, 41, -8.2, 9.4, number(rng, 0.3, 2.8), 0.1),
+        ),
+    ),
+    Part(
+        "a short grid, with its tails",
+        2,
+        lambda rng: _errors(
+            rng,
+            (3, 5, -1.1, 1.9, number(rng, 0.3, 2.8), 0),
+            (1, 2, -0.4, 0.7, number(rng, 0.3, 2.8), 0),
+            (4, 3, -2.3, 0.6, number(rng, 0.3, 2.8), 0.2),
+        ),
+    ),
+    mistakes="""
+    the tails beyond the grid are missing
+        inside + tails -> inside
+    the tail at high noise, below the first entry, is missing
+        gap[:, 0] + gap[:, -1] -> gap[:, -1]
+    the tail at low noise, beyond the last entry, is missing
+        gap[:, 0] + gap[:, -1] -> gap[:, 0]
+    the errors are those of ε: in x0 they are smaller by the factor γ
+        gap = signal - errors -> gap = signal - np.exp(log_snr) * errors
+    dγ is γ·dλ: the γ is missing in the Gaussian's part
+        signal = 1 / (1 + np.exp(-log_snr)) -> signal = 1 / (1 + np.exp(log_snr))
+    log_snr is log γ itself, a ratio of variances: no factor 2
+        np.exp(-log_snr) -> np.exp(-2 * log_snr)
+    a network that errs less than the Gaussian makes the image likelier: the sign of the integral
+        - 0.5 * (inside -> + 0.5 * (inside
+    the integral has the factor 1/2
+        - 0.5 * (inside -> - (inside
+    the trapezoidal rule takes the mean of two neighbours, not one of them
+        (gap[:, 1:] + gap[:, :-1]) / 2 -> gap[:, :-1]
+    the trapezoidal rule takes the mean of two neighbours, not the later one
+        (gap[:, 1:] + gap[:, :-1]) / 2 -> gap[:, 1:]
+    the steps of the grid differ: yours are all of the mean length
+        np.diff(log_snr) -> np.diff(log_snr).mean()
+    the entropy of a unit Gaussian is ½·log 2πe: the e is missing
+        2 * np.pi * np.e -> 2 * np.pi
+    that is the log-density: minus it is wanted
+        return -right
+    """,
+)
+
+
+# --- 10.8 -----------------------------------------------------------------------------------
+def pixel_costs(x, u, mean, std, levels):
+    x, u, mean, std = (np.asarray(a, float) for a in (x, u, mean, std))
+    width = 2 / (levels - 1)
+    to_bits = 1 / (x.shape[1] * np.log(2))
+    volume = x.shape[1] * np.log(width)
+
+    def log_p(x, variance=0.0):
+        return -0.5 * (((x - mean) ** 2 + variance) / std**2 + np.log(2 * np.pi * std**2))
+
+    uniform = log_p(x, width**2 / 12).sum(1) + volume
+    weighted = logsumexp(log_p(x + width * u).sum(2), axis=0) - np.log(len(u)) + volume
+    edge = width / 2
+    bins = norm.cdf((x + edge - mean) / std) - norm.cdf((x - edge - mean) / std)
+    return -uniform * to_bits, -weighted * to_bits, -np.log(bins).sum(1) * to_bits
+
+
+def _dequantised(rng, *cases):
+    """Pixels around a model that is about as wide as a bin; of many, one lies far below it."""
+    for B, D, draws, levels in cases:
+        width = 2 / (levels - 1)
+        std = width * rng.uniform(0.5, 1.3, D)
+        mean = rng.uniform(0.3, 0.7, D) * rng.choice([-1, 1], D)
+        mean[-1] = abs(mean[-1])  # far below it there are levels
+        drawn = mean + std * rng.uniform(-1.8, 1.8, (B, D))
+        if D > 1:
+            drawn[0, -1] = mean[-1] - 4.4 * std[-1]
+        x = np.clip(np.rint((drawn + 1) / width), 0, levels - 1) * width - 1
+        u = rng.uniform(-0.5, 0.5, (draws, B, D))
+        yield *(np.float32(a) for a in (x, u, mean, std)), levels
+
+
+PIXEL_COSTS = exercise(
+    "10.8 · Three prices of a pixel",
+    pixel_costs,
+    Part("one number, one draw", 2, lambda rng: _dequantised(rng, (4, 1, 1, 2), (3, 1, 1, 17))),
+    Part(
+        "many numbers, many draws", 2, lambda rng: _dequantised(rng, (3, 4, 6, 33), (2, 70, 3, 65))
+    ),
+    mistakes="""
+    the first is exact: the mean over all u, not over the draws, nor at the middle of the bin
+        width**2 / 12 -> 0
+    a uniform number on an interval of width w has the variance w²/12
+        width**2 / 12 -> width**2 / 3
+    u is in units of a bin: multiply it by the width
+        x + width * u -> x + u
+    a mean over the draws, not a sum
+        - np.log(len(u)) ->
+    the logarithm of the mean density, not the mean of the logarithms
+        logsumexp(log_p(x + width * u).sum(2), axis=0) - np.log(len(u)) ->
+            log_p(x + width * u).sum(2).mean(0)
+    a draw is a whole image: its numbers share one weight
+        logsumexp(log_p(x + width * u).sum(2), axis=0) - np.log(len(u)) ->
+            (logsumexp(log_p(x + width * u), axis=0) - np.log(len(u))).sum(1)
+    K values have K − 1 gaps: the bins are 2/(K − 1) wide
+        2 / (levels - 1) -> 2 / levels
+    a density times the width is a probability: the width is missing in the first two
+        volume = x.shape[1] * np.log(width) -> volume = 0
+    the width enters once for each number
+        volume = x.shape[1] * np.log(width) -> volume = np.log(width)
+    those are nats: divide by log 2
+        x.shape[1] * np.log(2) -> x.shape[1]
+    those are the bits of whole images: divide by the count of numbers
+        x.shape[1] * np.log(2) -> np.log(2)
+    a bin ends half a width above and below its value
+        edge = width / 2 -> edge = width
+    the signs: a likely image costs few bits
+        return tuple(-value for value in right)
+    """,
+)
