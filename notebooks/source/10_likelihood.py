@@ -22,7 +22,7 @@
 # - report bits per dimension of pixels, and find the factor that is so often forgotten;
 # - say what a likelihood does *not* tell: quality, and whether a picture belongs to the data.
 #
-# **You need** chapters 05 (bits), 06 (DDIM) and 09 (score and SDE). **Time**: about 80 minutes of reading.
+# **You need** chapters 02 (score), 05 (bits) and 06 (DDIM). **Time**: about 80 minutes of reading.
 # The cells run for about two minutes on two CPU cores.
 
 # %%
@@ -111,8 +111,10 @@ assert np.abs(from_gaps / wanted - 1).max() < 0.5
 # %% [markdown]
 # ## 2 · From Fokker–Planck to the probability flow
 #
-# In chapter 09 data turn into noise by the SDE $dx = f\,x\,dt + g\,dw$. Each path is random, but the density
-# $p_t$ of all paths changes by a fixed rule, the **Fokker–Planck equation**:
+# In small steps of time, the forward process is a **stochastic differential equation** (SDE):
+# $dx = f\,x\,dt + g\,dw$. In each step the drift $f\,x$ moves the state, and $g\,dw$ adds fresh noise of variance
+# $g^2 dt$. Each path is random, but the density $p_t$ of all paths changes by a fixed rule, the
+# **Fokker–Planck equation**:
 #
 # $$\frac{\partial p_t}{\partial t} = -\nabla\!\cdot\!(f\,x\,p_t) + \tfrac12 g^2\,\Delta p_t \tag{1}$$
 #

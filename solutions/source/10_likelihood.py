@@ -232,47 +232,16 @@ def log_prob(denoise, x, probes, sigma):
         def slope(x, level=level):
             return (x - denoise(x, 1.0, level)) / level
 
-        move, times_jacobian = jax.linearize(slope, x)
+        velocity, times_jacobian = jax.linearize(slope, x)
         estimates = [jnp.sum(z * times_jacobian(z), axis=1) for z in drawn]
         account = account + h * sum(estimates) / len(estimates)
-        x = x + h * move
+        x = x + h * velocity
     return jnp.sum(norm.logpdf(x, 0.0, sigma[-1]), axis=1) + account
     ### END SOLUTION
 
 
 # %% [markdown]
 # ## 10.6
-# *derive and check · 15 minutes*
-#
-# A model $p$ says that the numbers of an image are independent, $\mathcal N(\text{mean}, \text{std}^2)$. The
-# pictures of another kind, $q$, are independent Gaussian numbers too. For a whole image, compute
-#
-# 1. by how many **bits per dimension** $\log p$ of a picture from $q$ lies above $\log p$ of a picture from
-#    $p$ itself, on average. This number can be positive: then the model finds the strangers likelier than its
-#    own samples;
-# 2. the same difference in units of the **standard deviation** of $\log p(x)$ for $x$ from $p$.
-#
-# **Expected.** A tuple of two numbers. If $q$ is the single image of means, the first is 0.72 in any
-# dimension, and the second is 39 for 3,072 numbers.
-#
-# <details><summary>Hint</summary>
-# For x from p, log p(x) is a constant minus half a sum of squares of standard normal numbers. Such a square
-# has the mean 1 and the variance 2. For x from q, what is the mean of ((x − mean)/std)²?
-# </details>
-
-
-# %% exercise="10.6" role="answer"
-def typicality(mean, std, mean_q, std_q):
-    """mean and std of p, mean_q and std_q of q, all [...] -> (bits per dim, in standard deviations)."""
-    ### BEGIN SOLUTION return a tuple of two numbers
-    squares = ((mean_q - mean) / std) ** 2 + (std_q / std) ** 2
-    nats = (mean.size - jnp.sum(squares)) / 2
-    return nats / mean.size / np.log(2), nats / np.sqrt(mean.size / 2)
-    ### END SOLUTION
-
-
-# %% [markdown]
-# ## 10.7
 # *derive and check · 20 minutes*
 #
 # The chapter's identity between information and error, divided by the number of dimensions, is
@@ -296,7 +265,7 @@ def typicality(mean, std, mean_q, std_q):
 # </details>
 
 
-# %% exercise="10.7" role="answer"
+# %% exercise="10.6" role="answer"
 def nats_from_errors(log_snr, errors):
     """log_snr [N] rising, errors [B, N] of ε, mean squares -> −log p per dimension, [B]."""
     ### BEGIN SOLUTION return nats per dimension, an array [B]
@@ -308,7 +277,7 @@ def nats_from_errors(log_snr, errors):
 
 
 # %% [markdown]
-# ## 10.8
+# ## 10.7
 # *stretch · 30 minutes*
 #
 # Pixels `x` have the values of `levels` equally spaced levels from −1 to 1. The bin of a value is the interval
@@ -330,7 +299,7 @@ def nats_from_errors(log_snr, errors):
 # </details>
 
 
-# %% exercise="10.8" role="answer"
+# %% exercise="10.7" role="answer"
 def pixel_costs(x, u, mean, std, levels):
     """x [B, D], draws u [K, B, D], mean and std [D], whole number levels -> three prices, [B]."""
     ### BEGIN SOLUTION return a tuple of three arrays [B]
@@ -349,7 +318,42 @@ def pixel_costs(x, u, mean, std, levels):
 
 
 # %% [markdown]
+# ## 10.8
+# *written · 15 minutes*
+#
+# A colleague has a model of X-rays with 3,072 numbers and wants to refuse other pictures: "Whatever is less
+# likely than 95 % of our X-rays is refused." The first test is a lens cap, a uniformly black picture. It
+# passes, with the highest $\log p$ of all. "So black is a very good X-ray," says the report.
+#
+# In about 150 words:
+#
+# 1. Take independent standard normal numbers as the model, and the picture of zeros. By how many standard
+#    deviations of $\log p$ does it lie above the average sample? Why does no sample look like the most likely
+#    picture? *(1 point)*
+# 2. Which rule refuses the lens cap? Name a stranger that passes this rule as well, and how you would measure
+#    what the rule is worth. *(1 point)*
+#
+# <details><summary>Hint</summary>
+# For standard normal numbers $\log p(x)$ is a constant minus half a sum of squares. What are the mean and the
+# variance of a square? Then think of a rule with two sides, and of section 9.
+# </details>
+
+# %% [markdown] exercise="10.8" role="written"
+# ### BEGIN SOLUTION
+# 1. The sum of 3,072 squares has the mean 3,072 and the variance 2 · 3,072. So $\log p$ of a sample lies 1,536
+#    below that of the zeros, with a standard deviation of $\sqrt{3072/2} = 39.2$: the zeros are 39 standard
+#    deviations above. The density is highest there, but there is hardly any volume: nearly all samples lie in
+#    a thin shell with $\|x\|^2 \approx 3072$. A probability is a density *times a volume*.
+# 2. Refuse what is too likely, too: an interval around the typical $\log p$. A stranger whose $\log p$ lies
+#    in it passes all the same, such as the X-ray of a hand. Measure on unseen X-rays, and on several kinds of
+#    strangers that did not help to choose the rule, how many strangers are refused at 5 % refused X-rays.
+#
+# *One point for each part. The first needs 39 and the thin shell. The second needs a two-sided rule, a
+# stranger that passes, and unseen X-rays with a stated false-alarm rate.*
+# ### END SOLUTION
+
+# %% [markdown]
 # That is all of chapter 10. You have counted the bits of standardised pixels, found the divergence of any
 # flow and the noise of its estimate, told an integral from a map, mended a likelihood with three
-# bugs, met pictures that are likelier than the data, computed a likelihood from errors alone, and put three
-# prices on a pixel. Chapter 11 makes the solvers faster.
+# bugs, computed a likelihood from errors alone, put three
+# prices on a pixel, and judged a rule that trusts a likelihood. Chapter 11 makes the solvers faster.

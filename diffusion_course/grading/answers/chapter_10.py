@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from diffusion_course.grading.answers.drawing import gaussian, images, normal, number
 from diffusion_course.grading.answers.writing import exercise
-from diffusion_course.grading.exercise import Part
+from diffusion_course.grading.exercise import Part, Written
 from diffusion_course.grading.inputs import TwoGroupDenoiser
 
 
@@ -316,59 +316,6 @@ BROKEN = exercise(
 
 
 # --- 10.6 -----------------------------------------------------------------------------------
-def typicality(mean, std, mean_q, std_q):
-    mean, std, mean_q, std_q = (np.asarray(a, float) for a in (mean, std, mean_q, std_q))
-    ratio = (std_q**2 + (mean_q - mean) ** 2) / std**2
-    nats = 0.5 * (1 - ratio).sum()
-    return nats / (mean.size * np.log(2)), nats / np.sqrt(mean.size / 2)
-
-
-def _pictures(rng, typical, *shapes):
-    """A model, and pictures: its own mean, narrow ones beside it, and wide ones."""
-    for n, shape in enumerate(shapes):
-        mean, std = images(rng, *shape), np.float32(rng.uniform(0.4, 1.9, shape))
-        mean_q, std_q = mean, 0 * std
-        if typical:
-            mean_q = mean + std * normal(rng, *shape, mean=0.1, std=0.5 if n else 1.2)
-            std_q = std * np.float32(rng.uniform(0.2, 0.7, shape) if n else rng.uniform(0.8, 1.4))
-        yield mean, std, mean_q, std_q
-
-
-TYPICALITY = exercise(
-    "10.6 · Likelier than the data",
-    typicality,
-    Part("the image of means", 1, lambda rng: _pictures(rng, False, (2,), (3, 4, 2))),
-    Part("any Gaussian pictures", 2, lambda rng: _pictures(rng, True, (3, 4), (6,), (2, 3, 3))),
-    mistakes="""
-    the model's own pictures lie one std off their mean, in each number: compare with those
-        1 - ratio -> -ratio
-    where the pictures lie matters too: their mean may differ from the model's
-        std_q**2 + (mean_q - mean) ** 2 -> std_q**2
-    pictures spread around their mean: their variance belongs to the distance
-        std_q**2 + (mean_q - mean) ** 2 -> (mean_q - mean) ** 2
-    the sign: positive if the pictures of q are the likelier ones
-        return tuple(-value for value in right)
-    it is the density of the *model* that both are given: the entropy of q plays no part
-        (1 - ratio).sum() -> (1 - ratio + 2 * np.log(np.maximum(std_q, 1e-9) / std)).sum()
-    the model's density at the pictures of q, not q's at those of the model
-        return typicality(mean_q, np.maximum(std_q, 1e-9), mean, std)
-    a Gaussian's exponent has the factor 1/2
-        nats = 0.5 * (1 - ratio) -> nats = (1 - ratio)
-    the first number is in bits: divide by log 2
-        mean.size * np.log(2) -> mean.size
-    the first number is for each dimension
-        mean.size * np.log(2) -> np.log(2)
-    the square of a standard normal has the variance 2, not 1
-        np.sqrt(mean.size / 2) -> np.sqrt(mean.size) / 2
-    the standard deviation of a sum of d numbers grows like √d, not like d
-        np.sqrt(mean.size / 2) -> mean.size / 2
-    the second number is in standard deviations of log p, which are nats
-        nats / np.sqrt(mean.size / 2) -> nats / np.sqrt(mean.size / 2) / np.log(2)
-    """,
-)
-
-
-# --- 10.7 -----------------------------------------------------------------------------------
 def nats_from_errors(log_snr, errors):
     signal = 1 / (1 + np.exp(-log_snr))
     gap = signal - errors.astype(float)
@@ -389,7 +336,7 @@ def _errors(rng, *cases):
 
 
 NATS = exercise(
-    "10.7 · A likelihood without a flow",
+    "10.6 · A likelihood without a flow",
     nats_from_errors,
     Part(
         "a wide grid",
@@ -442,7 +389,7 @@ NATS = exercise(
 )
 
 
-# --- 10.8 -----------------------------------------------------------------------------------
+# --- 10.7 -----------------------------------------------------------------------------------
 def pixel_costs(x, u, mean, std, levels):
     x, u, mean, std = (np.asarray(a, float) for a in (x, u, mean, std))
     width = 2 / (levels - 1)
@@ -475,7 +422,7 @@ def _dequantised(rng, *cases):
 
 
 PIXEL_COSTS = exercise(
-    "10.8 · Three prices of a pixel",
+    "10.7 · Three prices of a pixel",
     pixel_costs,
     Part("one number, one draw", 2, lambda rng: _dequantised(rng, (4, 1, 1, 2), (3, 1, 1, 17))),
     Part(
@@ -512,3 +459,7 @@ PIXEL_COSTS = exercise(
         return tuple(-value for value in right)
     """,
 )
+
+
+# --- 10.8 -----------------------------------------------------------------------------------
+STRANGERS = Written("10.8", "Strangers that are likelier", 2)
