@@ -15,8 +15,9 @@
 # `raise NotImplementedError`, then run the `check` below it: it tells you at once whether the
 # function is right, and if not, what is wrong. Check as often as you like.
 #
-# Tables of $\alpha$ and $\sigma$ run from noise to data, and $\lambda = \log(\alpha/\sigma)$. A step from
-# $t$ to $s$ has the length $h = \lambda_s - \lambda_t$. Always $c = 1 + \eta^2$.
+# Tables of $\alpha$ and $\sigma$ run from noise to data, and $\lambda = \log(\alpha/\sigma)$. Each level has signal
+# ($\alpha > 0$), and only the last $\sigma$ may be 0. A step from $t$ to $s$ has the length
+# $h = \lambda_s - \lambda_t$. Always $c = 1 + \eta^2$.
 #
 # Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
 # constants of your own in other cells. It may not use the function of another exercise; of
@@ -73,12 +74,13 @@ def moments(h, eta, K):
 # ## 11.2
 # *derive and check · 20 minutes*
 #
-# The same can be done for $\hat\varepsilon$ in the place of $\hat x_0$. Then the step is
+# Section 2 can be done for $\hat\varepsilon$ in the place of $\hat x_0$. Then the step is
 #
 # $$x_s = \frac{\alpha_s}{\alpha_t}\,x_t - \sigma_s\int_0^h e^{h-u}\,\hat\varepsilon(\lambda_t + u)\,du.$$
 #
-# Find the weights $w_k$ with which the integral is exact for every polynomial through $K$ estimates at the
-# places `nodes` (measured from $\lambda_t$).
+# Put the polynomial through $K$ estimates $\hat\varepsilon_k$ in the place of $\hat\varepsilon$. They were made at
+# the places $u =$ `nodes` (differences of $\lambda$ from $\lambda_t$). Then the integral is
+# $\sum_k w_k\,\hat\varepsilon_k$. Find the weights $w_k$.
 #
 # **Expected.** An array `[K]`, whose sum is $e^h - 1$.
 #
@@ -134,9 +136,9 @@ def control(low, high, x, h, tolerance):
 # ## 11.4
 # *derive and check · 25 minutes*
 #
-# Combine the corrector of section 2 with the noise of equation (4). The step from $t$ to $s$ was made, the
-# denoiser has said `x0_t` at its beginning and now `x0_s` at its end. Take the step again, with the straight
-# line (in $\lambda$) through both, and with the same `noise` as before.
+# Combine the corrector of section 2 with the noise of equation (4). A step from $t$ to $s$ has been made, with
+# `noise`. The denoiser said `x0_t` at its beginning, and now it has said `x0_s` at its end. Take the step
+# again, with the straight line (in $\lambda$) through both estimates, and with the same noise.
 #
 # **Expected.** An array of `x_t`'s shape.
 #
@@ -272,8 +274,8 @@ def picard(denoise, x, alpha, sigma, sweeps):
 # 1. evaluate at the current (predicted) state;
 # 2. correct this state: take the step before once more, from the state where *it* began, with the straight
 #    line through the last two estimates and with the noise of that step;
-# 3. predict the next state from the corrected one, with the same line drawn on into the new step, and with
-#    this step's noise.
+# 3. predict the next state from the corrected one, with the same line continued into the new step, and
+#    with this step's noise.
 #
 # The first step has one estimate, and no line: hold it. A step to $\sigma = 0$ returns what the denoiser said
 # at the predicted state.
@@ -329,22 +331,22 @@ def predict_correct(denoise, x, noises, alpha, sigma, eta):
 # 2. What is wrong with "ten times cheaper", and when is it ten times *faster*? *(1 point)*
 #
 # <details><summary>Hint</summary>
-# Sections 3, 7 and 12 for the first, section 9 for the second.
+# Sections 1, 3, 7 and 12 for the first, section 9 for the second.
 # </details>
 
 # %% [markdown] exercise="11.8" role="written"
 # ### BEGIN SOLUTION
-# 1. Order is a promise about small steps: drawn out over a long step, a parabola may be worse than a line.
-#    The warm-up takes two of the 8 steps. And strong
-#    guidance multiplies the changes of the estimate, which are what the parabola extrapolates. To see whether
-#    the code is right, fit its order on an oracle with an exact flow, small steps and an exact start, above
-#    the floor of float32: 3 if it is right, 2 with the published half coefficient.
+# 1. Order is a promise about small steps: over a long one, a parabola may be worse than a line. The warm-up
+#    takes two of the 8 steps, three if the start has no signal. And strong guidance multiplies the changes of
+#    the estimate, which the parabola extrapolates. The test: the error of one short step on an oracle, after
+#    exact states, above float32's floor. It falls like $h^4$ if the code is right, and like $h^3$ with the
+#    published half coefficient.
 # 2. A sweep evaluates all 50 states: 5 sweeps are 250 evaluations, five times the work of 50 steps. It is
-#    ten times *faster* only if the device evaluates a batch of 50 states in the time of one, and if the
-#    tolerance that stops the sweeps is small enough for the same picture.
+#    ten times *faster* only if the device evaluates 50 states in the time of one, and if 5 sweeps are enough
+#    for the same picture.
 #
-# *One point for each part. The first needs two of: long steps, warm-up, guidance; and the fitted order on an
-# oracle. The second needs evaluations against sweeps, and the condition on the device.*
+# *One point for each part. The first needs two of: long steps, warm-up or start, guidance; and an order
+# measured on an oracle. The second needs evaluations against sweeps, and the condition on the device.*
 # ### END SOLUTION
 
 # %% [markdown]

@@ -97,7 +97,7 @@ def _attempts(rng, *errors):
     for error, shape in zip(errors, ((3, 4), (2, 3, 2, 1), (4, 5), (5, 2)), strict=False):
         # Values above and below 1 of both signs; in one half x is larger, in the other half low.
         x, low = 1.5 * normal(rng, *shape), 1.5 * normal(rng, *shape)
-        tolerance = number(rng, 1e-3, 4e-3)
+        tolerance = number(rng, 0.04, 0.09)  # so large that the scale of high is another one
         size = tolerance * np.maximum(1, np.maximum(np.abs(x), np.abs(low)))
         rough = normal(rng, *shape)
         rms = np.sqrt(np.mean(rough.reshape(len(x), -1) ** 2, axis=1))
@@ -118,6 +118,14 @@ CONTROL = exercise(
         np.mean(scaled**2, axis=1) -> np.mean(scaled**2)
     the difference grows like h³: the root is the third one
         (-1 / 3) -> (-1 / 2)
+    the difference of orders 2 and 3 grows like h³, not like h⁴: the root is the third one
+        (-1 / 3) -> (-1 / 4)
+    the error of an example is the rms of its numbers, not the largest of them
+        np.sqrt(np.mean(scaled**2, axis=1)).max() -> np.abs(scaled).max()
+    the scale is that of x and of low, not of high
+        np.maximum(np.abs(x), np.abs(low)) -> np.maximum(np.abs(x), np.abs(high))
+    that is the factor; the next length is h times the factor
+        h * factor -> factor
     the factor is upside down: a large error needs a shorter step
         (-1 / 3) -> (1 / 3)
     the change of the length has limits, 0.2 and 5
@@ -170,6 +178,12 @@ CORRECTED = exercise(
         return corrected(x_t, x0_s, x0_t, noise, at_t, at_s, eta)
     only the estimate at the beginning is used: nothing is corrected
         return corrected(x_t, x0_t, x0_t, noise, at_t, at_s, eta)
+    the slope of the line is the difference of the estimates divided by h
+        at_end = 1 - whole / (c * h) -> at_end = h - whole / c
+    h is the difference of log(α/σ), half of that of the log-SNR
+        c = 1 + eta**2 -> h, c = 2 * h, 1 + eta**2
+    this is how chapter 06 counts η; in equation (4) η² stands in the exponent
+        np.sqrt(1 - np.exp(-2 * eta**2 * h)) -> eta * np.sqrt(1 - np.exp(-2 * h))
     the line's integral by parts: c·h divides, not h
         whole / (c * h) -> whole / h
     the old noise shrinks by e^(−η²h) too
@@ -248,6 +262,12 @@ BROKEN = exercise(
         * noise -> * 0
     nothing is extrapolated any more; the bug was elsewhere
         h / (2 * h_before) -> 0
+    the ratio was right: the length of this step over twice that of the step before
+        h / (2 * h_before) -> h_before / (2 * h)
+    the estimate is extrapolated to the middle of the step: half its length
+        h / (2 * h_before) -> h / h_before
+    the weight of the estimate was right: it is 1 − e^(−2h)
+        (1 - np.exp(-2 * h)) * ahead -> (1 - np.exp(-h)) * ahead
     with less kept noise there is no reverse SDE: e^(−h) was right
         np.exp(-h) * x -> np.exp(-h / 2) * x
     """,
@@ -341,6 +361,11 @@ STRETCH = exercise(
         slope, before) -> slope, noise)
     the corrected state takes the place of the predicted one before the next step begins
         start, before = x, noise -> start, before = start if i else x, noise
+    one evaluation per step: the corrected state is not evaluated again
+        slope, before) -> slope, before); at_x, said[i] = said[i], denoise(x, alpha[i], sigma[i])
+        return said[i] -> return at_x if i else said[i]
+    a step to the data returns what was said at the predicted state, not at the corrected one
+        return said[i] -> return denoise(x, alpha[i], sigma[i])
     nothing is extrapolated in the predictor
         x = move(x, i, slope, noise) -> x = move(x, i, 0.0, noise)
     the line's integral by parts divides by c
