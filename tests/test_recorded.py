@@ -46,3 +46,14 @@ def test_chapter_06_shows_the_recorded_distances_of_these_weights():
     for name, digest in found["sha256"].items():
         assert weights.load(name).card.sha256 == digest
     assert found["sha256"]["digits"].startswith(in_chapter("06_ddim", "WEIGHTS"))
+
+
+def test_chapter_11_shows_the_recorded_race_on_mnist():
+    shown, rows = in_chapter("11_solvers", "MNIST_RACE"), record("solvers")["rows"]
+    found = {(r["solver"], r["evaluations"], r["seed"]): r["frechet"] for r in rows}
+    assert len(found) == 9 * 3 * 3
+    for solver, budgets in shown.items():
+        for evaluations, starts in zip((6, 10, 20), budgets, strict=True):
+            for seed, value in enumerate(starts):
+                assert abs(value - found.pop((solver, evaluations, seed))) <= 5.1e-4
+    assert not found
