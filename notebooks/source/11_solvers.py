@@ -332,8 +332,8 @@ assert slope(counts, once) > 2.5 and abs(once[-1] / third["3M", 2][-1] - 1) < 0.
 # more than order 2 is left, and the error at 54 steps is more than twice as large.
 #
 # UniPC shows more than order 3, also with the usual warm-up. This has two causes. Its corrector repeats the
-# *first* step with one more point, and this alone gives 3M the error of an exact start. And it repeats *all*
-# steps, which adds an order.
+# *first* step with one more point, and this alone gives 3M the error that it has after an exact start. And it
+# repeats *all* steps, which adds an order (Zhao et al. 2023).
 
 # %% [markdown]
 # ## 4 · DEIS and UniPC's B(h)
@@ -434,8 +434,8 @@ assert price[1] > 5 * SCATTER and price[2] + 2 * SCATTER < price[1] / 2
 # than half of its bias at the same price, and with 24 steps almost none is left.
 #
 # At six steps fresh noise costs about six points at order 1 (DDPM against DDIM) and about one point at order 2
-# (SDE-2M against 2M). So on these data most of the harm of chapter 06 came from a first-order solver. But a
-# high order is no guarantee. With six and twelve steps SDE-2M is better than SA, which has the higher order.
+# (SDE-2M against 2M). So on these data it is mostly the first-order solver that makes fresh noise harmful. But
+# a high order is no guarantee. With six and twelve steps SDE-2M is better than SA, which has the higher order.
 
 # %% [markdown]
 # ## 6 · Steps that choose themselves
@@ -530,7 +530,7 @@ assert reached[-1] < uniform_steps["2M"][-1] / 20 and uniform_steps["2M"][0] < r
 #
 # We take the mixture with its exact denoisers. The class is the narrow mode at 1.3, all solvers start from the
 # same 1,000 noises and use 12 evaluations (DPM-3 in four steps). Each is compared with its own 300 steps. We
-# call a sample *lost* if it ends more than 1 away from there; the data lie between -1.6 and 1.6.
+# call a sample *lost* if it ends more than 1 away from there. The data lie between -1.6 and 1.6.
 #
 # **Predict, then run.** At $w = 16$: is order 3 better than order 2?
 
