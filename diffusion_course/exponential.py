@@ -14,8 +14,8 @@ last few times. The exponential is integrated exactly; only the polynomial is wr
 All are first-order where float32 holds no signal (lambda = −infinity), and from there on gain one
 order with each step.
 
-Source: Lu et al. 2022, eq. 9 and 14 (arXiv:2211.01095), for eta = 0 and 1; Xue et al. 2023, eq. 14
-(arXiv:2305.14267), for every eta.
+Source: Lu et al. 2022 (arXiv:2211.01095), proposition 4.1 for eta = 0, and their solution of the
+SDE for eta = 1; Xue et al. 2023, eq. 14 (arXiv:2305.14267), for every eta.
 """
 
 import math

@@ -147,7 +147,7 @@ assert floor_of_truth < 0.1 * at_six["2M"]
 # $$x_s = \frac{\sigma_s}{\sigma_t}\,x_t + \alpha_s\int_0^h e^{u-h}\,\hat x_0(\lambda_t + u)\,du,
 # \qquad h = \lambda_s - \lambda_t \tag{1}$$
 #
-# (Lu et al. 2022, eq. 9). This is an **exponential integrator**: the exponential, which changes quickly, is
+# (Lu et al. 2022, proposition 4.1). This is an **exponential integrator**: the exponential, which changes quickly, is
 # integrated exactly, and $\hat x_0$, which changes slowly, is approximated. If we hold $\hat x_0$, the
 # integral is $1 - e^{-h}$ and (1) is DDIM.
 #
