@@ -70,10 +70,10 @@ def pixel_bits(log_p, std, levels):
 # ## 10.2
 # *derive and check · 15 minutes*
 #
-# Along the probability flow $\dot x = \dot\alpha\,\hat x_0 + \dot\sigma\,\hat\varepsilon$ (a dot is a
-# derivative by time), the log-density changes by minus the flow's divergence. A network may say $\hat x_0$,
-# or $\hat\varepsilon$, or the score $-\hat\varepsilon/\sigma$. From the Jacobian of what it says, by $x_t$,
-# find the **divergence of the flow**. The process is any process.
+# Equation (4) needs the divergence of the flow. For any process the flow is
+# $\dot x = \dot\alpha\,\hat x_0 + \dot\sigma\,\hat\varepsilon$, where a dot is a derivative by time. A network may
+# say $\hat x_0$, or $\hat\varepsilon$, or the score $-\hat\varepsilon/\sigma$. You get the Jacobian, by $x_t$, of
+# what it says. Find the **divergence of the flow**.
 #
 # **Expected.** An array `[B]`, for each `kind` of `"x0"`, `"eps"` and `"score"`.
 #
@@ -101,10 +101,10 @@ def flow_divergence(jacobian, kind, alpha, sigma, d_alpha, d_sigma):
 # ## 10.3
 # *derive and check · 20 minutes*
 #
-# Hutchinson's estimate of a trace is the mean of $z^\top A z$ over `probes` random vectors. The coordinates of
-# $z$ are independent, with $E[z_i] = E[z_i^3] = 0$ and $E[z_i^2] = 1$. Their fourth moment $m_4 = E[z_i^4]$
-# is 1 for random signs, 3 for Gaussian ones, and 9/5 for uniform ones. Find the **variance** of the estimate.
-# $A$ need not be symmetric.
+# Equation (7) has the variance of Hutchinson's estimate for two kinds of random vectors. Find it for all
+# others. The estimate is the mean of $z^\top A z$ over `probes` random vectors. The coordinates of $z$ are
+# independent, with $E[z_i] = 0$ and $E[z_i^2] = 1$. Their fourth moment is $m_4 = E[z_i^4]$. It is 1 for
+# random signs, 3 for Gaussian numbers, and 9/5 for uniform ones. $A$ need not be symmetric.
 #
 # **Expected.** An array `[B]`. For a diagonal matrix and random signs it is 0.
 #
@@ -130,23 +130,23 @@ def probe_variance(A, fourth, probes):
 # ## 10.4
 # *implement · 25 minutes*
 #
-# With $\alpha = 1$ the flow is $dx/d\sigma = \hat\varepsilon = (x - D(x, 1, \sigma))/\sigma$. Take **Euler**
-# steps along the rising levels `sigma`, each with the slope at its beginning. The last state has the density
-# $\mathcal N(0, \sigma_N^2)$. There are two ways to the log-density of `x` at the first level:
+# With $\alpha = 1$ the flow is $dx/d\sigma = (x - D(x, 1, \sigma))/\sigma$. Take **Euler** steps along the rising
+# levels `sigma`, each with the slope at its beginning. The last state has the density
+# $\mathcal N(0, \sigma_N^2)$. Find the log-density of `x` in two ways:
 #
-# - *the integral*: add length times divergence for each step, as a solver does;
-# - *the map*: a step is a map from states to states. Add the logarithm of the determinant of its Jacobian.
-#   This is exactly the density of what the steps draw if they are undone one by one.
+# - *the integral* of equation (4): add length times divergence of each step;
+# - *the map*: a step maps states to states. Add the logarithm of the determinant of its Jacobian. This is
+#   exactly the density of samples that are drawn by undoing the steps.
 #
-# `denoise(x, alpha, sigma)` works on each number alone, so that all Jacobians are diagonal. All
+# `denoise(x, alpha, sigma)` works on each number alone, so all Jacobians are diagonal. All
 # determinants here are positive.
 #
-# **Expected.** A tuple of two arrays `[B]`, the integral's and the map's. The first is never the smaller one.
-# Can you say why?
+# **Expected.** A tuple of two arrays `[B]`: the integral's, the map's. The first is never smaller
+# (why?), so it is no density: over all $x$ it adds up to more than 1.
 #
 # <details><summary>Hint</summary>
-# One product of the Jacobian with a vector of ones is the whole diagonal: jax.jvp(slope, (x,), (ones,)). If the
-# slope's derivative is r, the step's is 1 + h·r. And log(1 + a) ≤ a.
+# The Jacobian times a vector of ones is the diagonal: jax.jvp(slope, (x,), (ones,)). If the
+# slope's derivative is r, the step's is 1 + h·r.
 # </details>
 
 
@@ -174,8 +174,8 @@ def two_accounts(denoise, x, sigma):
 # ## 10.5
 # *debug this · 20 minutes*
 #
-# The log-density by the same Euler steps, with Hutchinson's estimate. For each step there are `P` probes for
-# each example. `denoise(x, alpha, sigma)` is the exact denoiser of Gaussian data. Run the cell: the mean
+# The log-density by the integral of exercise 10.4 ($\alpha = 1$, Euler steps, rising levels), with Hutchinson's
+# estimate in the place of the exact trace. For each step there are `P` probes for each example. `denoise(x, alpha, sigma)` is the exact denoiser of Gaussian data. Run the cell: the mean
 # log-density is far from the right one.
 
 # %%
@@ -232,8 +232,8 @@ def log_prob(denoise, x, probes, sigma):
         def slope(x, level=level):
             return (x - denoise(x, 1.0, level)) / level
 
-        velocity, times_jacobian = jax.linearize(slope, x)
-        estimates = [jnp.sum(z * times_jacobian(z), axis=1) for z in drawn]
+        velocity, product = jax.linearize(slope, x)
+        estimates = [jnp.sum(z * product(z), axis=1) for z in drawn]
         account = account + h * sum(estimates) / len(estimates)
         x = x + h * velocity
     return jnp.sum(norm.logpdf(x, 0.0, sigma[-1]), axis=1) + account
@@ -244,15 +244,14 @@ def log_prob(denoise, x, probes, sigma):
 # ## 10.6
 # *derive and check · 20 minutes*
 #
-# The chapter's identity between information and error, divided by the number of dimensions, is
+# Equation (12), divided by the number of dimensions, is
 #
 # $$-\log p(x) = \tfrac12\log 2\pi e - \tfrac12\int_0^\infty\Big[\frac{1}{1+\gamma} -
 # \operatorname{mmse}(x, \gamma)\Big]d\gamma, \qquad \gamma = \frac{\alpha^2}{\sigma^2}.$$
 #
-# Here mmse is the mean squared error of $\hat x_0$. A network was asked at the points $\lambda = \log\gamma$
-# of a grid, but for $\varepsilon$: `errors` are the mean squared errors of $\hat\varepsilon$, and
-# $\hat x_0$ errs by $\hat\varepsilon$'s error times $\sigma/\alpha$. Integrate over $\lambda$ with the
-# trapezoidal rule; the steps of the grid differ.
+# Here mmse is the mean squared error of $\hat x_0$. A network was asked on a grid of a few
+# $\lambda = \log\gamma$, but for $\varepsilon$: `errors` are the mean squared errors of $\hat\varepsilon$. Integrate
+# over $\lambda$, as in (13), with the trapezoidal rule. The steps of the grid differ.
 #
 # Then add both tails. Below the grid the bracket is constant, as at its first point. Beyond the grid it falls
 # like $1/\gamma^2$, from its value at the last point.
@@ -319,41 +318,42 @@ def pixel_costs(x, u, mean, std, levels):
 
 # %% [markdown]
 # ## 10.8
-# *written · 15 minutes*
+# *written · 20 minutes*
 #
-# A colleague has a model of X-rays with 3,072 numbers and wants to refuse other pictures: "Whatever is less
-# likely than 95 % of our X-rays is refused." The first test is a lens cap, a uniformly black picture. It
-# passes, with the highest $\log p$ of all. "So black is a very good X-ray," says the report.
+# A team trains a model on photographs of $32\times32\times3 = 3072$ numbers. It is to raise an alarm for
+# pictures of another kind: "We raise it if $\log p$ is low."
 #
-# In about 150 words:
+# In about 200 words:
 #
-# 1. Take independent standard normal numbers as the model, and the picture of zeros. By how many standard
-#    deviations of $\log p$ does it lie above the average sample? Why does no sample look like the most likely
-#    picture? *(1 point)*
-# 2. Which rule refuses the lens cap? Name a stranger that passes this rule as well, and how you would measure
-#    what the rule is worth. *(1 point)*
+# 1. For a moment, let the model be $\mathcal N(0, I)$. By how many nats does $\log p$ of the image of zeros lie
+#    above the mean $\log p$ of the model's own samples, and how many standard deviations of $\log p$ are
+#    this? Which pictures will the alarm miss, and what would you do instead? *(2 points)*
+# 2. They also write: "Hutchinson's estimate is unbiased, so the mean of our estimates of $p(x)$ over many
+#    repeats is the true $p(x)$. And our 3.1 bits/dim, an importance-weighted bound with 100 draws, beat the
+#    3.2 of the paper, which used one draw." What is wrong? *(1 point)*
 #
 # <details><summary>Hint</summary>
-# For standard normal numbers $\log p(x)$ is a constant minus half a sum of squares. What are the mean and the
-# variance of a square? Then think of a rule with two sides, and of section 9.
+# log p is a constant minus half the sum of 3072 squares, each with the mean 1 and the variance 2. For the
+# second part: the exponential is convex, and a bound may be loose.
 # </details>
 
 # %% [markdown] exercise="10.8" role="written"
 # ### BEGIN SOLUTION
-# 1. The sum of 3,072 squares has the mean 3,072 and the variance 2 · 3,072. So $\log p$ of a sample lies 1,536
-#    below that of the zeros, with a standard deviation of $\sqrt{3072/2} = 39.2$: the zeros are 39 standard
-#    deviations above. The density is highest there, but there is hardly any volume: nearly all samples lie in
-#    a thin shell with $\|x\|^2 \approx 3072$. A probability is a density *times a volume*.
-# 2. Refuse what is too likely, too: an interval around the typical $\log p$. A stranger whose $\log p$ lies
-#    in it passes all the same, such as the X-ray of a hand. Measure on unseen X-rays, and on several kinds of
-#    strangers that did not help to choose the rule, how many strangers are refused at 5 % refused X-rays.
+# 1. The sum of squares is 3072 on average, and 0 for the zeros: they lie 3072/2 = 1536 nats higher. Half the
+#    sum has the variance 3072·2/4 = 1536, and its root is 39.2: the zeros lie 39 standard deviations above. No
+#    sample ever looks like that, and the alarm stays silent. It misses whatever is *likelier* than
+#    photographs: smooth, pale or constant pictures. Better: raise the alarm if log p is far from
+#    held-out photographs' on **either** side, or use the ratio to a second model, of pictures in general.
+# 2. The estimate of log p is unbiased, up to the errors of the steps. The mean of its exponential is too
+#    large, by Jensen's inequality. And a bound with 100 draws is tighter than one with a single draw,
+#    for the *same* model. Compare with as many draws, on the same images.
 #
-# *One point for each part. The first needs 39 and the thin shell. The second needs a two-sided rule, a
-# stranger that passes, and unseen X-rays with a stated false-alarm rate.*
+# *Part 1: one point for 1536 nats and 39 standard deviations, one for what is missed and a two-sided test or a
+# ratio. Part 2 needs the convex exponential and the unequal bounds.*
 # ### END SOLUTION
 
 # %% [markdown]
 # That is all of chapter 10. You have counted the bits of standardised pixels, found the divergence of any
 # flow and the noise of its estimate, told an integral from a map, mended a likelihood with three
-# bugs, computed a likelihood from errors alone, put three
-# prices on a pixel, and judged a rule that trusts a likelihood. Chapter 11 makes the solvers faster.
+# bugs, computed a likelihood from errors alone, put three prices on a pixel, and met a picture that is likelier
+# than the data. Chapter 11 makes the solvers faster.

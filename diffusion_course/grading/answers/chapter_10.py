@@ -59,6 +59,8 @@ PIXEL_BITS = exercise(
         (levels - 1) * std.astype(float) -> levels - 1 + 0 * std
     the sign: a likely image costs few bits
         return -(log_p -> return (log_p
+    the sign of log p: a likely image costs few bits
+        return right + 2 * log_p / std.size / np.log(2)
     narrow bins cost more bits, not fewer
         + np.log(width).mean() -> - np.log(width).mean()
     those are nats: divide by log 2
@@ -67,6 +69,8 @@ PIXEL_BITS = exercise(
         return right * std.size
     the mean of the logarithms is wanted, not the logarithm of the mean
         np.log(width).mean() -> np.log(width.mean())
+    per dimension, the logarithms of the stds are averaged like the rest: yours are added
+        np.log(width).mean() -> np.log(2 / (levels - 1)) - np.log(std.astype(float)).sum()
     an image has height times width times channels numbers
         log_p / std.size -> log_p / std.shape[0]
     """,
@@ -117,6 +121,17 @@ FLOW_DIVERGENCE = exercise(
         axis1=1, axis2=2) -> axis1=1, axis2=2).sum()
     the sign: time runs from data to noise
         return -right
+    the score is −ε/σ: yours is taken for ε
+        if kind == "score": -> if kind == "no":
+    the score is −ε/σ: the sign
+        -sigma * on_output -> sigma * on_output
+    the score is −ε/σ, so ε is −σ times the score: yours divides by σ
+        -sigma * on_output -> -on_output / sigma
+    that is the reverse SDE's drift: the flow has half of g² on its score
+        on_output * trace -> 2 * on_output * trace
+        on_state, on_output = d_sigma / sigma, d_alpha - alpha * d_sigma / sigma ->
+            on_state = 2 * d_sigma / sigma - d_alpha / alpha;
+            on_output = d_alpha - alpha * d_sigma / sigma
     α and σ are exchanged
         return flow_divergence(jacobian, kind, sigma, alpha, d_sigma, d_alpha)
     """,
@@ -168,6 +183,12 @@ PROBE_VARIANCE = exercise(
         ) / probes -> )
     the variance falls like 1/n; it is the standard deviation that falls like 1/√n
         ) / probes -> ) / probes**0.5
+    the variance of z² is m₄ − 1, not m₄
+        fourth - 3 -> fourth - 2
+    the sum of squares over the whole matrix has each pair twice already: 2 times it, not 4
+        2 * square + (fourth - 3) -> 4 * square + (fourth - 5)
+    a pair i < j adds 4·S_ij², and the matrix has it twice: the factor 2 is missing
+        2 * square + (fourth - 3) -> square + (fourth - 2)
     that is the variance for Gaussian probes, whatever the fourth moment
         (fourth - 3) * diagonal -> 0
     that is the variance for signs, whatever the fourth moment
@@ -232,6 +253,10 @@ TWO_ACCOUNTS = exercise(
         return prior + inside, prior + volume -> return prior + inside, prior + inside
     both are the map's: the integral adds the divergence itself
         return prior + inside, prior + volume -> return prior + volume, prior + volume
+    the sign of the integral: where the flow towards noise spreads, the data were denser
+        prior + inside -> prior - inside
+    the sign of the map's part: where the steps towards noise spread, the data were denser
+        prior + volume -> prior - volume
     the sign: where the flow towards noise spreads, the data were denser
         return prior + inside, prior + volume -> return prior - inside, prior - volume
     at the last level the noise has the standard deviation σ, not 1
@@ -253,6 +278,10 @@ TWO_ACCOUNTS = exercise(
         inside = inside + (h * growth).sum(1) ->
             growth = _flow(denoise, x + h * slope, then)[1];
             inside = inside + (h * growth).sum(1)
+    a step is x + h·slope, whose derivative is 1 + h·r: yours is that of the step undone by Euler
+        np.log(1 + h * growth) -> -np.log(1 - h * growth)
+    the slope belongs to the beginning of the step: yours has the level of its end
+        _flow(denoise, x, now) -> _flow(denoise, x, then)
     the length of the step is missing in what the log-density gains
         (h * growth).sum(1) -> growth.sum(1)
         np.log(1 + h * growth) -> np.log(1 + growth)
@@ -308,6 +337,10 @@ BROKEN = exercise(
         2 * np.pi * end**2 -> 2 * np.pi
     the numbers of an example are added in the trace; only the probes are averaged
         .sum(2).mean(0) -> .mean(2).mean(0)
+    the probes are given: the estimate is wanted, not the exact trace
+        probes[n] ** 2 * growth -> probes[n] ** 0 * growth
+    the examples of a batch have nothing to do with one another: yours are averaged
+        .sum(2).mean(0) -> .sum(2).mean()
     only the first probe of each step is used
         .sum(2).mean(0) -> .sum(2)[0]
     """,
@@ -379,6 +412,12 @@ NATS = exercise(
         (gap[:, 1:] + gap[:, :-1]) / 2 -> gap[:, :-1]
     the trapezoidal rule takes the mean of two neighbours, not the later one
         (gap[:, 1:] + gap[:, :-1]) / 2 -> gap[:, 1:]
+    the integral is over λ: over γ the trapezoids are other ones
+        (np.diff(log_snr) * (gap[:, 1:] + gap[:, :-1]) / 2) ->
+            (np.diff(np.exp(log_snr)) * (gap[:, 1:] / np.exp(log_snr[1:])
+            + gap[:, :-1] / np.exp(log_snr[:-1])) / 2)
+    the tails are integrals over γ: γ times the bracket, not the bracket alone
+        gap[:, 0] + gap[:, -1] -> gap[:, 0] / np.exp(log_snr[0]) + gap[:, -1] / np.exp(log_snr[-1])
     the steps of the grid differ: yours are all of the mean length
         np.diff(log_snr) -> np.diff(log_snr).mean()
     the entropy of a unit Gaussian is ½·log 2πe: the e is missing
@@ -413,7 +452,8 @@ def _dequantised(rng, *cases):
         std = width * rng.uniform(0.5, 1.3, D)
         mean = rng.uniform(0.3, 0.7, D) * rng.choice([-1, 1], D)
         mean[-1] = abs(mean[-1])  # far below it there are levels
-        drawn = mean + std * rng.uniform(-1.8, 1.8, (B, D))
+        spread = np.linspace(-1.8, 1.8, B)[:, None] * rng.choice([-1, 1], D)
+        drawn = mean + std * spread * rng.uniform(0.5, 1, (B, D))
         if D > 1:
             drawn[0, -1] = mean[-1] - 4.4 * std[-1]
         x = np.clip(np.rint((drawn + 1) / width), 0, levels - 1) * width - 1
@@ -429,7 +469,9 @@ PIXEL_COSTS = exercise(
         "many numbers, many draws", 2, lambda rng: _dequantised(rng, (3, 4, 6, 33), (2, 70, 3, 65))
     ),
     mistakes="""
-    the first is exact: the mean over all u, not over the draws, nor at the middle of the bin
+    the first is exact, a mean over all u: yours is a mean over the draws
+        log_p(x, width**2 / 12).sum(1) -> log_p(x + width * u).sum(2).mean(0)
+    the first is a mean over all u: yours is at the middle of the bin
         width**2 / 12 -> 0
     a uniform number on an interval of width w has the variance w²/12
         width**2 / 12 -> width**2 / 3
@@ -455,6 +497,12 @@ PIXEL_COSTS = exercise(
         x.shape[1] * np.log(2) -> np.log(2)
     a bin ends half a width above and below its value
         edge = width / 2 -> edge = width
+    the outer bins end half a width beyond −1 and 1, like the others
+        norm.cdf((x + edge - mean) / std) - norm.cdf((x - edge - mean) / std) ->
+            norm.cdf(np.where(x > 1 - edge, 9e9, x + edge - mean) / std) - norm.cdf(np.where(
+            x < edge - 1, -9e9, x - edge - mean) / std)
+    the order: uniform, weighted, exact
+        return right[::-1]
     the signs: a likely image costs few bits
         return tuple(-value for value in right)
     """,
@@ -462,4 +510,4 @@ PIXEL_COSTS = exercise(
 
 
 # --- 10.8 -----------------------------------------------------------------------------------
-STRANGERS = Written("10.8", "Strangers that are likelier", 2)
+ALARM = Written("10.8", "An alarm for strange pictures", 3)
