@@ -63,7 +63,7 @@ def shift(p: Process, t, factor: float) -> Array:
     Returns: float32 of t's shape; 0 stays 0. In a process that ends with some signal, what would
       lie beyond t = 1 becomes 1.
     Raises: ValueError for another factor, or a time outside [0, 1].
-    Source: Esser et al. 2024, eq. 23 (arXiv:2403.03206); in log-SNR Hoogeboom, Heek & Salimans
+    Source: Esser et al. 2024, section 5.3 (arXiv:2403.03206); in log-SNR Hoogeboom, Heek & Salimans
     2023, section 3.1 (arXiv:2301.11093).
 
     >>> from diffusion_course import process
@@ -89,7 +89,7 @@ def straightness(path: Array, times) -> Array:
 
     Returns: a scalar; in units of x² per unit of t.
     Raises: ValueError for times that do not fall, or a path of another length.
-    Source: Liu, Gong & Liu 2023, section 2.1 (arXiv:2209.03003).
+    Source: Liu, Gong & Liu 2023, section 2 (arXiv:2209.03003).
 
     >>> bent = jnp.array([[[0.0]], [[1.0]], [[1.0]]])  # slopes −2 and 0, on the whole −1
     >>> print(straightness(bent, [1.0, 0.5, 0.0]))
@@ -291,7 +291,7 @@ def bridge(scale: float) -> Sampler:
       scale: as in `bridge_state`.
 
     Raises: ValueError if scale is negative.
-    Source: Liu et al. 2023, I²SB, eq. 4 and algorithm 2 (arXiv:2302.05872).
+    Source: Liu et al. 2023, I²SB, algorithm 2 (arXiv:2302.05872).
     """
     scale = checks.non_negative("scale", scale)
 

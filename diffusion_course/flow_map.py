@@ -227,7 +227,7 @@ def shortcut_loss(
       lengths: how many of them there are, at least 1.
 
     Raises: ValueError for fewer than one length.
-    Source: Frans et al. 2024, eq. 5 (arXiv:2410.12557).
+    Source: Frans et al. 2024, section 3 (arXiv:2410.12557).
     """
     lengths = checks.integer("lengths", lengths, 1)
     key_length, key_place, key_noise = jax.random.split(key, 3)
@@ -346,7 +346,7 @@ def mean_velocity_loss(
         of the gradient; 0 for none.
 
     Returns: a scalar; with power 1 it stays near 1 while all is well.
-    Source: Geng et al. 2025, algorithm 1, eq. 19 and section 4.3 (arXiv:2505.13447).
+    Source: Geng et al. 2025, algorithm 1 and sections 4.2 and 4.3 (arXiv:2505.13447).
     """
     key_time, key_noise = jax.random.split(key)
     t, s = times(key_time, x0.shape[0])
@@ -373,7 +373,7 @@ def mean_flow_times(
 
     Returns: ``(key, n) -> (t, s)``, both [n], s <= t.
     Raises: ValueError for another std or share.
-    Source: Geng et al. 2025, section 4.3 and table 1 (arXiv:2505.13447).
+    Source: Geng et al. 2025, section 4.3 (arXiv:2505.13447).
     """
     checks.within("mean", mean, -jnp.inf, jnp.inf, ends="()")
     checks.above("std", std, 0)
@@ -408,8 +408,7 @@ def tangent_loss(
       c: keeps small derivatives small, in units of the prediction; positive.
 
     Raises: ValueError for another c.
-    Source: Lu & Song 2025, eq. 8 and section 4.1 (arXiv:2410.11081), where t is the angle
-    `angle(p, t)`.
+    Source: Lu & Song 2025, section 4 (arXiv:2410.11081), where t is the angle `angle(p, t)`.
     """
     checks.above("c", c, 0)
     now, change = along_path(target, x, t, jnp.zeros_like(t), slope)
@@ -426,7 +425,7 @@ def tangent_loss(
 def angle(p: Process, t) -> Array:
     """TrigFlow's time, in [0, π/2]: the angle whose tangent is sigma/alpha; arccos(alpha) in VP.
 
-    Source: Lu & Song 2025, section 3.1 (arXiv:2410.11081).
+    Source: Lu & Song 2025, section 3 (arXiv:2410.11081).
     """
     return jnp.arctan2(p.sigma(t), p.alpha(t))
 
@@ -454,7 +453,7 @@ def distribution_loss(
       fake: denoiser of the generator's distribution.
 
     Returns: a scalar whose value means nothing, and whose gradient by x is that above, over B.
-    Source: Yin et al. 2024, eq. 7 and 8 (arXiv:2311.18828).
+    Source: Yin et al. 2024, section 3.2 (arXiv:2311.18828).
     """
     still = jax.lax.stop_gradient(x)
     x_t = add_noise(p, still, eps, t)

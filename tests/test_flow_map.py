@@ -200,7 +200,7 @@ def test_along_the_flow_the_exact_jump_to_the_data_does_not_change(name):
 
 
 def test_the_tangent_of_trigflow():
-    """In the angle, F's target is F + cos·df/dθ, normalised: their eq. 8, written out."""
+    """In the angle, F's target is F + cos·df/dθ, normalised: TrigFlow's form, written out."""
     p = process.vp_cosine(0.0)  # alpha = cos(πt/2)
     G = wrong(exact_jump(p)[1])
     x0, eps = drawn(10)
