@@ -919,8 +919,8 @@ of_mnist = features.load("mnist", judge_mnist.card)
 six_times = sampling.uniform(6)
 hundreds = sampling.generator(p, "v", SOLVERS["2M"](p), six_times, (28, 28, 1))
 seen = []
-for part in jax.random.split(jax.random.key(0), 10):
-    pictures = hundreds(mnist.model, part, 500, jnp.arange(500) % 10)
+for batch_key in jax.random.split(jax.random.key(0), 10):
+    pictures = hundreds(mnist.model, batch_key, 500, jnp.arange(500) % 10)
     seen.append(judge(judge_mnist.model, pictures)[1])
 again = metrics.frechet(np.concatenate(seen), of_mnist)
 print(f"2M, 6 evaluations, first start: {again:.3f}, recorded {MNIST_RACE['2M'][0][0]:.3f}")
