@@ -51,7 +51,9 @@ def test_chapter_06_shows_the_recorded_distances_of_these_weights():
 def test_chapter_11_shows_the_recorded_race_on_mnist():
     shown, rows = in_chapter("11_solvers", "MNIST_RACE"), record("solvers")["rows"]
     found = {(r["solver"], r["evaluations"], r["seed"]): r["frechet"] for r in rows}
-    assert len(found) == 9 * 3 * 3
+    assert len(found) == 9 * 3 * 3 + 3
+    for seed, value in enumerate(in_chapter("11_solvers", "MNIST_FLOW")):
+        assert abs(value - found.pop(("2M", 100, seed))) <= 5.1e-4
     for solver, budgets in shown.items():
         for evaluations, starts in zip((6, 10, 20), budgets, strict=True):
             for seed, value in enumerate(starts):

@@ -282,8 +282,10 @@ def test_a_model_with_other_state_than_parameters_is_named():
             self.layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
             self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
 
-    with pytest.raises(ValueError, match=r"model must hold parameters only .* got Noisy"):
+    with pytest.raises(ValueError, match=r"^model must hold parameters only .* got Noisy"):
         fit(Noisy())
+    with pytest.raises(ValueError, match=r"^teacher must hold parameters only .* got Noisy"):
+        fit(loss=imitate, teacher=Noisy())
 
 
 def test_states_are_saved_at_their_steps_and_at_the_end():

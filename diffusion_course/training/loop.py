@@ -116,7 +116,7 @@ def fit(
     run = Run(model, replicate(mesh, start), done, mesh.devices.flat[0])
     options, guide = {"averaged": averaged}, ()
     if teacher is not None:
-        options["teacher"], params = split(teacher)
+        options["teacher"], params = split(teacher, "teacher")
         guide = (replicate(mesh, params),)
     step = make_step(model, loss, optimizer, ema, **options)
     source = iter(batches)

@@ -223,11 +223,12 @@ def _flatten(params) -> Array:
     return ravel_pytree(params)[0]
 
 
-def split(model: nnx.Module):
+def split(model: nnx.Module, argument: str = "model"):
     """Structure and parameters.
 
     Args:
       model: an NNX module.
+      argument: its name for the message.
 
     Returns: its graph definition and its state.
     Raises: ValueError if the model holds any other state than parameters.
@@ -235,7 +236,7 @@ def split(model: nnx.Module):
     _, _, rest = nnx.split(model, nnx.Param, ...)
     if jax.tree.leaves(rest):
         raise ValueError(
-            "model must hold parameters only (no Dropout streams, no BatchNorm statistics), "
+            f"{argument} must hold parameters only (no Dropout streams, no BatchNorm statistics), "
             f"got {type(model).__name__} with other state"
         )
     return nnx.split(model)

@@ -22,8 +22,8 @@
 # - say why strong guidance breaks a solver that predicts $\varepsilon$;
 # - sample all times in parallel, and go back up in noise where errors have gathered.
 #
-# **You need** chapters 06 and 07. **Time**: about 80 minutes of reading. The cells run for about two
-# minutes on two CPU cores.
+# **You need** chapters 06 and 07. **Time**: about 80 minutes of reading. The cells run for about
+# a minute on two CPU cores.
 
 # %%
 import importlib.util
@@ -906,9 +906,13 @@ MNIST_RACE = {  # solver: at 6, 10 and 20 evaluations, for three starts each
     "SA": [(1.082, 0.988, 1.026), (0.858, 0.793, 0.768), (0.710, 0.691, 0.679)],
 }
 
+floor_of_mnist = mnist.card.metrics["w=1"]["frechet_floor"]  # of 5,000 unseen real images
+MNIST_FLOW = (0.913, 0.844, 0.852)  # 2M with 100 evaluations: the network's flow, nearly
 for name, at_budgets in MNIST_RACE.items():
     print(f"{name:7}", *(f"{n}: {np.mean(v):.2f} ± {np.std(v, ddof=1):.2f}  "
                          for n, v in zip((6, 10, 20), at_budgets, strict=True)))  # fmt: skip
+print(f"2M with 100: {np.mean(MNIST_FLOW):.2f} ± {np.std(MNIST_FLOW, ddof=1):.2f}; "
+      f"unseen real images: {floor_of_mnist:.2f}")  # fmt: skip
 
 # %% [markdown]
 # One of these numbers we compute again here.
@@ -937,18 +941,25 @@ for budget in (1, 2):
     assert all((by_start[name][budget] < best_without).all() for name in noisy)
 assert all(min(by_start, key=lambda name: by_start[name][b].mean()) != "UniPC" for b in (0, 1, 2))
 assert (by_start["2M"][2] > by_start["2M"][1]).all()
-# DDIM overtakes 2M between 10 and 20 evaluations, in every start.
-assert (by_start["DDIM"][:2] > by_start["2M"][:2]).all()
-assert (by_start["DDIM"][2] < by_start["2M"][2]).all()
+assert sorted(by_start, key=lambda name: by_start[name][0].mean())[1] == "DEIS"
+the_flow = np.array(MNIST_FLOW)
+assert np.abs(the_flow / by_start["2M"][2] - 1).max() < 0.03 and the_flow.min() > 2 * floor_of_mnist
+assert (by_start["DDIM"][2] < the_flow).all() and (by_start["DDIM"][:2] > by_start["2M"][:2]).all()
+assert (by_start["SDE-2M"][2] < 0.8 * the_flow).all()
 
 # %% [markdown]
-# We were right once in three times. 2M wins at 6. At 10 and at 20 the two solvers with noise win, SDE-2M and
-# SA, in each of the three starts. UniPC is not first at any budget. And from 10 to 20 evaluations 2M's
-# distance rises, although shorter steps bring it closer to the flow: at 20 even DDIM has the smaller distance.
-# So here the judge no longer measures the solver alone. The flow of an imperfect network does not end exactly
-# in the data, and whoever follows it best has all of its error. Fresh noise may correct some of it (Karras et
-# al. 2022, section 4), which this table suggests and does not prove. On the small digits of chapter 06 noise
-# never helped. The race is about this network, this judge, $w = 1$ and a uniform grid.
+# We were right once in three times. 2M wins at 6, before DEIS: the two that can use what the denoiser says at
+# $t = 1$ (section 1). At 10 and at 20 the two solvers with noise win, SDE-2M and SA, in each of the three
+# starts. UniPC is not first at any budget.
+
+# %% [markdown]
+# And from 10 to 20 evaluations 2M's distance *rises*. Is it a bad solver? No: with 100 evaluations, where it
+# follows the network's flow closely, its distance is hardly smaller than with 20, and far from the floor. The
+# flow of an imperfect network does not end in the data, and whoever follows it best has all of its error.
+# DDIM with 20 evaluations errs, and to this judge it is nearer to the data than the flow itself. So from here
+# on the judge no longer measures the solver. SDE-2M with 20 is better than the flow by a fifth. That fresh noise corrects
+# errors of a network is a known explanation (Karras et al. 2022, section 4); this table does not prove it. On
+# the small digits of chapter 06 noise never helped.
 
 # %% [markdown]
 # ## 12 · Break it on purpose: half a coefficient

@@ -175,7 +175,8 @@ def two_accounts(denoise, x, sigma):
 # *debug this · 20 minutes*
 #
 # The log-density by the integral of exercise 10.4 ($\alpha = 1$, Euler steps, rising levels), with Hutchinson's
-# estimate in the place of the exact trace. For each step there are `P` probes for each example. `denoise(x, alpha, sigma)` is the exact denoiser of Gaussian data. Run the cell: the mean
+# estimate in the place of the exact trace. For each step there are `P` probes for each example.
+# `denoise(x, alpha, sigma)` is the exact denoiser of Gaussian data. Run the cell: the mean
 # log-density is far from the right one.
 
 # %%
