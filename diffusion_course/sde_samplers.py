@@ -38,7 +38,8 @@ def langevin(p: Process, step_size: float, level: float) -> Sampler:
       level: the time whose marginal is sampled, in (0, 1].
 
     Raises: ValueError unless step_size is positive and level is in (0, 1].
-    Source: Roberts & Tweedie 1996; Song & Ermon 2019, eq. 4, with epsilon = 2h (arXiv:1907.05600).
+    Source: Roberts & Tweedie 1996 (Bernoulli 2); Song & Ermon 2019, eq. 4, with epsilon = 2h
+    (arXiv:1907.05600).
     """
     step_size = checks.number("step_size", step_size)
     checks.above("step_size", step_size, 0)
@@ -69,7 +70,7 @@ def annealed_langevin(p: Process, step_size: float = 0.1, steps: int = 10) -> Sa
 
     Raises: ValueError for another step_size or another number of steps.
     Source: Song & Ermon 2019, algorithm 1 (arXiv:1907.05600); the last denoising: Jolicoeur-
-    Martineau et al. 2021, section 3.1 (arXiv:2009.05475).
+    Martineau et al. 2021 (arXiv:2009.05475).
     """
     step_size = checks.number("step_size", step_size)
     checks.above("step_size", step_size, 0)
@@ -101,8 +102,9 @@ def reverse_sde(p: Process, eta: float = 1.0) -> Sampler:
       eta: the noise's standard deviation as a share of g's, at least 0.
 
     Raises: ValueError if eta is negative.
-    Source: Anderson 1982; Song et al. 2021, eq. 6 and 13 (arXiv:2011.13456); the family: Karras
-    et al. 2022, eq. 6 (arXiv:2206.00364).
+    Source: Anderson 1982 (Stochastic Processes and their Applications 12); Song et al. 2021, eq. 6
+    and 13 (arXiv:2011.13456); the family: Karras et al. 2022, eq. 6 (arXiv:2206.00364), where
+    beta·sigma² is eta²·g²/2; Albergo et al. 2023 (arXiv:2303.08797), where epsilon is.
 
     >>> from diffusion_course import process
     >>> step = reverse_sde(process.rectified_flow(), eta=0.0).step  # f = −1/(1 − t)
@@ -143,8 +145,8 @@ def reverse_sde_log_snr(p: Process, eta: float = 1.0) -> Sampler:
       eta: the noise's standard deviation as a share of g's, at least 0.
 
     Raises: ValueError if eta is negative.
-    Source: the exponential integrator of Lu et al. 2022, section 3.4 (arXiv:2211.01095), for any
-    eta.
+    Source: Lu et al. 2022 (arXiv:2211.01095) for eta = 0 and 1; Xue et al. 2023, eq. 14
+    (arXiv:2305.14267), for every eta.
 
     >>> from diffusion_course import process
     >>> step = reverse_sde_log_snr(process.vp_cosine(), eta=1.5).step

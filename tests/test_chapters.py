@@ -27,10 +27,16 @@ EXISTING = [chapter for chapter in TABLE.chapters if chapter.file]
 
 @pytest.fixture
 def course(tmp_path):
-    """A copy of what a new chapter changes, with an empty room for what it writes."""
+    """A copy of what a new chapter changes, in which chapter 09 is still to be written."""
     for name in (chapters.TABLE, chapters.FIRST_PAGE, "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(COURSE / name, tmp_path / name)
+    table = tmp_path / chapters.TABLE
+    before, head, row = table.read_text(encoding="utf-8").partition('number = "09"\n')
+    row, gap, after = row.partition("\n\n")
+    row = re.sub(r"(?m)^(file|warm) = .*\n?", "", row).rstrip()
+    table.write_text(f"{before}{head}{row}{gap}{after}", encoding="utf-8")
+    chapters.write(tmp_path)
     for place in new_chapter.LAYOUTS.values():
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     return tmp_path

@@ -59,3 +59,27 @@ def test_chapter_11_shows_the_recorded_race_on_mnist():
             for seed, value in enumerate(starts):
                 assert abs(value - found.pop((solver, evaluations, seed))) <= 5.1e-4
     assert not found
+
+
+def test_chapter_12_shows_the_recorded_tables():
+    found, seeds = record("edm"), 3
+    mean = lambda rows, key: sum(row[key] for row in rows) / seeds  # noqa: E731
+    shown = in_chapter("12_edm", "RECORDED")
+    assert list(shown) == list(found["ablation"])
+    for name, (distances, share, errors) in shown.items():
+        rows = found["ablation"][name]
+        assert distances == [row["frechet"] for row in rows] and len(rows) == seeds
+        assert share == pytest.approx(mean(rows, "recognised"), abs=6e-4)
+        expected = [sum(level) / seeds for level in zip(*(r["error"] for r in rows), strict=True)]
+        assert errors == pytest.approx(expected, abs=6e-5)
+    few, floor = found["few digits"], found["few digits"].pop("unseen digits")
+    shown = in_chapter("12_edm", "RECORDED_FEW")
+    assert list(shown) == list(few)
+    for name, values in shown.items():
+        keys = ("unseen loss", "looks moved", "nearest", "frechet")
+        expected = [mean(few[name], key) for key in keys]
+        assert list(values[:2]) == pytest.approx(expected[:2], abs=6e-4)
+        assert list(values[2:]) == pytest.approx(expected[2:], abs=6e-3)
+    assert in_chapter("12_edm", "FEW_UNSEEN") == (floor["looks moved"], floor["nearest"])
+    judge = found["sha256"]["digits_classifier"]
+    assert judge == weights.load("digits_classifier").card.sha256

@@ -226,10 +226,10 @@ assert largest < 0.02
 # |---|---|---|
 # | 07 | [Guidance](07_guidance.ipynb) | the *w* slider bends the field and trades diversity |
 # | 08 | [Editing](08_editing.ipynb) | the strength slider of SDEdit; a mask to draw |
-# | 09 | Score matching and SDEs | a dial from ODE to SDE: other paths, the same marginals |
+# | 09 | [Score matching and SDEs](09_score_sdes.ipynb) | a dial from ODE to SDE: other paths, the same marginals |
 # | 10 | [Probability flow and likelihood](10_likelihood.ipynb) | the density that a sampler carries along |
 # | 11 | [Solvers: third order, stochastic, adaptive](11_solvers.ipynb) | the race to a given error |
-# | 12 | The EDM design space | gradients with and without preconditioning |
+# | 12 | [The EDM design space](12_edm.ipynb) | gradients with and without preconditioning |
 # | 13 | Evaluation and its blind spots | two sets with one Fréchet distance, one of them ugly |
 
 # %% [markdown]
