@@ -122,12 +122,52 @@ MUTANTS = {
             ("return h + (x if self.skip", "return h - (x if self.skip"),
         ],
     ),
-    "models/dit": (
+    "models/attention": (
+        "layers dit",
+        [
+            ("logits, -jnp.inf)", "logits, 0.0)"),
+            ("a * cos - b * sin", "a * cos + b * sin"),
+            ("row[:, None] * frequencies, col", "col[:, None] * frequencies, col"),
+            ("q / np.sqrt(q.shape[-1])", "q"),
+        ],
+    ),
+    "models/patches": (
         "models",
         [
+            ("h = h * (1 + scale) + shift", "h = tokens * (1 + scale) + shift"),
+            (
+                "np.repeat(sinusoids(rows, dim // 2), cols",
+                "np.tile(sinusoids(cols, dim // 2), rows",
+            ),
+        ],
+    ),
+    "models/dit": (
+        "models dit",
+        [
             ("x = x + gate_a * self.out", "x = x + self.out"),
-            ("layer_norm(x) * (1 + scale_m) + shift_m", "layer_norm(x) * (1 + scale_a) + shift_m"),
-            ("layer_norm(tokens) * (1 + scale) + shift", "tokens * (1 + scale) + shift"),
+            ("(1 + scale_m) + shift_m", "(1 + gate_m) + shift_m"),
+            ("scale_m) + shift_m", "scale_m)"),
+            ("skips = outputs[: self.skipping][::-1]", "skips = outputs[: self.skipping]"),
+            ("q, k = rotate(q, angles), rotate(k, angles)", "q = rotate(q, angles)"),
+            ("x = x + self.cross(layer_norm(x), told)", "x = x + self.cross(x, told)"),
+            ("depth - self.skipping, rngs", "depth, rngs"),
+        ],
+    ),
+    "models/mmdit": (
+        "mmdit",
+        [
+            ("ids < self.null_label]", "ids <= self.null_label]"),
+            ("context + places.astype(context.dtype)", "context"),
+            ("self.context.finish(c, mixed[:, patches:], six_c)", "c"),
+            ("k_c = self.k_norm(k_c)", "pass"),
+        ],
+    ),
+    "models/counting": (
+        "counting",
+        [
+            ("summed = math.prod(", "summed = max("),
+            ("* tokens * 2 * w**2", "* patches * 2 * w**2"),
+            ("attentions = depth * (2 if crossing else 1)", "attentions = depth"),
         ],
     ),
     "training/update": (

@@ -18,8 +18,9 @@ from oracles import examples
 
 from diffusion_course.models import doors, layers
 from diffusion_course.models.classifier import Classifier
-from diffusion_course.models.dit import DiT, position_embedding
+from diffusion_course.models.dit import DiT
 from diffusion_course.models.mlp import MLP
+from diffusion_course.models.patches import position_embedding
 from diffusion_course.models.unet import UNet
 
 few = settings(examples, max_examples=20)

@@ -9,6 +9,7 @@ from networks import drawn, quick_compiler
 from oracles import examples
 
 from diffusion_course.models import layers
+from diffusion_course.models.attention import attend, count_heads
 
 rng = np.random.default_rng(27)
 
@@ -309,7 +310,7 @@ def test_attention_has_the_gradient_of_the_softmax_of_its_logits_even_for_large_
             return jax.nn.dot_product_attention(q, k, v).reshape(2, 7, 24)
 
         results = []
-        for function in (lambda qkv: layers.attend(qkv, 3), plain):
+        for function in (lambda qkv: attend(qkv, 3), plain):
             value, back = jax.vjp(function, qkv)
             results.append((value, back(y)[0]))
         return results
@@ -330,14 +331,17 @@ def test_attention_has_the_gradient_of_the_softmax_of_its_logits_even_for_large_
     ("make", "message"),
     [
         (lambda: layers.Attention(48, rngs=rngs()), "head_size must divide channels = 48, got 32"),
-        (lambda: layers.count_heads(8, 0), "head_size must be a whole number at least 1, got 0"),
+        (lambda: count_heads(8, 0), "head_size must be a whole number at least 1, got 0"),
         (lambda: layers.GroupNorm(12, rngs=rngs()), "groups must divide channels = 12, got 8"),
         (lambda: layers.GroupNorm(8, 0, rngs=rngs()), "groups must be .* at least 1, got 0"),
         (lambda: layers.Linear(2, 3, dtype=jnp.float16, rngs=rngs()), "dtype must .*got float16"),
         (lambda: layers.Conv3x3(2, 3, dtype=int, rngs=rngs()), "dtype must .*got int"),
         (lambda: layers.Conditioning(8, 0, rngs=rngs()), "num_classes must be .* 1, got 0"),
-        (lambda: layers.attend(jnp.zeros((1, 2, 8)), 3), r"qkv must have 3·heads·n = 9·n.*got 8"),
-        (lambda: layers.attend(jnp.zeros((1, 2, 9)), 0), "heads must be .* at least 1, got 0"),
+        (
+            lambda: attend(jnp.zeros((1, 2, 8)), 3),
+            r"qkv must have 3·heads·n = 9·n.*got 8",
+        ),
+        (lambda: attend(jnp.zeros((1, 2, 9)), 0), "heads must be .* at least 1, got 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(make, message):

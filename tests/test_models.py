@@ -11,8 +11,10 @@ from networks import drawn, initial, output_of, parameters, quick_compiler, shak
 
 from diffusion_course.models import fast
 from diffusion_course.models.classifier import Classifier, judge
-from diffusion_course.models.dit import Block, DiT, layer_norm, position_embedding
+from diffusion_course.models.dit import Block, DiT
+from diffusion_course.models.layers import layer_norm
 from diffusion_course.models.mlp import MLP
+from diffusion_course.models.patches import position_embedding
 from diffusion_course.models.unet import UNet
 
 rng = np.random.default_rng(28)

@@ -79,6 +79,30 @@ def labels(cond: Array | None, count: int, num_classes: int | None) -> Array | N
     return jnp.asarray(cond)
 
 
+def tokens(cond: Array | None, count: int, null: int) -> Array:
+    """Sequences of token numbers [count, L] in 0 … null; labels [count] become sequences of one.
+
+    Args:
+      cond: the argument `cond`: token numbers, labels, or None for one `null` each.
+      count: number of examples.
+      null: the number that stands for no token.
+
+    Raises: ValueError for any other shape or dtype, an empty sequence, or a number out of range.
+    """
+    if cond is None:
+        return jnp.full((count, 1), null)
+    shape = np.shape(cond)
+    if len(shape) != 2:
+        return labels(cond, count, null)[:, None]
+    if shape[0] != count or not shape[1]:
+        raise ValueError(
+            f"cond must be labels [B] or tokens [B, L] with B = {count} and L at least 1, "
+            f"got shape {list(shape)}"
+        )
+    checks.labels("cond", cond, shape, null)
+    return jnp.asarray(cond)
+
+
 def extras(given: Array | None, count: int, how_many: int) -> Array:
     """The further numbers that a network is told, float32 [count, how_many]; zeros for None.
 

@@ -9,7 +9,8 @@ nearest-neighbour resize 20 ×).
 """
 
 import math
-from functools import partial
+import operator
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jax import Array
 
 from diffusion_course.checks import above, integer
 from diffusion_course.models import doors, fast
+from diffusion_course.models.attention import attend, count_heads
 
 # Sinusoids are made for step numbers up to a thousand; times in [0, 1] are stretched to match.
 TIME_SCALE = 1000.0
@@ -180,11 +182,23 @@ class Conditioning(nnx.Module):
         Raises: ValueError for times, labels or extras of another shape, dtype or range, or for
           labels if there are no label classes.
         """
+        return reduce(operator.add, self._embedded(t, cond, extras))
+
+    def tokens(self, t: Array, cond: Array | None, extras: Array | None = None) -> Array:
+        """The same, one token for each thing that is told, instead of their sum: [B, L, dim].
+
+        The time comes first, then the label (of a model with labels), then the further numbers.
+        """
+        return jnp.stack(self._embedded(t, cond, extras), axis=1)
+
+    def _embedded(self, t: Array, cond: Array | None, extras: Array | None) -> list[Array]:
         t = doors.times(t)
         cond = doors.labels(cond, len(t), self.num_classes)
         extras = doors.extras(extras, len(t), len(self.extras))
-        emb = self.time(t) if cond is None else self.time(t) + self.label(cond)
-        return sum((told(extras[:, k]) for k, told in enumerate(self.extras)), emb)
+        embedded = [self.time(t)]
+        if cond is not None:
+            embedded.append(self.label(cond))
+        return embedded + [told(extras[:, k]) for k, told in enumerate(self.extras)]
 
 
 class GroupNorm(nnx.Module):
@@ -232,6 +246,38 @@ class GroupNorm(nnx.Module):
         return (centred * gain[:, None, None] + offset[:, None, None]).astype(dtype)
 
 
+def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
+    """Each token to mean 0 and variance 1, in float32, without parameters: [..., C] -> the same.
+
+    Source: Ba, Kiros & Hinton 2016 (arXiv:1607.06450).
+    """
+    tokens = x.astype(jnp.float32)
+    centred = tokens - tokens.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Each vector to mean square 1, in float32, times a learned scale: [..., C] -> the same.
+
+    Args:
+      dim: C.
+      rngs: random number streams; nothing is drawn from them.
+      epsilon: added to the mean square.
+
+    Source: Zhang & Sennrich 2019, eq. 4 (arXiv:1910.07467).
+    """
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(integer("dim", dim, 1)))
+
+    def __call__(self, x: Array) -> Array:
+        vectors = x.astype(jnp.float32)
+        square = (vectors**2).mean(axis=-1, keepdims=True)
+        return (vectors * jax.lax.rsqrt(square + self.epsilon) * self.scale[...]).astype(x.dtype)
+
+
 class ResidualBlock(nnx.Module):
     """Two 3×3 convolutions with group norm; the embedding scales and shifts between them (FiLM).
 
@@ -276,36 +322,6 @@ class Attention(nnx.Module):
         batch, height, width, channels = x.shape
         tokens = self.norm(x).reshape(batch, height * width, channels)
         return x + self.out(attend(self.qkv(tokens), self.heads)).reshape(x.shape)
-
-
-def count_heads(channels: int, head_size: int) -> int:
-    """Heads of this size in a layer of this width. Raises: ValueError if they do not fit."""
-    if channels % integer("head_size", head_size, 1):
-        raise ValueError(f"head_size must divide channels = {channels}, got {head_size}")
-    return channels // head_size
-
-
-def attend(qkv: Array, heads: int) -> Array:
-    """Softmax attention of every token to every token: [B, N, 3·C] -> [B, N, C].
-
-    The last axis holds queries, keys and values, each split among the heads. The softmax is
-    taken in float32.
-
-    Raises: ValueError for a width that three times the heads do not divide.
-    Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
-    """
-    batch, tokens, width = qkv.shape
-    if width % (3 * integer("heads", heads, 1)):
-        raise ValueError(f"qkv must have 3·heads·n = {3 * heads}·n channels, got {width}")
-    q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, heads, -1), (2, 3), (0, 2))
-    float32 = {"preferred_element_type": jnp.float32}
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q / np.sqrt(q.shape[-1]), k, **float32)
-    # The softmax is divided by its sum after the product, where there is less to divide: a CPU
-    # needs half the time. A shift by the largest logit, which cancels, keeps exp from overflow.
-    exp = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", exp.astype(v.dtype), v, **float32)
-    mixed = (mixed / exp.sum(axis=-1, keepdims=True)).astype(v.dtype)
-    return jnp.moveaxis(mixed, 1, 2).reshape(batch, tokens, width // 3)
 
 
 def space_to_depth(x: Array, block: int) -> Array:

@@ -11,11 +11,12 @@ from diffusion_course import checks, process
 from diffusion_course.models.classifier import Classifier
 from diffusion_course.models.dit import DiT
 from diffusion_course.models.mlp import MLP
+from diffusion_course.models.mmdit import MMDiT
 from diffusion_course.models.unet import UNet
 from diffusion_course.weights.card import Card, load_card, load_weights
 
 FOLDER = Path(__file__).parent
-_MODELS = {"UNet": UNet, "DiT": DiT, "MLP": MLP, "Classifier": Classifier}
+_MODELS = {"UNet": UNet, "DiT": DiT, "MMDiT": MMDiT, "MLP": MLP, "Classifier": Classifier}
 
 
 class Released(NamedTuple):

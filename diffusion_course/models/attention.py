@@ -1,0 +1,120 @@
+"""Attention: from queries, keys and values to mixed tokens, and rotary positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion_course.checks import integer
+from diffusion_course.models import doors
+
+# Angles turn by 1 per patch at most, and by 1/100 at least: an image has tens of patches a side,
+# where a text, for which 10,000 is usual, has thousands of words.
+ROTARY_PERIOD = 100.0
+
+
+def count_heads(channels: int, head_size: int) -> int:
+    """Heads of this size in a layer of this width. Raises: ValueError if they do not fit."""
+    if channels % integer("head_size", head_size, 1):
+        raise ValueError(f"head_size must divide channels = {channels}, got {head_size}")
+    return channels // head_size
+
+
+def attend(qkv: Array, heads: int) -> Array:
+    """Softmax attention of every token to every token: [B, N, 3·C] -> [B, N, C].
+
+    The last axis holds queries, keys and values, each split among the heads.
+
+    Raises: ValueError for a width that three times the heads do not divide.
+    Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
+    """
+    return attention(*split_heads(qkv, heads))
+
+
+def split_heads(projected: Array, heads: int, parts: int = 3) -> Array:
+    """Parts (by default queries, keys and values) by head: [B, N, parts·C] -> [parts, B, H, N, d].
+
+    Raises: ValueError for a width that parts times the heads do not divide.
+    """
+    batch, tokens, width = projected.shape
+    if width % (parts * integer("heads", heads, 1)):
+        raise ValueError(f"qkv must have {parts}·heads·n = {parts * heads}·n channels, got {width}")
+    return jnp.moveaxis(projected.reshape(batch, tokens, parts, heads, -1), (2, 3), (0, 2))
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Each query's mean of the values, weighted by the softmax of its products with the keys.
+
+    The softmax is taken in float32.
+
+    >>> one = jnp.ones((1, 1, 2, 4))  # equal keys: equal weights
+    >>> v = jnp.array([0.0, 6.0]).reshape(1, 1, 2, 1)
+    >>> attention(one, one, v).ravel().tolist()
+    [3.0, 3.0]
+    >>> attention(one, one, v, mask=jnp.array([[False, True]])).ravel().tolist()
+    [6.0, 6.0]
+
+    Args:
+      q: queries [B, H, N, d] of H heads.
+      k: keys [B, H, M, d].
+      v: values [B, H, M, e].
+      mask: which of the keys count, booleans [B, M]; None for all. At least one must count: the
+        mean of nothing is NaN.
+
+    Returns: [B, N, H·e], the heads side by side.
+    Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
+    """
+    float32 = {"preferred_element_type": jnp.float32}
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q / np.sqrt(q.shape[-1]), k, **float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+    # The softmax is divided by its sum after the product, where there is less to divide: a CPU
+    # needs half the time. A shift by the largest logit, which cancels, keeps exp from overflow.
+    exp = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", exp.astype(v.dtype), v, **float32)
+    mixed = (mixed / exp.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return jnp.moveaxis(mixed, 1, 2).reshape(q.shape[0], q.shape[2], -1)
+
+
+def rotary_angles(rows: int, cols: int, size: int) -> np.ndarray:
+    """Angles by which `rotate` turns the patches of a grid: float32 [rows·cols, size/2].
+
+    The first half of the angles grow with the row, the second half with the column.
+
+    Args:
+      rows: of the grid.
+      cols: of the grid.
+      size: of a head, a multiple of 4.
+
+    Raises: ValueError for an empty grid, or a size that is not a multiple of 4.
+    Source: Su et al. 2021, section 3.2 (arXiv:2104.09864), for text; one axis after the other:
+    Heo et al. 2024, section 3 (arXiv:2403.13298).
+
+    >>> rotary_angles(2, 2, 4).tolist()
+    [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
+    """
+    integer("rows", rows, 1)
+    integer("cols", cols, 1)
+    doors.divisible("size", size, 4)
+    frequencies = ROTARY_PERIOD ** (-np.arange(size // 4) / (size // 4))
+    row, col = np.divmod(np.arange(rows * cols), cols)
+    angles = np.concatenate([row[:, None] * frequencies, col[:, None] * frequencies], axis=-1)
+    return angles.astype(np.float32)
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Turns pairs of channels, number i and number d/2 + i, by an angle: [..., N, d] -> the same.
+
+    A query that is turned by a and a key that is turned by b have the product that they would
+    have if only the key were turned, by b − a. So the attention of two patches depends on where
+    one lies *from the other*. Lengths stay as they are.
+
+    Args:
+      x: queries or keys.
+      angles: [N, d/2]; see `rotary_angles`. With the angle 0 nothing is turned.
+
+    Source: Su et al. 2021, section 3.2 (arXiv:2104.09864).
+    """
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
