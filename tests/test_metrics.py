@@ -169,3 +169,41 @@ def test_loss_by_time_compiles_once_for_several_models():
 def test_labels_out_of_range_are_named():
     with pytest.raises(ValueError, match=r"labels must be in 0 … 9, got 1 … 12"):
         metrics.per_class_accuracy([1, 2], [1, 12], 10)
+
+
+def test_coverage_is_that_of_a_loop_over_the_real_examples():
+    rng = np.random.default_rng(3)
+    x, real = rng.normal(size=(13, 3)) * 2, rng.normal(size=(600, 3)) + 0.3  # more than one block
+    for k in (1, 4):
+        covered = 0
+        for i, point in enumerate(real):
+            others = np.sort(np.linalg.norm(np.delete(real, i, axis=0) - point, axis=1))
+            covered += np.linalg.norm(x - point, axis=1).min() <= others[k - 1]
+        assert 0 < covered < 600
+        assert metrics.coverage(x, real, k=k) == covered / 600
+
+
+def test_coverage_of_equal_distributions_is_what_theory_says_and_falls_with_a_missing_mode():
+    rng = np.random.default_rng(4)
+    n, k = 400, 3
+    found = [metrics.coverage(*rng.normal(size=(2, n, 2)), k=k) for _ in range(20)]
+    expected = 1 - np.prod([(n - i) / (2 * n - i) for i in range(1, k + 1)])
+    # 20 repeats with standard deviation .02 each: four standard errors.
+    assert np.mean(found) == pytest.approx(expected, abs=0.02)
+    place = np.where(np.arange(n) % 4 == 0, 5, 0)[:, None]  # a quarter lies elsewhere
+    modes, both = rng.normal(size=(2, n, 2)) * 0.1 + place
+    assert metrics.coverage(rng.normal(size=(n, 2)) * 0.1, modes) < 0.76
+    assert metrics.coverage(both, modes) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("x", "real", "k", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros((5, 2)), 1, "equally many features, got 3, 2"),
+        (np.zeros((2, 3)), np.zeros((5, 3)), 5, "real must have more than k = 5 rows, got 5"),
+        (np.zeros((2, 3)), np.zeros((5, 3)), 0, "k must be a whole number at least 1"),
+    ],
+)
+def test_coverage_names_what_it_cannot_use(x, real, k, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.coverage(x, real, k=k)

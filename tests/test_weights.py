@@ -35,15 +35,27 @@ def test_released_weights_load_and_match_their_card_and_recipe(name):
     recipe = recipes.RECIPES[name]
     assert found.card.model == recipe.model
     settings = ["steps", "batch_size", "learning_rate", "ema", "seed"]
-    if isinstance(recipe, recipes.DiffusionRecipe):
-        assert found.card.process == recipe.process and found.card.kind == recipe.kind
-        settings.append("label_dropout")
-    else:
+    if isinstance(recipe, recipes.ClassifierRecipe):
         assert found.card.process == {} and found.card.kind == "" and found.process is None
+    else:
+        assert found.card.process == recipe.process and found.card.kind == recipe.kind
+        settings += [s for s in ("label_dropout", "guidance", "teacher") if hasattr(recipe, s)]
     for setting in settings:
         assert found.card.recipe[setting] == getattr(recipe, setting)
     assert found.card.data["licence"] and found.card.data["source"]
-    assert (weights.FOLDER / f"{name}.safetensors").stat().st_size <= 4_000_000
+    assert (weights.FOLDER / f"{name}.safetensors").stat().st_size <= 8_000_000
+
+
+def test_all_released_weights_together_are_small():
+    assert sum(path.stat().st_size for path in weights.FOLDER.glob("*.safetensors")) <= 40_000_000
+
+
+def test_a_student_has_its_teachers_network():
+    for name, recipe in recipes.RECIPES.items():
+        if isinstance(recipe, recipes.ConsistencyRecipe):
+            teacher = released(recipe.teacher).card
+            told = recipe.model, recipe.process, recipe.kind
+            assert told == (teacher.model, teacher.process, teacher.kind), name
 
 
 def test_the_course_can_rely_on_these():
@@ -222,14 +234,16 @@ def test_images_for_the_judge_are_checked():
 class Flat(nnx.Module):
     """A stand-in for the U-Net with a layer or two, which compile in a moment."""
 
-    def __init__(self, image_channels=1, num_classes=None, dtype=jnp.float32, *, rngs, **_):
+    def __init__(
+        self, image_channels=1, num_classes=None, extras=0, dtype=jnp.float32, *, rngs, **_
+    ):
         self.null_label = num_classes
-        self.embed = Conditioning(8, num_classes, dtype=dtype, rngs=rngs)
+        self.embed = Conditioning(8, num_classes, extras=extras, dtype=dtype, rngs=rngs)
         self.first = Linear(image_channels, 8, dtype=dtype, rngs=rngs)
         self.last = Linear(8, image_channels, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, t, cond=None):
-        h = self.first(x) + self.embed(t, cond)[:, None, None, :]
+    def __call__(self, x, t, cond=None, extras=None):
+        h = self.first(x) + self.embed(t, cond, extras)[:, None, None, :]
         return self.last(jax.nn.silu(h)).astype(jnp.float32)
 
 
@@ -244,9 +258,11 @@ def few_examples(recipe):
 
 
 def objective(recipe):
-    if isinstance(recipe, recipes.ClassifierRecipe):
-        return recipes.classifier_objective(recipe)
-    return recipes.diffusion_objective(recipe)
+    """The recipe's loss; a consistency model's with itself as teacher and as average."""
+    loss = recipes._OBJECTIVES[type(recipe)](recipe)
+    if not isinstance(recipe, recipes.ConsistencyRecipe):
+        return loss
+    return lambda model, *a: loss(model, *a, teacher=model, averaged=model)
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -421,6 +437,41 @@ def test_a_judge_sees_its_images_shifted_by_up_to_a_pixel_and_noised():
     assert places == {(i, j) for i in (2, 3, 4) for j in (3, 4, 5)}
     rest = np.sort(seen[0].reshape(400, -1), axis=1)[:, :-1] + 1
     assert abs(rest.mean()) < 0.01 and rest.std() == pytest.approx(0.1, rel=0.05)
+
+
+FEW_STEPS = {
+    recipes.ConsistencyRecipe: {
+        "model": {"class": "UNet", "num_classes": 10, "channels": (8,), "stem": 2},
+        "process": {"name": "vp_cosine"}, "kind": "v", "teacher": "tiny", "grid": 4, "huber": 0.1,
+    },
+    recipes.MeanFlowRecipe: {
+        "model": {"class": "UNet", "num_classes": 10, "extras": 1},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", FEW_STEPS)
+def test_a_few_step_model_is_trained_and_measured_by_its_recipe(make, monkeypatch):
+    recipe = make(
+        dataset="digits", steps=2, batch_size=8, guidance=1.5, samples=20, evaluations=(1, 3),
+        learning_rate=1e-6, **FEW_STEPS[make],
+    )  # fmt: skip
+    monkeypatch.setitem(weights._MODELS, "UNet", Flat)
+    teacher = weights.build(recipe.model, seed=5)
+    found = weights.Released(teacher, None, None)
+    monkeypatch.setattr(recipes.weights, "load", lambda name: {"tiny": found}[name])
+    monkeypatch.setattr(recipes, "judge_for", lambda _: expert)
+    expert = released("digits_classifier").model
+    train, test = few_examples(recipes.RECIPES["digits"])
+    model = recipes.run(recipe, train, progress=False).ema
+    start = teacher if make is recipes.ConsistencyRecipe else weights.build(recipe.model)
+    for name, array in card.flat_params(start).items():  # two steps of 1e-6 away from it
+        np.testing.assert_allclose(card.flat_params(model)[name], array, atol=3e-6)
+    measured = recipes.measure(recipe, model, train, test)
+    assert list(measured) == ["1 evaluation", "3 evaluations"]
+    assert [(m["steps"], m["w"], m["samples"]) for m in measured.values()] == [
+        (1, 1.5, 20), (3, 1.5, 20)
+    ]  # fmt: skip
 
 
 VALID = {"dataset": "digits", "model": {"class": "UNet", "num_classes": 10}, "steps": 10}

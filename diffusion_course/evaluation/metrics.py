@@ -159,6 +159,39 @@ def nearest(x, reference, exclude_self: bool = False) -> tuple[np.ndarray, np.nd
     return index, distance
 
 
+def coverage(x, real, k: int = 5) -> float:
+    """Share of real examples that have a sample nearer than their own k-th real neighbour.
+
+    It falls where the samples leave out some of the data, however good each of them is. In the
+    features of a judge, as the Fréchet distance. Equal distributions and numbers N and M = N have
+    ``1 − (N − 1)…(N − k)/((2N − 1)…(2N − k))`` on average: about 31/32 for k = 5.
+
+    Args:
+      x: features of samples [N, D].
+      real: of real examples [M, D], with M > k.
+      k: which neighbour's distance is the radius, at least 1.
+
+    Raises: ValueError for empty sets, other widths, values that are not finite, or too few real
+      examples.
+    >>> coverage(np.array([[0.1]]), np.array([[0.0], [1.0], [9.0], [9.5]]), k=1)
+    0.5
+
+    Source: Naeem et al. 2020, eq. 9 and lemma 2 (arXiv:2002.09797).
+    """
+    x, real = _pair(x, real, least=1)
+    k = checks.integer("k", k, minimum=1)
+    if len(real) <= k:
+        raise ValueError(f"real must have more than k = {k} rows, got {len(real)}")
+    covered = 0
+    for start in range(0, len(real), _ROWS):
+        rows = real[start : start + _ROWS]
+        within = _squared_distances(rows, real)
+        within[np.arange(len(rows)), start + np.arange(len(rows))] = np.inf
+        radius = np.partition(within, k - 1, axis=1)[:, k - 1]
+        covered += int((_squared_distances(rows, x).min(axis=1) <= radius).sum())
+    return covered / len(real)
+
+
 def class_accuracy(predicted, labels) -> float:
     """Share of predictions [N] that equal the labels [N].
 

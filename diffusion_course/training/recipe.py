@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_course import checks, losses, weights
+from diffusion_course import checks, flow_map, losses, weights
+from diffusion_course.denoiser import denoiser
+from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.training import update
 
 
@@ -109,7 +111,80 @@ class ClassifierRecipe(_Training):
         checks.within("smoothing", self.smoothing, 0, 1, ends="[)")
 
 
-Recipe = DiffusionRecipe | ClassifierRecipe
+@dataclass(frozen=True, kw_only=True)
+class _FewSteps(_Training):
+    """What the recipes of few-step models have in common besides `_Training`."""
+
+    process: dict
+    kind: str
+    guidance: float
+    evaluations: tuple[int, ...] = (1, 2, 4)
+    samples: int = 500
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.within("guidance", self.guidance, -1e6, 1e6)
+        for count in self.evaluations:
+            checks.integer("evaluations", count, minimum=1)
+        checks.integer("samples", self.samples, minimum=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyRecipe(_FewSteps):
+    """Every setting of the consistency distillation of a released model, the teacher.
+
+    The student starts from the teacher's weights.
+
+    Attributes:
+      dataset, steps, batch_size, learning_rate, ema, seed, options: as in `DiffusionRecipe`.
+      model, process, kind: the teacher's.
+      guidance: w of the teacher's steps, and with it of all that the student makes.
+      evaluations: the numbers of evaluations at which the student is measured.
+      samples: that are measured at each of them.
+      teacher: name of released weights.
+      grid: number of the times 1/grid, 2/grid, … 1.
+      huber: c of the pseudo-Huber distance.
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    teacher: str
+    grid: int
+    huber: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.integer("grid", self.grid, minimum=1)
+        checks.above("huber", self.huber, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanFlowRecipe(_FewSteps):
+    """Every setting of the training of a mean velocity from nothing.
+
+    Attributes:
+      dataset, steps, batch_size, learning_rate, ema, seed, options: as in `DiffusionRecipe`.
+      model: description for `weights.build`, with its num_classes and ``extras = 1``.
+      process: that of a rectified flow.
+      kind: "flow".
+      guidance: w of the velocity that is learnt.
+      evaluations: the numbers of evaluations at which the model is measured.
+      samples: that are measured at each of them.
+      label_dropout: share of labels replaced by the null class.
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    process: dict = field(default_factory=lambda: {"name": "rectified_flow"})
+    kind: str = "flow"
+    label_dropout: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.within("label_dropout", self.label_dropout, 0, 1)
+
+
+Recipe = DiffusionRecipe | ClassifierRecipe | ConsistencyRecipe | MeanFlowRecipe
 
 
 # Minutes and accuracies are those on the cards of the released weights, trained on a CPU.
@@ -148,6 +223,70 @@ RECIPES: dict[str, Recipe] = {
         # Half of the default width: 28 × 28 pixels cost twelve times the digits' 8 × 8.
         model={"class": "Classifier", "image_size": 28, "num_classes": 10, "width": 16},
         steps=6000,  # six epochs in 2.5 minutes
+    ),
+    "mnist_dit": DiffusionRecipe(
+        dataset="mnist",
+        # 49 patches of 4×4 pixels: patches of 2×2 would be four times as many, at four times the
+        # price.
+        model={
+            "class": "DiT",
+            "image_size": 28,
+            "patch": 4,
+            "width": 128,
+            "depth": 4,
+            "num_classes": 10,
+        },
+        process={"name": "vp_cosine"},
+        kind="v",
+        steps=15_000,
+        batch_size=128,
+        learning_rate=1e-3,
+        scales=(0.0, 1.0, 1.5, 2.0, 3.0),
+        samples=5000,
+        sampling_steps=25,
+    ),
+    "mnist_flow": DiffusionRecipe(
+        dataset="mnist",
+        model={"class": "UNet", "channels": [32, 64], "stem": 2, "num_classes": 10},
+        process={"name": "rectified_flow"},
+        kind="flow",
+        steps=10_000,
+        batch_size=128,
+        scales=(0.0, 1.0, 1.5, 2.0, 3.0),
+        samples=5000,
+        sampling_steps=25,
+    ),
+    "mnist_consistency": ConsistencyRecipe(
+        dataset="mnist",
+        model={"class": "UNet", "channels": [32, 64], "stem": 2, "num_classes": 10},
+        process={"name": "vp_cosine"},
+        kind="v",
+        teacher="mnist",
+        guidance=1.5,
+        steps=10_000,
+        batch_size=128,
+        # Five times as much ruins the teacher's weights: more evaluations are then worse.
+        learning_rate=2e-4,
+        ema=0.99,
+        grid=32,
+        huber=0.1,
+        samples=5000,
+    ),
+    "mnist_meanflow": MeanFlowRecipe(
+        dataset="mnist",
+        model={
+            "class": "UNet",
+            "channels": [32, 64],
+            "stem": 2,
+            "num_classes": 10,
+            "extras": 1,
+            # Sinusoids of 1000·t have slopes that the derivative by t would be made of.
+            "time_scale": 20.0,
+        },
+        guidance=1.5,
+        steps=10_000,
+        batch_size=128,
+        samples=5000,
     ),
     "shapes": DiffusionRecipe(
         dataset="shapes",
@@ -221,6 +360,52 @@ def diffusion_objective(recipe: DiffusionRecipe) -> update.Loss:
         key_drop, key_loss = jax.random.split(key)
         labels = losses.drop_labels(key_drop, labels, null, recipe.label_dropout)
         return losses.diffusion_loss(model, p, recipe.kind, x, labels, key_loss)
+
+    return loss
+
+
+def consistency_objective(recipe: ConsistencyRecipe) -> update.Loss:
+    """The loss of a consistency distillation, for `loop.fit` with a teacher and averaged weights.
+
+    Args:
+      recipe: its process, kind, guidance, grid and huber are used.
+
+    Returns: ``loss(model, x, labels, key, *, teacher, averaged) -> scalar``.
+    """
+    p, kind = weights.build_process(recipe.process), recipe.kind
+    distance = flow_map.pseudo_huber(recipe.huber)
+
+    def jump(model, labels):
+        return flow_map.of_denoiser(denoiser(model, p, kind, labels))
+
+    def loss(model, x, labels, key, *, teacher, averaged):
+        null = jnp.full_like(labels, recipe.model["num_classes"])
+        guided = classifier_free_batched(teacher, p, kind, labels, null, recipe.guidance)
+        return flow_map.consistency_loss(
+            jump(model, labels), jump(averaged, labels), p, kind, x, key,
+            steps=recipe.grid, teacher=guided, distance=distance,
+        )  # fmt: skip
+
+    return loss
+
+
+def mean_flow_objective(recipe: MeanFlowRecipe) -> update.Loss:
+    """The loss of a mean velocity, with label dropout.
+
+    Args:
+      recipe: its guidance and label_dropout are used.
+
+    Returns: ``loss(model, x, labels, key) -> scalar``, for `loop.fit`.
+    """
+    times = flow_map.mean_flow_times()
+
+    def loss(model, x, labels, key):
+        key_drop, key_loss = jax.random.split(key)
+        null = recipe.model["num_classes"]
+        labels = losses.drop_labels(key_drop, labels, null, recipe.label_dropout)
+        return flow_map.mean_velocity_loss(
+            model, x, labels, key_loss, times=times, guidance=recipe.guidance
+        )
 
     return loss
 

@@ -5,23 +5,30 @@ saves weights with their card. Chapters train with the same recipes, only shorte
 """
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
-from diffusion_course import checks, data, weights
+from diffusion_course import checks, data, flow_map, sampling, weights
 from diffusion_course.data import Dataset, toy2d
+from diffusion_course.denoiser import denoiser
 from diffusion_course.evaluation import metrics, points, quality
 from diffusion_course.training import loop, record, update
 from diffusion_course.training.recipe import (
     RECIPES,
     ClassifierRecipe,
+    ConsistencyRecipe,
     DiffusionRecipe,
+    MeanFlowRecipe,
     Recipe,
     classifier_objective,
+    consistency_objective,
     diffusion_objective,
+    mean_flow_objective,
     names,
 )
 from diffusion_course.training.resume import RunFolder
@@ -30,11 +37,16 @@ from diffusion_course.weights import card, features
 __all__ = [
     "RECIPES",
     "ClassifierRecipe",
+    "ConsistencyRecipe",
     "DiffusionRecipe",
+    "MeanFlowRecipe",
     "Recipe",
     "classifier_objective",
+    "consistency_objective",
     "diffusion_objective",
+    "few_steps",
     "judge_for",
+    "mean_flow_objective",
     "measure",
     "names",
     "run",
@@ -61,17 +73,26 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
         raise ValueError(
             f"dataset must have at most the model's {classes} classes, got {dataset.num_classes}"
         )
-    if isinstance(recipe, ClassifierRecipe):
-        objective = classifier_objective(recipe)
-    else:
-        objective = diffusion_objective(recipe)
     state = options.get("state")
     start = 0 if state is None else int(state.step)
     batches = data.batches(dataset, size=recipe.batch_size, seed=recipe.seed, start=start)
     settings = {"ema": recipe.ema, "steps": recipe.steps, "optimizer": _optimizer(recipe)}
     model = weights.build(recipe.model, recipe.seed, dtype)
     key = jax.random.key(recipe.seed)
+    if isinstance(recipe, ConsistencyRecipe):
+        teacher = weights.load(recipe.teacher).model
+        settings |= {"teacher": teacher, "averaged": True}
+        nnx.update(model, nnx.state(teacher, nnx.Param))
+    objective = _OBJECTIVES[type(recipe)](recipe)
     return loop.fit(model, objective, batches, key=key, **(settings | options))
+
+
+_OBJECTIVES = {
+    ClassifierRecipe: classifier_objective,
+    DiffusionRecipe: diffusion_objective,
+    ConsistencyRecipe: consistency_objective,
+    MeanFlowRecipe: mean_flow_objective,
+}
 
 
 def _optimizer(recipe: Recipe):
@@ -111,12 +132,15 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
       test: unseen examples of the same kind.
 
     Returns: for a classifier the share of unseen images that it recognises; for images
-      `quality.measure` at each of the recipe's scales, for points `points.measure`.
+      `quality.measure` at each of the recipe's scales, or its numbers of evaluations, for points
+      `points.measure`.
     """
     if isinstance(recipe, ClassifierRecipe):
         predicted = quality.judge_all(model, test.x)[0]
         return {"test_accuracy": metrics.class_accuracy(predicted, test.labels), "of": len(test)}
     p = weights.build_process(recipe.process)
+    if isinstance(recipe, ConsistencyRecipe | MeanFlowRecipe):
+        return _measure_few_steps(recipe, model, train, test)
     settings = {
         "scales": recipe.scales,
         "samples": recipe.samples,
@@ -127,6 +151,44 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
     expert = judge_for(recipe.dataset)
     found = quality.measure(model, p, recipe.kind, expert, train, test, **settings)
     return {f"w={w:g}": asdict(measured) for w, measured in found.items()}
+
+
+def few_steps(recipe: ConsistencyRecipe | MeanFlowRecipe, evaluations: int) -> Callable:
+    """Compiles the generation with a few-step model, on the uniform grid of times.
+
+    Args:
+      recipe: that the model was trained by.
+      evaluations: of the network for each example, at least 1.
+
+    Returns: ``generate(model, key, start, labels) -> x0``, with standard normal starts [n, …] and
+      labels [n]. A consistency model draws new noise between its evaluations.
+    """
+    p, times = weights.build_process(recipe.process), sampling.uniform(evaluations)
+
+    @jax.jit
+    def generate(model, key, start, labels):
+        if isinstance(recipe, MeanFlowRecipe):
+            jump = flow_map.network_jump(model, p, recipe.kind, labels)
+            return sampling.sample(flow_map.jumps(p), jump, start, times, key)[0]
+        D = denoiser(model, p, recipe.kind, labels)
+        return sampling.sample(flow_map.consistency(p), D, start, times, key)[0]
+
+    return generate
+
+
+def _measure_few_steps(recipe, model: nnx.Module, train: Dataset, test: Dataset) -> dict:
+    expert = judge_for(recipe.dataset)
+    real = quality.reference(expert, train, test, recipe.samples)
+    labels = np.arange(recipe.samples) % train.num_classes
+    key_start, key = jax.random.split(jax.random.key(1))
+    start = jax.random.normal(key_start, (recipe.samples, *train.x.shape[1:]))
+    found = {}
+    for n in recipe.evaluations:
+        x = few_steps(recipe, n)(model, key, start, labels)
+        about = {"w": recipe.guidance, "steps": n}
+        measured = quality.compare(np.asarray(x), labels, expert, real, train, **about)
+        found[f"{n} evaluation{'s' if n > 1 else ''}"] = asdict(measured)
+    return found
 
 
 def train(
@@ -170,7 +232,7 @@ def train(
         },
         metrics=measure(recipe, ema, train_set, test_set),
     )
-    if isinstance(recipe, DiffusionRecipe):
+    if not isinstance(recipe, ClassifierRecipe):
         described = replace(described, process=recipe.process, kind=recipe.kind)
     path = card.save_weights(out, ema, described)
     if isinstance(recipe, ClassifierRecipe):
