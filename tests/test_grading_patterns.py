@@ -129,6 +129,12 @@ def test_numbers_without_a_pattern_get_none(seed, shape):
     assert "the largest error is " in text
 
 
+def test_a_finite_answer_where_the_right_one_is_infinite_has_no_largest_error():
+    right = np.array([[2.0, np.inf, 5.0], [7.0, 3.0, 1.5]])
+    text = told([right], [np.where(np.isinf(right), 8.25, right)])
+    assert text == "1 of 6 values differ; the first, at [0, 1], is 8.25: too low"
+
+
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_a_pattern_of_some_cases_only_is_not_told(name):
     change, says = EVERYWHERE[name]

@@ -294,13 +294,13 @@ def _first(exercise: Exercise, right: np.ndarray, got: np.ndarray) -> str:
     if right.ndim == 0:
         return f"the value is {side}"
     share = "every value differs" if wrong.all() else f"{wrong.sum()} of {wrong.size} values differ"
-    return f"{share}; the first, at {_index(wrong)}, is {side}{_largest(right, got)}"
+    return f"{share}; the first, at {_index(wrong)}, is {side}{_largest(right, got, wrong)}"
 
 
-def _largest(right: np.ndarray, got: np.ndarray) -> str:
-    """The largest error, measured by the largest right value."""
+def _largest(right: np.ndarray, got: np.ndarray, wrong: np.ndarray) -> str:
+    """The largest error, measured by the largest right value; none where an error is infinite."""
     finite = np.isfinite(right) & np.isfinite(got)
-    if not finite.any() or not np.abs(right[finite]).max():
+    if not finite[wrong].all() or not np.abs(right[finite]).max():
         return ""
     error = np.abs(got[finite] - right[finite]).max() / np.abs(right[finite]).max()
     size = f"{100 * error:.2g} % of" if error < 0.995 else f"{error:.2g} times"
