@@ -132,7 +132,7 @@ def test_numbers_without_a_pattern_get_none(seed, shape):
 def test_a_finite_answer_where_the_right_one_is_infinite_has_no_largest_error():
     right = np.array([[2.0, np.inf, 5.0], [7.0, 3.0, 1.5]])
     text = told([right], [np.where(np.isinf(right), 8.25, right)])
-    assert text == "1 of 6 values differ; the first, at [0, 1], is 8.25: too low"
+    assert text == "1 of 6 values differ; the first, at index [0, 1], is 8.25: too low"
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
