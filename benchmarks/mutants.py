@@ -136,8 +136,8 @@ MUTANTS = {
         [
             ("h = h * (1 + scale) + shift", "h = tokens * (1 + scale) + shift"),
             (
-                "np.repeat(sinusoids(rows, dim // 2), cols",
-                "np.tile(sinusoids(cols, dim // 2), rows",
+                "np.repeat(sinusoids(rows, dim // 2), cols, axis=0)",
+                "np.tile(sinusoids(rows, dim // 2), (cols, 1))",
             ),
         ],
     ),

@@ -1,5 +1,7 @@
 """Counts of parameters and operations: a formula on paper against the program itself."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -67,6 +69,9 @@ def test_a_loop_s_products_count_once_for_each_turn_and_a_gradient_s_are_twice_m
         return jax.lax.scan(lambda x, m: (jax.jit(jnp.matmul)(x, m), None), a, b)[0]
 
     assert counting.matmul_flops(chain, a, b) == 7 * 2 * 3 * 5 * 5
+    # A sum over two axes at once.
+    two = partial(jnp.einsum, "abc,bcd->ad")
+    assert counting.matmul_flops(two, jnp.ones((2, 3, 5)), jnp.ones((3, 5, 7))) == 2 * 2 * 7 * 15
     # Backwards, each product has one for the gradient of either factor.
     both = jax.value_and_grad(lambda a, b: chain(a, b).sum(), argnums=(0, 1))
     assert counting.matmul_flops(both, a, b) == 3 * 7 * 2 * 3 * 5 * 5

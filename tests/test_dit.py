@@ -253,8 +253,8 @@ def test_a_block_computes_what_its_paper_says(conditioning):
 
 
 def test_long_skips_join_the_first_block_with_the_last():
-    # Four blocks that add 1, 10, 100 and 1000 to their input, and skips that add what they bring:
-    # ((x + 11) + (x + 11) + 100) + (x + 1) + 1000.
+    # Four blocks that add 1, 10, 100 and 1000 to their input. The inner skip adds what it brings,
+    # the outer one twice that: ((x + 11) + (x + 11) + 100) + 2·(x + 1) + 1000.
     model = shape_of(
         lambda: DiT(4, width=4, head_size=4, depth=4, long_skips=True, rngs=nnx.Rngs(0))
     )
@@ -266,11 +266,11 @@ def test_long_skips_join_the_first_block_with_the_last():
         gates[:, 5] = 1
         half.modulation.bias[...] = jnp.asarray(gates.reshape(2, 24))
         half.mlp_out.bias[...] = jnp.asarray(np.array(adds, np.float32)[:, None] * np.ones((1, 4)))
-    both = np.concatenate([np.eye(4), np.eye(4)]).astype(np.float32)
-    model.second_half.skip.kernel[...] = jnp.asarray(np.stack([both, both]))
+    kernels = [np.concatenate([np.eye(4), times * np.eye(4)]) for times in (1, 2)]
+    model.second_half.skip.kernel[...] = jnp.asarray(np.stack(kernels), jnp.float32)
     x = array(2, 4, 4)
     got = model._through_blocks(jnp.asarray(x), jnp.zeros((2, 4)))
-    np.testing.assert_allclose(got, 3 * x + 1123, rtol=1e-6)
+    np.testing.assert_allclose(got, 4 * x + 1124, rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------ rotary, norm, mask

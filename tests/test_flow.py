@@ -1,11 +1,23 @@
 """Flow matching: velocities, shifts, straightness, couplings and bridges against exact oracles."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_course import data, denoiser, edm, flow, losses, process, samplers, sampling
+from diffusion_course import (
+    data,
+    denoiser,
+    edm,
+    flow,
+    losses,
+    parameterization,
+    process,
+    samplers,
+    sampling,
+)
 
 MIXTURE = [[-1.4, 0.3], [0.9, 1.1], [0.2, -0.8]], [0.3, 0.5, 0.15], [0.5, 0.2, 0.3]
 PROCESSES = {
@@ -14,6 +26,9 @@ PROCESSES = {
     "linear": process.vp_linear(),
     "ve": process.variance_exploding(0.02, 8.0),
 }
+
+
+KEY = jax.random.key(0)
 
 
 def rng(seed=0):
@@ -55,6 +70,38 @@ def test_velocity_takes_a_time_for_each_example():
     one_by_one = [flow.velocity(p, gm.denoise, x[i : i + 1], t[i]) for i in range(3)]
     together = flow.velocity(p, gm.denoise, x, t)
     np.testing.assert_allclose(together, np.concatenate(one_by_one), rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_velocity_denoiser_and_score_are_one_knowledge(name):
+    p = PROCESSES[name]
+    gm = denoiser.gaussian_mixture(p, *MIXTURE)
+    x, t = jnp.asarray(rng(7).normal(size=(6, 2)), jnp.float32), jnp.linspace(0.15, 0.9, 6)
+    v = flow.velocity(p, gm.denoise, x, t)
+    scale = float(p.sigma(0.9)) + 1  # float32 of states and levels up to this size
+    x0 = parameterization.to_x0("flow", p, v, x, t)
+    np.testing.assert_allclose(x0, gm.denoise(x, t), atol=3e-5 * scale)
+    score = parameterization.to_score("flow", p, v, x, t)
+    np.testing.assert_allclose(score, gm.score(x, t), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [samplers.ddim, samplers.ddpm, samplers.dpm_solver_pp_2m])
+def test_a_sampler_of_levels_does_not_see_which_process_it_runs_in(make):
+    """A cosine state over alpha + sigma is a flow's state at the time sigma/(alpha + sigma)."""
+    cosine, straight = PROCESSES["cosine"], PROCESSES["flow"]
+    times = np.array([0.95, 0.7, 0.4, 0.15, 0.0], np.float32)
+    unit = cosine.alpha(times) + cosine.sigma(times)
+    x, ends = jax.random.normal(jax.random.key(0), (5, 2)), []
+    for p, grid, start in (
+        (cosine, times, x),
+        (straight, cosine.sigma(times) / unit, x / unit[0]),
+    ):
+        gm = denoiser.gaussian_mixture(p, *MIXTURE)
+        sampler, state = make(p), make(p).init(start)
+        for i, (t, s) in enumerate(pairwise(grid)):
+            start, state = sampler.step(gm.denoise, start, t, s, jax.random.key(i), state)
+        ends.append(start)
+    np.testing.assert_allclose(*ends, atol=1e-4)  # four steps of float32 between the clouds
 
 
 # --- times ----------------------------------------------------------------------------------
@@ -123,6 +170,54 @@ def test_on_a_line_the_optimal_partners_are_sorted_alike():
     x0, x1 = rng(2).normal(size=(2, 9, 1))
     partners = x1[flow.optimal(x0, x1)]
     assert (np.argsort(partners[:, 0]) == np.argsort(x0[:, 0])).all()
+
+
+def test_between_gaussians_the_optimal_partners_are_those_of_the_closed_map():
+    """From N(0, I) to N(mean, root²) it is mean + root·x1, root symmetric: of any points too."""
+    draws = rng(8)
+    root = draws.normal(size=(3, 3))
+    root = root @ root.T + 0.2 * np.eye(3)
+    x1, mean = draws.normal(size=(40, 3)), np.array([1.5, -0.3, 0.8])
+    x0, mixed = mean + x1 @ root, draws.permutation(40)
+    np.testing.assert_array_equal(flow.optimal(x0, x1[mixed]), np.argsort(mixed))
+    # Another root of the same covariance moves N(0, I) to the same Gaussian, and costs more.
+    turn = np.linalg.qr(draws.normal(size=(3, 3)))[0]
+    turned = mean + x1 @ turn @ root
+    best = flow.transport_cost(turned, x1[flow.optimal(turned, x1)])
+    assert best < 0.9 * flow.transport_cost(turned, x1)
+
+
+def test_many_optimal_pairs_cost_what_the_closed_form_says():
+    """W2² between Gaussians: ‖mean‖² + Σ(std − 1)²; pairs of a finite batch cost more on average.
+
+    40 batches of 128 pairs in the plane: their bias and four standard errors are below 5 %.
+    """
+    draws, mean, std = rng(9), np.array([0.8, -1.1]), np.array([0.3, 1.9])
+    costs = []
+    for _ in range(40):
+        x0, x1 = mean + std * draws.normal(size=(128, 2)), draws.normal(size=(128, 2))
+        costs.append(flow.transport_cost(x0, x1[flow.optimal(x0, x1)]))
+    closed, error = (mean**2).sum() + ((std - 1) ** 2).sum(), np.std(costs) / np.sqrt(40)
+    assert abs(np.mean(costs) / closed - 1) < 0.05 + 4 * error / closed
+    assert np.mean(costs) < 0.7 * ((mean**2).sum() + (std**2 + 1).sum())
+
+
+def test_a_reflow_keeps_the_marginals_and_no_convex_cost_rises():
+    p = PROCESSES["flow"]
+    gm = denoiser.gaussian_mixture(p, *MIXTURE)
+    x1 = jax.random.normal(jax.random.key(4), (4000, 2))
+    x0, path = sampling.sample(samplers.heun(p), gm.denoise, x1, sampling.uniform(60), KEY)
+    free = gm.sample(jax.random.key(5), 4000)
+    for power in (1, 2, 4):
+        cost = [float((jnp.linalg.norm(a - x1, axis=1) ** power).mean()) for a in (x0, free)]
+        assert cost[0] < 0.95 * cost[1]
+    error = np.std(free, 0) / np.sqrt(4000)
+    assert (np.abs(x0.mean(0) - free.mean(0)) < 4 * np.sqrt(2) * error).all()
+    np.testing.assert_allclose(np.cov(x0.T), np.cov(free.T), atol=4 * np.sqrt(2) * 0.03)
+    # Straight lines between these pairs have no straightness left; the flow's paths have.
+    lines = jnp.stack([(1 - t) * x0 + t * x1 for t in sampling.uniform(60)])
+    before = flow.straightness(jnp.concatenate([x1[None], path]), sampling.uniform(60))
+    assert flow.straightness(lines, sampling.uniform(60)) < 1e-6 < 0.1 < before
 
 
 def test_labels_keep_the_noise_of_a_class_and_without_them_it_is_skewed():

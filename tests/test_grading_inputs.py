@@ -1,4 +1,6 @@
-"""The exact denoisers that exercises hand to a student's function."""
+"""The exact functions that exercises hand to a student's function."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,12 @@ import pytest
 
 from diffusion_course.grading import wire
 from diffusion_course.grading.answers.chapter_04 import posterior_variance
-from diffusion_course.grading.inputs import FUNCTIONS, GaussianDenoiser, TwoGroupDenoiser
+from diffusion_course.grading.inputs import (
+    FUNCTIONS,
+    GaussianDenoiser,
+    GaussianMeanVelocity,
+    TwoGroupDenoiser,
+)
 
 DENOISERS = {  # with the centres of their data
     GaussianDenoiser(0.7, 1.3): (0.7,),
@@ -44,7 +51,38 @@ def test_the_slope_of_a_denoiser_is_the_posterior_variance(denoise):
     np.testing.assert_allclose(SIGMA**2 / ALPHA * slope, wanted, rtol=1e-4)
 
 
-@each_denoiser
-def test_a_denoiser_reaches_the_sandbox_as_an_equal_one(denoise):
-    assert type(denoise).__name__ in FUNCTIONS
-    assert wire.unpack(wire.pack(denoise)) == denoise
+VELOCITY = GaussianMeanVelocity(0.7, 1.3)
+
+
+@pytest.mark.parametrize("function", [*DENOISERS, VELOCITY], ids=repr)
+def test_a_function_reaches_the_sandbox_as_an_equal_one(function):
+    assert type(function).__name__ in FUNCTIONS
+    assert wire.unpack(wire.pack(function)) == function
+
+
+def test_a_mean_velocity_is_that_of_the_denoisers_flow():
+    x, denoise = X[:, None] * np.array([1.0, -1.4]), GaussianDenoiser(0.7, 1.3)
+    t, s = np.array([1.0, 0.9, 0.7, 0.5, 0.6]), np.array([0.0, 0.2, 0.6, 0.5, 0.1])
+    # Runge and Kutta's fourth order on dx/dt = (x − D)/t, from the later times on.
+    state, steps = x, 400
+    times = np.linspace(t, s, steps + 1)[..., None]
+
+    def slope(x, t):  # at t = 0 the mean of x1 is 0: none of the noise is seen
+        return (x - denoise(x, 1 - t, t)) / np.where(t, t, 1) - (t == 0) * x
+
+    for now, then in itertools.pairwise(times):
+        h, middle = then - now, (now + then) / 2
+        a = slope(state, now)
+        b = slope(state + h / 2 * a, middle)
+        c = slope(state + h / 2 * b, middle)
+        state = state + h / 6 * (a + 2 * b + 2 * c + slope(state + h * c, then))
+    landed = x - (t - s)[:, None] * VELOCITY(x, t, s)
+    np.testing.assert_allclose(landed, state, rtol=1e-8)
+
+
+def test_a_mean_velocity_over_no_time_is_the_velocity():
+    for t in (0.3, 1.0):
+        wanted = (X - GaussianDenoiser(0.7, 1.3)(X, 1 - t, t)) / t
+        np.testing.assert_allclose(VELOCITY(X, t, t), wanted, rtol=1e-12)
+    in_jax = VELOCITY(jnp.asarray(X, jnp.float32), jnp.full(5, 0.3), 0.1)
+    np.testing.assert_allclose(in_jax, VELOCITY(X, 0.3, 0.1), rtol=1e-5)

@@ -83,3 +83,42 @@ def test_chapter_12_shows_the_recorded_tables():
     assert in_chapter("12_edm", "FEW_UNSEEN") == (floor["looks moved"], floor["nearest"])
     judge = found["sha256"]["digits_classifier"]
     assert judge == weights.load("digits_classifier").card.sha256
+
+
+def test_chapter_16_shows_the_recorded_transformers():
+    found = record("transformer_parts")
+    found["shapes"] = {"2, 48, 4": found["parts"]["adaLN-Zero"]} | found["shapes"]
+    for table, name in (
+        ("parts", "RECORDED_PARTS"),
+        ("shapes", "RECORDED_SHAPES"),
+        ("targets", "RECORDED_TARGETS"),
+    ):
+        shown = in_chapter("16_transformers", name)
+        keys = [key if isinstance(key, str) else ", ".join(map(str, key)) for key in shown]
+        assert keys == list(found[table])
+        for key, (errors, distances) in zip(keys, shown.values(), strict=True):
+            rows = found[table][key]["seeds"]
+            assert list(errors) == [row["error"] for row in rows] and len(rows) == 3
+            assert list(distances) == [row["frechet"] for row in rows]
+    judge = found["sha256"]["digits_classifier"]
+    assert judge == weights.load("digits_classifier").card.sha256
+    networks = {
+        "DiT {1}×{2}/{0}".format(*key): values
+        for key, values in in_chapter("16_transformers", "RECORDED_MNIST").items()
+    }
+    rows = record("transformers")["rows"]
+    assert networks == {r["network"]: (r["gflops"], r["unseen loss"], r["frechet"]) for r in rows}
+
+
+def test_chapter_18_shows_the_recorded_wall():
+    found, shown = record("wall"), in_chapter("18_flow_map", "MNIST_WALL")
+    assert in_chapter("18_flow_map", "mnist_floor") == pytest.approx(
+        found["floor"]["to the data"], abs=6e-4
+    )
+    columns = ("recognised", "to the data", "to the teacher", "coverage")
+    rounding = (6e-4, 6e-3, 6e-3, 6e-4)
+    for row in found["rows"]:
+        values = shown[row["method"]][row["evaluations"]]
+        for value, column, most in zip(values, columns, rounding, strict=True):
+            assert abs(value - row[column]) <= most, (row["method"], row["evaluations"], column)
+    assert len(found["rows"]) == sum(map(len, shown.values()))

@@ -47,4 +47,32 @@ class TwoGroupDenoiser:
         return f"TwoGroupDenoiser(low={self.low:.4g}, high={self.high:.4g}, std={self.std:.4g})"
 
 
-FUNCTIONS = {kind.__name__: kind for kind in (GaussianDenoiser, TwoGroupDenoiser)}
+@dataclass(frozen=True, repr=False)
+class GaussianMeanVelocity:
+    """The mean velocity of the rectified flow of data N(mean, std²), ``u(x, t, s)``.
+
+    ``x − (t − s)·u(x, t, s)`` is where the flow that passes x [B, …] at t is at s, and u(x, t, t)
+    is its velocity. Times are numbers or [B]. Written like the others; chapter 18.
+    """
+
+    mean: float
+    std: float
+
+    def __call__(self, x, t, s):
+        t, s = (_beside(time, x) for time in (t, s))
+        at_t, at_s = (((1 - time) ** 2 * self.std**2 + time**2) ** 0.5 for time in (t, s))
+        # (at_t − at_s)/(t − s), in a form that holds at s = t, too.
+        widening = (t + s - self.std**2 * (2 - t - s)) / (at_t + at_s)
+        return widening / at_t * (x - (1 - t) * self.mean) - self.mean
+
+    def __repr__(self) -> str:
+        return f"GaussianMeanVelocity(mean={self.mean:.4g}, std={self.std:.4g})"
+
+
+def _beside(time, x):
+    """Times [B] with as many axes as x; a number as it is."""
+    return time.reshape(-1, *[1] * (x.ndim - 1)) if getattr(time, "ndim", 0) else time
+
+
+_KINDS = (GaussianDenoiser, TwoGroupDenoiser, GaussianMeanVelocity)
+FUNCTIONS = {kind.__name__: kind for kind in _KINDS}
