@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_course.evaluation import metrics
+from diffusion_course.evaluation import distances, metrics
 
 RNG = np.random.default_rng(5)
 
@@ -91,7 +91,7 @@ def test_nearest_is_the_brute_force_answer_and_can_leave_itself_out():
 
 
 def test_nearest_works_through_more_rows_than_it_keeps_in_memory():
-    x = RNG.normal(size=(2 * metrics._ROWS + 7, 3))
+    x = RNG.normal(size=(2 * distances.ROWS + 7, 3))
     index, distance = metrics.nearest(x, x[::-1])
     np.testing.assert_array_equal(index, np.arange(len(x))[::-1])
     np.testing.assert_allclose(distance, 0, atol=1e-6)  # root of float64 cancellation

@@ -115,6 +115,8 @@ def test_chapter_18_shows_the_recorded_wall():
     assert in_chapter("18_flow_map", "mnist_floor") == pytest.approx(
         found["floor"]["to the data"], abs=6e-4
     )
+    (starts,) = found["starts"].values()
+    assert in_chapter("18_flow_map", "MNIST_STARTS") == pytest.approx(starts, abs=6e-4)
     columns = ("recognised", "to the data", "to the teacher", "coverage")
     rounding = (6e-4, 6e-3, 6e-3, 6e-4)
     for row in found["rows"]:

@@ -1,1 +1,1 @@
-"""How good are samples: distances, accuracies, neighbours."""
+"""How good are samples: distances, class scores, neighbours, clusters, judgements, intervals."""

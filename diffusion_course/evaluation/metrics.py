@@ -9,33 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_course import checks
-
-_ROWS = 512  # rows of a distance matrix that are in memory at a time
-
-
-def _as_features(name: str, x, least: int) -> np.ndarray:
-    try:
-        x = np.asarray(x, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an array of real numbers, got {x!r}") from None
-    if x.ndim < 2 or x.shape[0] < least or not x.size:
-        raise ValueError(
-            f"{name} must have shape [N, …] with N >= {least}, got shape {list(x.shape)}"
-        )
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite values")
-    return x.reshape(x.shape[0], -1)
-
-
-def _pair(x, y, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    x, y = _as_features("x", x, least), _as_features("y", y, least)
-    _check_widths(x.shape[1], y.shape[1])
-    return x, y
-
-
-def _check_widths(x: int, y: int) -> None:
-    if x != y:
-        raise ValueError(f"x and y must have equally many features, got {x}, {y}")
+from diffusion_course.evaluation import distances
 
 
 class Moments(NamedTuple):
@@ -61,7 +35,7 @@ def moments(x) -> Moments:
 
 
 def _moments(name: str, x) -> Moments:
-    x = _as_features(name, x, 2)
+    x = distances.feature_set(name, x, 2)
     return Moments(x.mean(0), np.atleast_2d(np.cov(x.T)), len(x))
 
 
@@ -85,7 +59,7 @@ def frechet(x, y) -> float:
     (mean_x, cov_x, _), (mean_y, cov_y, _) = (
         z if isinstance(z, Moments) else _moments(name, z) for name, z in (("x", x), ("y", y))
     )
-    _check_widths(len(mean_x), len(mean_y))
+    distances.check_widths(len(mean_x), len(mean_y))
     # trace (C_x C_y)^½ is the trace of the root of the symmetric C_x^½ C_y C_x^½.
     values, vectors = np.linalg.eigh(cov_x)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -107,8 +81,8 @@ def mmd(x, y, bandwidth: float | None = None) -> float:
     Raises: ValueError for fewer than 2 rows, other widths, or a bandwidth that is not positive.
     Source: Gretton et al. 2012, eq. 3 (JMLR 13).
     """
-    x, y = _pair(x, y)
-    yy = _squared_distances(y, y)
+    x, y = distances.pair(x, y)
+    yy = distances.squared(y, y)
     if bandwidth is None:
         bandwidth = float(np.sqrt(np.median(yy[~np.eye(len(y), dtype=bool)])))
         if bandwidth == 0:
@@ -121,13 +95,8 @@ def mmd(x, y, bandwidth: float | None = None) -> float:
     def mean_off_diagonal(k):
         return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
 
-    within = mean_off_diagonal(kernel(_squared_distances(x, x))) + mean_off_diagonal(kernel(yy))
-    return float(within - 2 * kernel(_squared_distances(x, y)).mean())
-
-
-def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
-    return np.maximum(squared, 0)
+    within = mean_off_diagonal(kernel(distances.squared(x, x))) + mean_off_diagonal(kernel(yy))
+    return float(within - 2 * kernel(distances.squared(x, y)).mean())
 
 
 def nearest(x, reference, exclude_self: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -142,15 +111,15 @@ def nearest(x, reference, exclude_self: bool = False) -> tuple[np.ndarray, np.nd
     Raises: ValueError for empty sets, other widths, values that are not finite, or with
       exclude_self fewer than 2 rows in the reference or fewer than in x.
     """
-    x, reference = _pair(x, reference, least=1)
+    x, reference = distances.pair(x, reference, least=1)
     if exclude_self and len(reference) < max(2, len(x)):
         raise ValueError(
             "reference must be x itself, of at least 2 rows, for exclude_self, "
             f"got {len(reference)} rows for {len(x)}"
         )
     index, distance = np.empty(len(x), np.int64), np.empty(len(x))
-    for start in range(0, len(x), _ROWS):  # all at once would take gigabytes against MNIST
-        squared = _squared_distances(x[start : start + _ROWS], reference)
+    for start in range(0, len(x), distances.ROWS):  # all at once would take gigabytes against MNIST
+        squared = distances.squared(x[start : start + distances.ROWS], reference)
         rows = np.arange(len(squared))
         if exclude_self:
             squared[rows, start + rows] = np.inf
@@ -178,18 +147,10 @@ def coverage(x, real, k: int = 5) -> float:
 
     Source: Naeem et al. 2020, eq. 9 and lemma 2 (arXiv:2002.09797).
     """
-    x, real = _pair(x, real, least=1)
-    k = checks.integer("k", k, minimum=1)
-    if len(real) <= k:
-        raise ValueError(f"real must have more than k = {k} rows, got {len(real)}")
-    covered = 0
-    for start in range(0, len(real), _ROWS):
-        rows = real[start : start + _ROWS]
-        within = _squared_distances(rows, real)
-        within[np.arange(len(rows)), start + np.arange(len(rows))] = np.inf
-        radius = np.partition(within, k - 1, axis=1)[:, k - 1]
-        covered += int((_squared_distances(rows, x).min(axis=1) <= radius).sum())
-    return covered / len(real)
+    x, real = distances.pair(x, real, least=1)
+    radii = distances.squared_radii("real", real, k)
+    nearest_sample = [distances.squared(rows, x).min(axis=1) for rows in distances.blocks(real)]
+    return float((np.concatenate(nearest_sample) <= radii).mean())
 
 
 def class_accuracy(predicted, labels) -> float:
