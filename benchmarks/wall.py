@@ -327,7 +327,7 @@ class Ruler:
     def row(self, x: np.ndarray, teacher: str) -> dict:
         predicted, found = self._judged(x)
         by_class = metrics.per_class_accuracy(predicted, self.labels, 10)
-        near = metrics.nearest(x[::5], self.train.x)[1]
+        near = metrics.nearest(x[:CHUNK], self.train.x)[1]  # a hundred of each class
         # A method without a teacher is compared with the samples of the released network.
         images, moments = self.teacher(teacher or "mnist")
         row = {
@@ -352,6 +352,19 @@ def measure(method: str, folder: Path, ruler: Ruler) -> list[dict]:
         rows.append({"method": method, "evaluations": n, **ruler.row(x, draw.teacher)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def starts(ruler: Ruler, folder: Path, method: str = "consistency distillation") -> dict:
+    """How much other noises move one of the distances: what a difference must exceed."""
+    model, generate, found = load(method, 1, folder), DRAW[method].make(1), []
+    first = jax.random.key(1)
+    for key in (first, jax.random.split(first)[0], jax.random.key(77)):
+        noise = np.asarray(jax.random.normal(key, ruler.start.shape))
+        x = in_chunks(generate, model, noise, ruler.labels)
+        found.append(
+            round(metrics.frechet(quality.judge_all(ruler.expert.model, x)[1], ruler.real), 5)
+        )
+    return {f"{method}, 1 evaluation, to the data, from three sets of 5,000 noises": found}
 
 
 # --------------------------------------------------------------------------------------------
@@ -399,6 +412,7 @@ def main() -> None:
     about["floor"] = {
         "to the data": round(ruler.floor, 5), "nearest": round(float(np.median(ruler.near)), 5)
     }  # fmt: skip
+    about["starts"] = starts(ruler, options.folder)
     for method in options.methods or DRAW:
         known = [row for row in known if row["method"] != method]
         known += measure(method, options.folder, ruler)

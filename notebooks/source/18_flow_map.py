@@ -1069,6 +1069,7 @@ MNIST_WALL = {  # evaluations -> recognised, distance to data, to teacher, cover
 }  # fmt: skip
 
 # %%
+MNIST_STARTS = (2.028, 2.262, 2.07)  # consistency, 1 evaluation, to the data: three starts
 mnist_floor = 0.416  # the distance of 5,000 unseen real digits to the data
 print("recognised, distance to the data, to the teacher, coverage")
 for name, at_counts in MNIST_WALL.items():
@@ -1127,7 +1128,9 @@ assert all(
     shown[name][1]["data"] < its_ddim[8]["data"] for name in (*students, "MeanFlow", "shortcut")
 )
 matched, halved = shown["distribution matching"][1], shown["progressive distillation"][1]
-assert matched["data"] < halved["data"] and matched["teacher"] > 2 * halved["teacher"]
+assert matched["teacher"] > 2 * halved["teacher"]
+# No verdict between two students is taken from the data: three starts of one differ by as much.
+assert abs(matched["data"] - halved["data"]) < max(MNIST_STARTS) - min(MNIST_STARTS)
 assert all(row["share"] < 0.2 for row in shown["consistency training"].values())
 assert shown["MeanFlow"][1]["data"] > 1.2 * halved["data"]
 assert all(0.8 < shown[name][1]["coverage"] < its_ddim[50]["coverage"] for name in students)
@@ -1138,9 +1141,10 @@ assert all(0.8 < shown[name][1]["coverage"] < its_ddim[50]["coverage"] for name 
 # within a fifth of its 50 evaluations with *one*. MeanFlow and the shortcut model began with nothing. Their one
 # evaluation still beats eight of the teacher's DDIM.
 #
-# Distribution matching is nearer to the data than progressive distillation, and more than twice as far from the
-# teacher: it learns no map, only a distribution (section 2). Coverage is below the teacher's in every student:
-# something is lost.
+# Which of the three is the best, these numbers cannot say: from three sets of 5,000 noises the consistency model's
+# distance to the data was 2.03, 2.26 and 2.07. But distribution matching is more than twice as far from the
+# teacher as progressive distillation: it learns no map, only a distribution (section 2). Coverage is below the
+# teacher's in every student: something is lost.
 #
 # Consistency training without a teacher failed in this run. We show the row as it is: we have not found out
 # why.
