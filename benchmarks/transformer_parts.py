@@ -27,6 +27,7 @@ from flax import nnx
 
 from diffusion_course import data, denoiser, losses, process, samplers, sampling, weights
 from diffusion_course.evaluation import metrics
+from diffusion_course.models import counting
 from diffusion_course.models.classifier import judge
 from diffusion_course.models.dit import DiT
 from diffusion_course.training import loop, update
@@ -118,8 +119,7 @@ def measure(make, seeds: int, expert, real, kind="v", weight=losses.simple, begi
             "frechet": round(float(metrics.frechet(found, real)), 3),
             "recognised": round(metrics.class_accuracy(seen, np.asarray(LABELS)), 3),
         })  # fmt: skip
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return {"parameters": parameters, "seeds": rows}
+    return {"parameters": counting.parameter_count(model), "seeds": rows}
 
 
 def main() -> None:
@@ -136,8 +136,9 @@ def main() -> None:
         "shapes": {},
         "targets": {},
     }
-    if RESULTS.exists():
-        result |= {k: v for k, v in json.loads(RESULTS.read_text()).items() if k != "machine"}
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if all(known.get(name) == result[name] for name in ("sha256", "settings")):
+        result |= known | {"machine": result["machine"]}  # rows of other settings are not kept
     rows = [("parts", name, make, {}) for name, make in PARTS.items()]
     for kind, width in TARGETS:
         options = {"kind": kind, "weight": MIN_SNR, "begin": 0.99}

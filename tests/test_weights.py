@@ -56,6 +56,7 @@ def test_a_student_has_its_teachers_network():
             teacher = released(recipe.teacher).card
             told = recipe.model, recipe.process, recipe.kind
             assert told == (teacher.model, teacher.process, teacher.kind), name
+            assert released(name).card.recipe["teacher_sha256"] == teacher.sha256, name
 
 
 def test_the_course_can_rely_on_these():
@@ -458,7 +459,8 @@ def test_a_few_step_model_is_trained_and_measured_by_its_recipe(make, monkeypatc
     )  # fmt: skip
     monkeypatch.setitem(weights._MODELS, "UNet", Flat)
     teacher = weights.build(recipe.model, seed=5)
-    found = weights.Released(teacher, None, None)
+    about = card.Card("tiny", recipe.model, {}, {}, sha256="of the teacher")
+    found = weights.Released(teacher, about, None)
     monkeypatch.setattr(recipes.weights, "load", lambda name: {"tiny": found}[name])
     monkeypatch.setattr(recipes, "judge_for", lambda _: expert)
     expert = released("digits_classifier").model
@@ -469,6 +471,8 @@ def test_a_few_step_model_is_trained_and_measured_by_its_recipe(make, monkeypatc
         np.testing.assert_allclose(card.flat_params(model)[name], array, atol=3e-6)
     measured = recipes.measure(recipe, model, train, test)
     assert list(measured) == ["1 evaluation", "3 evaluations"]
+    by_teacher = {} if make is recipes.MeanFlowRecipe else {"teacher_sha256": "of the teacher"}
+    assert recipes._of_teacher(recipe) == by_teacher
     assert [(m["steps"], m["w"], m["samples"]) for m in measured.values()] == [
         (1, 1.5, 20), (3, 1.5, 20)
     ]  # fmt: skip

@@ -229,7 +229,8 @@ def train(
             "device": f"{jax.devices()[0].device_kind} × {jax.device_count()}",
             "processor": platform.machine(),
             "jax": jax.__version__,
-        },
+        }
+        | _of_teacher(recipe),
         metrics=measure(recipe, ema, train_set, test_set),
     )
     if not isinstance(recipe, ClassifierRecipe):
@@ -240,6 +241,13 @@ def train(
         features.save(out, recipe.dataset, moments, card.load_card(path))
     folder.remove()
     return path
+
+
+def _of_teacher(recipe: Recipe) -> dict:
+    """Which weights the teacher had: another training gives other ones the same name."""
+    if not isinstance(recipe, ConsistencyRecipe):
+        return {}
+    return {"teacher_sha256": weights.load(recipe.teacher).card.sha256}
 
 
 def _train_and_keep(recipe: Recipe, dataset: Dataset, folder: RunFolder) -> nnx.Module:
