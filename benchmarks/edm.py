@@ -44,15 +44,26 @@ RMS, STD = (float(f(TRAIN[0])) for f in (lambda x: np.sqrt(np.mean(x**2)), np.st
 P = process.edm(80.0, sigma_data=RMS)
 GRID = sampling.karras(P, 18)
 
-# kind, whether the input is scaled to unit size, process, and how training times are drawn
+LEVELS_DRAWN = edm.log_normal_times(P)
+
+
+def as_x0(kind, p, t):
+    """The weight with which an error of D counts as in the row "x0": the same at every level."""
+    return edm.preconditioning(p.sigma(t), p.sigma_data).out ** 2
+
+
+# kind, whether the input is scaled to unit size, process, how training times are drawn, weight
 ROWS = {
-    "EDM": ("edm", False, P, edm.log_normal_times(P)),  # this kind scales its input itself
-    "times uniform on the clock": ("edm", False, P, losses.uniform_times),
-    "std for sigma_data": ("edm", False, P._replace(sigma_data=STD), edm.log_normal_times(P)),
-    "x0": ("x0", True, P, edm.log_normal_times(P)),
-    "eps": ("eps", True, P, edm.log_normal_times(P)),
-    "eps, input not scaled": ("eps", False, P, edm.log_normal_times(P)),
-}
+    "EDM": ("edm", False, P, LEVELS_DRAWN, losses.simple),  # this kind scales its input itself
+    "times uniform on the clock": ("edm", False, P, losses.uniform_times, losses.simple),
+    "std for sigma_data": (
+        "edm", False, P._replace(sigma_data=STD), LEVELS_DRAWN, losses.simple
+    ),
+    "weight of x0": ("edm", False, P, LEVELS_DRAWN, as_x0),
+    "x0": ("x0", True, P, LEVELS_DRAWN, losses.simple),
+    "eps": ("eps", True, P, LEVELS_DRAWN, losses.simple),
+    "eps, input not scaled": ("eps", False, P, LEVELS_DRAWN, losses.simple),
+}  # fmt: skip
 
 
 def scaled(model, p):
@@ -61,13 +72,13 @@ def scaled(model, p):
 
 
 def train(row, batches, seed, classes=10, optimizer=None):
-    kind, scale, p, times = row
+    kind, scale, p, times, weight = row
 
     def loss(model, x, labels, key):
         drop, rest = jax.random.split(key)
         labels = losses.drop_labels(drop, labels, classes, 0.1)
         model = scaled(model, p) if scale else model
-        return losses.diffusion_loss(model, p, kind, x, labels, rest, times=times)
+        return losses.diffusion_loss(model, p, kind, x, labels, rest, times=times, weight=weight)
 
     model = MLP(64, 256, 3, num_classes=classes, rngs=nnx.Rngs(seed))
     optimizer = update.adam(RATE, STEPS) if optimizer is None else optimizer
@@ -78,7 +89,7 @@ def train(row, batches, seed, classes=10, optimizer=None):
 
 
 def estimate(model, row, labels):
-    kind, scale, p, _ = row
+    kind, scale, p, *_ = row
     return denoiser.denoiser(scaled(model, p) if scale else model, p, kind, labels)
 
 

@@ -16,7 +16,7 @@
 #
 # At the end of this chapter you will be able to
 #
-# - write a diffusion transformer (DiT) from memory, and explain why it starts as the identity;
+# - write a diffusion transformer (DiT) from memory, and explain why its blocks start as the identity;
 # - say which of its parts knows where a patch lies, and which one hears the time;
 # - count parameters and operations of any DiT with pencil and paper, and check a paper's table;
 # - say when attention's $N^2$ matters, and what a fused kernel saves;
@@ -139,7 +139,8 @@ early_order = opened[list(kept_at).index(50)]
 assert early_order.max() < 3 * early_order.min()  # no block waits for another
 
 # %% [markdown]
-# They open together, within the first hundred steps, and digits appear with them. No block waits for another. The
+# In this training they begin to open together, and in the first hundred steps they get more than a third of the way.
+# No block waits for another, and digits appear with them. The
 # network decides by itself how much each block may say. The rest of the chapter takes this picture apart: what a
 # token is, what a block does, why it starts at zero, and what other designs do in its place.
 
@@ -476,12 +477,10 @@ released = weights.load("mnist_dit")
 two_networks = {"this chapter's": main_run.ema, "released": released.model}
 by_time = {}
 for name, model in two_networks.items():
-    by_time[name] = (
-        np.sqrt(np.mean(np.square(gates(model)), axis=(0, 2, 3))).reshape(10, 10).mean(1)
-    )
-    print(
-        f"{name:15} gates at t = 0.05: {by_time[name][0]:.2f}, at t = 0.95: {by_time[name][-1]:.2f}"
-    )
+    squares = np.mean(np.square(gates(model)), axis=(0, 3)).reshape(10, 10, 2)
+    by_time[name] = np.sqrt(squares).mean(1)  # [10 times, attention and dense network]
+    for which, (first, *_, last) in zip(("attention", "dense"), by_time[name].T, strict=True):
+        print(f"{name:15} gates of the {which:9} at t = 0.05: {first:.2f}, at t = 0.95: {last:.2f}")
 
 
 @jax.jit
@@ -501,12 +500,16 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: in both networks the gates open with the noise, more than twofold; the card's number holds
 for values in by_time.values():
-    assert (np.diff(values) > 0).all() and values[-1] > 2 * values[0]
+    assert (np.diff(values, axis=0) > 0).all() and (values[-1] > 2 * values[0]).all()
+wider = by_time["released"][-1] / by_time["released"][0]
+assert wider[0] > 4 and 2.5 < wider[1] < 3.2
 assert abs(recognised - on_card) < 4 * np.sqrt(on_card * (1 - on_card) / 200)  # 4 standard errors
 
 # %% [markdown]
-# Both networks open their gates with the noise. The likely reading: a nearly clean patch can be denoised from itself,
-# and a noisy one needs those patches that tell something. Nobody told the network so; it learned when to listen.
+# Both networks open their gates with the noise. One reading: a nearly clean patch can be denoised from itself, and a
+# noisy one needs other patches. But the dense network's gates open too, and it reads no other patch. So this is at
+# most a part of the reason. In the released DiT the attention's gates open more: over fourfold, the others not
+# threefold.
 
 # %% [markdown]
 # ## 7 · Four ways to tell a network the time
@@ -551,6 +554,8 @@ share = {way: parts["modulation"] / sum(parts.values()) for way, parts in of_xl.
 assert abs(share["adaln-zero"] - 1 / 3) < 0.002 and share["adaln-single"] < 0.03
 assert abs(with_both - 0.27) < 0.005
 assert 0.22 < 1 - counted["adaln-single"] / counted["adaln-zero"] < 0.25
+fewer = {way: 1 - n / counted["adaln-zero"] for way, n in counted.items()}
+assert abs(fewer["cross-attention"] - 0.13) < 0.005 and abs(fewer["in-context"] - 0.34) < 0.005
 assert max(operations, key=operations.get) == "cross-attention"
 assert operations["adaln-zero"] < min(operations["in-context"], operations["cross-attention"])
 assert abs(sum(of_xl["adaln-zero"].values()) / 675e6 - 1) < 0.01
@@ -566,7 +571,7 @@ for way in dit.CONDITIONING:  # the formulas count what the networks have
 #
 # What does each way buy? Here is a *recorded* benchmark (`benchmarks/transformer_parts.py`). Every row is section
 # 1's network and training with **one** thing changed: the same images, noise and times, three seeds. The error is
-# the loss on the 359 unseen digits, each at eight times with the same noise for all. It is the sharper of the two
+# the loss on the 360 unseen digits, each at eight times with the same noise for all. It is the sharper of the two
 # measures; the Fréchet distance is of 360 samples.
 #
 # **Predict, then run.** Rank the ways of conditioning. And what costs more: no zero in the gates, or no positions?
@@ -621,9 +626,7 @@ assert abs(np.mean(cost_of["adaLN-single"]) - 0.03) < 0.005
 apart = cost_of["gates start at 1"] - cost_of["adaLN-single"]
 assert apart.min() < 0 < apart.max()  # not to be told apart
 assert cost_of["long skips"].min() > 0 and np.abs(cost_of["normalised q and k"]).max() < 0.006
-three = cost_of["long skips"]
-# The mean of three lies within 4 standard errors of 0.
-assert np.mean(three) < 4 * np.std(three, ddof=1) / np.sqrt(3)
+assert cost_of["long skips"].min() > 0.004 and cost_of["long skips"].max() < 0.03
 # Another processor rounds otherwise, and 500 steps carry it on: at most as another seed would,
 # so 4 standard deviations of the seeds.
 for found, recorded in zip(again, RECORDED_PARTS["adaLN-Zero"], strict=True):
@@ -631,14 +634,14 @@ for found, recorded in zip(again, RECORDED_PARTS["adaLN-Zero"], strict=True):
 
 # %% [markdown]
 # - **Positions** matter most. Without them the error nearly doubles.
-# - **adaLN-Zero** leads. Cross-attention has 14 % more error and in-context tokens 26 % more, although both need more
-#   operations. (DiT's paper has adaLN-Zero ahead of both as well.) These rows change the *whole* design: their blocks
+# - **adaLN-Zero** leads. Cross-attention has 14 % more error and in-context tokens 26 % more. They need more operations
+#   and have fewer parameters (13 % and 34 % fewer). (DiT's paper has adaLN-Zero ahead of both as well.) These rows change the *whole* design: their blocks
 #   have no gates either.
-# - **adaLN-single** saves nearly a quarter of our parameters and costs 3 %. Gates that start **at 1** cost as much:
-#   that is what the zero buys here.
+# - **adaLN-single** saves nearly a quarter of our parameters and has 2 to 4 % more error. Gates that start **at 1** cost
+#   3 %: that is what the zero buys here. Three seeds do not tell these two apart.
 # - **Rotary** positions are worse here, in each seed. Our digits are centred, so the absolute place says much, and
 #   rotary positions say offsets only. That reading we did not test.
-# - **Long skips** (section 10) did not help, and three seeds cannot say whether they hurt. **Normalised queries and
+# - **Long skips** (section 10) did not help: each seed has more error, by .5 to 3 %. **Normalised queries and
 #   keys** (section 11) change the error by less than 1 %, in these 500 steps.
 
 # %% [markdown]
@@ -772,7 +775,8 @@ for (patch, width, depth), (errors, distances) in RECORDED_SHAPES.items():
           f"{np.mean(distances):4.1f} ± {np.std(distances, ddof=1):.1f}")  # fmt: skip
 
 # %% [markdown]
-# Then MNIST, at 28×28. Ten DiTs saw the same 768,000 images each (`benchmarks/transformers.py`, on a GPU; one seed).
+# Then MNIST, at 28×28. Ten DiTs saw the same 768,000 images each (`benchmarks/transformers.py`, on a GPU; one seed, and one
+# learning rate for all. The script lists two more, of width 128 and patch 2, which were not run.)
 # Each then drew 5,000 digits at $w = 1$. We fit $\log(\text{quality})$ by a straight line: in the logarithm of the
 # operations, of the parameters, and of both.
 #
@@ -1086,12 +1090,13 @@ at_16 = {kind: error[15] / error[-1] for kind, (error, _) in of_digits.items()}
 assert at_16["x0"] < 1.1 and at_16["v"] > 1.5 and at_16["eps"] > 4
 
 # %% [markdown]
-# Real digits have no sharp $d$, but the picture is the same: with $h = 16$ of 64, $\hat x_0$ is within 10 % of the
-# best possible error, and $\hat\varepsilon$ has more than four times as much. (A skip around the network, as in
-# chapter 12's preconditioning, would help $\hat\varepsilon$: it hands the noise on without the network.)
+# The right panel is for Gaussian data with the *covariance* of the digits. They have no sharp $d$, but the picture is
+# the same: with $h = 16$ of 64, $\hat x_0$ is within 10 % of the best possible error, and $\hat\varepsilon$ has more
+# than four times as much. (Real digits are not Gaussian, and this is one noise level, $\alpha = \sigma$. A skip around
+# the network, as in chapter 12's preconditioning, would help $\hat\varepsilon$: it hands the noise on.)
 #
 # Is it so for trained networks? The benchmark trained DiTs that see the whole digit as *one* patch of 64 numbers, 16
-# or 64 channels wide. They differ in what leaves the last layer alone: all have the *same* loss, the error of $x_0$
+# or 64 channels wide. They differ only in what the last layer predicts: all have the *same* loss, the error of $x_0$
 # weighted by $\min(\text{SNR}, 5)$, and the same images and noise.
 
 # %%
@@ -1129,9 +1134,10 @@ assert 10 * sum(flops_of_token.values()) < by_formula
 # determinant.)
 #
 # And see the wide $\hat x_0$: its distance is less than half of the best in section 7's table, with a tenth of the
-# operations. Those networks predict $v$ and have another loss, so more than one thing differs. But on 8×8 digits the
-# target matters more than any part of the transformer that we changed. Ask your own data before you believe either
-# table.
+# operations. Those networks predict $v$, have another loss, and draw from $t = 1$, so more than one thing differs.
+# By the Fréchet distance the target matters as much as positions do: $\hat v$ has over four times the distance of
+# $\hat x_0$ here, and a DiT without positions four times that of section 7's. By the error it matters less (10 %
+# against 88 %). Ask your own data before you believe either table.
 
 # %% [markdown]
 # ## 13 · The field, counted

@@ -20,7 +20,7 @@
 # - choose training times, and shift them when the pictures become larger;
 # - straighten a flow by reflow or by optimal transport, and measure what that changed and what it did not;
 # - connect any two sets of points, with and without noise on the way;
-# - recognise three silent mistakes: a wrong direction of time, a shift that only the training knows, and a
+# - recognise three silent mistakes: a reversed clock, a shift that only the training knows, and a
 #   coupling that does not know the labels.
 #
 # **You need** chapters 02, 06 and 07. **Time**: about 80 minutes of reading. The cells run for about
@@ -477,7 +477,7 @@ assert abs(by_times / by_weight - 1) < 0.02  # 40,000 examples: about half a per
 # $2/\pi$: they train on the same loss, although the processes look so different (Kingma & Gao 2023). Logit-normal times
 # change the weights: beyond $|\lambda| = 6$ less than a third of that part of the loss is left.
 #
-# **The shift.** In a picture of twice the side each old pixel has four neighbours that show nearly the same. Their mean
+# **The shift.** In a picture of twice the side each old pixel becomes four that show nearly the same. Their mean
 # has half the noise. So the same *time* hides less of a large picture. To hide as much, the level
 # $\sigma/\alpha$ must be twice as large (Hoogeboom et al. 2023; Esser et al. 2024). For a rectified flow and a factor
 # $k$ this is
@@ -671,7 +671,9 @@ assert twins["1 step"] < twins["20 steps"] / 5 and S_pixel > 0.02
 # 4. repeat if you like.
 #
 # Three facts hold for exact flows (Liu et al. 2023, section 3). The marginals at both ends stay. The transport cost
-# $\mathbb{E}\,c(x_1 - x_0)$ never rises, for every convex $c$ at once. And the paths become straighter.
+# $\mathbb{E}\,c(x_1 - x_0)$ never rises, for every convex $c$ at once. And among the rounds up to $K$ there is one with
+# $S \le \mathbb{E}\|x_1 - x_0\|^2/K$, with the pairs of the beginning: with enough rounds the paths become as straight as
+# you like.
 
 # %% [markdown]
 # How straight is the exact flow of the three clouds in the plane after *one* round? All lines are at
@@ -853,6 +855,7 @@ assert (gap[:, 1] < gap[:, 0] / 5).all() and (quality[:, 1] < quality[:, 0] / 20
 assert (exact_gap[:, 1] > 0.9 * exact_gap[:, 0]).all() and (
     exact_gap[:, 2] > 0.9 * exact_gap[:, 0]
 ).all()
+assert (S[:, 2] > 0.75 * S[:, 1]).all()
 assert (gap[:, 2] > gap[:, 1] / 2).all() and of_euler < 0.4 * exact_gap.min()
 assert (found["cost"] < 0.9).all()
 
@@ -861,8 +864,9 @@ assert (found["cost"] < 0.9).all()
 # smaller. The distance to the *exact* ends does not fall. Round 1 learns from the ends of round 0, with all their errors.
 #
 # Two lessons. **A floor**: the exact $S$ is 0 from round 1 on, but what the networks show is not. What is left is the
-# error of the network, and round 2 hardly changes it. A second round can only help if, after the first, lines
-# of the *exact* flow still meet. And **straight is not right**: $S$ compares the path with its own ends. It says
+# error of the network, and round 2 hardly changes it. Where no lines
+# of the *exact* flow meet after the first round, a second one has little left to do: here $S$ falls by less than a
+# quarter, and the distance to the exact ends does not fall. And **straight is not right**: $S$ compares the path with its own ends. It says
 # how many steps are needed, and nothing about where the path ends. So report both, $S$ and a distance to the data.
 
 # %% [markdown]
@@ -960,7 +964,7 @@ for d in dims:
     ).sum(1)
     vary[d] = far.std() / far.mean()
 assert vary[2] > 3 * vary[64]
-assert max(S_ot) < S_before / 20 and min(S_ot) > 10 * S[:, 1].max()
+assert max(S_ot) < S_before / 20 and min(S_ot) > 5 * S[:, 1].max()
 
 # %% [markdown]
 # In 2 dimensions a batch of 64 has more than 85 % of the possible gain, in 64 dimensions less than a third, and with 512
@@ -969,7 +973,8 @@ assert max(S_ot) < S_before / 20 and min(S_ot) > 10 * S[:, 1].max()
 #
 # On the three clouds it works well. The slopes of neighbouring lines differ less and less as the batch grows. A network
 # that was trained with $B = 64$ has less than a twentieth of the $S$ of the flow of independent pairs, and no
-# simulated pairs were needed. Reflow's networks of section 7 are straighter still, by more than ten times.
+# simulated pairs were needed. Reflow's networks of section 7 are straighter still. A part of that is their batches of 256,
+# which also saw four times as many examples.
 
 # %% [markdown]
 # ## 9 · Break it on purpose: a coupling that does not know the labels
@@ -1060,7 +1065,7 @@ assert S_blind > 10 * max(S_ot) and max(last_loss["labels ignored"]) < min(
 # pairs is even lower than within classes. Only the samples are wrong.
 #
 # The rule: **couple within what the network sees as a condition**, and within nothing else. The last line shows the other
-# side. A network without labels, with pairs made within classes, still has crossing lines, and $S$ stays more than ten
+# side. A network without labels (one, from one seed), with pairs made within classes, still has crossing lines, and $S$ stays more than ten
 # times as large. With text as the condition there are no two examples with the same one, so this cure
 # does not exist there.
 
@@ -1105,7 +1110,9 @@ fit_of = {name: metrics.mmd(np.asarray(path[-1]), roll_test) for name, path in m
 for name in COUPLINGS:
     print(f"{name:19} mean squared distance {travel[name]:.3f}, S = {bend_of[name]:.3f}, "
           f"MMD² to the spiral {fit_of[name]:.1e}")  # fmt: skip
-print(f"MMD² of the moons themselves {metrics.mmd(moons_test, roll_test):.1e}")
+other_roll = toy2d.load("test", kind="swiss_roll", n=4000).x[2000:]
+print(f"MMD² of the moons themselves {metrics.mmd(moons_test, roll_test):.1e}, "
+      f"of other points of the spiral {metrics.mmd(other_roll, roll_test):.1e}")  # fmt: skip
 
 # %%
 fig = plots.panels(
@@ -1308,7 +1315,7 @@ assert spreads[0] < spreads[1] < spreads[2]
 to_start, to_all = (
     np.linalg.norm(kept_apart[-1].mean(0) - at) for at in (left[FROM], right.mean(0))
 )
-assert to_all > 0.2 and to_start < to_all
+assert to_all > 0.2 and to_start < np.linalg.norm(left[FROM] - right.mean(0))
 
 # %% [markdown]
 # The pairs go to the covariance (12). For $g = 0$ one round is enough, and (12) is the optimal transport: the covariance
@@ -1317,8 +1324,8 @@ assert to_all > 0.2 and to_start < to_all
 #
 # Between the sets of points the end depends on $g$. With little noise the paths of one start end near together; with much noise
 # they spread over the spiral. The Schrödinger bridge ends as its own pairs say, because these pairs are where
-# the rounds stop. The bridge of *independent* pairs does not: its pairs would send each point everywhere alike, but its
-# paths end nearer to their start. The sampler forgets where it came from and sees $x_t$ alone.
+# the rounds stop. The bridge of *independent* pairs does not: its pairs would send each point everywhere alike, but from
+# this start the paths end, in the mean, nearer to it than the mean of the spiral is. The sampler forgets where it came from and sees $x_t$ alone.
 #
 # So which noise is right? For generating samples both ends are right with every $g$. For pairs that must stay pairs, as in
 # restoring pictures, $g$ decides how much of the start is kept.
@@ -1387,13 +1394,14 @@ print("flow and reflow differ by", {f"{t:.1f}": f"{gap:.2f}" for t, gap in betwe
 # @title Checked: the flow and its reflow agree at both ends and differ most in between
 widest = max(between_flows, key=between_flows.get)
 assert np.std(state("independent", 0.5)) < 0.85 * np.std(state("reflow", 0.5))
-assert rms(state("optimal in batches", 0.0) - state("reflow", 0.0)) > 0.05
+assert rms(state("optimal in batches", 0.0) - state("reflow", 0.0)) < exact_gap[:, 0].max()
 assert 0.2 < widest < 0.8 and between_flows[1.0] == 0 and between_flows[0.0] < 1e-5
 
 # %% [markdown]
 # They start in the same points. The flow and its reflow also end in the same points, and they differ most on the
 # way: the flow's points first move together towards the mean of the data, and part late.
-# The network's points end elsewhere, because optimal transport in batches makes other pairs.
+# The points of section 8's network end about as far from these as those of section 7's networks: its own error hides
+# whether its pairs are others.
 
 # %% [markdown]
 # ## 13 · Break it on purpose: two clocks
@@ -1429,13 +1437,27 @@ clocks = {
     "sign forgotten": lambda x, t: theirs(x, 1 - t),
     "clock forgotten": lambda x, t: -theirs(x, t),
     "both forgotten": lambda x, t: theirs(x, t),
-    "shift forgotten": lambda x, t: flow.velocity(
-        p, lambda y, u: plane.denoise(y, flow.shift(p, u, 3.0)), x, t
-    ),
+    "shift forgotten": lambda x, t: v_plane(x, flow.shift(p, t, 3.0)),
 }
+
+# %%
+# A test of the same five: the exact velocity of N(1, 0.3²) in the place of the network.
+lone = denoiser.gaussian_mixture(p, [[1.0]], [0.3], [1.0])
+v_lone = lambda x, t: flow.velocity(p, lone.denoise, x, t)
+tested = {
+    "both changes": v_lone,
+    "sign forgotten": lambda x, t: -v_lone(x, t),
+    "clock forgotten": lambda x, t: v_lone(x, 1 - t),
+    "both forgotten": lambda x, t: -v_lone(x, 1 - t),
+    "shift forgotten": lambda x, t: v_lone(x, flow.shift(p, t, 3.0)),
+}
+of_lone = {name: np.asarray(jax.jit(partial(wrong, v))(z[:, :1])) for name, v in tested.items()}
+
+# %%
 results = {name: np.asarray(jax.jit(partial(wrong, v))(z)) for name, v in clocks.items()}
 for name, x in results.items():
-    print(f"{name:16} std {x.std():8.2f}, Fréchet distance {metrics.frechet(x, unseen):.2g}")
+    print(f"{name:16} std {x.std():8.2f}, Fréchet distance {metrics.frechet(x, unseen):.2g}; on N(1, 0.3²): "
+          f"mean {of_lone[name].mean():8.2f}, std {of_lone[name].std():8.2f}")  # fmt: skip
 fig = plots.panels(results, behind=unseen[:2000], limits=(-1.6, 1.6), size=2, scale=2.2)
 coordinates(fig)
 plt.show()
@@ -1453,19 +1475,25 @@ assert all(
 for name in ("clock forgotten", "shift forgotten"):
     assert outside[name] < 0.01 and 0.6 < spread_of[name] < 0.85
     assert scores[name] > 10 * scores["both changes"]
+    assert of_lone[name].mean() < 0.9 and abs(of_lone[name].std() - 0.3) < 0.03
+assert abs(of_lone["both changes"].mean() - 1) < 0.03  # 2,000 samples, 50 steps
+assert min(of_lone[name].std() for name in ("sign forgotten", "both forgotten")) > 3
 
 # %% [markdown]
 # A wrong sign cannot be overlooked: the points run away from the data, and most of them leave the picture. A wrong clock
 # can be overlooked. All samples stay in the picture and form three clouds, only drawn together: their spread is too
 # small by 15 to 40 %. One would look for the cause in the network.
 #
-# The loss cannot show either mistake, since both are made after training. A test does, and it costs a minute: put the
-# *exact* velocity of a Gaussian in the place of the network, and look at the standard deviation of the samples.
+# The loss cannot show either mistake, since both are made after training. A test can, and it costs a minute. Put the
+# *exact* velocity of a Gaussian whose mean is not 0 in the place of the network, in the *network's* convention. Then
+# look at the mean of the samples. Their standard deviation shows a wrong sign only: a Gaussian's flow multiplies all
+# points alike, and a reversed clock changes only the order of the factors.
 
 # %% [markdown]
 # ## 14 · What to inspect
 #
-# 1. **The direction**: sample with the exact velocity of a Gaussian, in *your* sampler. The standard deviation tells at once.
+# 1. **The direction and the clock**: sample with the exact velocity of $\mathcal N(1, 0.3^2)$, in the network's convention
+#    and in *your* sampler. A wrong sign shows in the standard deviation, a wrong clock in the mean.
 # 2. **The levels** of the grid and of the training, both as log-SNR. Compare two methods at equal levels and weights.
 # 3. **The loss by time** (chapter 04). It does not go to 0: what is left is the variance of the slopes. With a coupling it is
 #    lower, and that is no sign of a better model.
@@ -1477,7 +1505,7 @@ for name in ("clock forgotten", "shift forgotten"):
 # ## Recap
 #
 # 1. A network learns the mean slope of all lines through a point. This velocity carries the whole distribution.
-# 2. With noise at one end, flow matching is diffusion in another unit and on another clock.
+# 2. With independent Gaussian noise at one end, flow matching is diffusion in another unit and on another clock.
 # 3. Paths bend where lines cross. Reflow replaces crossing pairs by pairs that a flow connects; $S$ measures the rest.
 # 4. Optimal transport in batches has fewer crossings from the start. Its gain depends on the batch size, and with labels it must
 #    stay within each class.

@@ -140,8 +140,8 @@ def fit_energy(x, centres, width, penalty):
 # One whole step from $t$ to $s$. The predictor is the exact step (12), with the noise `z_p`. Then comes one
 # corrector step (13) at $s$, with the noise `z_c`.
 #
-# The first axis counts the examples, which may be vectors or images. The step must be finite where
-# $\alpha_t = 0$. A step to $\sigma_s = 0$ has no corrector.
+# The first axis counts the examples, which may be vectors or images. The step must be finite and right where
+# $\alpha_t = 0$, for every $\eta \ge 0$. A step to $\sigma_s = 0$ has no corrector.
 #
 # **Expected.** The state at $s$, an array of `x`'s shape.
 #
@@ -248,8 +248,9 @@ def sample_reverse(denoise, x, noises, times, alpha, sigma, f, g2, eta):
 # ## 09.6
 # *derive and check · 20 minutes*
 #
-# A flow model says the velocity $v = \dot\alpha\,\hat x_0 + \dot\sigma\,\hat\varepsilon$ at $x$, which is the
-# probability flow: $dx = v\,dt$. A stochastic interpolant adds a free amount of noise. Its Euler–Maruyama step
+# A flow model gives the velocity $v = \dot\alpha\,\hat x_0 + \dot\sigma\,\hat\varepsilon$ at $x$, which is the
+# probability flow: $dx = v\,dt$. A stochastic interpolant adds noise, and its amount, `free`, may be any
+# number from 0 on. Its Euler–Maruyama step
 # over the time $dt$ has fresh noise with the variance $2\,\text{free}\,|dt|$, and as much of the score as keeps
 # the marginals. Write this step, for $dt < 0$ (to the data) **and** for $dt > 0$ (to the noise).
 #

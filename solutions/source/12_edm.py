@@ -121,7 +121,8 @@ def flow_weight(t, times, mean, std, sigma_data):
 #
 # <details><summary>Hint</summary>
 # First t' from its ratio. The signal shrinks from 1 − t to 1 − t', and the old noise shrinks with it. What
-# is missing from the variance t'² is added. Python divides no number by 0: treat t = 1 first.
+# is missing from the variance t'² is added. Python divides no number by 0: treat t = 1 first. Where γ = 0,
+# return [t, 1, 0] at once: there the difference of two equal squares may round below 0, and its root is nan.
 # </details>
 
 

@@ -140,7 +140,8 @@ def gate_gradient(emb, branch, cotangent):
 # the logarithm of the softmax's denominator, $s = \log\sum_j e^{\ell_j}$, once over the image's keys (`s_x`) and
 # once over the caption's (`s_c`). Make from these four what **joint** attention gives: one softmax over all keys.
 #
-# Logits may be large: $e^{s}$ may be infinite in float32. A caption of nothing but padding has
+# Logits may be large, and the two $s$ far apart, in both directions: $e^{s}$ may be infinite in float32, and so may
+# $e^{s_c - s_x}$. A caption of nothing but padding has
 # $s = -\infty$, and its `o_c` may hold anything finite.
 #
 # **Expected.** An array of `o_x`'s shape.
@@ -223,8 +224,8 @@ def joint_attention(image, context, counts, heads):
 # ## 16.6
 # *implement · 20 minutes*
 #
-# What does it cost to tell a transformer the time and the label? Count for the blocks alone, for one image of
-# $N$ patches, with the width $w$. Every dense layer has a bias. A block has layers for queries, keys and values
+# What does it cost to tell a transformer the time and the label? Count for the `depth` blocks alone, for one
+# image of $N$ patches, with the width $w$. Every dense layer has a bias. A block has layers for queries, keys and values
 # ($w \to 3w$), behind the attention ($w \to w$), and the dense network ($w \to 4w \to w$). The norms learn nothing.
 # Besides these there is, for `told` =
 #

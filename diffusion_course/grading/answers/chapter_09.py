@@ -257,7 +257,7 @@ def _steps(rng, ratio, *etas, first=False, last=False):
 
 def _both_ends(rng):
     ratio = (0.15, 0.4)
-    yield from _steps(rng, ratio, 0.7, 1.2, first=True)
+    yield from _steps(rng, ratio, 0.7, 0.0, 1.2, first=True)
     yield from _steps(rng, ratio, 0.7, 0.0, last=True)
 
 

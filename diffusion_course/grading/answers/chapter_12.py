@@ -423,6 +423,7 @@ AUTOGUIDED = exercise(
             (number(rng, 1.4, 1.8), number(rng, 1.6, 2.4)),
             (number(rng, 0.7, 0.8), number(rng, 1.3, 1.6)),
             (number(rng, 0.5, 0.6), number(rng, 0.3, 0.7)),
+            (number(rng, 1.4, 1.8), -number(rng, 0.1, 0.3)),
             _just(rng, 0.1),
         ),
     ),

@@ -168,10 +168,14 @@ def merge(o_x, s_x, o_c, s_c):
 
 
 def _attended(rng, *cases):
-    for shape, middle, empty in cases:
+    for shape, middle, kind in cases:
         sums = [normal(rng, *shape[:-1], mean=middle) for _ in range(2)]
-        if empty:  # the context of the last example is nothing but padding
+        if kind == "empty":  # the context of the last example is nothing but padding
             sums[1][-1] = -np.inf
+        if kind == "far":  # the queries lie far apart, and so do the two sums, in both directions
+            place = np.arange(shape[-2], dtype=np.float32)
+            sums = [s + 300 * place for s in sums]
+            sums[1] = sums[1] + 120 * (-1) ** place
         yield images(rng, *shape), sums[0], images(rng, *shape), sums[1]
 
 
@@ -179,13 +183,18 @@ MERGE = exercise(
     "16.4 · Two attentions are one",
     merge,
     Part(
-        "ordinary logits", 1, lambda rng: _attended(rng, ((2, 3, 4), 0.7, 0), ((3, 2, 5), -0.9, 0))
+        "ordinary logits",
+        1,
+        lambda rng: _attended(rng, ((2, 3, 4), 0.7, ""), ((3, 2, 5), -0.9, "")),
     ),
     Part(
         "large logits, and no context",
         2,
         lambda rng: _attended(
-            rng, ((2, 4, 3), 400.0, 0), ((2, 3, 2), -300.0, 0), ((3, 2, 4), 0.5, 1)
+            rng,
+            ((2, 4, 3), 400.0, ""),
+            ((2, 3, 2), -300.0, "far"),
+            ((3, 2, 4), 0.5, "empty"),
         ),
     ),
     mistakes="""
@@ -204,9 +213,16 @@ MERGE = exercise(
     each s has lost a maximum of its own: subtract the same number from both
         np.exp(s_c - top) -> np.exp(s_c - s_c.max())
         np.exp(s_x - top) -> np.exp(s_x - s_x.max())
+        w_x, w_c = -> s_x, s_c = np.float32(s_x), np.float32(s_c); w_x, w_c =
     the larger one does not take all
         np.exp(s_x - top)[..., None], np.exp(s_c - top)[..., None] ->
             1.0 * (s_x >= s_c)[..., None], 1.0 * (s_x < s_c)[..., None]
+    the two s may lie far apart: the exponential of their difference may be infinite too
+        np.exp(s_x - top)[..., None], np.exp(s_c - top)[..., None] ->
+            np.ones(s_x.shape)[..., None], np.exp(np.float32(s_c) - np.float32(s_x))[..., None]
+    subtract a maximum for each query: one for all lets the others underflow to 0/0
+        top = np.maximum(s_x, s_c) -> top = np.float32(max(s_x.max(), s_c.max()))
+        w_x, w_c = -> s_x, s_c = np.float32(s_x), np.float32(s_c); w_x, w_c =
     no context has the weight e^(−∞) = 0: with s = 0 it would have the weight 1
         top = np.maximum(s_x, s_c) ->
             s_c = np.where(np.isinf(s_c), 0, s_c); top = np.maximum(s_x, s_c)
@@ -226,11 +242,14 @@ def joint_attention(image, context, counts, heads):
     return (weights @ v).transpose(0, 2, 1, 3).reshape(B, N + L, C)
 
 
-def _streams(rng, *sizes):
+def _streams(rng, *sizes, apart=0.0):
     for B, N, L, heads, d, padded in sizes:
         length = rng.permutation(np.linspace(1, L - 1, B).round().astype(int)) if padded else L
         counts = np.broadcast_to(np.arange(L) < np.reshape(length, (-1, 1)), (B, L)).copy()
         image, context = (normal(rng, 3, B, n, heads * d, mean=0.3, std=0.9) for n in (N, L))
+        for stream in (image, context):  # all logits far below 0: no finite number stands for −∞
+            stream[0] += apart
+            stream[1] -= apart
         yield image, context, counts, heads
 
 
@@ -238,7 +257,7 @@ JOINT = exercise(
     "16.5 · This joint attention is broken",
     joint_attention,
     Part("several heads", 1, lambda rng: _streams(rng, (2, 4, 3, 2, 3, 0), (1, 3, 5, 3, 2, 0))),
-    Part("padding", 1, lambda rng: _streams(rng, (3, 4, 3, 1, 5, 1))),
+    Part("padding", 1, lambda rng: _streams(rng, (3, 4, 3, 1, 5, 1), apart=4.0)),
     Part("both", 2, lambda rng: _streams(rng, (2, 6, 5, 4, 2, 1))),
     mistakes="""
     both bugs are still there
