@@ -97,10 +97,17 @@ def progressive() -> dict[int, nnx.Module]:
     return found
 
 
-def consistency_training() -> dict[int, nnx.Module]:
-    """From nothing and without a teacher; the grid doubles three times."""
-    model = weights.build(UNET)
-    for stage, grid in enumerate((16, 32, 64, 128)):
+def consistency_training(start: str = "mnist", grids=(8, 16, 32, 64), rate=2e-4):
+    """Without a teacher's steps; the grid doubles from stage to stage.
+
+    Args:
+      start: released weights to begin with, or "" for none.
+      grids: numbers of times, one for each stage.
+      rate: Adam's peak. From nothing 2e-3 (over 1, 2, 3, 4, with grids from 16 to 128 and an
+        average of .999) ended at 17 % recognised; 1e-3 with grids from 2 to 32 at 94 %.
+    """
+    model = weights.load(start).model if start else weights.build(UNET)
+    for stage, grid in enumerate(grids):
 
         def loss(model, x, labels, key, grid=grid):
             jump = plain_jump(model, labels)
@@ -108,10 +115,13 @@ def consistency_training() -> dict[int, nnx.Module]:
                 jump, jump, VP, "v", x, key, steps=grid, distance=flow_map.pseudo_huber(0.1)
             )
 
-        model = fit(
-            model, loss, digits(stage), steps=STEPS // 4, rate=2e-3 / (1 + stage), seed=stage
-        )
+        steps = STEPS // len(grids)
+        model = fit(model, loss, digits(stage), steps=steps, rate=rate, ema=0.99, seed=stage)
     return {0: model}
+
+
+def consistency_training_from_nothing():
+    return consistency_training(start="", grids=(2, 4, 8, 16), rate=3e-4)
 
 
 def shortcut() -> dict[int, nnx.Module]:
@@ -194,6 +204,7 @@ def distribution() -> dict[int, nnx.Module]:
 TRAIN = {
     "progressive distillation": progressive,
     "consistency training": consistency_training,
+    "consistency training from nothing": consistency_training_from_nothing,
     "shortcut": shortcut,
     "reflow": reflow,
     "distribution matching": distribution,
@@ -257,6 +268,9 @@ DRAW = {
         lambda n: recipes.few_steps(CONSISTENCY, n), "mnist"
     ),
     "consistency training": Draw(
+        drawn(flow_map.consistency(VP), lambda m, labels: denoiser(m, VP, "v", labels)), ""
+    ),
+    "consistency training from nothing": Draw(
         drawn(flow_map.consistency(VP), lambda m, labels: denoiser(m, VP, "v", labels)), ""
     ),
     "shortcut": Draw(drawn(flow_map.jumps(FLOW), by_jumps), ""),
