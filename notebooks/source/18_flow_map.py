@@ -146,8 +146,10 @@ assert abs(within(by_teacher[1]) / within(by_teacher[50]) - 0.2) < 0.05
 #
 # The row of one evaluation is not a fault of the network. At $t = 1$ the state is pure noise and says nothing
 # about the digit. The network was trained for the *mean* of all digits that may lie behind it, and this is what
-# it answers. No better training of a denoiser can change that. A one-step model needs another *question*.
-#
+# it answers. (With guidance $w = 2$ we see twice the mean of the class, less the mean of all digits.) No better
+# training of a denoiser can change that. A one-step model needs another *question*.
+
+# %% [markdown]
 # (Even with 50 evaluations the distance is well above that of unseen real digits. Most of this is the price of
 # guidance: the network's card says 0.79 at $w = 1$ and 1.84 at $w = 2$, where the digits are more typical than
 # real ones. A student that imitates this teacher inherits it. So we also measure the distance to the
@@ -168,13 +170,14 @@ assert abs(within(by_teacher[1]) / within(by_teacher[50]) - 0.2) < 0.05
 # Then $X(x, t, t) = x$ holds by itself. For $s \to t$ the right $G$ is the denoiser $D(x, t)$. For $s = 0$ it
 # is the place where the flow ends, and a network for this $G$ is called a **consistency model**.
 #
-# Three equations tell the right map from wrong ones:
+# Three equations hold for the right map. The derivative, with $X(x, s, s) = x$, defines it; the other two need
+# something more:
 #
 # | equation | says | learnt by |
 # |---|---|---|
-# | **semigroup** | $X(X(x,t,m),m,s) = X(x,t,s)$ | progressive distillation, shortcut models, CTM |
-# | **derivative** | $\frac{d}{dt}X(x_t,t,s) = 0$ along the flow | consistency models, sCM, MeanFlow |
-# | **distribution** | $X(\text{noise},1,0)$ is distributed like the data | DMD, and every GAN |
+# | **semigroup** | $X(X(x,t,m),m,s) = X(x,t,s)$ | progressive distillation, shortcut models, consistency trajectory models (CTM) |
+# | **derivative** | $\frac{d}{dt}X(x_t,t,s) = 0$ along the flow | consistency models, TrigFlow, MeanFlow |
+# | **distribution** | $X(\text{noise},1,0)$ is distributed like the data | distribution matching (DMD), and every GAN |
 
 # %% [markdown]
 # Before we train anything, we look at data for which all this is known. If the data are normal, with mean $\mu$
@@ -644,21 +647,23 @@ assert by_consistency[4][:, 0].mean() < min(fifty[0], metrics.frechet(of_teacher
 second_column = {name: {n: wall[name][n][:, 1].mean() for n in (1, 2, 8)}
               for name in ("consistency", "progressive")}  # fmt: skip
 assert second_column["consistency"][1] < second_column["progressive"][1]
-assert second_column["consistency"][8] > second_column["progressive"][8]
-assert second_column["consistency"][8] > second_column["consistency"][2]
-assert second_column["progressive"][8] < second_column["progressive"][2]
+# With eight evaluations the means differ by less than the scatter of three starts.
+both = [by_way[8][:, 1] for by_way in (by_consistency, by_stages)]
+assert abs(both[0].mean() - both[1].mean()) < both[0].std(ddof=1) + both[1].std(ddof=1)
 assert losses_seen[-50:].mean() > 0.5 * losses_seen[:50].mean()
 
 # %% [markdown]
 # In each of the three starts this student is nearer to the real digits than the other one, at every number of
 # evaluations. With four it is even nearer than its own teacher with 50. That is suspicious: how can a student
 # beat its teacher?
-#
-# The second column gives a hint. The other student comes nearer to the teacher's digits when it may take eight
-# evaluations in place of two. This one does not. So it does not follow the guided flow exactly, and it adds
-# fresh noise before every further jump. Where it misses its target, it happens to land nearer to the real
-# digits, since guidance had taken the teacher away from them (section 1). A distance to the data alone would
-# have called this a success of the imitation.
+
+# %% [markdown]
+# The second column does not show a better imitation. With eight evaluations this student is 0.92 ± 0.09 from the
+# teacher's digits and the other one 0.83 ± 0.13: three starts do not tell them apart. Yet their distances to the
+# real digits differ in every start. So this student gains something that its teacher does not have. It adds
+# fresh noise before every further jump, and guidance had taken the teacher away from the real digits (section
+# 1); we did not test which of the two matters. A distance to the data alone would have called this a better
+# imitation.
 #
 # Look at the loss, too. It fell by less than a half, while the distance of the one-step digits fell from 18.6
 # to about 2.5. The loss compares neighbours, and neighbours agreed nearly from the beginning. Judge such a
@@ -795,7 +800,7 @@ derivative, secant = slopes(teacher, x_some, t_some)
 print(f"teacher: derivative by t {derivative:.2f}, slope over ± 0.02 {secant:.2f}")
 
 # %% [markdown]
-# The teacher's derivative is larger by a third than the slope that it really has: it wiggles with the time. In
+# The teacher's derivative is larger by about two fifths than its mean slope over ± 0.02: it wiggles with the time. In
 # (7) these wiggles would be multiplied by $t - s$ and become the target. So a network for MeanFlow gets a small
 # `time_scale`, 20 in place of 1000.
 #
@@ -830,7 +835,7 @@ for n, grades in wall["MeanFlow"].items():
     print(f"MeanFlow, {n} evaluations: {say(grades)}")
 
 # %% tags=["claims"]
-# @title Checked: the loss stays at 1, and the samples are good; the small time scale is smooth
+# @title Checked: the loss stays at 1, and the samples beat one step of the teacher; the derivative is smooth
 assert abs(curve[:50].mean() - 1) < 0.01 and abs(curve[-50:].mean() - 1) < 0.01
 by_meanflow = wall["MeanFlow"]
 assert (by_meanflow[1] < wall["teacher"][1] / 2).all() and (by_meanflow[2] < by_meanflow[1]).all()
@@ -842,8 +847,9 @@ assert derivative > 1.3 * secant and own_derivative < 1.1 * own_secant
 # its *value* is always nearly 1, and only its *gradient* says anything. Who watches this curve learns nothing.
 # Watch samples, or the size before the division.
 #
-# This network draws digits in one evaluation, and no teacher has shown it how. With the small time scale its
-# derivative is what its slope is.
+# This network draws digits in one evaluation, and no teacher has shown it how. Its derivative
+# by the time, with the small time scale, is hardly larger than its mean slope. (It is another network with
+# another target, so this alone is no proof that the scale does it.)
 
 # %% [markdown]
 # ## 7 · The distribution: a difference of two scores
@@ -961,7 +967,9 @@ assert all(abs(cloud_at[0] - ends[0.98][0]) < 2 * ends[0.98][1] for cloud_at in 
 # number more), and $w = 2$ is the guidance of every target. Each number is the mean of three starts with 500
 # digits each. The updates differ, since the methods differ: four stages of 200 for progressive distillation
 # (each number of evaluations has its own student), 500 for consistency, and 1,000 for MeanFlow, which began
-# with nothing. The first two began with a network that had been trained for 6,000 updates.
+# with nothing. The first two began with a network that had been trained for 6,000 updates. Each student was
+# trained once, at a rate of 1e-3 (progressive) or 3e-3 (the others); the ± is that of three starts, not of three
+# trainings.
 #
 # **Predict, then run.** Will one method be the best in both panels?
 
@@ -997,6 +1005,8 @@ plots.image_grid(
     [x[:12] for x in wall_rows.values()], list(wall_rows), "The same noise in each column"
 )
 plt.show()
+
+# %%
 known = {
     name: metrics.class_accuracy(judge(expert.model, x)[0], LABELS) for name, x in wall_rows.items()
 }
@@ -1004,14 +1014,16 @@ apart = {name: rms(x - by_teacher[50]) for name, x in wall_rows.items()}
 apart["another noise"] = rms(
     draw(teacher, start(1), 50, jax.random.key(0), "teacher") - by_teacher[50]
 )
+apart["MeanFlow, another noise"] = rms(
+    draw(meanflow.ema, start(1), 1, jax.random.key(0), "mean flow") - by_teacher[50]
+)
 print("recognised:", {name: f"{share:.1%}" for name, share in known.items()})
 print("rms per pixel to the teacher's 50:", {name: f"{value:.2f}" for name, value in apart.items()})
 
 # %% tags=["claims"]
-# @title Checked: no method is first in all columns; accuracy tells nothing; two students keep the digit
-ranking = {(n, column): min(wall, key=lambda name: wall[name][n][:, column].mean())
-           for n in BUDGETS for column in (0, 1)}  # fmt: skip
-assert all(ranking[n, 0] == "consistency" for n in BUDGETS) and ranking[8, 1] == "progressive"
+# @title Checked: consistency is nearest to the data; accuracy tells nothing; two students keep the digit
+nearest_to_data = {min(wall, key=lambda name, n=n: wall[name][n][:, 0].mean()) for n in BUDGETS}
+assert nearest_to_data == {"consistency"}
 assert all(
     wall[name][1][:, 0].max() < wall["teacher"][1][:, 0].min() / 2
     for name in wall
@@ -1024,36 +1036,36 @@ assert all(wall["MeanFlow"][n].mean(0)[0] > wall[name][n].mean(0)[0]
 followers = max(apart["progressive, 1"], apart["consistency, 1"])
 assert (
     followers < apart["teacher, 1"] / 2
-    and followers < apart["MeanFlow, 1"] < apart["another noise"]
+    and followers < apart["MeanFlow, 1"] < apart["MeanFlow, another noise"]
 )
 assert apart["consistency, 2"] > 1.3 * apart["consistency, 1"]
 
 # %% [markdown]
-# No. Consistency distillation is the nearest to the real digits at every budget. With eight evaluations
-# progressive distillation is the nearest to the teacher. MeanFlow is behind both, and with eight evaluations
+# Not for certain. Consistency distillation is the nearest to the real digits at every budget. To the teacher it and
+# progressive distillation are about equally near. MeanFlow is behind both, and with eight evaluations
 # behind the teacher's DDIM too. It is the only one that had no teacher: it shows what a thousand updates can do
-# from nothing. But all of them take the wall away: with one evaluation, each has less than half of the distance
+# from nothing. But all of them lower the wall: with one evaluation, each has less than half of the distance
 # of the teacher's DDIM. The accuracy is 99 % or more in every row, the blurred one included.
 #
 # Look at the columns of the picture. The two students draw *the teacher's* digit with one evaluation, from the
 # same noise, as a flow map should. The consistency model with two evaluations draws another one: its second
 # jump begins with fresh noise. And MeanFlow, which has never seen the teacher, is a little nearer to the
-# teacher's digit than another noise would be: two networks on two processes have learnt flows that are related,
-# and not the same.
+# teacher's digit than its own digit from another noise: two networks on two processes have learnt flows that are
+# related, and not the same.
 
 # %% [markdown]
 # **On MNIST.** The same race with 28×28 digits is a *recorded* benchmark (`benchmarks/wall.py`, one H200,
 # November 2026). Every method has the same U-Net (MeanFlow's and the shortcut model's are told one number
-# more), 10,000 updates of 128 digits, and $w = 1.5$. (Consistency training has no teacher, and so no guidance.
-# The teacher's own training is not counted.) Progressive and consistency distillation and distribution matching
-# begin with the teacher's weights, the others with nothing. One run each, 5,000 digits per number. "Coverage"
-# is the share of unseen real digits with a drawn one near by.
+# more), 10,000 updates of 128 digits, and $w = 1.5$. Consistency training has no teacher's steps, and so no
+# guidance: its two rows have $w = 1$. The training of the teachers is not counted. Shortcut, MeanFlow and the row
+# "from nothing" begin with nothing, all others with their teacher's weights. Reflow has a teacher of its own, the
+# rectified flow of chapter 17, whose row is "flow, Euler". One run each, 5,000 digits per number. "Coverage" is
+# the share of unseen real digits with a drawn one near by.
 
 # %%
 MNIST_WALL = {  # evaluations -> recognised, distance to data, to teacher, coverage
     "DDIM of the teacher": {1: (1.0, 44.61, 34.09, 0.007), 2: (1.0, 14.35, 7.33, 0.482),
-        4: (0.998, 6.54, 1.94, 0.77), 8: (0.997, 3.58, 0.42, 0.864),
-        50: (0.994, 1.94, 0.0, 0.907)},
+        4: (0.998, 6.54, 1.94, 0.77), 8: (0.997, 3.58, 0.42, 0.864), 50: (0.994, 1.94, 0.0, 0.907)},
     "DPM-Solver++(2M) of the teacher": {1: (1.0, 44.61, 34.09, 0.007),
         2: (1.0, 14.35, 7.33, 0.482), 4: (0.998, 4.97, 1.09, 0.82), 8: (0.994, 2.51, 0.1, 0.892),
         50: (0.994, 1.74, 0.01, 0.908)},
@@ -1062,25 +1074,34 @@ MNIST_WALL = {  # evaluations -> recognised, distance to data, to teacher, cover
     "shortcut": {1: (0.995, 2.87, 0.64, 0.824), 2: (0.993, 2.35, 0.44, 0.854),
         4: (0.993, 2.13, 0.29, 0.875), 8: (0.995, 1.92, 0.2, 0.895)},
     "distribution matching": {1: (0.995, 2.13, 0.44, 0.888)},
-    "consistency training": {1: (0.179, 72.83, 83.66, 0.045), 2: (0.171, 68.33, 79.23, 0.052),
-        4: (0.169, 63.04, 74.19, 0.066), 8: (0.165, 60.68, 72.34, 0.069)},
-    "consistency distillation": {1: (0.994, 2.03, 0.2, 0.861), 2: (0.992, 1.96, 0.16, 0.876)},
-    "MeanFlow": {1: (0.997, 2.91, 0.85, 0.833)},
+    "consistency distillation": {1: (0.994, 2.03, 0.2, 0.861), 2: (0.992, 1.96, 0.16, 0.876),
+        4: (0.992, 1.88, 0.21, 0.903), 8: (0.988, 1.86, 0.32, 0.916)},
+    "MeanFlow": {1: (0.997, 2.91, 0.85, 0.833), 2: (0.995, 1.48, 0.34, 0.899),
+        4: (0.997, 1.95, 0.25, 0.91), 8: (0.999, 2.03, 0.27, 0.916)},
+    "flow, Euler": {1: (1.0, 42.49, 33.06, 0.014), 2: (1.0, 12.8, 6.57, 0.524),
+        4: (1.0, 5.3, 1.4, 0.808), 8: (0.997, 3.05, 0.29, 0.886), 50: (0.996, 1.81, 0.0, 0.913)},
+    "reflow": {1: (0.998, 2.16, 0.2, 0.867), 2: (0.997, 2.11, 0.11, 0.885),
+        4: (0.996, 2.05, 0.07, 0.896), 8: (0.996, 1.99, 0.05, 0.9)},
+    "consistency training": {1: (0.968, 1.5, 2.48, 0.83), 2: (0.954, 1.37, 2.84, 0.858),
+        4: (0.948, 1.11, 2.62, 0.895), 8: (0.944, 1.12, 2.6, 0.906)},
+    "consistency training from nothing": {1: (0.97, 3.25, 4.16, 0.663),
+        2: (0.959, 2.47, 3.78, 0.752), 4: (0.95, 1.99, 3.38, 0.831), 8: (0.939, 2.01, 3.35, 0.852)},
 }  # fmt: skip
 
 # %%
 MNIST_STARTS = (2.028, 2.262, 2.07)  # consistency, 1 evaluation, to the data: three starts
+TEACHER_AT_1 = 0.89  # the teacher's distance to the data with w = 1 and 25 steps: its card
 mnist_floor = 0.416  # the distance of 5,000 unseen real digits to the data
 print("recognised, distance to the data, to the teacher, coverage")
 for name, at_counts in MNIST_WALL.items():
     for n, (share, to_data, to_teacher, coverage) in at_counts.items():
-        print(f"{name:30} {n:2}: {share:7.2%} {to_data:6.2f} {to_teacher:6.2f} {coverage:6.1%}")
+        print(f"{name:33} {n:2}: {share:7.2%} {to_data:6.2f} {to_teacher:6.2f} {coverage:6.1%}")
 
 fig, ax = plt.subplots(figsize=(7.6, 3.6))
 for i, (name, at_counts) in enumerate(MNIST_WALL.items()):
-    if name != "consistency training":  # far above the others
+    if "training" not in name and name != "flow, Euler":  # another w; much like the first row
         few = [n for n in at_counts if n <= 8]
-        style = {"color": plots.SERIES[i % 6], "ls": plots.DASHES[i % 6], "label": name}
+        style = {"color": plots.SERIES[i % 6], "ls": plots.DASHES[(i + i // 6) % 6], "label": name}
         ax.loglog(few, [at_counts[n][1] for n in few], "o", ms=5 - i // 3, **style)
 ax.axhline(MNIST_WALL["DDIM of the teacher"][50][1], color=plots.TRUTH, lw=1)
 ax.text(8, 1.9, "teacher, 50", size="small", va="top", ha="right")
@@ -1124,30 +1145,53 @@ students = ("progressive distillation", "consistency distillation", "distributio
 assert all(
     its_ddim[50]["data"] < shown[name][1]["data"] < 1.2 * its_ddim[50]["data"] for name in students
 )
+reflowed, its_flow = shown["reflow"], shown["flow, Euler"]
+assert its_flow[50]["data"] < reflowed[1]["data"] < 1.2 * its_flow[50]["data"] < its_flow[8]["data"]
 assert all(
     shown[name][1]["data"] < its_ddim[8]["data"] for name in (*students, "MeanFlow", "shortcut")
 )
 matched, halved = shown["distribution matching"][1], shown["progressive distillation"][1]
-assert matched["teacher"] > 2 * halved["teacher"]
+solver = shown["DPM-Solver++(2M) of the teacher"][8]["data"]
+assert all(shown[name][1]["data"] < solver for name in students)
+assert all(solver < shown[name][1]["data"] < 3 for name in ("MeanFlow", "shortcut"))
+# %% tags=["claims"]
+# @title Checked: what the record does not decide, and what a start from the teacher's weights brings
 # No verdict between two students is taken from the data: three starts of one differ by as much.
 assert abs(matched["data"] - halved["data"]) < max(MNIST_STARTS) - min(MNIST_STARTS)
-assert all(row["share"] < 0.2 for row in shown["consistency training"].values())
+begun, anew = (shown[f"consistency training{start}"] for start in ("", " from nothing"))
+assert all(1.7 < anew[n]["data"] / begun[n]["data"] < 2.3 for n in BUDGETS)
+assert begun[4]["data"] < 0.75 * begun[1]["data"] and anew[4]["data"] < 0.75 * anew[1]["data"]
+assert begun[1]["data"] > 1.6 * TEACHER_AT_1 and begun[4]["data"] < 1.3 * TEACHER_AT_1
 assert shown["MeanFlow"][1]["data"] > 1.2 * halved["data"]
-assert all(0.8 < shown[name][1]["coverage"] < its_ddim[50]["coverage"] for name in students)
+assert all(
+    0.8 < shown[name][1]["coverage"] < its_ddim[50]["coverage"]
+    for name in (*students, "MeanFlow", "shortcut")
+)
 
 # %% [markdown]
 # The teacher's DDIM in one evaluation: 100 % recognised, and less than one in a hundred unseen digits has a
-# drawn one near it. All students but one are far from this. The three that began with the teacher's weights are
-# within a fifth of its 50 evaluations with *one*. MeanFlow and the shortcut model began with nothing. Their one
-# evaluation still beats eight of the teacher's DDIM.
+# drawn one near it. All students are far from this. The three that began with the teacher's weights are
+# within a fifth of DDIM's 50 evaluations with *one*, and nearer to the data than the teacher's better sampler,
+# DPM-Solver++, with eight (2.51). MeanFlow and the shortcut model began with nothing. Their one evaluation (2.9)
+# beats eight of DDIM (3.58), but not eight of DPM-Solver++. Coverage with one evaluation is below that of the
+# teacher's 50 in all five.
+
+# %% [markdown]
+# Which student is the best, these numbers cannot say: from three sets of 5,000 noises the consistency model's
+# distance to the data was 2.03, 2.26 and 2.07. The third column does not decide either. All rows began with the
+# teacher's noise, so a student that follows the teacher's map draws nearly the teacher's own digits, and can
+# come near 0. Distribution matching learns no map: its digits are *other* digits, and two sets of other digits
+# differ even if one model draws both. (It also trains a second network beside the first.)
+
+# %% [markdown]
+# Reflow straightens a flow, and one step of Euler is then within a fifth of its teacher's 50 (2.16, 1.81).
 #
-# Which of the three is the best, these numbers cannot say: from three sets of 5,000 noises the consistency model's
-# distance to the data was 2.03, 2.26 and 2.07. But distribution matching is more than twice as far from the
-# teacher as progressive distillation: it learns no map, only a distribution (section 2). Coverage is below the
-# teacher's in every student: something is lost.
-#
-# Consistency training without a teacher failed in this run. We show the row as it is: we have not found out
-# why.
+# Consistency training is the only one without a teacher's steps and without guidance. Compare it with the
+# teacher at $w = 1$, which has 0.89 with 25 steps. From the teacher's weights it comes to 1.50 with one evaluation
+# and 1.11 with four (Geng et al. 2024, arXiv:2406.14548, propose this start). From nothing it stays about twice as
+# far. And it is easy to spoil: another run from nothing, with a rate of Adam that began seven times higher, a grid
+# of 16 to 128 times instead of 2 to 16 and a longer average, ended at 17 % recognised. We did not vary the three
+# apart.
 
 # %% [markdown]
 # ## 9 · What is lost: diversity
@@ -1175,6 +1219,7 @@ DRAWN = {
     "consistency, 1": (consistency.ema, 1, "consistency"),
     "consistency, 4": (consistency.ema, 4, "consistency"),
     "MeanFlow, 1": (meanflow.ema, 1, "mean flow"),
+    "MeanFlow, 8": (meanflow.ema, 8, "mean flow"),
 }
 clouds_of = {  # two starts where 50 evaluations are needed, three elsewhere
     "w = 1, 50": [draw(teacher, start(seed), 50, keys[0], "plain") for seed in (0, 100)],
@@ -1193,7 +1238,7 @@ for name, shares in kept.items():
 part_of = {name: shares.mean() for name, shares in kept.items()}
 by_guidance = part_of["w = 1, 50"] - part_of["teacher, 50"]
 assert kept["teacher, 50"].max() < kept["w = 1, 50"].min() < part_of["unseen digits"]
-for name in ("progressive, 1", "consistency, 1", "MeanFlow, 1"):
+for name in ("progressive, 1", "consistency, 1"):
     lost = part_of["teacher, 50"] - part_of[name]  # of 500 digits: they scatter by two points
     assert 0.12 < lost < 0.28 and lost > 1.3 * by_guidance
     assert kept["teacher, 4"].max() < kept[name].min()
@@ -1202,21 +1247,23 @@ assert abs(part_of["consistency, 4"] - part_of["teacher, 50"]) < 0.05
 
 # %% [markdown]
 # The few evaluations take more. The network keeps almost nine tenths of the real spread at $w = 1$. Guidance
-# takes some eight points of it. One evaluation of a student takes fifteen to twenty-five points more, and the
-# teacher's own DDIM in four evaluations thirty. With four evaluations the consistency model has about all of
-# its teacher's spread.
+# takes some eight points of it. One evaluation of a student takes fifteen to twenty-five points more (MeanFlow,
+# which has no teacher, is shown with one and with eight), and the teacher's own DDIM in four evaluations thirty.
+# With four evaluations the consistency model has about all of its teacher's spread.
 #
 # A likely reason is the staircase of section 3. A smooth network rounds its edges, so what one evaluation draws
 # lies nearer to the middle of its class. In the pictures this is hard to see: typical digits look good. So
 # measure it.
-#
+
+# %% [markdown]
 # ## 10 · Editing in one evaluation
 #
-# `to_data` and a consistency model are ordinary denoisers $D(x, t)$. So everything of chapter 08 works with
-# them. We take the SDEdit of that chapter: 360 unseen digits, made crude (each pixel black or white), get noise
+# `to_data` and a consistency model are called like a denoiser, $D(x, t)$. So the code of chapter 08 accepts them.
+# What needs the *mean*, such as DDIM, is then wrong (section 12); SDEdit with the `consistency` sampler is right.
+# We take the SDEdit of that chapter: 360 unseen digits, made crude (each pixel black or white), get noise
 # up to $t = 0.5$, and come back with their label. How many evaluations does this need?
 #
-# **Predict, then run.** One evaluation of the student against two and twenty of the teacher: which is nearest
+# **Predict, then run.** One evaluation of the student against one to twenty of the teacher: which is nearest
 # to real digits?
 
 # %%
@@ -1231,7 +1278,9 @@ def edit(model, key, method, steps):
 
 
 edited = {
+    "teacher, 1": (teacher, "teacher", 1),
     "teacher, 2": (teacher, "teacher", 2),
+    "teacher, 10": (teacher, "teacher", 10),
     "teacher, 20": (teacher, "teacher", 20),
     "consistency, 1": (consistency.ema, "consistency", 1),
     "consistency, 2": (consistency.ema, "consistency", 2),
@@ -1244,10 +1293,8 @@ quality = {
 moved = {name: np.array([rms(x - crude) for x in xs]) for name, xs in edits.items()}
 print(f"crude digits: Fréchet distance {metrics.frechet(look(crude), real):.1f}")
 for name, values in quality.items():
-    print(
-        f"{name:14}: {values.mean():.2f} ± {values.std(ddof=1):.2f}, "
-        f"changed by {moved[name].mean():.2f}"
-    )
+    print(f"{name:14}: {values.mean():.2f} ± {values.std(ddof=1):.2f}, "
+          f"changed by {moved[name].mean():.2f}")  # fmt: skip
 
 # %%
 pictures = [unseen.x[:12], crude[:12], *(xs[0][:12] for xs in edits.values())]
@@ -1255,8 +1302,9 @@ plots.image_grid(pictures, ["real", "crude", *edits], "SDEdit from $t$ = 0.5")
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: one evaluation of the student is as good as twenty of the teacher
+# @title Checked: one evaluation of the student is as good as ten to twenty of the teacher
 assert (quality["consistency, 1"] < quality["teacher, 2"]).all()
+assert abs((quality["consistency, 1"] - quality["teacher, 10"]).mean()) < 0.15
 gain = quality["consistency, 1"] - quality["teacher, 20"]
 print("student less teacher with 20, start by start:", gain.round(2))
 assert (
@@ -1266,7 +1314,7 @@ assert (
 assert quality["consistency, 2"].mean() > quality["consistency, 1"].mean()
 
 # %% [markdown]
-# One evaluation of the student is as good as twenty of the teacher, which are forty calls of the network, and
+# One evaluation of the student is as good as ten to twenty of the teacher, two calls of the network each, and
 # it changes the picture by as much. Two evaluations are not better here.
 
 # %% [markdown]
@@ -1360,12 +1408,12 @@ assert by_exact[1] < 1e-6 and by_exact[8] > by_exact[4] > by_exact[2] > 0.1
 assert wider > 1.1 and abs(wrongly - 1.34) < 0.1
 
 # %% [markdown]
-# The noise that is left has the standard deviation $\sigma(0.1)$, as it must. On these coarse pictures it is
-# hard to see. The Fréchet distance sees it.
+# The noise that is left has the standard deviation $\sigma(0.1)$, as it must, and the Fréchet distance sees it.
 #
-# Under DDIM both students move away from the teacher with every further evaluation. The output shows that no
-# training is to blame: the *exact* map of section 3 does the same. Equation (1) needs $G(x, t, s)$ for the step
-# from $t$ to $s$. A one-step student knows $G(x, t, 0)$ only, the end of the path. A path bends, so on the
+# Under DDIM both students move away from the teacher with every further evaluation. Better training would not
+# cure this: the *exact* map of section 3 does the same. Equation (1) needs $G(x, t, s)$ for the step from $t$ to
+# $s$. A consistency model knows $G(x, t, 0)$ only, the end of the path. (The progressive student knows even
+# less: its last stage asked it at $t = 1$ only. That is a second cause.) A path bends, so on the
 # straight way to its end we leave it, and the next answer is the end of another path. For steps in between we
 # need a map that was trained for them: another stage, or a network that is told $s$.
 
@@ -1382,8 +1430,8 @@ assert wider > 1.1 and abs(wrongly - 1.34) < 0.1
 # 1. **The number of network calls**, not of steps: a guided teacher makes two per evaluation.
 # 2. **Two distances**: to the data and to the teacher's own samples, with the number of samples, three starts,
 #    the floor. Accuracy is no measure.
-# 3. **More evaluations must not be worse.** If they are, ask first whether this is the sampler that the student
-#    was made for (section 12).
+# 3. **Are more evaluations much worse?** Then ask first whether this is the sampler that the student was made for
+#    (section 12). A little worse is common where every jump adds fresh noise.
 # 4. **The same noise** as the teacher: side by side in a column. What follows the teacher's map must draw the
 #    same digit with one evaluation.
 # 5. **The spread** within a class.
@@ -1397,7 +1445,7 @@ assert wider > 1.1 and abs(wrongly - 1.34) < 0.1
 #
 # 1. A denoiser answers with a mean. A one-step model must answer with the end of the path: the flow map $X(x,
 #    t, s)$.
-# 2. Three equations define it: two steps are one; nothing changes along a path; the distribution is the data's.
+# 2. Three equations hold for it: two steps are one; nothing changes along a path; the distribution is the data's.
 # 3. Progressive distillation, consistency models, MeanFlow and DMD are these equations as losses. Their targets
 #    carry no gradient.
 # 4. A student has its teacher's guidance built in. If it is nearer to the data than its teacher, it has not
