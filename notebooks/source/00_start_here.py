@@ -230,7 +230,7 @@ assert largest < 0.02
 # | 10 | [Probability flow and likelihood](10_likelihood.ipynb) | the density that a sampler carries along |
 # | 11 | [Solvers: third order, stochastic, adaptive](11_solvers.ipynb) | the race to a given error |
 # | 12 | [The EDM design space](12_edm.ipynb) | gradients with and without preconditioning |
-# | 13 | Evaluation and its blind spots | two sets with one Fréchet distance, one of them ugly |
+# | 13 | [Evaluation and its blind spots](13_evaluation.ipynb) | two sets with one Fréchet distance, one of them ugly |
 
 # %% [markdown]
 # **Larger models, fewer steps**
@@ -242,14 +242,14 @@ assert largest < 0.02
 # | 16 | [Diffusion transformers](16_transformers.ipynb) | gates that open during training |
 # | 17 | [Flow matching and rectified flow](17_flow_matching.ipynb) | straightness before and after reflow |
 # | 18 | [Few steps: the flow map](18_flow_map.ipynb) | the wall at 1, 2 and 4 evaluations |
-# | 19 | Steering without retraining | one posterior, five ways to it |
+# | 19 | [Steering without retraining](19_steering.ipynb) | one posterior, five ways to it |
 
 # %% [markdown]
 # **Beyond images, and into use**
 #
 # | | chapter | the moment of insight |
 # |---|---|---|
-# | 20 | Discrete diffusion | a sentence that fills in any order |
+# | 20 | [Discrete diffusion](20_discrete.ipynb) | a sentence that fills in any order |
 # | 21 | Which generative model? | four kinds of model, one data set, one budget |
 # | 22 | Scaling out | throughput, memory and traffic against devices |
 # | 23 | Cascades and video | a clip whose frames agree |
