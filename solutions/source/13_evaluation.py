@@ -94,7 +94,8 @@ def merged(means, covariances, counts):
 #
 # <details><summary>Hint</summary>
 # Multiply the squares out, and take the mean of each term. The two sets are independent, so the mean of a
-# product is the product of the means. Γ(N/2) is too large for a computer above N = 343: use gammaln.
+# product is the product of the means. Γ(N/2) is too large for a computer above N = 343, and its logarithm
+# needs float64: use scipy.special.gammaln.
 # </details>
 
 
@@ -305,7 +306,8 @@ def copies_rank(n, N, allowed, alpha):
 # <details><summary>Hint</summary>
 # With log ν in place of ν every exponent is linear in the parameters, and the log-likelihood is concave: any
 # good method finds the same maximum. One sum over counts · log-softmax of the three exponents is the whole
-# log-likelihood, and scipy.optimize.minimize needs no more. The sum of θ is not determined: subtract the mean.
+# log-likelihood, and scipy.optimize.minimize needs no more. Minimise the sum rather than a mean, and in float64: a
+# minimiser stops where the gradient is small. The sum of θ is not determined: subtract the mean.
 # </details>
 
 
