@@ -76,8 +76,8 @@ def merged(means, covariances, counts):
 # ## 13.2
 # *derive and check · 25 minutes*
 #
-# A Fréchet distance of few samples is too large. For Gaussian features, its mean over all sets can be computed.
-# We look at one feature at a time, so that the score of two sets is
+# Equation (3) is the floor for large $N$. Here you find the mean score of two *small* sets, exactly, and not only
+# for equal distributions. We look at one feature at a time, so that the score is
 #
 # $$\sum_{d=1}^{D}\left[(\hat m_d - \hat m'_d)^2 + (\hat s_d - \hat s'_d)^2\right].$$
 #
@@ -90,7 +90,7 @@ def merged(means, covariances, counts):
 # $$\mathbb E\,\hat s = s\,\sqrt{\tfrac{2}{N-1}}\;\Gamma\!\left(\tfrac N2\right)/\,\Gamma\!\left(\tfrac{N-1}2\right).$$
 #
 # **Expected.** A number. For equal distributions and many rows it is close to
-# $\tfrac32\left(\tfrac1N + \tfrac1M\right)\sum_d s_d^2$: the score falls like one over the number of rows.
+# $\tfrac32\left(\tfrac1N + \tfrac1M\right)\sum_d s_d^2$, as equation (3) says for one feature.
 #
 # <details><summary>Hint</summary>
 # Multiply the squares out, and take the mean of each term. The two sets are independent, so the mean of a
@@ -133,7 +133,7 @@ def expected_score(mean, std, real_mean, real_std, N, M):
 # <details><summary>Hint</summary>
 # A must satisfy A·C·A = C′. Multiply by the symmetric root of C from both sides: then the left side is the
 # square of one symmetric matrix. A root of a symmetric matrix comes from np.linalg.eigh; rounding can
-# make an eigenvalue of 0 negative.
+# make an eigenvalue of 0 negative. Stay in NumPy's float64: the root of float32's rounding is 3·10⁻⁴.
 # </details>
 
 
@@ -169,7 +169,7 @@ def broken_measures(x, real, k):
 
     radii = np.sort(pairwise(real, real), axis=1)[:, k - 1]
     inside = pairwise(x, real) <= radii
-    return np.array([inside.any(axis=1).mean(), inside.any(axis=0).mean()])
+    return inside.any(axis=1).mean(), inside.any(axis=0).mean()
 
 
 # %%
@@ -185,7 +185,7 @@ assert wide[1] < 0.25  # the samples surround the data, and their balls are larg
 # %% [markdown]
 # There are **two** bugs. Rows may occur more than once in a set. Write the function as it should be.
 #
-# **Expected.** An array of two numbers: precision and recall.
+# **Expected.** Two numbers: precision and recall.
 #
 # <details><summary>Hint</summary>
 # Which point is the nearest one to a point of the set? And whose balls does each share need?
@@ -194,9 +194,9 @@ assert wide[1] < 0.25  # the samples surround the data, and their balls are larg
 
 # %% exercise="13.4" role="answer"
 def precision_recall(x, real, k):
-    """x [N, D], real [M, D], a whole number k -> [precision, recall]."""
+    """x [N, D], real [M, D], a whole number k -> precision, recall."""
 
-    ### BEGIN SOLUTION return precision and recall, an array of two numbers
+    ### BEGIN SOLUTION return precision and recall, two numbers
     def distances(a, b):
         return np.linalg.norm(a[:, None] - b[None], axis=-1)
 
@@ -205,7 +205,7 @@ def precision_recall(x, real, k):
         reach = np.sort(distances(centres, centres), axis=1)[:, k]
         return (distances(points, centres) <= reach).any(axis=1).mean()
 
-    return np.array([share(x, real), share(real, x)])
+    return share(x, real), share(real, x)
     ### END SOLUTION
 
 
@@ -213,32 +213,29 @@ def precision_recall(x, real, k):
 # ## 13.5
 # *implement · 25 minutes*
 #
-# A distance without a judge's Gaussians and without a kernel's width is the *energy distance* (Székely and
-# Rizzo 2013),
+# KID sees three moments. The *energy distance* (Székely & Rizzo 2013) sees every difference:
 #
 # $$2\,\mathbb E\,\|X - Y\| - \mathbb E\,\|X - X'\| - \mathbb E\,\|Y - Y'\|.$$
 #
-# It is 0 only if the distributions are equal. Estimate it without bias, as KID does: each mean is over pairs of
-# *different* rows.
+# Estimate it without bias, as KID does: each mean is over pairs of *different* rows.
 #
-# Is the value more than chance? Put both sets together, first the rows of `x` and then those of `real`. If the two
-# distributions are equal, any order of these $N + M$ rows is as likely as this one. Each row of `orders` is an
-# order. The rows that stand at its first $N$ places act as `x`, the others as `real`. Count in how many
-# orders the distance is at least as large as the observed one. The observed order counts as one of the orders, too.
+# Is the value more than chance? Put both sets together, first the rows of `x` and then those of `real`. If the
+# distributions are equal, then any order of these $N + M$ rows is as likely as this one. Each row of `orders` says
+# which row stands at each place. The first $N$ places now act as `x`, the others as `real`.
 #
-# **Expected.** An array of two numbers: the distance, and the share of orders, the observed one among them,
-# that reach it. For rounding, let a distance count if it is at least the observed one minus $10^{-9}$.
+# **Expected.** Two numbers: the observed distance, and the share of orders that reach it. The observed
+# order counts as one of the orders. An order reaches it with at least the observed distance minus $10^{-5}$.
 #
 # <details><summary>Hint</summary>
-# Compute the N + M by N + M distances once. An order changes rows and columns alike. The diagonal is 0, so it
-# adds nothing to a sum, but it must not be counted in the mean.
+# Compute all distances once. An order changes rows and columns alike. The diagonal is 0: it adds nothing to a
+# sum, but it must not be counted in the mean.
 # </details>
 
 
 # %% exercise="13.5" role="answer"
 def energy_test(x, real, orders):
-    """x [N, D], real [M, D], orders [P, N + M] of whole numbers -> [distance, share of orders]."""
-    ### BEGIN SOLUTION return the distance and the share of orders, an array of two numbers
+    """x [N, D], real [M, D], orders [P, N + M] of whole numbers -> distance, share of orders."""
+    ### BEGIN SOLUTION return the distance and the share of orders, two numbers
     N, M = len(x), len(real)
     rows = np.concatenate([x, real])
     d = np.linalg.norm(rows[:, None] - rows, axis=-1)
@@ -248,7 +245,7 @@ def energy_test(x, real, orders):
         between = d[a][:, b].sum() / (N * M)
         within = d[a][:, a].sum() / (N * (N - 1)) + d[b][:, b].sum() / (M * (M - 1))
         values.append(2 * between - within)
-    return np.array([values[0], np.mean(np.array(values) >= values[0] - 1e-9)])
+    return values[0], np.mean(np.array(values) >= values[0] - 1e-5)
     ### END SOLUTION
 
 
@@ -256,33 +253,31 @@ def energy_test(x, real, orders):
 # ## 13.6
 # *derive and check · 25 minutes*
 #
-# A test of copies flags a sample if it is nearer to the training set than the $m$-th nearest of $n$ unseen
-# images. The chapter chose $m$ by the rate of false alarms of *one* image. Now there are $N$ samples, and a
-# lawyer reads the result. You promise: "If the model copies nothing, then more than `allowed` flags have at most the
-# probability `alpha`."
+# The chapter's test of copies flags a sample if its ratio lies below the $m$-th smallest ratio of $n$ unseen images.
+# It chose $m$ by the rate of false alarms of *one* image. Now there are $N$ samples, and a lawyer reads the result.
+# You promise: "If the model copies nothing, then more than `allowed` flags have at most the probability `alpha`."
 #
-# A model that copies nothing makes samples like unseen images. Then all $n + N$ nearnesses come from one
-# distribution. No two are equal, and each order of them is equally likely. Find the largest $m$ that keeps the
-# promise.
+# Let samples of such a model be like unseen images. Then all $n + N$ ratios come from one distribution. No two
+# are equal, and each order of them is equally likely. Find the largest $m$ that keeps the promise.
 #
-# **Expected.** An array of two numbers: $m$, and the probability of more than `allowed` flags with it. If no $m$
-# in $1 \dots n$ keeps the promise, return $[0, 0]$.
+# **Expected.** Two numbers: $m$, and the probability of more than `allowed` flags with it. If no $m$
+# in $1 \dots n$ keeps the promise, return 0 and 0.
 #
 # <details><summary>Hint</summary>
-# Sort all n + N. More than `allowed` samples come before the m-th unseen image exactly if, of the first
-# m + allowed places, samples take more than `allowed`. How many of the first places are samples? That is drawing
-# without replacement: scipy.stats.hypergeom, whose arguments are the number of all, of samples, and of places.
+# Sort all n + N. More than `allowed` samples come before the m-th unseen image exactly if samples take more
+# than `allowed` of the first m + allowed places. That is drawing without replacement: scipy.stats.hypergeom, with
+# the numbers of all, of samples, and of places.
 # </details>
 
 
 # %% exercise="13.6" role="answer"
 def copies_rank(n, N, allowed, alpha):
-    """Whole numbers n, N and allowed, the number alpha -> [m, probability]."""
-    ### BEGIN SOLUTION return m and the probability, an array of two numbers
+    """Whole numbers n, N and allowed, the number alpha -> m, probability."""
+    ### BEGIN SOLUTION return m and the probability, two numbers
     m = np.arange(1, n + 1)
     chance = hypergeom.sf(allowed, n + N, N, m + allowed)
     good = np.flatnonzero(chance <= alpha)
-    return np.array([m[good[-1]], chance[good[-1]]]) if len(good) else np.zeros(2)
+    return (m[good[-1]], chance[good[-1]]) if len(good) else (0, 0)
     ### END SOLUTION
 
 
@@ -290,24 +285,23 @@ def copies_rank(n, N, allowed, alpha):
 # ## 13.7
 # *stretch · 40 minutes*
 #
-# Two images stand side by side, and many judges prefer the left one whatever it is. Which side a method stands on
-# is drawn by lot, and in a small study the lot is not even. So put the side into the model. If method $i$ stands
-# on the left and $j$ on the right,
+# Two images stand side by side, and many judges prefer the left one whatever it is. The side is drawn by lot, but
+# in a small study the lot is not even. So put the side into equation (7), and ties as well (after Davidson & Beaver 1977). If method $i$
+# stands on the left and $j$ on the right,
 #
 # $$P(\text{left}) \propto e^{\theta_i + \beta/2},\qquad P(\text{right}) \propto e^{\theta_j - \beta/2},\qquad
 # P(\text{tie}) \propto \nu\,e^{(\theta_i + \theta_j)/2}.$$
 #
-# `counts[i, j]` has three numbers for this arrangement: how often the left one was preferred, how often the right
-# one, and how often neither. Some arrangements were never shown. Find $\theta$, $\beta$ and $\nu$ of maximum
-# likelihood. Each outcome was seen, and the maximum is a single one if $\sum_i \theta_i = 0$.
+# `counts[i, j]` has three numbers for this arrangement: how often the left one was preferred, the right one, and
+# neither. Some arrangements were never shown. Find $\theta$, $\beta$ and $\nu$ of maximum likelihood, with
+# $\sum_i \theta_i = 0$.
 #
 # **Expected.** An array `[K + 2]`: $\theta_1, \dots, \theta_K$, then $\beta$, then $\nu$, each right to three digits.
 #
 # <details><summary>Hint</summary>
-# With log ν in place of ν every exponent is linear in the parameters, and the log-likelihood is concave: any
-# good method finds the same maximum. One sum over counts · log-softmax of the three exponents is the whole
-# log-likelihood, and scipy.optimize.minimize needs no more. Minimise the sum rather than a mean, and in float64: a
-# minimiser stops where the gradient is small. The sum of θ is not determined: subtract the mean.
+# In log ν the log-likelihood is concave, so any good method finds the same maximum. It is the sum of counts ·
+# log-softmax of the three exponents; scipy.optimize.minimize needs no more. Use the sum, not a mean, and float64:
+# a minimiser stops where the gradient is small. Subtract the mean of θ at the end.
 # </details>
 
 
@@ -337,42 +331,38 @@ def judged(counts):
 #
 # A report says:
 #
-# - "We kept the best of 40 checkpoints. Its Fréchet distance on 1,000 samples is 11.2. The published model has 12.0 on
-#   50,000 samples. So ours is better."
-# - "Precision went from 0.71 to 0.90 when we raised the guidance scale to $w = 5$: the model has learnt the data
+# - "We kept the best of 40 checkpoints: Fréchet distance 11.2 on 1,000 samples. The published model has 12.0 on
+#   50,000. Ours is better."
+# - "Precision rose from 0.71 to 0.90 when we set the guidance scale to $w = 5$. The model has learnt the data
 #   better."
 # - "In 50 decided judgements, people preferred ours 29 times. So people agree."
 #
-# In about 200 words:
+# In about 150 words:
 #
-# 1. In the first point, two things are wrong with 11.2 against 12.0. In which direction does each push the number?
-#    What would you measure instead? *(1 point)*
+# 1. Two things are wrong with 11.2 against 12.0. In which direction does each push the number? What would you
+#    measure instead? *(1 point)*
 # 2. What else may have happened in the second point, and which measurement would show it? *(1 point)*
-# 3. What does the third point show? If people really prefer ours in 58 % of decided judgements, are 50 judgements
-#    a good plan? *(1 point)*
+# 3. What does the third point show? If people really prefer ours in 58 % of decided judgements, were 50 enough?
+#    *(1 point)*
 #
 # <details><summary>Hint</summary>
-# For the first, exercise 13.2 and the chapter's section on choosing the best of many. For the third, compute
-# scipy.stats.binomtest(29, 50), and how often such a test succeeds at 58 %.
+# Sections 3 and 9 for the first, sections 6 and 9 for the second. For the third, compute
+# scipy.stats.binomtest(29, 50), and how often such a test finds a preference of 58 %.
 # </details>
 
 # %% [markdown] exercise="13.8" role="written"
 # ### BEGIN SOLUTION
-# 1. The numbers of samples differ. With 1,000 samples the distance is too large, so this bias works against "ours". The
-#    smallest of 40 noisy numbers is too small on average, since the winner is chosen for its luck, too: this one works
-#    for "ours". Nobody knows which is larger. Instead: draw 50,000 new samples of the chosen checkpoint, which took no
-#    part in the choice, with the same judge, preprocessing and real examples as the published number. Report the
-#    floor and the scatter over seeds. If samples are few, extrapolate both models.
-# 2. Guidance moves samples to the densest parts of the data. There, nearly every sample lies in a ball, while whole
-#    parts are no longer drawn. Recall or coverage at the same $w$ would show it, or the whole curve of
-#    precision against recall as $w$ moves. Weights were not changed, so nothing was learnt.
-# 3. It shows nothing yet: among equals, 29 or a more uneven result has the probability 0.32. At 58 % a
-#    two-sided test at 5 % succeeds with 50 judgements in 16 of 100 studies. For 80 of 100 it needs 325 decided
-#    judgements, of different judges and images.
+# 1. With 1,000 samples the distance is too large by its floor: this works against "ours". The smallest of 40 noisy
+#    numbers is too small on average, because the winner had luck, too: this works for "ours". Instead: 50,000 *new* samples of the chosen checkpoint, with the judge, preprocessing and real
+#    examples of the published number, and the scatter over seeds.
+# 2. Guidance moves samples to the densest parts of the data. There nearly every sample lies in a ball, while other
+#    parts are no longer drawn. Recall or coverage at both $w$ would show it. The weights did not change, so nothing
+#    was learnt.
+# 3. Nothing yet: among equals, 29 or a more uneven result has the probability 0.32. At 58 %, a two-sided test at 5 %
+#    succeeds in 16 of 100 studies with 50 judgements, and in 80 with 325.
 #
-# *One point for each part. The first needs both directions and new samples at an equal number. The second needs
-# recall, coverage or another measure of diversity. The third needs a test or an interval, and that 50 are too few
-# for 58 %.*
+# *One point for each part. The first needs both directions and new samples at an equal number. The second needs a
+# measure of variety. The third needs a test, and that 50 are too few.*
 # ### END SOLUTION
 
 # %% [markdown]
