@@ -260,8 +260,8 @@ def energy_test(x, real, orders):
 # Let samples of such a model be like unseen images. Then all $n + N$ ratios come from one distribution. No two
 # are equal, and each order of them is equally likely. Find the largest $m$ that keeps the promise.
 #
-# **Expected.** Two numbers: $m$, and the probability of more than `allowed` flags with it. If no $m$
-# in $1 \dots n$ keeps the promise, return 0 and 0.
+# **Expected.** An array of two numbers: $m$, and the probability of more than `allowed` flags with it. If no $m$
+# in $1 \dots n$ keeps the promise, return $[0, 0]$.
 #
 # <details><summary>Hint</summary>
 # Sort all n + N. More than `allowed` samples come before the m-th unseen image exactly if samples take more
@@ -272,12 +272,12 @@ def energy_test(x, real, orders):
 
 # %% exercise="13.6" role="answer"
 def copies_rank(n, N, allowed, alpha):
-    """Whole numbers n, N and allowed, the number alpha -> m, probability."""
-    ### BEGIN SOLUTION return m and the probability, two numbers
+    """Whole numbers n, N and allowed, the number alpha -> [m, probability]."""
+    ### BEGIN SOLUTION return m and the probability, an array of two numbers
     m = np.arange(1, n + 1)
     chance = hypergeom.sf(allowed, n + N, N, m + allowed)
     good = np.flatnonzero(chance <= alpha)
-    return (m[good[-1]], chance[good[-1]]) if len(good) else (0, 0)
+    return np.array([m[good[-1]], chance[good[-1]]]) if len(good) else np.zeros(2)
     ### END SOLUTION
 
 

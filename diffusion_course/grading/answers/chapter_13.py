@@ -359,7 +359,7 @@ def copies_rank(n, N, allowed, alpha):
         if next_chance > alpha:
             break
         m, chance = m + 1, next_chance
-    return float(m), chance
+    return np.array([m, chance])
 
 
 def _fixed_threshold(allowed, N, rate):
@@ -391,7 +391,7 @@ COPIES = exercise(
         hypergeom.sf(allowed, n + N, N, m + 1 + allowed) ->
             _fixed_threshold(allowed, N, (m + 1) / n)
     N times the rate of one image is the mean number of flags: the chance of any flag is smaller
-        return alpha * (n + 1) // N, N * (alpha * (n + 1) // N) / (n + 1)
+        return np.array([alpha * (n + 1) // N, N * (alpha * (n + 1) // N) / (n + 1)])
     scipy's sf is the chance of more than its first argument: yours allows one flag less
         hypergeom.sf(allowed, n + N, N, m + 1 + allowed) ->
             hypergeom.sf(allowed - 1, n + N, N, m + 1 + allowed)
@@ -401,7 +401,7 @@ COPIES = exercise(
     that is the chance that none is flagged, or only the allowed number
         m, chance = m + 1, next_chance -> m, chance = m + 1, 1 - next_chance
     the first rank whose chance is too large: take the one before
-        float(m), chance -> m + 1.0, hypergeom.sf(allowed, n + N, N, m + 1 + allowed)
+        [m, chance] -> [m + 1, hypergeom.sf(allowed, n + N, N, m + 1 + allowed)]
     count the places up to the m-th unseen image: m − 1 unseen images and `allowed` + 1 samples
         hypergeom.sf(allowed, n + N, N, m + 1 + allowed) ->
             hypergeom.sf(allowed, n + N, N, m + 2 + allowed)
@@ -409,7 +409,7 @@ COPIES = exercise(
         hypergeom.sf(allowed, n + N, N, m + 1 + allowed) ->
             hypergeom.sf(allowed, n + N, n, m + 1 + allowed)
     the smallest rank is not wanted: a large threshold finds more copies
-        m, chance = m + 1, next_chance -> return 1.0, next_chance
+        m, chance = m + 1, next_chance -> return np.array([1, next_chance])
     that looks at the places without the flags that are allowed
         hypergeom.sf(allowed, n + N, N, m + 1 + allowed) -> hypergeom.sf(allowed, n + N, N, m + 1)
     """,
