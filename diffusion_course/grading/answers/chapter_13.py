@@ -14,8 +14,8 @@ from diffusion_course.grading.exercise import Part, Written
 
 def _features(rng, N, D):
     """Rows whose features are correlated, of different spreads and not centred."""
-    mix = rng.normal(0, 0.8, (D, D)) + np.diag(rng.uniform(0.7, 1.9, D))
-    return rng.normal(0, 1, (N, D)) @ mix + rng.uniform(-2.5, 2.5, D)
+    turned = np.linalg.qr(rng.normal(0, 1, (D, D)))[0]  # well conditioned, unlike any matrix
+    return rng.normal(0, rng.uniform(0.6, 2.2, D), (N, D)) @ turned + rng.uniform(-2.5, 2.5, D)
 
 
 # --- 13.1 -----------------------------------------------------------------------------------
@@ -180,8 +180,8 @@ def _sets(rng, *sizes):
 CHEAPEST = exercise(
     "13.3 · The cheapest way to a perfect score",
     cheapest,
-    Part("any two sets", 2, lambda rng: _sets(rng, (7, 9, 2), (12, 8, 4), (5, 6, 1))),
-    Part("fewer real examples than features", 1, lambda rng: _sets(rng, (8, 3, 4), (9, 4, 5))),
+    Part("any two sets", 2, lambda rng: _sets(rng, (7, 9, 2), (14, 8, 4), (5, 6, 1))),
+    Part("fewer real examples than features", 1, lambda rng: _sets(rng, (13, 3, 4), (15, 4, 5))),
     mistakes="""
     mean and covariance are right, but this isn't the least change: the matrix must be symmetric
         stretch = narrow @ root(spread @ c_real @ spread) @ narrow ->
@@ -426,7 +426,7 @@ def judged(counts):
     exponents = np.stack([left, right, neither], axis=1)
     seen = counts[i, j]
     w = np.zeros(K + 2)
-    for _ in range(60):
+    for _ in range(25):
         p = softmax(exponents @ w, axis=1) * seen.sum(1, keepdims=True)
         mean = np.einsum("po,pok->pk", p, exponents) / np.maximum(p.sum(1, keepdims=True), 1e-9)
         about = exponents - mean[:, None]
