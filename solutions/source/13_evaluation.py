@@ -126,9 +126,9 @@ def expected_score(mean, std, real_mean, real_std, N, M):
 #
 # The samples' covariance $C$ can be inverted. That of `real` may be singular.
 #
-# **Expected.** The moved rows, an array `[N, D]`. If you check it with many rows: the mean square of
-# $\|\text{moved} - x\|$ is the Fréchet distance that the samples had. *That* is what the score measures: the least
-# effort, and not whether anybody would like the result.
+# **Expected.** The moved rows, an array `[N, D]`. With many rows, the mean square of $\|\text{moved} - x\|$ is the
+# Fréchet distance that the samples had. *That* is what the score measures: the least effort, and not whether
+# anybody would like the result.
 #
 # <details><summary>Hint</summary>
 # A must satisfy A·C·A = C′. Multiply by the symmetric root of C from both sides: then the left side is the
@@ -286,8 +286,8 @@ def copies_rank(n, N, allowed, alpha):
 # *stretch · 40 minutes*
 #
 # Two images stand side by side, and many judges prefer the left one whatever it is. The side is drawn by lot, but
-# in a small study the lot is not even. So put the side into equation (7), and ties as well (after Davidson & Beaver 1977). If method $i$
-# stands on the left and $j$ on the right,
+# in a small study the lot is not even. So put the side into equation (7), and ties as well (after Davidson &
+# Beaver 1977). If method $i$ stands on the left and $j$ on the right,
 #
 # $$P(\text{left}) \propto e^{\theta_i + \beta/2},\qquad P(\text{right}) \propto e^{\theta_j - \beta/2},\qquad
 # P(\text{tie}) \propto \nu\,e^{(\theta_i + \theta_j)/2}.$$
@@ -353,8 +353,9 @@ def judged(counts):
 # %% [markdown] exercise="13.8" role="written"
 # ### BEGIN SOLUTION
 # 1. With 1,000 samples the distance is too large by its floor: this works against "ours". The smallest of 40 noisy
-#    numbers is too small on average, because the winner had luck, too: this works for "ours". Instead: 50,000 *new* samples of the chosen checkpoint, with the judge, preprocessing and real
-#    examples of the published number, and the scatter over seeds.
+#    numbers is too small on average, because the winner had luck, too: this works for "ours". Instead: 50,000 *new*
+#    samples of the chosen checkpoint, with the judge, preprocessing and real examples of the published number, and
+#    the scatter over seeds.
 # 2. Guidance moves samples to the densest parts of the data. There nearly every sample lies in a ball, while other
 #    parts are no longer drawn. Recall or coverage at both $w$ would show it. The weights did not change, so nothing
 #    was learnt.
