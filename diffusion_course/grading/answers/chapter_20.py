@@ -31,6 +31,14 @@ def _drawn_once(betas, share, K):
     return Q
 
 
+def _never_back(betas, share, K):
+    """As if no letter that was forgotten could be drawn again."""
+    kept, letter = np.prod(1 - betas), np.prod(1 - betas * share)
+    Q = forget(betas, share, K)
+    Q[:K, :K] = kept * np.eye(K) + (letter - kept) / (K - 1) * (1 - np.eye(K))
+    return Q
+
+
 def _forgetting(rng, *rows):
     """Rows of (number of steps, share of masks, letters); one of 4 steps forgets everything."""
     for steps, share, K in rows:
@@ -64,6 +72,8 @@ FORGET = exercise(
         step[K, K] = 1 -> step[K, K] = 0
     row i belongs to the state before the steps: yours is transposed
         return right.T
+    a letter may be forgotten and drawn again: the diagonal is more than the chance of being kept
+        return _never_back(betas, share, K)
     a forgotten letter may be drawn again: its own letter is one of the K
         (1 - beta) * np.eye(K) + beta * (1 - share) / K
             -> (1 - beta) * np.eye(K) + beta * (1 - share) / (K - 1) * (1 - np.eye(K))
@@ -158,6 +168,9 @@ STEP_BACK = exercise(
         * both / reach[k] -> * both
     that is the step before the last: x_t has not been looked at
         Q_s[k] * Q_ts[:, here] -> Q_s[k] * reach[k]
+    x_t is the later state: it chooses a column of Q_ts and of Q_s @ Q_ts, not a row
+        Q_ts[:, here] -> Q_ts[here]
+        (Q_s @ Q_ts)[:K, here] -> (Q_s @ Q_ts)[here, :K]
     q(x_t | x_s = j) for all j is a column of Q_ts, not a row
         Q_ts[:, here] -> Q_ts[here]
     q(x_s | x_0 = k) is a row of Q_s, not a column
@@ -219,6 +232,10 @@ OWN_PACE = exercise(
     mistakes="""
     that is the loss for letters with one pace: else a mask that stays tells which letters are slow
         + _cost(1 - true, 1 - p.sum(-1)) ->
+    that is the limit of short steps; this step has its length: compare the chances of staying
+        _cost(1 - true, 1 - p.sum(-1)) -> (p.sum(-1) - true)
+    the model's letters need not add up to 1: its mask may stay, too
+        _cost(true, said) + _cost(1 - true, 1 - p.sum(-1)) -> -true * np.log(said / p.sum(-1))
     the two distributions are exchanged: the true posterior stands first in the KL divergence
         _cost(true, said) + _cost(1 - true, 1 - p.sum(-1))
             -> _cost(said, true) + _cost(1 - p.sum(-1), 1 - true)
@@ -277,7 +294,11 @@ TOGETHER = exercise(
         2,
         lambda rng: _tables(rng, (6, 3), (7, 2), (9, 4)),
     ),
-    Part("one step, one token, too few steps", 1, lambda rng: _tables(rng, (1, 3), (4, 1), (3, 5))),
+    Part(
+        "one step, one token, too few steps",
+        1,
+        lambda rng: _tables(rng, (1, 3), (4, 1), (4, 5), (3, 3)),
+    ),
     mistakes="""
     a token is lifted in a step with probability α_s − α_t: a *mask* with more, but few are left
         lifts = np.diff(alpha) -> lifts = _of_masks(alpha)
@@ -289,6 +310,9 @@ TOGETHER = exercise(
         np.sum(1 - (1 - lifts) ** L) -> np.sum((1 - lifts) ** L)
     in company means with one at least of the *other* L − 1 tokens
         ** (L - 1) -> ** L
+    the second number counts tokens: yours counts the steps that lift more than one
+        np.sum(L * lifts * (1 - (1 - lifts) ** (L - 1)))
+            -> np.sum(1 - (1 - lifts) ** L - L * lifts * (1 - lifts) ** (L - 1))
     the second number counts tokens, and not the share of them
         L * lifts -> lifts
     the second number counts tokens that are not alone: yours are those that are
@@ -320,7 +344,7 @@ def _batches(rng, *shapes):
         log_p = np.log(rng.dirichlet(np.full(K, 1.3), (B, L))).astype(np.float32)
         x0 = rng.integers(K, size=(B, L)).astype(np.int32)
         masked = rng.uniform(size=(B, L)) < np.linspace(0.3, 0.9, B)[:, None]
-        masked[:, 0], masked[:, -1] = True, False
+        masked[:, :2], masked[:, -1] = True, False
         sigma = rng.uniform(0.2, 0.7, (B, 1)) * np.linspace(1, 4, B)[:, None]
         rate = rng.uniform(1.2, 2.9, (B, 1))
         x = np.where(masked, K, x0).astype(np.int32)
@@ -346,6 +370,9 @@ BROKEN = exercise(
         rate / np.expm1(sigma) -> 1 / np.expm1(sigma)
     the cost of a string is a sum over its tokens; a mean has another weight for each length
         0).sum(-1) -> 0).mean(-1)
+    the loss is a mean over strings: divide by B, not by the number of masks
+        return np.mean(weight[:, 0] * cost)
+            -> return np.sum(weight[:, 0] * cost) / (x == log_p.shape[-1]).sum()
     divide by nothing: the weight counts a string with few masks as it should be counted
         return np.mean(weight[:, 0] * cost)
             -> return np.mean(weight[:, 0] * cost / (x == log_p.shape[-1]).sum(-1))
@@ -436,6 +463,9 @@ GUIDED_STEP = exercise(
     the step's probabilities must add up to 1
         return _normalised(np.concatenate([lift * guided, stay], -1))
             -> return np.concatenate([lift * guided, stay], -1)
+    at w = 0 the condition plays no part: a letter that it forbids keeps its probability
+        power = np.where(w > 0, np.where(w > 0, w, 1) * ratio, 0)
+            -> power = np.where(ratio > -np.inf, w * ratio, -np.inf)
     the probabilities are mixed: guidance mixes their logarithms
         guided = np.where(some, np.exp(log_u + power), 0)
             -> guided = np.exp(log_u) + w * (np.exp(log_c) - np.exp(log_u))
@@ -478,30 +508,48 @@ def _ratio(a, b):
     return np.where(b > 0, a / np.where(b > 0, b, 1), 0)
 
 
+def _two_only(p, alpha):
+    """Either all tokens meet or none does, which is so for two."""
+    meet = np.sum(np.diff(alpha) ** 2)
+    q, some = np.ones_like(p), p > 0
+    for m in range(p.ndim):
+        q = q * _of(p, [m])
+    p, q = p[some], q[some]
+    made = (1 - meet) * p + meet * q
+    return np.array([np.sum(p * np.log(p / made)), meet * np.sum(p * np.log(p / q))])
+
+
 def _languages(rng, *rows):
-    """Rows of (tokens, letters, steps, whether some strings are impossible)."""
-    for L, K, steps, zeros in rows:
+    """Rows of (tokens, letters, steps, kind: any, or with impossible strings, or mostly copies)."""
+    for L, K, steps, kind in rows:
         p = rng.dirichlet(np.full(K**L, 0.8)) + 0.02
-        if zeros:
-            p.flat[rng.permutation(K**L)[: K**L // 3]] = 0
+        if kind == "holes":
+            gone = rng.permutation(K**L)
+            p[gone[: K**L // 3]], p[gone[-1]] = 0, 6e-4  # and one is very rare
+        p = p.reshape((K,) * L)
+        if kind == "copies":
+            p[(np.arange(K),) * L] += rng.uniform(5, 9, K)
         lifts = rng.uniform(0.4, 1.6, steps)
-        yield (
-            (p / p.sum()).reshape((K,) * L),
-            np.append(0, np.cumsum(lifts) / lifts.sum()),
-        )
+        yield p / p.sum(), np.append(0, np.cumsum(lifts) / lifts.sum())
 
 
 PARALLEL_LOSS = exercise(
     "20.7 · What parallel steps lose",
     parallel_loss,
-    Part("one step", 1, lambda rng: _languages(rng, (2, 3, 1, False), (3, 2, 1, True))),
-    Part("two tokens", 1, lambda rng: _languages(rng, (2, 2, 3, False), (2, 4, 4, True))),
+    Part(
+        "one step",
+        1,
+        lambda rng: _languages(rng, (2, 3, 1, "any"), (3, 2, 1, "holes"), (3, 3, 1, "copies")),
+    ),
+    Part("two tokens", 1, lambda rng: _languages(rng, (2, 2, 3, "any"), (2, 4, 4, "holes"))),
     Part(
         "any number",
         3,
-        lambda rng: _languages(rng, (3, 2, 4, False), (3, 3, 2, True), (4, 2, 3, False)),
+        lambda rng: _languages(rng, (3, 2, 4, "holes"), (3, 3, 2, "any"), (4, 2, 3, "copies")),
     ),
     mistakes="""
+    that holds for two tokens: of three, two may meet while one is alone
+        return _two_only(p, alpha)
     the two numbers are exchanged: the sampler's own loss is the smaller one
         return right[::-1]
     both numbers are the bound's: the first compares with the mixture of all ways to lift the masks
@@ -519,7 +567,7 @@ PARALLEL_LOSS = exercise(
         if steps[n] < steps[m]] -> if steps[n] < 0]
     tokens that are lifted in the same step do not see each other
         if steps[n] < steps[m]] -> if (steps[n], n) < (steps[m], m)]
-    the order is turned round: a token sees those that were lifted before it
+    the table runs from noise to data, and a token sees those that were lifted before it, not after
         if steps[n] < steps[m]] -> if steps[n] > steps[m]]
     a token is lifted in a step with probability α_s − α_t: the steps are not equally likely
         np.prod(lifts[list(steps)]) -> 1 / len(lifts) ** p.ndim
