@@ -51,7 +51,7 @@ from diffusion_course.grading import check
 # becomes the mask. Otherwise it becomes one of the $K$ letters, all with equal probability, its own included. A mask
 # stays a mask.
 #
-# Write down the matrix of all the steps together, without a loop.
+# Write down the matrix of all the steps together. No loop is needed.
 #
 # **Expected.** An array `[K + 1, K + 1]`. Row $i$ belongs to the state before the first step, and adds up to 1. The
 # mask comes last.
@@ -114,12 +114,12 @@ def step_back(x, p0, Q_s, Q_ts):
 # ## 20.3
 # *derive and check · 25 minutes*
 #
-# In masked diffusion, all letters may have one $\alpha$. Or each letter has its own: the letter $k$ is still there at
-# time $t$ with probability $\alpha_t(k)$. Then rare letters can come early, and a network is free to learn the pace
-# (Shi et al. 2024, arXiv:2406.04329).
+# In masked diffusion, all letters have the same pace: one $\alpha$. Now each letter has its own: the letter $k$ is still
+# there at time $t$ with probability $\alpha_t(k)$. Then rare letters can be lifted first, for example, and the paces can
+# be learned (Shi et al. 2024, arXiv:2406.04329).
 #
-# Of a step from $t$ back to $s$ take one term of the bound, $KL(q(x_s \mid x_t, x_0)\,\|\,p(x_s \mid x_t))$, token by
-# token. As in the exercise before, $p(x_s \mid x_t)$ is the mean of the posteriors over the network's letters.
+# For each step from $t$ back to $s$, the bound has a term $KL(q(x_s \mid x_t, x_0)\,\|\,p(x_s \mid x_t))$. Compute it,
+# token by token. As in exercise 20.2, $p(x_s \mid x_t)$ is the mean of the posteriors over the network's letters.
 #
 # **Expected.** An array `[B, L]` in nats. It is 0 where $x_t$ is a letter. With equal paces it is
 # $\frac{\alpha_s - \alpha_t}{1 - \alpha_t}\cdot(-\log p(x_0))$, the masked loss. It is finite when a letter pauses
@@ -145,8 +145,8 @@ def own_pace(log_p, x0, x, alpha_t, alpha_s):
 
 
 # %% [markdown]
-# If a slow letter and a fast one are equally probable, and the mask is still there late, then it is probably the slow
-# one. The network must know this: it needs the time, which a network for equal paces does not need.
+# Suppose that a slow letter and a fast one are equally probable. If the mask is still there near the end, then its
+# letter is probably the slow one. To know this, the network needs the time. With equal paces it does not need it.
 
 # %% [markdown]
 # ## 20.4
@@ -188,12 +188,12 @@ def together(alpha, L):
 # ## 20.5
 # *debug this · 20 minutes*
 #
-# A training loss of masked diffusion. Some codes measure time by the total noise $\sigma(t)$, with $\alpha =
-# e^{-\sigma}$. In a batch of strings, each string has its own time. So `sigma` and `rate`, which is $d\sigma/dt$, are
+# This is a training loss of masked diffusion. Some programs describe the schedule by a total noise $\sigma(t)$, with
+# $\alpha = e^{-\sigma}$. Each string of a batch has its own time. So `sigma` and `rate`, which is $d\sigma/dt$, are
 # stored as `[B, 1]`.
 #
-# The test language has three letters that are independent of each other, and the network knows their probabilities. So
-# the loss should be the entropy of a string. Run the cells.
+# In the test language the tokens are independent of each other, and the network knows the probabilities of the three
+# letters. So the mean loss should be the entropy of a string. Run the cells.
 
 
 # %%
@@ -217,7 +217,7 @@ alone = jax.vmap(lambda *string: broken_loss(*(a[None] for a in string)))(log_p,
 print(
     f"entropy {entropy:.2f}, loss of the batch {batch:.2f}, mean of its single strings {alone.mean():.2f}"
 )
-# The mean of 4000 strings has a standard error of about 2 %.
+# 4000 strings: the standard error of the mean of single strings is 1 %.
 assert (
     batch > 1.5 * entropy and alone.mean() > 1.5 * entropy and abs(batch / alone.mean() - 1) > 0.1
 )
