@@ -332,58 +332,82 @@ TOGETHER = exercise(
 
 
 # --- 20.5 -----------------------------------------------------------------------------------
-def masked_loss(log_p, x0, x, sigma, rate):
+def padded_loss(log_p, x0, x, lengths):
+    K, L = log_p.shape[-1], x.shape[1]
     said = np.take_along_axis(log_p, x0[..., None], -1)[..., 0]
-    cost = np.where(x == log_p.shape[-1], -said, 0).sum(-1)
-    weight = rate / np.expm1(sigma)
-    return np.mean(weight[:, 0] * cost)
+    masked = (x == K) & (np.arange(L) < lengths[:, None])
+    cost = np.where(masked, -said, 0).sum(-1)
+    return np.mean(lengths / masked.sum(-1) * cost)
 
 
-def _batches(rng, *shapes):
-    for B, L, K in shapes:
-        log_p = np.log(rng.dirichlet(np.full(K, 1.3), (B, L))).astype(np.float32)
-        x0 = rng.integers(K, size=(B, L)).astype(np.int32)
-        masked = rng.uniform(size=(B, L)) < np.linspace(0.3, 0.9, B)[:, None]
-        masked[:, :2], masked[:, -1] = True, False
-        sigma = rng.uniform(0.2, 0.7, (B, 1)) * np.linspace(1, 4, B)[:, None]
-        rate = rng.uniform(1.2, 2.9, (B, 1))
-        x = np.where(masked, K, x0).astype(np.int32)
-        yield log_p, x0, x, *(a.astype(np.float32) for a in (sigma, rate))
+def _padded(rng, *rows):
+    """Rows of (tokens, letters, lengths of the strings); numbers of masks differ in a batch."""
+    for L, K, lengths in rows:
+        log_p = np.log(rng.dirichlet(np.full(K, 1.3), (len(lengths), L))).astype(np.float32)
+        x0, x = (np.zeros((len(lengths), L), np.int32) for _ in range(2))
+        for row, n in enumerate(lengths):
+            x0[row, :n] = rng.integers(K, size=n)
+            x[row] = np.append(x0[row, :n], np.full(L - n, K))
+            # More masks in a later string, so that no two weights agree.
+            x[row, rng.permutation(n)[: min(n, row + 1 + (n > 3))]] = K
+        yield log_p, x0, x, np.array(lengths, np.int32)
 
 
 BROKEN = exercise(
     "20.5 · This loss is broken",
-    masked_loss,
-    Part("one string", 1, lambda rng: _batches(rng, (1, 4, 3), (1, 3, 2))),
-    Part("a batch", 2, lambda rng: _batches(rng, (3, 4, 2), (4, 4, 3), (2, 5, 4))),
+    padded_loss,
+    Part(
+        "one string that is shorter than the canvas",
+        1,
+        lambda rng: _padded(rng, (6, 3, [4]), (5, 2, [3])),
+    ),
+    Part(
+        "strings that fill the canvas",
+        1,
+        lambda rng: _padded(rng, (4, 3, [4, 4, 4]), (5, 4, [5, 5])),
+    ),
+    Part(
+        "strings of several lengths",
+        1,
+        lambda rng: _padded(rng, (6, 2, [4, 6, 3]), (4, 3, [2, 4, 4, 3])),
+    ),
     mistakes="""
-    both bugs are still there
-        np.expm1(sigma) -> -np.expm1(-sigma)
-        weight[:, 0] * cost -> weight * cost
-    a bug is left: every string is weighted with the weights of all strings
-        weight[:, 0] * cost -> weight * cost
-    a bug is left: α is falling, and its share of the weight is missing
-        np.expm1(sigma) -> -np.expm1(-sigma)
-    the sign of one expm1 was wrong, not of the loss
-        np.expm1(sigma) -> np.expm1(-sigma)
-    the speed was right: dσ/dt multiplies
-        rate / np.expm1(sigma) -> 1 / np.expm1(sigma)
-    the cost of a string is a sum over its tokens; a mean has another weight for each length
-        0).sum(-1) -> 0).mean(-1)
-    the loss is a mean over strings: divide by B, not by the number of masks
-        return np.mean(weight[:, 0] * cost)
-            -> return np.sum(weight[:, 0] * cost) / (x == log_p.shape[-1]).sum()
-    divide by nothing: the weight counts a string with few masks as it should be counted
-        return np.mean(weight[:, 0] * cost)
-            -> return np.mean(weight[:, 0] * cost / (x == log_p.shape[-1]).sum(-1))
-    letters that are not masked cost nothing: that was right
-        np.where(x == log_p.shape[-1], -said, 0) -> -said
-    a loss is the mean over the batch: that was right
-        return np.mean(weight[:, 0] * cost) -> return np.sum(weight[:, 0] * cost)
+    all three bugs are still there
+        (x == K) & (np.arange(L) < lengths[:, None]) -> x == K
+        return np.mean(lengths / masked.sum(-1) * cost) -> return L * cost.sum() / masked.sum()
+    two bugs are left: masks behind the end are counted, and the canvas is taken for the string
+        (x == K) & (np.arange(L) < lengths[:, None]) -> x == K
+        lengths / masked -> L / masked
+    two bugs are left: the batch is averaged as if it were one string, masks behind the end included
+        (x == K) & (np.arange(L) < lengths[:, None]) -> x == K
+        return np.mean(lengths / masked.sum(-1) * cost)
+            -> return np.mean(lengths) * cost.sum() / masked.sum()
+    two bugs are left: the batch is averaged as if it were one string, as long as the canvas
+        return np.mean(lengths / masked.sum(-1) * cost) -> return L * cost.sum() / masked.sum()
+    a bug is left: a string counts once, however many masks it has; each has a weight of its own
+        return np.mean(lengths / masked.sum(-1) * cost)
+            -> return np.mean(lengths) * cost.sum() / masked.sum()
+    a bug is left: divide the cost of each string by its own number of masks
+        return np.mean(lengths / masked.sum(-1) * cost)
+            -> return np.sum(lengths * cost) / masked.sum()
+    a bug is left: the weight has the string's own length, not that of the canvas
+        lengths / masked -> L / masked
+    a bug is left: masks behind the end are no letters of the string
+        (x == K) & (np.arange(L) < lengths[:, None]) -> x == K
+    a bug is left: masks behind the end still count in the number of masks
+        masked.sum(-1) * cost -> (x == K).sum(-1) * cost
+    the loss is in nats per string: its length multiplies
+        lengths / masked -> 1 / masked
+    the weight is the length over the number of masks: yours is upside down
+        lengths / masked.sum(-1) -> masked.sum(-1) / lengths
+    a letter that is not masked costs nothing: that was right
+        (x == K) & (np.arange(L) -> (x <= K) & (np.arange(L)
+    the loss is the mean over the batch: that was right
+        return np.mean(lengths / masked -> return np.sum(lengths / masked
     return the mean of the batch, one number
-        return np.mean(weight[:, 0] * cost) -> return weight[:, 0] * cost
-    the weight is −α'/(1 − α), with α = e^(−σ)
-        np.expm1(sigma) -> np.exp(sigma)
+        return np.mean(lengths / masked.sum(-1) * cost) -> return lengths / masked.sum(-1) * cost
+    a string has as many letters as its length says: yours is one longer
+        np.arange(L) < -> np.arange(L) <=
     """,
 )
 
