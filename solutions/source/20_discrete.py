@@ -238,7 +238,8 @@ def padded_loss(log_p, x0, x, lengths):
     """log_p [B, L, K], x0 and x = x_t [B, L], lengths [B] -> the loss, a number."""
     ### BEGIN SOLUTION return the mean loss, a number
     cost = -jnp.take_along_axis(log_p, x0[..., None], axis=-1)[..., 0]
-    hidden = (x == log_p.shape[-1]) & (jnp.arange(x.shape[1]) < lengths[:, None])
+    inside = jnp.arange(x.shape[1]) < lengths[:, None]
+    hidden = jnp.where(inside, x == log_p.shape[-1], False)
     each = jnp.where(hidden, cost, 0.0).sum(-1) / hidden.sum(-1)  # of a masked letter
     return jnp.mean(lengths * each)
     ### END SOLUTION
@@ -265,8 +266,8 @@ def padded_loss(log_p, x0, x, lengths):
 # $r = 1$ the two kinds agree.
 #
 # <details><summary>Hint</summary>
-# Logarithms make NaN of impossible letters: −∞ − (−∞), and 0·(−∞). Ratios of probabilities are easier, since 0 to the
-# power 0 is 1 in NumPy and in JAX. In a guided step, the mask's factor (p_c/p_u)^w is 1.
+# Logarithms of 0 lead to NaN: −∞ − (−∞), and 0·(−∞). Ratios of probabilities are easier: 0 to the power 0 is 1. In a
+# guided step, the mask's factor (p_c/p_u)^w is 1.
 # </details>
 
 

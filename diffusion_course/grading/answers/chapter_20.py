@@ -396,6 +396,12 @@ BROKEN = exercise(
         (x == K) & (np.arange(L) < lengths[:, None]) -> x == K
     a bug is left: masks behind the end still count in the number of masks
         masked.sum(-1) * cost -> (x == K).sum(-1) * cost
+    each string has its own length: the mean of products is not the product of means
+        return np.mean(lengths / masked.sum(-1) * cost)
+            -> return np.mean(lengths) * np.mean(cost / masked.sum(-1))
+    the loss is in nats per string, not per letter: divide by the number of strings
+        return np.mean(lengths / masked.sum(-1) * cost)
+            -> return np.sum(lengths / masked.sum(-1) * cost) / lengths.sum()
     the loss is in nats per string: its length multiplies
         lengths / masked -> 1 / masked
     the weight is the length over the number of masks: yours is upside down
