@@ -36,6 +36,8 @@ OPERATORS = {
     ast.Pow: ("**", "*"),
     ast.MatMult: ("@", "*"),
     ast.Mod: ("%", "//"),
+    ast.BitAnd: ("&", "|"),
+    ast.BitOr: ("|", "&"),
 }
 COMPARISONS = {
     ast.Lt: ("<", "<=", ">"),

@@ -81,6 +81,7 @@ def test_a_solution_that_is_refused_itself_is_no_measure():
         ("y = a - b", "y = a - b -> y = (a + b)"),
         ("y = {'a': a, 'b': b}", "y = {'a': a, 'b': b} -> y = {'a': b, 'b': a}"),
         ("y = a / b", "y = a / b -> y = (a / (b + 1e-3))"),
+        ("y = a & b", "y = a & b -> y = (a | b)"),
     ],
 )
 def test_every_kind_of_slip_is_tried(source, edit):
