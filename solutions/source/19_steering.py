@@ -63,7 +63,7 @@ from diffusion_course.grading import check
 def agree(x0, weights, groups, y, noise, spread):
     """x0 [B, D], weights and groups [D], y [B, M], noise [M], the number spread -> pictures, [B, D]."""
     ### BEGIN SOLUTION return the pictures, an array [B, D]
-    A = np.where(np.asarray(groups) == np.arange(len(noise))[:, None], weights, 0)
+    A = np.where(groups == np.arange(len(noise))[:, None], weights, 0)
     gain = spread**2 / (spread**2 * np.sum(A**2, axis=1) + noise**2)
     return x0 + gain * (y - x0 @ A.T) @ A
     ### END SOLUTION
@@ -151,16 +151,14 @@ def next_power(rewards, power, share):
     def size(step):
         return np.exp(2 * logsumexp(step * rewards) - logsumexp(2 * step * rewards))
 
-    low, high = 0.0, 1 - power  # how far the power rises
-    if size(high) >= share * N:
-        low = high
-    for _ in range(60):
-        middle = (low + high) / 2
+    step, most = 0.0, 1 - power  # how far the power rises
+    for _ in range(40):
+        middle = (step + most) / 2
         if size(middle) >= share * N:
-            low = middle
+            step = middle
         else:
-            high = middle
-    return np.array([power + high, logsumexp(high * rewards) - np.log(N)])
+            most = middle
+    return np.array([power + step, logsumexp(step * rewards) - np.log(N)])
     ### END SOLUTION
 
 
@@ -169,10 +167,10 @@ def next_power(rewards, power, share):
 # *debug this · 25 minutes*
 #
 # Sequential Monte Carlo for the reward $r(x_0) = \text{slope}\cdot x_0$. The twist is the reward of the guess, and
-# particles are resampled only where few of them count. `denoise(x, alpha, sigma)` is the exact denoiser of Gaussian
-# data, so the answer is known: the mean $m + \text{slope}\cdot s^2$, and
-# $\log Z = \text{slope}\cdot m + \text{slope}^2 s^2/2$. Run the cells: only a run that resamples
-# never or always could hide a part of this, and neither does.
+# particles are resampled only where few of them count. `denoise(x, alpha, sigma)` is the exact denoiser of data from
+# $N(m, s^2)$, so the answer is known: the mean is $m + \text{slope}\cdot s^2$, and
+# $\log Z = \text{slope}\cdot m + \text{slope}^2 s^2/2$. Run the cells. Never, sometimes and always are three different
+# thresholds, but two of the results are the same, as if there were no reward. The third one runs away.
 
 # %%
 from diffusion_course.grading.inputs import GaussianDenoiser
@@ -200,17 +198,23 @@ def broken_run(denoise, x, noises, uniforms, alpha, sigma, slope, threshold):
 
 
 # %%
-m, s, slope = 1.0, 1.2, 1.5
-angle = np.linspace(1.55, 0, 41)
+m, s, slope = 1.0, 1.2, 1.0
+angle = np.linspace(1.55, 0, 401)
 rng = np.random.default_rng(0)
-start, noises, uniforms = rng.normal(size=4000), rng.normal(size=(40, 4000)), rng.uniform(size=40)
+start, noises, uniforms = rng.normal(size=4000), rng.normal(size=(400, 4000)), rng.uniform(size=400)
 found = {}
 for threshold in (0.0, 0.5, 1.0):
     run = (start, noises, uniforms, np.cos(angle), np.sin(angle), slope, threshold)
     found[threshold] = broken_run(GaussianDenoiser(m, s), *run)
-    print(f"threshold {threshold}: mean {found[threshold][0]:.2f}, log Z {found[threshold][1]:.2f}")
+    print(
+        f"threshold {threshold}: mean {found[threshold][0]:5.2f}, log Z {found[threshold][1]:.2f}"
+    )
 right = np.array([m + slope * s**2, slope * m + slope**2 * s**2 / 2])
-print(f"exact:         mean {right[0]:.2f}, log Z {right[1]:.2f}")
+print(f"exact:         mean {right[0]:5.2f}, log Z {right[1]:.2f}")
+# 4000 particles without weights: four standard errors of their mean are 0.08.
+assert abs(found[0.0][0] - m) < 0.08 and abs(found[0.0][1]) < 0.01
+assert np.array_equal(found[0.0], found[0.5])  # the size is never small, so nobody is resampled
+assert found[1.0][0] > 5 * right[0]
 
 # %% [markdown]
 # There are **three** bugs. Write the function as it should be. The last level of a table may still have noise. Then
