@@ -34,6 +34,7 @@ course = setup()
 
 # %% role="setup"
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit, log_expit, logsumexp, softmax
 
 from diffusion_course.grading import check
@@ -134,7 +135,7 @@ def exact_guess(x, level, A, y, noise, weights, means, covs):
 # Rewards may be in the thousands. Some are $-\infty$: such a particle is forbidden, and its weight is 0 at every new
 # power. More than `share` $\cdot\,N$ particles are allowed.
 #
-# **Expected.** An array of two numbers: the new power, and the logarithm of the mean weight.
+# **Expected.** Two numbers: the new power, and the logarithm of the mean weight.
 #
 # <details><summary>Hint</summary>
 # From equal weights, the effective sample size never rises with the power, so halve an interval again and again.
@@ -144,8 +145,8 @@ def exact_guess(x, level, A, y, noise, weights, means, covs):
 
 # %% exercise="19.3" role="answer"
 def next_power(rewards, power, share):
-    """rewards [N], the power so far, the share -> [new power, log of the mean weight]."""
-    ### BEGIN SOLUTION return two numbers in an array
+    """rewards [N], the power so far, the share -> the new power, log of the mean weight."""
+    ### BEGIN SOLUTION return two numbers: the new power and the logarithm
     N = len(rewards)
 
     def size(step):
@@ -158,7 +159,7 @@ def next_power(rewards, power, share):
             step = middle
         else:
             most = middle
-    return np.array([power + step, logsumexp(step * rewards) - np.log(N)])
+    return power + step, logsumexp(step * rewards) - np.log(N)
     ### END SOLUTION
 
 
@@ -220,7 +221,7 @@ assert found[1.0][0] > 5 * right[0]
 # There are **three** bugs. Write the function as it should be. The last level of a table may still have noise. Then
 # the last twist takes the place of the reward there.
 #
-# **Expected.** An array of two numbers: the weighted mean of the last states, and $\log\hat Z$.
+# **Expected.** Two numbers: the weighted mean of the last states, and $\log\hat Z$.
 #
 # <details><summary>Hint</summary>
 # What does a weight hold after three steps without resampling? What belongs to a particle and must be
@@ -230,26 +231,25 @@ assert found[1.0][0] > 5 * right[0]
 
 # %% exercise="19.4" role="answer"
 def run_particles(denoise, x, noises, uniforms, alpha, sigma, slope, threshold):
-    """x [N], noises [n, N], uniforms [n], α and σ [n + 1], two numbers -> [mean, log Ẑ]."""
-    ### BEGIN SOLUTION return the mean and log Ẑ in an array
-    N = len(x)
-    twist = slope * denoise(x, alpha[0], sigma[0])
-    log_w, log_z = twist, 0.0
-    for i, noise in enumerate(noises):
-        w = softmax(log_w)
-        if 1 / np.sum(w**2) <= threshold * N:
-            log_z += logsumexp(log_w) - np.log(N)
-            teeth = (np.arange(N) + uniforms[i]) / N
-            chosen = np.searchsorted(np.cumsum(w), teeth)
-            x, twist, log_w = x[chosen], twist[chosen], 0.0
-        x0 = denoise(x, alpha[i], sigma[i])
-        eps = (x - alpha[i] * x0) / sigma[i]
+    """x [N], noises [n, N], uniforms [n], α and σ [n + 1], two numbers -> mean, log Ẑ."""
+    ### BEGIN SOLUTION return two numbers: the mean and log Ẑ
+    n = len(x)
+    told = denoise(x, alpha[0], sigma[0])
+    log_w, log_z = slope * told, 0.0
+    for i, z in enumerate(noises):
+        total = logsumexp(log_w)
+        if np.exp(2 * total - logsumexp(2 * log_w)) <= threshold * n:
+            ends = np.cumsum(np.exp(log_w - total))
+            places = np.searchsorted(ends, (np.arange(n) + uniforms[i]) / n)
+            x, told = x[places], told[places]  # the twist is that of the guess: both are copied
+            log_w, log_z = np.zeros(n), log_z + total - np.log(n)
         kept = alpha[i] * sigma[i + 1] ** 2 / (alpha[i + 1] * sigma[i])
-        fresh = np.sqrt(sigma[i + 1] ** 2 - kept**2)
-        x = alpha[i + 1] * x0 + kept * eps + fresh * noise
-        ahead = slope * denoise(x, alpha[i + 1], sigma[i + 1])
-        log_w, twist = log_w + ahead - twist, ahead
-    return np.array([softmax(log_w) @ x, log_z + logsumexp(log_w) - np.log(N)])
+        old = kept * (x - alpha[i] * told) / sigma[i]
+        x = alpha[i + 1] * told + old + np.sqrt(sigma[i + 1] ** 2 - kept**2) * z
+        last, told = told, denoise(x, alpha[i + 1], sigma[i + 1])
+        log_w = log_w + slope * (told - last)  # the product of all steps since they were equal
+    total = logsumexp(log_w)
+    return np.exp(log_w - total) @ x, log_z + total - np.log(n)
     ### END SOLUTION
 
 
@@ -263,7 +263,7 @@ def run_particles(denoise, x, noises, uniforms, alpha, sigma, slope, threshold):
 #
 # 1. the mean reward under $q$;
 # 2. the price of this reward, $\mathrm{KL}(q \,\|\, p)$;
-# 3. the *least* price of the same mean reward, over all distributions.
+# 3. the *least* price of the same mean reward, over all distributions: that of the frontier.
 #
 # **Expected.** An array of three numbers, in nats. For $n = 1$ both prices are 0. The second price is
 # never larger than the first.
@@ -271,7 +271,7 @@ def run_particles(denoise, x, noises, uniforms, alpha, sigma, slope, threshold):
 # <details><summary>Hint</summary>
 # All n samples have a reward of at most r with the probability F(r)^n. Within a level of equal rewards, q is
 # proportional to p. The distributions with the least price have the form p·e^(λr), normalised; λ is where
-# the mean fits, and scipy.optimize.brentq finds it.
+# the mean fits, and brentq, which is imported above, finds it between two bounds.
 # </details>
 
 
@@ -284,13 +284,7 @@ def best_of(p, rewards, n):
     below = np.sum(p * (rewards < rewards[:, None]), axis=1)
     gain = (upto**n - below**n) / (upto - below)  # q/p, the same for all outcomes of a level
     mean = np.sum(p * gain * rewards)
-    low, high = 0.0, 1e4 / np.ptp(rewards)
-    for _ in range(100):
-        power = (low + high) / 2
-        if softmax(power * rewards + np.log(p)) @ rewards < mean:
-            low = power
-        else:
-            high = power
+    power = brentq(lambda a: softmax(a * rewards + np.log(p)) @ rewards - mean, -1, 1e3)
     least = power * mean - logsumexp(power * rewards, b=p)
     return np.array([mean, np.sum(p * gain * np.log(gain)), least])
     ### END SOLUTION
@@ -374,15 +368,14 @@ def grpo(path, v, v_old, times, noise, rewards, clip):
     for i, g in enumerate(noise):
         if g > 0:
             x, t, h = path[i], times[i], times[i] - times[i + 1]
-            squares = []
-            for w in (v_old[i], v[i]):
+            for sign, w in ((1, v[i]), (-1, v_old[i])):
                 score = -(x + (1 - t) * w) / t
                 mean = x - h * (w - g**2 / 2 * score)
-                squares.append(np.sum((path[i + 1] - mean) ** 2, axis=2))
-            log_ratio[i] = (squares[0] - squares[1]) / (2 * g**2 * h)
+                log_density = -np.sum((path[i + 1] - mean) ** 2, axis=2) / (2 * g**2 * h)
+                log_ratio[i] += sign * log_density
     apart = rewards - np.mean(rewards, axis=1, keepdims=True)
     spread = np.std(rewards, axis=1, keepdims=True)
-    gain = np.where(spread > 0, apart / np.maximum(spread, 1e-30), 0)
+    gain = apart / np.where(spread > 0, spread, 1)
     ratio = np.exp(log_ratio)
     kept = np.minimum(ratio * gain, np.clip(ratio, 1 - clip, 1 + clip) * gain)
     return log_ratio, -np.mean(kept[noise > 0])
