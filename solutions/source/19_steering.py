@@ -265,8 +265,7 @@ def run_particles(denoise, x, noises, uniforms, alpha, sigma, slope, threshold):
 # 2. the price of this reward, $\mathrm{KL}(q \,\|\, p)$;
 # 3. the *least* price of the same mean reward, over all distributions: that of the frontier.
 #
-# **Expected.** An array of three numbers, in nats. For $n = 1$ both prices are 0. The second price is
-# never larger than the first.
+# **Expected.** Three numbers, the prices in nats. The second price is never larger than the first.
 #
 # <details><summary>Hint</summary>
 # All n samples have a reward of at most r with the probability F(r)^n. Within a level of equal rewards, q is
@@ -277,8 +276,8 @@ def run_particles(denoise, x, noises, uniforms, alpha, sigma, slope, threshold):
 
 # %% exercise="19.5" role="answer"
 def best_of(p, rewards, n):
-    """p and rewards [K], a whole number n -> [mean reward, KL, least KL with this mean reward]."""
-    ### BEGIN SOLUTION return the three numbers in an array
+    """p and rewards [K], a whole number n -> mean reward, KL, least KL with this mean."""
+    ### BEGIN SOLUTION return three numbers: the mean reward and both prices
     rewards, p = rewards[p > 0], p[p > 0]
     upto = np.sum(p * (rewards <= rewards[:, None]), axis=1)
     below = np.sum(p * (rewards < rewards[:, None]), axis=1)
@@ -286,7 +285,7 @@ def best_of(p, rewards, n):
     mean = np.sum(p * gain * rewards)
     power = brentq(lambda a: softmax(a * rewards + np.log(p)) @ rewards - mean, -1, 1e3)
     least = power * mean - logsumexp(power * rewards, b=p)
-    return np.array([mean, np.sum(p * gain * np.log(gain)), least])
+    return mean, np.sum(p * gain * np.log(gain)), least
     ### END SOLUTION
 
 

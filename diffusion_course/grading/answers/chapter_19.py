@@ -148,20 +148,17 @@ def _steered(rng, *cases):
 EXACT_GUESS = exercise(
     "19.2 · A state is a measurement, too",
     exact_guess,
-    Part(
-        "one Gaussian",
-        2,
-        lambda rng: _steered(rng, (3, 2, 1, 1, ""), (2, 3, 1, 2, "exact"), (3, 1, 1, 3, "")),
-    ),
+    # Few shapes: an answer in JAX compiles for each.
+    Part("one Gaussian", 2, lambda rng: _steered(rng, (3, 2, 1, 1, ""), (2, 3, 1, 2, "exact"))),
     Part(
         "a mixture",
         2,
         lambda rng: _steered(
             rng,
             (4, 2, 3, 2, ""),
+            (4, 2, 3, 2, "no signal"),
+            (4, 2, 3, 2, "far"),
             (3, 3, 2, 1, "exact"),
-            (4, 2, 2, 3, "far"),
-            (3, 1, 3, 2, "no signal"),
         ),
     ),
     mistakes="""
@@ -347,6 +344,7 @@ def _swarms(rng, *cases):
 
     Nothing hangs on the last digits: where a tooth falls and whether to resample are yes or no,
     and a uniform number and a threshold that are a little larger or smaller must give the same.
+    No result is near 0, where float32's own error would be a large part of it.
     """
     for N, steps, slopes, threshold, to_data in cases:
         mean, std = ((-2.1, -1.2), (1.3, 1.9)) if N % 2 else ((1.1, 2.3), (0.7, 1.1))
@@ -362,7 +360,7 @@ def _swarms(rng, *cases):
                 for a in (-1e-3, 1e-3)
                 for b in (-1e-3, 1e-3)
             ]
-            if np.ptp(near, axis=0).max() == 0:
+            if np.ptp(near, axis=0).max() == 0 and np.abs(near).min() > 0.1:
                 break
         yield *before, uniforms, alpha, sigma, slope, threshold
 
@@ -448,7 +446,7 @@ def best_of(p, rewards, n):
     kl = q[seen] @ np.log(q[seen] / p[seen])
     power = _power(p, rewards, mean)
     least = power * mean - logsumexp(power * rewards, b=p)
-    return np.array([mean, kl, least])
+    return mean, kl, least
 
 
 def _tilted(p, log_w):
@@ -469,7 +467,7 @@ def _choices(rng, *cases):
     for levels, n, lost in cases:
         p = rng.uniform(0.2, 1, len(levels))
         apart = rng.uniform(0.6, 2.5, max(levels) + 1) * (0.2 if n > 4 else 1.0)
-        values = number(rng, -4, 1) + np.cumsum(apart)
+        values = (-number(rng, 6, 9) if n > 4 else number(rng, 1, 3)) + np.cumsum(apart)
         rewards = values[list(levels)]
         if lost:
             p[[np.argmax(rewards), 1]] = 0
@@ -483,7 +481,7 @@ BEST_OF = exercise(
         "rewards that all differ",
         2,
         lambda rng: _choices(
-            rng, ((2, 0, 3, 1), 2, False), ((1, 4, 0, 2, 3), 7, False), ((0, 2, 1), 1, False)
+            rng, ((2, 0, 3, 1), 2, False), ((1, 4, 0, 2, 3), 7, False), ((0, 2, 1), 3, False)
         ),
     ),
     Part(
@@ -518,7 +516,7 @@ BEST_OF = exercise(
     the KL is in nats
         q[seen] @ np.log(q[seen] / p[seen]) -> q[seen] @ np.log2(q[seen] / p[seen])
     an outcome that never occurs is no winner, and 0·log 0 is 0
-        return right if p.min() > 0 else right * np.nan
+        return right if p.min() > 0 else (np.nan, np.nan, np.nan)
     that is the mean reward of p: the best of n has another
         mean, seen = q @ rewards, q > 0 -> mean, seen = p @ rewards, q > 0
     the tilted distribution must have the mean reward of the best of n, and its KL is less
