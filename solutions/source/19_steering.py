@@ -47,9 +47,9 @@ from diffusion_course.grading import check
 #
 # $$y_m = \sum_{i\,:\,\text{group}_i = m} w_i\,x_{0,i} + \text{noise}_m\cdot\varepsilon_m.$$
 #
-# The group $-1$ means that nobody measures this pixel. A denoiser guesses `x0`. Suppose the guess is uncertain:
-# the true picture is $N(\text{x0}, \text{spread}^2 I)$. Return the mean of the picture, given `y`. Each measurement
-# has noise of its own, and `noise` holds its standard deviations. Some are 0.
+# The group $-1$ means that nobody measures this pixel. A denoiser guesses `x0`. Suppose, as ΠGDM does, that the
+# guess has an error: the true picture is $N(\text{x0}, \text{spread}^2 I)$. Return the mean of the picture, given `y`.
+# Each measurement has noise of its own. `noise` holds the standard deviations, and some are 0.
 #
 # **Expected.** An array of `x0`'s shape. If all noise is 0, this is DDNM's correction: the result agrees with `y`
 # exactly, whatever the spread is.
@@ -126,7 +126,7 @@ def exact_guess(x, level, A, y, noise, weights, means, covs):
 # ## 19.3
 # *implement · 20 minutes*
 #
-# A reward that is turned on at once leaves few particles that count. So it is often turned on in rounds. In a round
+# If a reward is turned on at once, few particles count. So it is often turned on in rounds. In a round
 # the particles have the density $p\,e^{\lambda r}$, for the power $\lambda$ reached so far, and their weights are
 # equal. Then $\lambda$ rises to the **largest** new power that is at most 1, and at which the effective sample size is
 # at least `share` $\cdot\,N$. Find it. Find also the logarithm of the mean weight of this round, whose
@@ -170,8 +170,8 @@ def next_power(rewards, power, share):
 # Sequential Monte Carlo for the reward $r(x_0) = \text{slope}\cdot x_0$. The twist is the reward of the guess, and
 # particles are resampled only where few of them count. `denoise(x, alpha, sigma)` is the exact denoiser of data from
 # $N(m, s^2)$, so the answer is known: the mean is $m + \text{slope}\cdot s^2$, and
-# $\log Z = \text{slope}\cdot m + \text{slope}^2 s^2/2$. Run the cells. Never, sometimes and always are three different
-# thresholds, but two of the results are the same, as if there were no reward. The third one runs away.
+# $\log Z = \text{slope}\cdot m + \text{slope}^2 s^2/2$. Run the cells. The three thresholds ask for resampling never,
+# at times, and always. The first two results are the same, as if there were no reward. The third one runs away.
 
 # %%
 from diffusion_course.grading.inputs import GaussianDenoiser
