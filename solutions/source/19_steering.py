@@ -339,23 +339,22 @@ def preference(eps, preferred, rejected, ref_preferred, ref_rejected, scale):
 # ## 19.7
 # *stretch · 40 minutes*
 #
-# The loss of Flow-GRPO for a rectified flow, $\alpha = 1 - t$ and $\sigma = t$. An old model has drawn a group of $G$
-# paths for each of $P$ prompts. At the state $x$ and the time $t$ it said `v_old`, an estimate of $\varepsilon - x_0$.
-# Its step to $s < t$ was one Euler step of the SDE that has the flow's marginals: a Gaussian with the variance
-# $g^2\,(t - s)$ in each coordinate, where $g \geq 0$ is the step's `noise`. A step with $g = 0$ is one of the flow itself.
-# Now the new model says `v` at the same states.
+# The loss of Flow-GRPO for a rectified flow, $\alpha = 1 - t$ and $\sigma = t$. An old model has drawn $G$ paths for
+# each of $P$ prompts. At the state $x$ and the time $t$ it said `v_old`, an estimate of $\varepsilon - x_0$. Its step
+# to $s < t$ was one Euler step of the SDE that has the flow's marginals: a Gaussian with the variance $g^2\,(t - s)$ in
+# each coordinate, where $g \geq 0$ is the step's `noise`. Now the new model says `v` at the same states.
 #
 # - The ratio $\rho$ of a step is its density under the new model over that under the old one.
-# - The advantage $a$ of a path is its reward less the mean of its prompt's group, divided by the group's standard
-#   deviation (of $G$, not $G - 1$). It is 0 where all rewards of the group are equal.
-# - The loss is minus the mean of $\min(\rho a,\ \operatorname{clip}(\rho, 1 - c, 1 + c)\,a)$ over all paths and all steps
-#   with $g > 0$, where $c$ is `clip`.
+# - The advantage $a$ of a path is its reward less the mean of its prompt, divided by the prompt's standard
+#   deviation (of $G$, not $G - 1$). It is 0 where all these rewards are equal.
+# - The loss is minus the mean of $\min(\rho a,\ \operatorname{clip}(\rho, 1 - c, 1 + c)\,a)$ over all paths and all
+#   steps with $g > 0$, where $c$ is `clip`.
 #
 # **Expected.** A tuple: $\log\rho$ `[n, P, G]`, which is 0 where $g = 0$, and the loss.
 #
 # <details><summary>Hint</summary>
-# In the direction of falling time, noise g has to be paid for by the score: a drift of g²/2 times the score, towards
-# the data. The score is −ε/σ, and x and v together tell ε.
+# Where time falls, noise g needs a drift of g²/2 times the score, towards the data. The score is −ε/σ, and x and v
+# together tell ε.
 # </details>
 
 
@@ -407,9 +406,9 @@ def grpo(path, v, v_old, times, noise, rewards, clip):
 # 1. Agreement is about the range of $A$ only. What a blur destroys comes from the denoiser, and samples of the
 #    posterior must differ there as much as the data allow. And if $y$ has noise, a picture that agrees to six digits
 #    has copied the noise. Compare mean and covariance with an exact posterior, or the residual with $\sigma_y$.
-# 2. Equal weights after resampling are no news: copies have equal weights. Particles that share an ancestor are
-#    nearly the same picture. Count how many different ancestors are left, look at the size *before* resampling, and
-#    repeat the run with other seeds: how much does $\log\hat Z$ scatter?
+# 2. After resampling all weights are equal, whatever they were. Particles that share an ancestor are nearly the same
+#    picture. Count the different ancestors, look at the size *before* resampling, and repeat the run with other
+#    seeds: how much does $\log\hat Z$ scatter?
 # 3. Best of $n$ draws from another distribution than the model does, at up to $\log 64 - 63/64 = 3.2$ nats of KL. It
 #    selects what the reward overrates, as fine-tuning does. Plot a second judge, which nobody optimised,
 #    against the KL, for both methods.
