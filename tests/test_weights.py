@@ -472,7 +472,7 @@ def test_a_few_step_model_is_trained_and_measured_by_its_recipe(make, monkeypatc
     measured = recipes.measure(recipe, model, train, test)
     assert list(measured) == ["1 evaluation", "3 evaluations"]
     by_teacher = {} if make is recipes.MeanFlowRecipe else {"teacher_sha256": "of the teacher"}
-    assert recipes._of_teacher(recipe) == by_teacher
+    assert recipes._of_others(recipe) == by_teacher
     assert [(m["steps"], m["w"], m["samples"]) for m in measured.values()] == [
         (1, 1.5, 20), (3, 1.5, 20)
     ]  # fmt: skip

@@ -1,12 +1,13 @@
 """What a recipe is, and the recipes of the released weights. They are data: nothing runs here."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_course import checks, flow_map, losses, weights
+from diffusion_course import checks, flow_map, latent, losses, weights
 from diffusion_course.denoiser import denoiser
 from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.training import update
@@ -16,6 +17,7 @@ from diffusion_course.training import update
 class _Training:
     """What every recipe says. Each recipe documents its own fields and these."""
 
+    needs: ClassVar[tuple[str, ...]] = ("num_classes",)  # what the model's description must hold
     dataset: str
     model: dict
     steps: int
@@ -26,8 +28,9 @@ class _Training:
     options: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        if not isinstance(self.model, dict) or "num_classes" not in self.model:
-            raise ValueError(f"model must be a dict with num_classes in it, got {self.model!r}")
+        if not isinstance(self.model, dict) or not set(self.needs) <= self.model.keys():
+            wanted = " and ".join(self.needs)
+            raise ValueError(f"model must be a dict with {wanted} in it, got {self.model!r}")
         checks.integer("steps", self.steps, minimum=1)
         checks.integer("batch_size", self.batch_size, minimum=1)
         checks.above("learning_rate", self.learning_rate, 0)
@@ -72,6 +75,49 @@ class DiffusionRecipe(_Training):
         checks.within("scales", self.scales, -1e6, 1e6)
         checks.integer("samples", self.samples, minimum=2)
         checks.integer("sampling_steps", self.sampling_steps, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentRecipe(DiffusionRecipe):
+    """Every setting of the training of a diffusion model in the latents of a released autoencoder.
+
+    The data set is encoded once, before the first step.
+
+    Attributes:
+      dataset, model, process, kind, steps, batch_size, learning_rate, ema, label_dropout, seed,
+        options, scales, samples, sampling_steps: as in `DiffusionRecipe`; the dataset is one of
+        images, and the model one of latents.
+      autoencoder: name of released weights, such as "shapes_vae".
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    autoencoder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe(_Training):
+    """Every setting of the training of an autoencoder, whose latents a diffusion model may have.
+
+    Attributes:
+      dataset, steps, batch_size, learning_rate, ema, seed, options: as in `DiffusionRecipe`.
+      model: description for `weights.build`, with its latent_channels.
+      beta: weight of the rate; see `latent.autoencoder_loss`.
+      features: weight of the feature loss.
+      judge: name of the released classifier whose features these are.
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("latent_channels",)
+    beta: float
+    features: float
+    judge: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.within("beta", self.beta, 0, 1e6)
+        checks.within("features", self.features, 0, 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +230,7 @@ class MeanFlowRecipe(_FewSteps):
         checks.within("label_dropout", self.label_dropout, 0, 1)
 
 
-Recipe = DiffusionRecipe | ClassifierRecipe | ConsistencyRecipe | MeanFlowRecipe
+Recipe = DiffusionRecipe | ClassifierRecipe | ConsistencyRecipe | MeanFlowRecipe | AutoencoderRecipe
 
 
 # Minutes and accuracies are those on the cards of the released weights, trained on a CPU.
@@ -315,6 +361,63 @@ RECIPES: dict[str, Recipe] = {
         steps=2000,  # four epochs, after which it is right on all of 30,000 unseen images
         options={"n": 30_000, "size": 24},
     ),
+    "shapes_vae": AutoencoderRecipe(
+        dataset="shapes",
+        model={
+            "class": "VAE",
+            "image_channels": 3,
+            "latent_channels": 4,
+            "channels": [32, 64],
+            "stem": 2,
+        },
+        options={"n": 30_000, "size": 32},  # 3,072 pixel values become 8 × 8 × 4 = 256 latents
+        steps=6000,
+        # Codes as precise as pixels with noise of standard deviation .05: 2.5 % of their range.
+        beta=2 * 0.05**2,
+        # Of the size of the squared error of a sharp image, so that neither hides the other.
+        features=0.02,
+        judge="shapes_classifier",
+    ),
+    "shapes_latent": LatentRecipe(
+        dataset="shapes",
+        # The network of "shapes" without its stem: a quarter of the positions.
+        model={"class": "UNet", "image_channels": 4, "channels": [32, 64], "num_classes": 6},
+        process={"name": "vp_cosine"},
+        kind="v",
+        autoencoder="shapes_vae",
+        options={"n": 30_000, "size": 32},
+        # Twice the images of "shapes" at a quarter of the operations: half of its training.
+        steps=8000,
+        samples=2000,
+    ),
+    "mnist_vae": AutoencoderRecipe(
+        dataset="mnist",
+        model={"class": "VAE", "latent_channels": 4, "channels": [32, 64], "stem": 2},
+        steps=6000,  # 784 pixel values become 7 × 7 × 4 = 196 latents
+        # Noise of .07: handwriting is less regular than the shapes, and its codes are coarser.
+        beta=2 * 0.07**2,
+        features=0.02,
+        judge="mnist_classifier",
+    ),
+    "mnist_latent": LatentRecipe(
+        dataset="mnist",
+        # 7 positions cannot be halved. Of one level, this depth and width take a fifth of the
+        # operations of "mnist".
+        model={
+            "class": "UNet",
+            "image_channels": 4,
+            "channels": [32],
+            "blocks": 2,
+            "num_classes": 10,
+        },
+        process={"name": "vp_cosine"},
+        kind="v",
+        autoencoder="mnist_vae",
+        steps=10_000,
+        batch_size=128,  # so that it sees twice the images of "mnist", for two fifths of its work
+        samples=5000,
+        sampling_steps=25,
+    ),
     # Points whose exact denoiser is known: what a chapter measures, it can compare with the truth.
     "toy2d": DiffusionRecipe(
         dataset="toy2d",
@@ -406,6 +509,22 @@ def mean_flow_objective(recipe: MeanFlowRecipe) -> update.Loss:
         return flow_map.mean_velocity_loss(
             model, x, labels, key_loss, times=times, guidance=recipe.guidance
         )
+
+    return loss
+
+
+def autoencoder_objective(recipe: AutoencoderRecipe) -> update.Loss:
+    """The loss of an autoencoder, for `loop.fit` with its judge as the teacher.
+
+    Args:
+      recipe: its beta and features are used.
+
+    Returns: ``loss(model, x, labels, key, *, teacher) -> scalar``.
+    """
+
+    def loss(model, x, labels, key, *, teacher):
+        weighed = {"beta": recipe.beta, "features": recipe.features, "classifier": teacher}
+        return latent.autoencoder_loss(model, x, key, **weighed)[0]
 
     return loss
 
