@@ -371,7 +371,7 @@ RECIPES: dict[str, Recipe] = {
             "stem": 2,
         },
         options={"n": 30_000, "size": 32},  # 3,072 pixel values become 8 × 8 × 4 = 256 latents
-        steps=6000,
+        steps=5000,  # eleven epochs
         # Codes as precise as pixels with noise of standard deviation .05: 2.5 % of their range.
         beta=2 * 0.05**2,
         # Of the size of the squared error of a sharp image, so that neither hides the other.
@@ -393,7 +393,7 @@ RECIPES: dict[str, Recipe] = {
     "mnist_vae": AutoencoderRecipe(
         dataset="mnist",
         model={"class": "VAE", "latent_channels": 4, "channels": [32, 64], "stem": 2},
-        steps=6000,  # 784 pixel values become 7 × 7 × 4 = 196 latents
+        steps=5000,  # 784 pixel values become 7 × 7 × 4 = 196 latents
         # Noise of .07: handwriting is less regular than the shapes, and its codes are coarser.
         beta=2 * 0.07**2,
         features=0.02,
