@@ -371,8 +371,8 @@ RECIPES: dict[str, Recipe] = {
             "stem": 2,
         },
         options={"n": 30_000, "size": 32},  # 3,072 pixel values become 8 × 8 × 4 = 256 latents
-        # The corners of a small star are a few pixels wide, and are learnt last: after 400 steps all
-        # small shapes are smudges.
+        # The corners of a small star are a few pixels wide, and are learnt last: after 400 steps
+        # all small shapes are smudges.
         steps=8000,
         # Codes as precise as pixels with noise of standard deviation .05: 2.5 % of their range.
         beta=2 * 0.05**2,
