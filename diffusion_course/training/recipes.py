@@ -19,6 +19,13 @@ from diffusion_course.denoiser import denoiser
 from diffusion_course.evaluation import metrics, points, quality, reconstructions
 from diffusion_course.models.classifier import fitted
 from diffusion_course.training import loop, record, update
+from diffusion_course.training.objectives import (
+    autoencoder_objective,
+    classifier_objective,
+    consistency_objective,
+    diffusion_objective,
+    mean_flow_objective,
+)
 from diffusion_course.training.recipe import (
     RECIPES,
     AutoencoderRecipe,
@@ -28,11 +35,6 @@ from diffusion_course.training.recipe import (
     LatentRecipe,
     MeanFlowRecipe,
     Recipe,
-    autoencoder_objective,
-    classifier_objective,
-    consistency_objective,
-    diffusion_objective,
-    mean_flow_objective,
     names,
 )
 from diffusion_course.training.resume import RunFolder
