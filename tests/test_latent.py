@@ -19,6 +19,8 @@ from diffusion_course import (
     sampling,
     weights,
 )
+from diffusion_course.data import Card, Dataset
+from diffusion_course.evaluation import metrics, quality, reconstructions
 from diffusion_course.models import quantize
 from diffusion_course.models.classifier import Classifier, Resized, fitted, judge
 from diffusion_course.models.vae import VAE, Autoencoder
@@ -385,6 +387,32 @@ def test_bad_weights_of_the_loss_are_named(options, message):
 def test_losses_refuse_images_of_two_shapes(loss):
     with pytest.raises(ValueError, match="y must have the shape of x"):
         loss(pictures(2), pictures(1))
+
+
+def test_an_autoencoder_is_measured_on_unseen_images_by_its_judge(expert):
+    about = Card("blocks", "drawn here", "free", "Random numbers.")
+
+    def drawn(n):
+        return Dataset(pictures(n), np.arange(n, dtype=np.int32) % 3, ("a", "b", "c"), about)
+
+    train, test = drawn(90), drawn(60)
+    judge_of = fitted(expert, (4, 4, 2))
+    found = reconstructions.measure(Linear(), judge_of, train, test)
+    space = latent.standardised(Linear(), train.x)
+    z = latent.encode_all(space, test.x)
+    y = latent.decode_all(space, z)
+    assert found.distortion == pytest.approx(((np.float64(y) - test.x) ** 2).mean(), rel=1e-5)
+    assert found.rate == 0 and found.of == 60 and found.latents["of"] == 90
+    np.testing.assert_allclose(found.latents["held_out_std"], z.std((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(found.latents["scale"], space.scale, rtol=1e-6)
+    for images, share, distance in (
+        (test.x, found.accuracy_before, found.frechet_floor),
+        (y, found.accuracy, found.frechet),
+    ):
+        predicted, seen = quality.judge_all(judge_of, images)
+        assert share == (predicted == test.labels).mean()
+        moments = metrics.moments(quality.judge_all(judge_of, train.x)[1])
+        assert distance == pytest.approx(metrics.frechet(seen, moments), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------- weights
