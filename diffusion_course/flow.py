@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 from diffusion_course import checks
 from diffusion_course.data.batches import batches as shuffled
 from diffusion_course.denoiser import Denoiser
+from diffusion_course.losses import TimeSampler, stratified_times
 from diffusion_course.parameterization import target
 from diffusion_course.process import Process, expand, time_at
 from diffusion_course.samplers import Sampler, no_memory
@@ -75,6 +76,27 @@ def shift(p: Process, t, factor: float) -> Array:
     t = jnp.asarray(t, jnp.float32)
     moved = time_at(p, p.log_snr(t) - 2 * np.log(factor))
     return jnp.where((t == 0) | (p.alpha(t) == 0), t, moved)
+
+
+def shifted_times(p: Process, factor: float, times: TimeSampler = stratified_times) -> TimeSampler:
+    """Training times that are shifted as `shift` shifts a grid: each log-SNR by −2·log(factor).
+
+    Args:
+      p: the process.
+      factor: as in `shift`.
+      times: draws the times that are shifted.
+
+    Returns: ``(key, n) -> [n]``, for `losses.diffusion_loss`.
+    Raises: ValueError for a factor that is not positive.
+    Source: as `shift`.
+
+    >>> from diffusion_course import process
+    >>> draw = shifted_times(process.rectified_flow(), 3.0)
+    >>> print((draw(jax.random.key(0), 1000) > 0.75).mean())  # where t > 0.5 was
+    0.5
+    """
+    checks.above("factor", factor, 0)
+    return lambda key, n: shift(p, times(key, n), factor)
 
 
 def straightness(path: Array, times) -> Array:

@@ -125,6 +125,18 @@ def test_shift_multiplies_the_noise_level(factor):
     np.testing.assert_allclose(ratio(moved[1:-1]) / ratio(grid[1:-1]), factor, rtol=2e-4)
 
 
+def test_shifted_training_times_have_their_log_snr_lowered_by_twice_the_logarithm():
+    p, key = PROCESSES["cosine"], jax.random.key(4)
+    plain = losses.stratified_times(key, 64)
+    moved = flow.shifted_times(p, 2.5)(key, 64)
+    # float32 times next to 0 and 1 have log-SNRs of few digits.
+    inner = (plain > 0.02) & (plain < 0.98)
+    gap = (p.log_snr(plain) - p.log_snr(moved))[inner]
+    np.testing.assert_allclose(gap, 2 * np.log(2.5), rtol=2e-3)
+    uniform = flow.shifted_times(p, 2.5, losses.uniform_times)(key, 64)
+    np.testing.assert_array_equal(uniform, flow.shift(p, losses.uniform_times(key, 64), 2.5))
+
+
 def test_shift_stops_at_the_end_of_a_process_that_keeps_signal():
     assert float(flow.shift(PROCESSES["ve"], 0.9, 50.0)) == 1
 
@@ -354,6 +366,7 @@ TWO = np.zeros((2, 3, 1))
     ("call", "message"),
     [
         (lambda: flow.shift(PROCESSES["flow"], 0.5, 0.0), "factor must be positive"),
+        (lambda: flow.shifted_times(PROCESSES["flow"], -1.0), "factor must be positive"),
         (lambda: flow.shift(PROCESSES["flow"], 1.5, 2.0), r"t must be in \[0, 1\]"),
         (lambda: flow.straightness(TWO, [1.0, 0.5, 0.0]), r"path must have shape \[3"),
         (lambda: flow.straightness(TWO, [0.0, 1.0]), "times must fall"),

@@ -11,6 +11,7 @@ from flax import nnx
 from diffusion_course import checks, samplers, sampling
 from diffusion_course.data import Dataset
 from diffusion_course.evaluation import metrics
+from diffusion_course.latent import LatentSpace, decode_all
 from diffusion_course.models.classifier import judge
 from diffusion_course.process import Process
 
@@ -101,6 +102,7 @@ def _spread(x: np.ndarray, n: int) -> np.ndarray:
 def measure(
     model: nnx.Module, p: Process, kind: str, classifier: nnx.Module, train: Dataset, test: Dataset,
     *, scales: Sequence[float], samples: int = 500, steps: int = 50, seed: int = 1,
+    space: LatentSpace | None = None,
 ) -> dict[float, Quality]:  # fmt: skip
     """Draws samples of every class with DDIM at each guidance scale, and measures them.
 
@@ -115,6 +117,7 @@ def measure(
       samples: per scale.
       steps: of DDIM.
       seed: of the samples; the same noise is used at every scale.
+      space: of a model of latents, whose samples are decoded before they are measured.
 
     Returns: w -> `Quality`.
     Raises: ValueError for a value outside its range.
@@ -124,9 +127,8 @@ def measure(
     checks.integer("samples", samples, minimum=2)
     checks.integer("steps", steps, minimum=1)
     checks.integer("seed", seed, minimum=0)
-    generate = sampling.generator(
-        p, kind, samplers.ddim(p), sampling.uniform(steps), train.x.shape[1:]
-    )
+    shape = train.x.shape[1:] if space is None else space.shape(train.x.shape[1:])
+    generate = sampling.generator(p, kind, samplers.ddim(p), sampling.uniform(steps), shape)
     labels = np.arange(samples) % train.num_classes
     real = reference(classifier, train, test, samples)
     found = {}
@@ -137,6 +139,7 @@ def measure(
                 for i, part in enumerate(np.split(labels, range(_CHUNK, samples, _CHUNK)))
             ]
         )
+        x = x if space is None else decode_all(space, x)
         found[w] = compare(x, labels, classifier, real, train, w=w, steps=steps)
     return found
 

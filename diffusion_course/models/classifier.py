@@ -53,24 +53,75 @@ class Classifier(nnx.Module):
         self.dense = Linear(2 * width * (rows // 4) * (cols // 4), features, rngs=rngs)
         self.last = Linear(features, num_classes, rngs=rngs)
 
-    def features(self, x: Array) -> Array:
-        """Activations of the last hidden layer for images x [B, H, W, C]: [B, features].
+    def activations(self, x: Array) -> tuple[Array, ...]:
+        """What every hidden layer says of images x [B, H, W, C], the first one first.
 
+        Returns: three grids [B, h, w, channels], and the features [B, features].
         Raises: ValueError for images of another shape or dtype.
         """
         x = doors.state(x, ("B", *self.image_shape))
-        h = jax.nn.silu(self.norm1(self.conv1(x)))
-        h = jax.nn.silu(self.norm2(self.conv2(h)))
-        h = jax.nn.silu(self.conv3(h)).reshape(x.shape[0], -1)
-        return jax.nn.silu(self.dense(h))
+        first = jax.nn.silu(self.norm1(self.conv1(x)))
+        second = jax.nn.silu(self.norm2(self.conv2(first)))
+        third = jax.nn.silu(self.conv3(second))
+        last = jax.nn.silu(self.dense(third.reshape(x.shape[0], -1)))
+        return first, second, third, last
+
+    def features(self, x: Array) -> Array:
+        """Activations of the last hidden layer for images x [B, H, W, C]: [B, features].
+
+        Raises: as `activations`.
+        """
+        return self.activations(x)[-1]
 
     def __call__(self, x: Array) -> Array:
         """Class logits [B, classes] of images x [B, H, W, C]. Raises: as `features`."""
         return self.last(self.features(x))
 
 
+class Resized(nnx.Module):
+    """A classifier for images of any size, which it first brings to the size that it knows.
+
+    Linear interpolation, with a filter where the image shrinks.
+
+    Args:
+      classifier: whose own images have as many channels.
+    """
+
+    def __init__(self, classifier: Classifier):
+        self.classifier = classifier
+
+    def activations(self, x: Array) -> tuple[Array, ...]:
+        """`Classifier.activations` of the images x [B, H, W, C], resized."""
+        x = doors.state(x, ("B", "H", "W", self.classifier.image_shape[-1]))
+        size = (len(x), *self.classifier.image_shape)
+        return self.classifier.activations(jax.image.resize(x, size, "linear"))
+
+    def features(self, x: Array) -> Array:
+        """`Classifier.features` of the images x [B, H, W, C], resized."""
+        return self.activations(x)[-1]
+
+    def last(self, features: Array) -> Array:
+        """Class logits [B, classes] of features [B, features]."""
+        return self.classifier.last(features)
+
+    def __call__(self, x: Array) -> Array:
+        """Class logits [B, classes] of images x [B, H, W, C]. Raises: as `features`."""
+        return self.last(self.features(x))
+
+
+def fitted(classifier: Classifier, image_shape: tuple[int, ...]) -> Classifier | Resized:
+    """The classifier as it takes images of this shape: as it is, or `Resized`.
+
+    Args:
+      classifier: of images with as many channels.
+      image_shape: (H, W, C).
+    """
+    same = tuple(image_shape) == classifier.image_shape
+    return classifier if same else Resized(classifier)
+
+
 @jax.jit
-def judge(model: Classifier, x: Array) -> tuple[Array, Array]:
+def judge(model: Classifier | Resized, x: Array) -> tuple[Array, Array]:
     """Predicted classes [B] and features [B, F] of images [B, H, W, C], in one compiled call.
 
     Raises: ValueError for images of another shape or dtype than the model's.

@@ -150,3 +150,12 @@ def divisible(argument: str, given: int, divisor: int) -> int:
     if checks.integer(argument, given, 1) % divisor:
         raise ValueError(f"{argument} must be a multiple of {divisor}, got {given}")
     return given
+
+
+def widths(channels: tuple[int, ...]) -> None:
+    """ValueError unless these name at least one level's width, each a multiple of 8."""
+    if not isinstance(channels, tuple | list) or not channels:
+        raise ValueError(f"channels must name the width of at least one level, got {channels!r}")
+    for width in channels:
+        if checks.integer("channels", width, 1) % 8:
+            raise ValueError(f"channels must be multiples of 8, got {width} in {channels}")

@@ -282,24 +282,29 @@ class ResidualBlock(nnx.Module):
     """Two 3×3 convolutions with group norm; the embedding scales and shifts between them (FiLM).
 
     [B, H, W, c_in], [B, dim] -> [B, H, W, c_out]. The last convolution starts at zero, so that
-    the block starts as the identity (or its projection).
+    the block starts as the identity (or its projection). With ``dim = None`` there is no embedding,
+    and the block is called with the image alone.
 
     Source: He et al. 2016; FiLM: Perez et al. 2018 (arXiv:1709.07871); in this place: Dhariwal &
     Nichol 2021, section 3 (arXiv:2105.05233).
     """
 
-    def __init__(self, c_in: int, c_out: int, dim: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, c_in: int, c_out: int, dim: int | None, *, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
         options = {"dtype": dtype, "rngs": rngs}
         self.norm1 = GroupNorm(c_in, rngs=rngs)
         self.conv1 = Conv3x3(c_in, c_out, **options)
-        self.film = Linear(dim, 2 * c_out, **options)
+        self.film = None if dim is None else Linear(dim, 2 * c_out, **options)
         self.norm2 = GroupNorm(c_out, rngs=rngs)
         self.conv2 = Conv3x3(c_out, c_out, zero=True, **options)
         self.skip = Linear(c_in, c_out, **options) if c_in != c_out else None
 
-    def __call__(self, x: Array, emb: Array) -> Array:
+    def __call__(self, x: Array, emb: Array | None = None) -> Array:
         h = self.conv1(jax.nn.silu(self.norm1(x)))
-        scale, shift = jnp.split(self.film(jax.nn.silu(emb)), 2, axis=-1)
+        scale, shift = 0.0, 0.0
+        if self.film is not None:
+            scale, shift = jnp.split(self.film(jax.nn.silu(emb)), 2, axis=-1)
         h = self.conv2(jax.nn.silu(self.norm2(h, scale, shift)))
         return h + (x if self.skip is None else self.skip(x))
 

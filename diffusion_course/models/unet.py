@@ -67,7 +67,9 @@ class UNet(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        _check_widths(channels)
+        doors.widths(channels)
+        if channels[-1] % 32:
+            raise ValueError(f"channels must end in a multiple of 32, got {channels}")
         self.image_channels = integer("image_channels", image_channels, 1)
         self.blocks, self.stem = integer("blocks", blocks, 1), integer("stem", stem, 1)
         self.levels, self.null_label = len(channels), num_classes
@@ -146,13 +148,3 @@ class UNet(nnx.Module):
                 f"{multiple}, got {list(x.shape)}"
             )
         return x
-
-
-def _check_widths(channels: tuple[int, ...]) -> None:
-    if not isinstance(channels, tuple | list) or not channels:
-        raise ValueError(f"channels must name the width of at least one level, got {channels!r}")
-    for width in channels:
-        if integer("channels", width, 1) % 8:
-            raise ValueError(f"channels must be multiples of 8, got {width} in {channels}")
-    if channels[-1] % 32:
-        raise ValueError(f"channels must end in a multiple of 32, got {channels}")

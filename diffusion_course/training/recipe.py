@@ -1,21 +1,16 @@
 """What a recipe is, and the recipes of the released weights. They are data: nothing runs here."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from diffusion_course import checks, flow_map, losses, weights
-from diffusion_course.denoiser import denoiser
-from diffusion_course.guidance import classifier_free_batched
-from diffusion_course.training import update
+from diffusion_course import checks
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Training:
     """What every recipe says. Each recipe documents its own fields and these."""
 
+    needs: ClassVar[tuple[str, ...]] = ("num_classes",)  # what the model's description must hold
     dataset: str
     model: dict
     steps: int
@@ -26,8 +21,9 @@ class _Training:
     options: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        if not isinstance(self.model, dict) or "num_classes" not in self.model:
-            raise ValueError(f"model must be a dict with num_classes in it, got {self.model!r}")
+        if not isinstance(self.model, dict) or not set(self.needs) <= self.model.keys():
+            wanted = " and ".join(self.needs)
+            raise ValueError(f"model must be a dict with {wanted} in it, got {self.model!r}")
         checks.integer("steps", self.steps, minimum=1)
         checks.integer("batch_size", self.batch_size, minimum=1)
         checks.above("learning_rate", self.learning_rate, 0)
@@ -72,6 +68,49 @@ class DiffusionRecipe(_Training):
         checks.within("scales", self.scales, -1e6, 1e6)
         checks.integer("samples", self.samples, minimum=2)
         checks.integer("sampling_steps", self.sampling_steps, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentRecipe(DiffusionRecipe):
+    """Every setting of the training of a diffusion model in the latents of a released autoencoder.
+
+    The data set is encoded once, before the first step.
+
+    Attributes:
+      dataset, model, process, kind, steps, batch_size, learning_rate, ema, label_dropout, seed,
+        options, scales, samples, sampling_steps: as in `DiffusionRecipe`; the dataset is one of
+        images, and the model one of latents.
+      autoencoder: name of released weights, such as "shapes_vae".
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    autoencoder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe(_Training):
+    """Every setting of the training of an autoencoder, whose latents a diffusion model may have.
+
+    Attributes:
+      dataset, steps, batch_size, learning_rate, ema, seed, options: as in `DiffusionRecipe`.
+      model: description for `weights.build`, with its latent_channels.
+      beta: weight of the rate; see `latent.autoencoder_loss`.
+      features: weight of the feature loss.
+      judge: name of the released classifier whose features these are.
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("latent_channels",)
+    beta: float
+    features: float
+    judge: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.within("beta", self.beta, 0, 1e6)
+        checks.within("features", self.features, 0, 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +223,7 @@ class MeanFlowRecipe(_FewSteps):
         checks.within("label_dropout", self.label_dropout, 0, 1)
 
 
-Recipe = DiffusionRecipe | ClassifierRecipe | ConsistencyRecipe | MeanFlowRecipe
+Recipe = DiffusionRecipe | ClassifierRecipe | ConsistencyRecipe | MeanFlowRecipe | AutoencoderRecipe
 
 
 # Minutes and accuracies are those on the cards of the released weights, trained on a CPU.
@@ -315,6 +354,65 @@ RECIPES: dict[str, Recipe] = {
         steps=2000,  # four epochs, after which it is right on all of 30,000 unseen images
         options={"n": 30_000, "size": 24},
     ),
+    "shapes_vae": AutoencoderRecipe(
+        dataset="shapes",
+        model={
+            "class": "VAE",
+            "image_channels": 3,
+            "latent_channels": 4,
+            "channels": [32, 64],
+            "stem": 2,
+        },
+        options={"n": 30_000, "size": 32},  # 3,072 pixel values become 8 × 8 × 4 = 256 latents
+        # The corners of a small star are a few pixels wide, and are learnt last: after 400 steps
+        # all small shapes are smudges.
+        steps=8000,
+        # Codes as precise as pixels with noise of standard deviation .05: 2.5 % of their range.
+        beta=2 * 0.05**2,
+        # Of the size of the squared error of a sharp image, so that neither hides the other.
+        features=0.02,
+        judge="shapes_classifier",
+    ),
+    "shapes_latent": LatentRecipe(
+        dataset="shapes",
+        # The network of "shapes" without its stem: a quarter of the positions.
+        model={"class": "UNet", "image_channels": 4, "channels": [32, 64], "num_classes": 6},
+        process={"name": "vp_cosine"},
+        kind="v",
+        autoencoder="shapes_vae",
+        options={"n": 30_000, "size": 32},
+        # Twice the images of "shapes" at a quarter of the operations: half of its training.
+        steps=8000,
+        samples=2000,
+    ),
+    "mnist_vae": AutoencoderRecipe(
+        dataset="mnist",
+        model={"class": "VAE", "latent_channels": 4, "channels": [32, 64], "stem": 2},
+        steps=5000,  # 784 pixel values become 7 × 7 × 4 = 196 latents
+        # Noise of .07: handwriting is less regular than the shapes, and its codes are coarser.
+        beta=2 * 0.07**2,
+        features=0.02,
+        judge="mnist_classifier",
+    ),
+    "mnist_latent": LatentRecipe(
+        dataset="mnist",
+        # 7 positions cannot be halved. Of one level, this depth and width take a fifth of the
+        # operations of "mnist".
+        model={
+            "class": "UNet",
+            "image_channels": 4,
+            "channels": [32],
+            "blocks": 2,
+            "num_classes": 10,
+        },
+        process={"name": "vp_cosine"},
+        kind="v",
+        autoencoder="mnist_vae",
+        steps=10_000,
+        batch_size=128,  # so that it sees twice the images of "mnist", for two fifths of its work
+        samples=5000,
+        sampling_steps=25,
+    ),
     # Points whose exact denoiser is known: what a chapter measures, it can compare with the truth.
     "toy2d": DiffusionRecipe(
         dataset="toy2d",
@@ -343,95 +441,3 @@ def names() -> tuple[str, ...]:
     ('digits', 'digits_classifier')
     """
     return tuple(RECIPES)
-
-
-def diffusion_objective(recipe: DiffusionRecipe) -> update.Loss:
-    """The loss of a class-conditional diffusion model, with label dropout.
-
-    Args:
-      recipe: its process, kind and label_dropout are used.
-
-    Returns: ``loss(model, x, labels, key) -> scalar``, for `loop.fit`.
-    Source: Ho & Salimans 2022, algorithm 1 (arXiv:2207.12598).
-    """
-    p, null = weights.build_process(recipe.process), recipe.model["num_classes"]
-
-    def loss(model, x, labels, key):
-        key_drop, key_loss = jax.random.split(key)
-        labels = losses.drop_labels(key_drop, labels, null, recipe.label_dropout)
-        return losses.diffusion_loss(model, p, recipe.kind, x, labels, key_loss)
-
-    return loss
-
-
-def consistency_objective(recipe: ConsistencyRecipe) -> update.Loss:
-    """The loss of a consistency distillation, for `loop.fit` with a teacher and averaged weights.
-
-    Args:
-      recipe: its process, kind, guidance, grid and huber are used.
-
-    Returns: ``loss(model, x, labels, key, *, teacher, averaged) -> scalar``.
-    """
-    p, kind = weights.build_process(recipe.process), recipe.kind
-    distance = flow_map.pseudo_huber(recipe.huber)
-
-    def jump(model, labels):
-        return flow_map.of_denoiser(denoiser(model, p, kind, labels))
-
-    def loss(model, x, labels, key, *, teacher, averaged):
-        null = jnp.full_like(labels, recipe.model["num_classes"])
-        guided = classifier_free_batched(teacher, p, kind, labels, null, recipe.guidance)
-        return flow_map.consistency_loss(
-            jump(model, labels), jump(averaged, labels), p, kind, x, key,
-            steps=recipe.grid, teacher=guided, distance=distance,
-        )  # fmt: skip
-
-    return loss
-
-
-def mean_flow_objective(recipe: MeanFlowRecipe) -> update.Loss:
-    """The loss of a mean velocity, with label dropout.
-
-    Args:
-      recipe: its guidance and label_dropout are used.
-
-    Returns: ``loss(model, x, labels, key) -> scalar``, for `loop.fit`.
-    """
-    times = flow_map.mean_flow_times()
-
-    def loss(model, x, labels, key):
-        key_drop, key_loss = jax.random.split(key)
-        null = recipe.model["num_classes"]
-        labels = losses.drop_labels(key_drop, labels, null, recipe.label_dropout)
-        return flow_map.mean_velocity_loss(
-            model, x, labels, key_loss, times=times, guidance=recipe.guidance
-        )
-
-    return loss
-
-
-def classifier_objective(recipe: ClassifierRecipe) -> update.Loss:
-    """Cross-entropy with label smoothing, on images that are shifted and noised a little.
-
-    Args:
-      recipe: its shift, noise and smoothing are used.
-
-    Returns: ``loss(model, x, labels, key) -> scalar``, for `loop.fit`; x in [-1, 1].
-    """
-    classes, most = recipe.model["num_classes"], recipe.shift
-
-    def moved(image, shift):
-        """The image [H, W, C] with its corner moved by shift [2]; −1 comes in at the sides."""
-        padded = jnp.pad(image, ((most, most), (most, most), (0, 0)), constant_values=-1)
-        start = (shift[0] + most, shift[1] + most, 0)
-        return jax.lax.dynamic_slice(padded, start, image.shape)
-
-    def loss(model, x, labels, key):
-        key_shift, key_noise = jax.random.split(key)
-        shifts = jax.random.randint(key_shift, (x.shape[0], 2), -most, most + 1)
-        x = jax.vmap(moved)(x, shifts)
-        x = x + recipe.noise * jax.random.normal(key_noise, x.shape)
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), recipe.smoothing)
-        return optax.softmax_cross_entropy(model(x), targets).mean()
-
-    return loss

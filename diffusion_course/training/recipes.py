@@ -13,22 +13,28 @@ import jax
 import numpy as np
 from flax import nnx
 
-from diffusion_course import checks, data, flow_map, sampling, weights
+from diffusion_course import checks, data, flow_map, latent, sampling, weights
 from diffusion_course.data import Dataset, toy2d
 from diffusion_course.denoiser import denoiser
-from diffusion_course.evaluation import metrics, points, quality
+from diffusion_course.evaluation import metrics, points, quality, reconstructions
+from diffusion_course.models.classifier import fitted
 from diffusion_course.training import loop, record, update
-from diffusion_course.training.recipe import (
-    RECIPES,
-    ClassifierRecipe,
-    ConsistencyRecipe,
-    DiffusionRecipe,
-    MeanFlowRecipe,
-    Recipe,
+from diffusion_course.training.objectives import (
+    autoencoder_objective,
     classifier_objective,
     consistency_objective,
     diffusion_objective,
     mean_flow_objective,
+)
+from diffusion_course.training.recipe import (
+    RECIPES,
+    AutoencoderRecipe,
+    ClassifierRecipe,
+    ConsistencyRecipe,
+    DiffusionRecipe,
+    LatentRecipe,
+    MeanFlowRecipe,
+    Recipe,
     names,
 )
 from diffusion_course.training.resume import RunFolder
@@ -36,11 +42,14 @@ from diffusion_course.weights import card, features
 
 __all__ = [
     "RECIPES",
+    "AutoencoderRecipe",
     "ClassifierRecipe",
     "ConsistencyRecipe",
     "DiffusionRecipe",
+    "LatentRecipe",
     "MeanFlowRecipe",
     "Recipe",
+    "autoencoder_objective",
     "classifier_objective",
     "consistency_objective",
     "diffusion_objective",
@@ -61,21 +70,22 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
 
     Args:
       recipe: from `RECIPES`, or your own.
-      dataset: what to train on.
+      dataset: what to train on; of a latent model the images, which are encoded first.
       dtype: that the network computes in, such as a profile's; its parameters, their average, the
         process and the loss stay float32.
       options: for `loop.fit`.
 
     Raises: ValueError for a data set with more classes than the model, and what `fit` raises.
     """
-    classes = recipe.model["num_classes"]
-    if dataset.num_classes > classes:
+    classes = recipe.model.get("num_classes")
+    if classes is not None and dataset.num_classes > classes:
         raise ValueError(
             f"dataset must have at most the model's {classes} classes, got {dataset.num_classes}"
         )
     state = options.get("state")
     start = 0 if state is None else int(state.step)
-    batches = data.batches(dataset, size=recipe.batch_size, seed=recipe.seed, start=start)
+    examples = _latents(recipe, dataset) if isinstance(recipe, LatentRecipe) else dataset
+    batches = data.batches(examples, size=recipe.batch_size, seed=recipe.seed, start=start)
     settings = {"ema": recipe.ema, "steps": recipe.steps, "optimizer": _optimizer(recipe)}
     model = weights.build(recipe.model, recipe.seed, dtype)
     key = jax.random.key(recipe.seed)
@@ -83,13 +93,22 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
         teacher = weights.load(recipe.teacher).model
         settings |= {"teacher": teacher, "averaged": True}
         nnx.update(model, nnx.state(teacher, nnx.Param))
+    if isinstance(recipe, AutoencoderRecipe):
+        settings["teacher"] = weights.load(recipe.judge).model
     objective = _OBJECTIVES[type(recipe)](recipe)
     return loop.fit(model, objective, batches, key=key, **(settings | options))
 
 
+def _latents(recipe: LatentRecipe, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The data set in the latents of the recipe's autoencoder, with its labels."""
+    return latent.encode_all(weights.latent_space(recipe.autoencoder), dataset.x), dataset.labels
+
+
 _OBJECTIVES = {
+    AutoencoderRecipe: autoencoder_objective,
     ClassifierRecipe: classifier_objective,
     DiffusionRecipe: diffusion_objective,
+    LatentRecipe: diffusion_objective,
     ConsistencyRecipe: consistency_objective,
     MeanFlowRecipe: mean_flow_objective,
 }
@@ -131,13 +150,16 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
       train: what it was trained on.
       test: unseen examples of the same kind.
 
-    Returns: for a classifier the share of unseen images that it recognises; for images
-      `quality.measure` at each of the recipe's scales, or its numbers of evaluations, for points
-      `points.measure`.
+    Returns: for a classifier the share of unseen images that it recognises; for an autoencoder
+      `reconstructions.measure`; for images `quality.measure` at each of the recipe's scales, or
+      its numbers of evaluations; for points `points.measure`.
     """
     if isinstance(recipe, ClassifierRecipe):
         predicted = quality.judge_all(model, test.x)[0]
         return {"test_accuracy": metrics.class_accuracy(predicted, test.labels), "of": len(test)}
+    if isinstance(recipe, AutoencoderRecipe):
+        expert = fitted(judge_for(recipe.dataset), train.x.shape[1:])
+        return asdict(reconstructions.measure(model, expert, train, test))
     p = weights.build_process(recipe.process)
     if isinstance(recipe, ConsistencyRecipe | MeanFlowRecipe):
         return _measure_few_steps(recipe, model, train, test)
@@ -148,7 +170,9 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
     }
     if train.x.ndim == 2:
         return points.measure(model, p, recipe.kind, toy2d.MIXTURE, train, test, **settings)
-    expert = judge_for(recipe.dataset)
+    if isinstance(recipe, LatentRecipe):
+        settings["space"] = weights.latent_space(recipe.autoencoder)
+    expert = fitted(judge_for(recipe.dataset), train.x.shape[1:])
     found = quality.measure(model, p, recipe.kind, expert, train, test, **settings)
     return {f"w={w:g}": asdict(measured) for w, measured in found.items()}
 
@@ -230,10 +254,10 @@ def train(
             "processor": platform.machine(),
             "jax": jax.__version__,
         }
-        | _of_teacher(recipe),
+        | _of_others(recipe),
         metrics=measure(recipe, ema, train_set, test_set),
     )
-    if not isinstance(recipe, ClassifierRecipe):
+    if isinstance(recipe, DiffusionRecipe | ConsistencyRecipe | MeanFlowRecipe):
         described = replace(described, process=recipe.process, kind=recipe.kind)
     path = card.save_weights(out, ema, described)
     if isinstance(recipe, ClassifierRecipe):
@@ -243,11 +267,11 @@ def train(
     return path
 
 
-def _of_teacher(recipe: Recipe) -> dict:
-    """Which weights the teacher had: another training gives other ones the same name."""
-    if not isinstance(recipe, ConsistencyRecipe):
-        return {}
-    return {"teacher_sha256": weights.load(recipe.teacher).card.sha256}
+def _of_others(recipe: Recipe) -> dict:
+    """Which weights a recipe starts from: another training gives other ones the same name."""
+    others = ("teacher", "autoencoder", "judge")
+    named = {other: getattr(recipe, other) for other in others if hasattr(recipe, other)}
+    return {f"{key}_sha256": weights.load(name).card.sha256 for key, name in named.items()}
 
 
 def _train_and_keep(recipe: Recipe, dataset: Dataset, folder: RunFolder) -> nnx.Module:

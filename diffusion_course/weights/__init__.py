@@ -7,16 +7,20 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from diffusion_course import checks, process
+from diffusion_course import checks, latent, process
 from diffusion_course.models.classifier import Classifier
 from diffusion_course.models.dit import DiT
 from diffusion_course.models.mlp import MLP
 from diffusion_course.models.mmdit import MMDiT
+from diffusion_course.models.quantize import VQVAE
 from diffusion_course.models.unet import UNet
+from diffusion_course.models.vae import VAE, Autoencoder
 from diffusion_course.weights.card import Card, load_card, load_weights
 
 FOLDER = Path(__file__).parent
-_MODELS = {"UNet": UNet, "DiT": DiT, "MMDiT": MMDiT, "MLP": MLP, "Classifier": Classifier}
+_MODELS = {
+    model.__name__: model for model in (UNet, DiT, MMDiT, MLP, Classifier, Autoencoder, VAE, VQVAE)
+}
 
 
 class Released(NamedTuple):
@@ -25,7 +29,7 @@ class Released(NamedTuple):
     Attributes:
       model: ready to use.
       card: its recipe, data, metrics and hash.
-      process: the process that it was trained with; None for a classifier.
+      process: the process that it was trained with; None for a classifier or an autoencoder.
     """
 
     model: nnx.Module
@@ -71,6 +75,24 @@ def load(name: str, folder: str | Path = FOLDER) -> Released:
     model = build(card.model)
     load_weights(path, model)
     return Released(model, card, build_process(card.process) if card.process else None)
+
+
+def latent_space(name: str, folder: str | Path = FOLDER) -> latent.LatentSpace:
+    """The latents of a released autoencoder, with the shift and the scale of its card.
+
+    Args:
+      name: of an autoencoder's weights; a latent model's card names its own,
+        ``card.recipe["autoencoder"]``.
+      folder: as in `load`.
+
+    Raises: as `load`; ValueError for the weights of any other model.
+    """
+    released = load(name, folder)
+    measured = released.card.metrics.get("latents")
+    if measured is None:
+        raise ValueError(f"name must be that of an autoencoder's weights, got {name!r}")
+    shift, scale = (jnp.asarray(measured[key], jnp.float32) for key in ("shift", "scale"))
+    return latent.LatentSpace(released.model, shift, scale)
 
 
 def build(description: dict, seed: int = 0, dtype: str = "float32") -> nnx.Module:
