@@ -44,6 +44,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import nnx
+from scipy.special import ndtr
 
 from diffusion_course import data, denoiser, inverse, linear_gaussian, operators, particles
 from diffusion_course import process, rewards, samplers, sampling, weights
@@ -137,6 +138,8 @@ noise = jax.random.normal(jax.random.key(0), (6000, 2))
 first_look = {name: ask(name, noise, Y_SEEN, 100, jax.random.key(1)) for name in METHODS}
 
 # %%
+above_0 = ndtr((np.asarray(truth.means)[:, 1] - 0.1) / STDS)  # of each cloud, above the dotted line
+right_share = float(np.sum(truth.weights * above_0))
 from_truth = np.asarray(truth.sample(jax.random.key(2), 6000))
 upper = lambda x: float(np.mean(np.asarray(x)[:, 1] > 0.1))  # the share in the upper cloud
 clouds = {f"exact: {upper(from_truth):.0%} above": from_truth[:800]}
@@ -150,19 +153,18 @@ plt.show()
 
 # %% tags=["claims"]
 # @title Checked: the truth is three quarters, and every method is far from it
-from scipy.special import ndtr
-
-right_share = float(np.sum(truth.weights * ndtr((np.asarray(truth.means)[:, 1] - 0.1) / STDS)))
 assert 0.72 < right_share < 0.78
 noise_of_share = np.sqrt(right_share * (1 - right_share) / 6000)  # .0055
 assert abs(upper(from_truth) - right_share) < 4 * noise_of_share
 assert all(abs(upper(x) - right_share) > 8 * noise_of_share for x in first_look.values())
+for x in (from_truth, *first_look.values()):
+    assert np.sqrt(np.mean((np.asarray(x)[:, 0] - Y_SEEN) ** 2)) < 2.3 * SIGMA_Y
 assert upper(first_look["replacement"]) < 0.5 < 0.8 < upper(first_look["DPS"])
 
 # %% [markdown]
-# None. In each panel the vertical line is the measurement, and all clouds lie near it. If these were pictures,
-# each would pass: it is a plausible point, and it agrees with $y$. But the shares are wrong by 8 standard
-# errors or more. Replacement puts less than half of its points above, DPS more than four fifths.
+# None. In each panel the vertical line is the measurement, and the points agree with it to about two $\sigma_y$
+# or better. If these were pictures, nearly all would pass. But the shares are wrong by 8 standard errors or
+# more. Replacement puts less than half of its points above, DPS more than four fifths.
 #
 # This is the theme of the chapter: **a plausible answer that agrees with the data is not yet a draw from the
 # posterior.** On photographs nobody can see the difference. Here we can.
@@ -281,7 +283,7 @@ assert abs(shares["replacement"] - shares["DDNM"]) < 0.03
 
 # %% [markdown]
 # Both take $y$ as free of error. Their points lie exactly on the line, where the true posterior has a width.
-# For that they cannot be blamed: they were made for exact measurements.
+# This is no fault of theirs: they were made for exact measurements.
 #
 # But their shares are wrong for another reason. With a much better ruler, $\sigma_y = 0.02$, the upper cloud
 # has a probability of more than 0.9, and both still give it less than a half. Chapter 08 found the cause on two
@@ -346,8 +348,8 @@ np.testing.assert_allclose((0.5**2 + SIGMA_Y**2) / SIGMA_Y**2, 26)
 #
 # $$x_s \leftarrow x_s - \zeta\, \nabla_{x_t} \lVert y - A D(x_t, t) \rVert \tag{5}$$
 #
-# (their section 4; the paper writes a step along the squared norm's slope, divided by the norm, which is twice
-# this). The slope of a norm does not shrink when the residual does. So its pushes simply add up. What does that
+# (their algorithm 1. They write the slope of the squared norm, and divide a constant by the norm to get the step
+# size; with the same constant that is twice (5)). The slope of a norm does not shrink when the residual does. So its pushes simply add up. What does that
 # mean for the number of steps?
 #
 # **Predict, then run.** Twenty, 100 and 500 steps with (4), and with (5) at $\zeta = 0.1$. More steps mean less
@@ -373,13 +375,15 @@ assert abs(by_steps["DPS"][1] - by_steps["DPS"][2]) < 3 * np.sqrt(2) * noise_of_
 assert by_steps["DPS"][2] > right_share + 10 * noise_of_share
 assert by_steps["DPS, norm"][0] < by_steps["DPS, norm"][1] - 20 * noise_of_share
 assert by_steps["DPS, norm"][1] < by_steps["DPS, norm"][2] - 20 * noise_of_share
+one_by_one = jax.vmap(lambda x: jax.grad(lambda x: residual_of(x) ** 2)(x[None])[0])(probe)
+np.testing.assert_allclose(jax.grad(lambda x: residual_of(x) ** 2)(probe), one_by_one, atol=1e-4)
 assert times_weaker > 5  # of the order of the square root of 200
 squared = jax.grad(lambda x: residual_of(x) ** 2)(probe[:1]) / residual_of(probe[:1])
 np.testing.assert_allclose(squared, 2 * jax.grad(residual_of)(probe[:1]), rtol=1e-4)
 
 # %% [markdown]
-# The share of (4) settles, on a wrong value. That of (5) does not settle. With 20 steps it hardly hears the
-# measurement, at 500 it is deafened by it, and somewhere between them lies the right share, by luck. The number
+# The share of (4) settles, on a wrong value. That of (5) does not settle. With 20 steps it is too
+# low, with 500 too high, and between them lies a number of steps at which it happens to be right. The number
 # $\zeta$ belongs to *one* number of steps. It is not a property of the ruler, and no $\sigma_y$ stands in (5).
 #
 # The last line is a bug that you will meet. `norm(y − A D(x))` of a whole batch is *one* number. Then each
@@ -562,7 +566,7 @@ assert off[-0.6] < 0.12 and max(off.values()) > 0.25  # 600 points know a share 
 # ## 7 · Break it on purpose: σ_y halved
 #
 # Pictures are scaled from $[0, 1]$ to $[-1, 1]$. The measurement is scaled too, and so its noise doubles. Code
-# that goes on with the old $\sigma_y$ has half of the right value. Nothing crashes, and the samples are sharper.
+# that goes on with the old $\sigma_y$ has half of the right value. Nothing crashes.
 #
 # **Predict, then run.** We have no exact posterior for pictures. Which test could find this bug there?
 #
@@ -594,7 +598,7 @@ fig, axes = plt.subplots(1, 2, figsize=(7, 2.4), sharey=True)
 for ax, (name, count) in zip(axes, counts.items(), strict=True):
     ax.bar(np.arange(DRAWS + 1), count, color=plots.PREDICTION)
     ax.axhline(RULERS / (DRAWS + 1), color=plots.TRUTH, lw=0.8)
-    ax.set(title=name, xlabel="rank of the truth among 15 draws")
+    ax.set(title=name, xlabel="rank of the truth among 15 draws", xticks=(0, 5, 10, 15))
 axes[0].set_ylabel("times, of 800")
 plt.show()
 
@@ -618,7 +622,7 @@ assert chi["σ_y halved"] > 100 and ends["σ_y halved"] > 150
 # ## 8 · On pictures
 #
 # Now the released network of the 8×8 digits, without a label: nobody tells it which digit to draw. We measure
-# 36 digits of the test set in three ways: 27 of 64 pixels, the means of 2×2 blocks, and a blur. Each time,
+# 36 digits of the test set in three ways: about 40 % of the pixels, the means of 2×2 blocks, and a blur. Each time,
 # $\sigma_y = 0.1$ on the scale of $[-1, 1]$. All methods take the same 40 steps of DDPM.
 #
 # We report two numbers that need no exact posterior. **Consistency** is the root mean square of $y - A\hat x$, in
@@ -635,7 +639,7 @@ shown_pixels = np.random.default_rng(0).random((8, 8, 1)) < 0.4
 CAMERAS = {
     "missing": operators.mask(shown_pixels),
     "blocks": operators.average((8, 8, 1), 2),
-    "blur": operators.blur((8, 8, 1), operators.gaussian_kernel(5, 1.2)),
+    "blur": operators.blur((8, 8, 1), operators.gaussian_kernel(5, 1.0)),
 }
 PIXEL_STD = float(data.load("digits").x.std(axis=0).mean())  # for ΠGDM
 WAYS = {
@@ -687,7 +691,7 @@ for camera in CAMERAS:
     for way in ("DPS", "ΠGDM"):
         assert 0.5 < grades[camera, way][0] < 1.4
         assert grades[camera, way][1] > 0.65
-assert grades["blur", "DDNM"][1] < 0.3 and np.abs(restored["blur", "DDNM"]).max() > 20
+assert grades["blur", "DDNM"][1] < 0.3 and np.abs(restored["blur", "DDNM"]).max() > 20  # [−1, 1] is right
 assert all(grades["blur", way][1] > grades["blur", "A⁺y"][1] + 0.4 for way in ("DPS", "ΠGDM"))
 
 # %% [markdown]
@@ -725,11 +729,11 @@ assert sorted(len(set(row)) for row in seen_as.tolist()) == [1, 1, 2]
 # diffusion: draw many **particles**, and give each a **weight**. If the target is $p(x_0)\,e^{r(x_0)}$ and
 # the particles come from $p$, the weight is $e^{r(x_0)}$. With $r = \log p(y \mid x_0)$ this is the posterior.
 #
-# - Their mean $\hat Z$ is an unbiased estimate of $E[e^{r}]$. For our $r$ this is $p(y)$, the **evidence**.
-# - Their **effective sample size** $1/\sum_i w_i^2$ (weights that sum to 1) says how many particles count.
+# - The mean of the weights, $\hat Z$, is an unbiased estimate of $E[e^{r}]$. For our $r$ this is $p(y)$, the **evidence**.
+# - The **effective sample size**, $1/\sum_i w_i^2$ for weights that sum to 1, says how many particles count.
 #
-# Weights at the end are late news. **Sequential Monte Carlo** hears earlier: a **twist** $\psi_t(x_t)$ guesses
-# $E[e^{r} \mid x_t]$, and each step multiplies the weight by
+# With weights at the end alone, many particles run for nothing. **Sequential Monte Carlo** weights them on the way:
+# a **twist** $\psi_t(x_t)$ guesses $E[e^{r} \mid x_t]$, and each step multiplies the weight by
 #
 # $$\frac{\psi_s(x_s)}{\psi_t(x_t)} \cdot \frac{p(x_s \mid x_t)}{q(x_s \mid x_t)}, \tag{7}$$
 #
@@ -843,6 +847,7 @@ for team in ("weights at the end", "resampling", "led by ΠGDM"):
     z_mean, z_se, pooled, _ = estimates[team]
     assert abs(z_mean - z_chain) < 3 * np.hypot(z_se, z_error), team
     assert abs(pooled - share_chain) < 0.04  # 200 runs of scatter .1: .007, and ratios of sums
+assert runs["led by DPS"][2][:, -1].mean() > 0.8 * runs["led by ΠGDM"][2][:, -1].mean()
 assert estimates["led by DPS"][0] < z_chain / 2 and abs(share_chain - right_share) < 0.04
 scatter_of = {team: runs[team][0].std() / runs[team][0].mean() for team in TEAMS}
 assert scatter_of["led by DPS"] > 2 > 0.5 > scatter_of["led by ΠGDM"]
@@ -854,18 +859,20 @@ assert abs(z_chain - np.exp(exact.log_evidence)) > 3 * z_error  # 50 steps of DD
 #
 # (The chain has a small error of its own: 50 steps of DDPM do not draw exactly from the prior. Particles correct
 # the push. They do not correct the sampler.)
-#
+
+# %% [markdown]
 # The team led by DPS is unbiased too, and its mean is far too low. Its $\hat Z$ is nearly always small, and very
 # seldom huge; 200 runs did not meet the seldom ones. So its printed standard error is worthless as well. The guide
 # leads to a region that is narrower than the posterior (section 6), and the weights of the rare points outside are
-# enormous. **Unbiased is a promise about the mean, and not about your run.** The cheap test: run two different
-# guides. If their $\hat Z$ disagree, do not believe the small one. A wide guide is safer than a narrow one.
+# enormous. Its effective sample size does not warn: it looks as good as the others'. **Unbiased is a promise about
+# the mean, and not about your run.** The cheap test: run two different guides. If their $\hat Z$ disagree, do not
+# believe the small one. Here the wide guide was safe, and the narrow one was not.
 
 # %% [markdown]
 # ## 10 · Break it on purpose: forgotten weights
 #
 # **Adaptive** resampling waits until few particles count. Between two resamplings the weights have to add up over
-# the steps. Popular code computes the weight of the *last step* only, and resamples by that. It is an easy slip,
+# the steps. Published code has computed the weight of the *last step* only, and resampled by that. It is an easy slip,
 # because with resampling after each step both are the same.
 #
 # The data are $\mathcal N(0, 1)$, and the reward is $r(x_0) = 1.5\,x_0$. The target is $\mathcal N(1.5, 1)$.
@@ -926,7 +933,7 @@ np.testing.assert_allclose([float(r.ess[-1]) for r in ideal_runs], 50, rtol=1e-4
 # always a guess at this one, and the better the guess, the fewer particles are needed.
 
 # %% [markdown]
-# ## 11 · Best of n: the wish that costs a logarithm
+# ## 11 · Best of n: draw many, keep one
 #
 # A measurement says what is true. A **reward** $r(x)$ says what we like. The simplest way to please it needs no
 # gradient and no weights: draw $n$ samples, keep the best. How far does this lead away from the model?
@@ -1053,9 +1060,8 @@ spread_of_wish = pool.std()
 assert max(below.values()) < 0.1 * spread_of_wish
 
 # %% [markdown]
-# Best of n runs along the **frontier**: it loses less than a tenth of the reward's standard deviation. For a
-# small model and a few nats it is hard to beat. What it cannot do is save: each sample costs $n$ samples,
-# forever. To pay once, we train.
+# Best of n runs along the **frontier**: it loses less than a tenth of the reward's standard deviation. What it
+# cannot do is save. Each sample costs $n$ samples, forever. To pay once, we train.
 
 # %% [markdown]
 # ## 13 · Fine-tuning: two losses
@@ -1217,15 +1223,15 @@ for price, seed in ((5, 0), (5, 1), (5, 2), (20, 0)):
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.6))
 ax.plot(*chain_curve.T, color=plots.TRUTH, lw=1)
-ax.text(1.6, most_at(1.6) + 0.03, "frontier: the tilted optimum")
+ax.text(0.1, 0.85, "frontier: the tilted optimum")
 for (name, seed), stops in journeys.items():
     track = np.array([at for at, _ in stops])
     color = plots.DATA if name == "Flow-GRPO" else plots.PREDICTION
     ax.plot(*track.T, "o-", ms=3, lw=0.8, color=color)
     if seed == 0:
-        ax.annotate(name, track[-1], xytext=(5, -12), textcoords="offset points", color=color)
+        ax.annotate(name, track[-1], xytext=(14, -3), textcoords="offset points", color=color)
 ax.plot(*frontier_of_chain(PRICE), "*", color=plots.TRUTH, ms=10)
-ax.set(xlabel="KL from the reference (nats)", ylabel="reward", xlim=(-0.05, 2.2), ylim=(-0.25, 1.05))
+ax.set(xlabel="KL from the reference (nats)", ylabel="reward", xlim=(-0.05, 1.8), ylim=(-0.25, 0.95))
 plt.show()
 nothing_yet = float(journeys["Flow-GRPO", 0][0][0][1])  # the reference's reward
 share_of_possible = {}
@@ -1251,6 +1257,8 @@ assert min(reached) > 0.75
 of_grpo = [share_of_possible["Flow-GRPO", s] for s in (0, 1, 2)]
 of_dpo = [share_of_possible["DPO, β = 5", s] for s in (0, 1, 2)]
 assert min(of_grpo) > 0.85 > max(of_dpo)
+assert all(max(at[0] for at, _ in journeys["DPO, β = 5", s]) > 1.8 for s in (0, 1, 2))
+assert np.abs(chain_ends.mean(axis=0) - SHARES @ MEANS).max() < 0.03  # 20 steps, 60,000 paths
 margins = np.array([6.0, -2.0])  # one pair is learned well, the other is the wrong way round
 of_each, of_the_mean = np.mean(np.log1p(np.exp(-margins))), np.log1p(np.exp(-margins.mean()))
 assert of_the_mean < of_each / 5
@@ -1262,16 +1270,17 @@ assert of_the_mean < of_each / 5
 
 # %% [markdown]
 # DPO ends farther below the frontier: of the gain that is possible at its KL it has less than 85 % in each seed,
-# and Flow-GRPO has more. (Both learn for seconds here. This is no verdict on large models.) It never sees a
-# reward, only pairs. Its $\beta$ is a price as well, but in units of squared error, so the same number means
-# another distance. **Do not compare methods by their $\beta$. Compare them at equal KL.**
+# and Flow-GRPO has more. On its way it leaves the picture to the right, and comes back. (Both learn for seconds
+# here. This is no verdict on large models.) DPO never sees a reward, only pairs. Its $\beta$ is a price as well,
+# but in units of squared error, so the same number means another distance. **Do not compare methods by their
+# $\beta$. Compare them at equal KL.**
 #
 # Two slips are easy to make. In (10) the logarithm of each pair comes first and then the mean; the logarithm of
 # a mean lets one good pair pay for many bad ones. And the advantage is divided by the rewards' spread, so the
 # price of the KL must be divided too, as in `flow_grpo`. Otherwise $\beta$ means something else in each round.
 
 # %% [markdown]
-# ## 14 · Reward hacking, seen coming
+# ## 14 · Reward hacking, with exact curves
 #
 # We seldom have the reward that we mean. We have a **proxy**, fitted to judgements of what the model draws *now*.
 # Let the true wish be a place, $g(x) = -\lVert x - c \rVert^2$. We fit a straight line to $g$ on 300 draws of the
@@ -1281,7 +1290,7 @@ assert of_the_mean < of_each / 5
 # and the KL. Where will $g$ be when the proxy is at its highest?
 
 # %%
-PLACE = np.array([0.4, 0.8])
+PLACE = np.array([0.2, 0.6])
 true_wish = lambda x: -np.sum((x - PLACE) ** 2, axis=-1)
 seen_now = np.float64(prior.sample(jax.random.key(50), 300))
 design = np.column_stack([np.ones(300), seen_now])
@@ -1324,10 +1333,10 @@ for values, name, color in ((hacked[:, 1], "proxy", plots.NOISE), (hacked[:, 2],
     ax.plot(hacked[:, 0], values, color=color)
     ax.text(6.1, np.interp(6.1, hacked[::-1, 0], values[::-1]) + 0.08, name, color=color)
 ax.plot(*honest.T, color=plots.TRUTH, lw=0.8, ls="--")
-ax.text(2.6, -0.35, "paid for the true wish", size="small")
+ax.text(2.0, 0.03, "paid for the true wish", size="small")
 ax.plot(*np.array(list(by_n.values()))[:, :2].T, "o", ms=4, color=plots.DATA)
-ax.text(*by_n[1024][:2], "  best of n, by the proxy", color=plots.DATA, size="small", va="top")
-ax.set(xlabel="KL from the model (nats)", ylabel="mean", xlim=(0, 8), ylim=(-2, 1.5))
+ax.text(3.4, -0.55, "best of n, by the proxy", color=plots.DATA, size="small")
+ax.set(xlabel="KL from the model (nats)", ylabel="mean", xlim=(0, 8), ylim=(-1.2, 0.9))
 plt.show()
 
 # %% tags=["claims"]
@@ -1355,7 +1364,7 @@ assert (np.diff(honest[::-1][:, 1]) > -1e-6).all()
 # %% [markdown]
 # ## 15 · What to inspect
 #
-# 1. **The residual in units of $\sigma_y$.** The truth has 1. A 0 is overfitting, a 5 is deafness.
+# 1. **The residual in units of $\sigma_y$.** The truth has 1. With 0 the noise was copied, with 5 the measurement was hardly used.
 # 2. **$\sigma_y$ on the scale of the pictures.** Ranks by simulation (section 7) find a factor of two.
 # 3. **Several draws for one $y$.** If they are all alike, ask whether $y$ really says so much.
 # 4. **The same picture alone and in a batch.** They must agree.
