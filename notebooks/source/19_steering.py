@@ -1395,7 +1395,7 @@ assert (np.diff(honest[::-1][:, 1]) > -1e-6).all()
 #
 # 1. Section 6 with DDPM in the place of DDIM (`ddim = samplers.ddpm(p)`). Which method gains most?
 # 2. Section 5's ΠGDM with `DATA_STD = 0.18`, the width of the widest cloud. What gets better, and what worse?
-# 3. Section 14 with 30,000 draws for the fit. Does the peak move? Why not?
+# 3. Section 14 with 30,000 draws for the fit. Does the peak move, and does the fall go away?
 
 # %% [markdown]
 # ## Further reading
