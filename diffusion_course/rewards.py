@@ -70,6 +70,25 @@ def tilted(p: Process, means, covariances, weights, slope, curvature) -> tuple[F
     return full_mixture(p, moved, narrowed, share), float(log_z)
 
 
+def best_of_n_kl(n: int) -> float:
+    """KL divergence of the best of n draws from a single draw, in nats: ``log n − (n − 1)/n``.
+
+    It is exact for a reward whose values are continuous, whatever reward and model are. Where
+    rewards can be equal it is an upper bound.
+
+    Args:
+      n: how many draws, at least 1.
+
+    Raises: ValueError if n is no whole number of at least 1.
+    Source: Beirami et al. 2024 (arXiv:2401.01879).
+
+    >>> print(f"{best_of_n_kl(1):.2f} {best_of_n_kl(4):.2f} {best_of_n_kl(64):.2f}")
+    0.00 0.64 3.17
+    """
+    n = checks.integer("n", n, 1)
+    return float(np.log(n) - (n - 1) / n)
+
+
 def preference_loss(
     model,
     reference,
@@ -137,13 +156,45 @@ def transition_log_prob(p: Process, D: Denoiser, x: Array, x_s: Array, t, s) -> 
     Source: Black et al. 2023, section 4.3 (arXiv:2305.13301).
     """
     checks.same_shape("x_s", x_s, "x", x)
-    if checks.concrete(t, s) and not 0 < s < t:
-        raise ValueError(f"s must be in (0, t), got s = {s} and t = {t}")
-    # Without noise a step ends in the mean; its variance depends on the times alone.
-    mean, _ = ddpm(p, temperature=0.0).step(D, x, t, s, jax.random.key(0), ())
+    _check_step(t, s)
+    mean = _step_mean(p, D, x, t, s)
     variance = expand(posterior(p, x, x, t, s)[1], x)
     log_p = -0.5 * ((x_s - mean) ** 2 / variance + jnp.log(2 * jnp.pi * variance))
     return log_p.reshape(x.shape[0], -1).sum(axis=1)
+
+
+def transition_kl(p: Process, D: Denoiser, D_ref: Denoiser, x: Array, t, s) -> Array:
+    """KL divergence of `samplers.ddpm`'s step with D from that with D_ref, in nats: [B].
+
+    Both are Gaussians of one variance, so it is ``‖mean − mean_ref‖²/(2·variance)``. Summed over
+    the steps of a path that D draws, its mean is the KL divergence of the paths, which bounds that
+    of their ends.
+
+    Args:
+      p: the process.
+      D: the denoiser that draws.
+      D_ref: the one it is compared with.
+      x: state at t, [B, …].
+      t: a scalar time.
+      s: a scalar time, 0 < s < t.
+
+    Raises: ValueError if s is not in (0, t).
+    Source: Fan et al. 2023, DPOK, section 4 (arXiv:2305.16381).
+    """
+    _check_step(t, s)
+    mean, mean_ref = (_step_mean(p, guess, x, t, s) for guess in (D, D_ref))
+    variance = expand(posterior(p, x, x, t, s)[1], x)
+    return ((mean - mean_ref) ** 2 / (2 * variance)).reshape(x.shape[0], -1).sum(axis=1)
+
+
+def _check_step(t, s) -> None:
+    if checks.concrete(t, s) and not 0 < s < t:
+        raise ValueError(f"s must be in (0, t), got s = {s} and t = {t}")
+
+
+def _step_mean(p: Process, D: Denoiser, x: Array, t, s) -> Array:
+    """Where the step leads without its noise; its variance depends on the times alone."""
+    return ddpm(p, temperature=0.0).step(D, x, t, s, jax.random.key(0), ())[0]
 
 
 def group_advantages(rewards: Array) -> Array:

@@ -128,6 +128,42 @@ def test_the_density_of_a_step_is_that_of_the_posterior_of_the_estimate():
         rewards.transition_log_prob(p, lambda x, t: x, x, x_s[:1], 0.5, 0.2)
 
 
+def test_the_divergence_of_a_step_is_the_mean_of_its_log_ratio():
+    # With one variance the log-ratio is linear in x_s, so its mean is its value at the mean.
+    x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    t, s = float(np.float32(0.7)), float(np.float32(0.4))
+
+    def ours(x, t):
+        return 0.3 * x + 0.2
+
+    def theirs(x, t):
+        return x**2 - 0.1
+
+    of_x0, of_x, variance = posterior64(o, t, s)
+    mean = jnp.asarray(of_x0 * ours(x, t) + of_x * x)
+    both = (rewards.transition_log_prob(p, D, x, mean, t, s) for D in (ours, theirs))
+    found = rewards.transition_kl(p, ours, theirs, x, t, s)
+    np.testing.assert_allclose(found, np.subtract(*both), rtol=1e-4)
+    apart = np.float64(ours(x, t)) - np.float64(theirs(x, t))
+    np.testing.assert_allclose(found, (of_x0**2 * apart**2).sum(axis=1) / (2 * variance), rtol=1e-4)
+    assert rewards.transition_kl(p, ours, ours, x, t, s).tolist() == [0.0] * 4
+    with pytest.raises(ValueError, match=r"s must be in \(0, t\), got s = 0.6 and t = 0.5"):
+        rewards.transition_kl(p, ours, theirs, x, 0.5, 0.6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_the_best_of_n_is_as_far_away_as_the_largest_of_n_ranks(n):
+    u = (np.arange(200_000) + 0.5) / 200_000  # the midpoint rule
+    log_density = np.log(n) + (n - 1) * np.log(u)
+    wanted = np.mean(np.exp(log_density) * log_density)
+    assert rewards.best_of_n_kl(n) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_best_of_none_is_refused():
+    with pytest.raises(ValueError, match="n must be a whole number at least 1, got 0"):
+        rewards.best_of_n_kl(0)
+
+
 def test_advantages_have_mean_zero_and_deviation_one():
     values = rng.normal(3.0, 2.0, 7)
     found = rewards.group_advantages(values)
