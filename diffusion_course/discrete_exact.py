@@ -75,7 +75,7 @@ def listed_model(chain: Chain, table, p):
       table: the strings, letters [N, L].
       p: the probability of each, [N].
 
-    Returns: ``model(tokens, t, cond) -> logits [B, L, K]``; as that of `exact_model`. A state that no
+    Returns: a model like that of `exact_model`. A state that no
       string of the list can have become is read as one of those that agree with it in most places.
     Raises: ValueError for other letters, or unless p is a distribution over the list.
 
