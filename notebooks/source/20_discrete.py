@@ -11,8 +11,8 @@
 # %% [markdown]
 # # 20 · Discrete diffusion
 #
-# **The question.** Letters have no noise that one could add. How can diffusion write a sentence, and what does
-# it do better than writing from left to right?
+# **The question.** Letters have no noise that one could add. How can diffusion write a sentence, and what does it
+# do better than writing from left to right?
 #
 # At the end of this chapter you will be able to
 #
@@ -21,10 +21,10 @@
 # - show that masked diffusion is autoregression in every order at once;
 # - choose between masks, remasking and random letters by what they can repair;
 # - count when diffusion needs fewer evaluations than autoregression, and when it needs more work;
-# - find four silent bugs: three wrong weights, and a random number that is not what it says.
+# - find the silent bugs: a wrong weight, a careless remasking, a random number that is not what it says.
 #
-# **You need** chapters 03 and 05; section 8 uses the idea of chapter 07. **Time**: about 75 minutes of
-# reading. The cells run for about a minute and a half on two CPU cores.
+# **You need** chapters 03 and 05; section 8 uses the idea of chapter 07. **Time**: about 75 minutes of reading.
+# The cells run for about a minute and a half on two CPU cores.
 
 # %%
 import importlib.util
@@ -126,34 +126,35 @@ assert left["by chance"][12] < 1.2 and left["left to right"][12] > 5
 assert left["by chance"][8] < left["left to right"][8] - 5 and left["by chance"][20] < 0.4
 
 # %% [markdown]
-# Twelve letters by chance leave about one of the $\log_2 864 = 9.75$ bits; the first twelve letters from the left leave almost
-# six. The left margin asks poor questions: "a large" costs eight letters and says one bit.
+# Twelve letters by chance leave about one of the $\log_2 864 = 9.75$ bits; the first twelve letters from the left
+# leave almost six. The left margin asks poor questions: "a large" costs eight letters and says one bit.
 #
-# All 200 strings are correct sentences. So a sentence can fill in **in any order**, if somebody knows the probability of
-# a letter given any other letters. The rest of the chapter says what this has to do with diffusion, what happens
-# if we fill in several letters at once, and what a network makes of it.
+# All 200 strings are correct sentences. So a sentence can fill in **in any order**, if somebody knows the
+# probability of a letter given any other letters. The rest of the chapter says what this has to do with
+# diffusion, what happens if we fill in several letters at once, and what a network makes of it.
 
 # %% [markdown]
 # ## 2 · Noise for letters
 #
-# A letter is a state: one of $K$. Noise cannot be added to it, but it can be **forgotten**. At time $t$ a letter is still kept with
-# probability $\alpha(t)$, which falls from 1 to 0. If it is forgotten, a new state is drawn from a fixed distribution $\pi$:
+# A letter is a state: one of $K$. Noise cannot be added to it, but it can be **forgotten**. At time $t$ a letter
+# is still kept with probability $\alpha(t)$, which falls from 1 to 0. If it is forgotten, a new state is drawn
+# from a fixed distribution $\pi$:
 #
 # $$q(x_t \mid x_0) = \alpha(t)\,[x_t = x_0] + (1 - \alpha(t))\,\pi(x_t) \tag{1}$$
 #
-# (Austin et al. 2021; here $\alpha$ is a probability, where in Gaussian diffusion it was an amplitude.) Two choices of
-# $\pi$ are in use:
+# (Austin et al. 2021; here $\alpha$ is a probability, where in Gaussian diffusion it was an amplitude.) Two
+# choices of $\pi$ are in use:
 #
 # - the **absorbing chain**: $\pi$ is all on one more state, the **mask**. What is forgotten can be seen.
 # - the **uniform chain**: $\pi$ gives all letters the same probability. What is forgotten cannot be seen.
 #
-# From $s$ to a later $t$ the same rule holds, with $\alpha(t)/\alpha(s)$ in the place of $\alpha$. As in chapter 03, Bayes
-# gives the way back if $x_0$ is known:
+# From $s$ to a later $t$ the same rule holds, with $\alpha(t)/\alpha(s)$ in the place of $\alpha$. As in chapter
+# 03, Bayes gives the way back if $x_0$ is known:
 #
 # $$q(x_s \mid x_t, x_0) = \frac{q(x_s \mid x_0)\,q(x_t \mid x_s)}{q(x_t \mid x_0)} \tag{2}$$
 #
-# **Predict, then run.** Three letters a, b, c. At $t = 0.7$ we see a mask, and at $t = 0.7$ in the other chain we see
-# a "c". In both cases $x_0$ is "a". What was it at $s = 0.3$?
+# **Predict, then run.** Three letters a, b, c. At $t = 0.7$ we see a mask, and at $t = 0.7$ in the other chain we
+# see a "c". In both cases $x_0$ is "a". What was it at $s = 0.3$?
 
 # %%
 kinds = {"absorbing": discrete.absorbing(3), "uniform": discrete.uniform(3)}
@@ -186,12 +187,13 @@ assert before["uniform"].argmax() == 0 and before["uniform"].min() > 0.05
 assert before["uniform"][2] > before["uniform"][1] > 0
 
 # %% [markdown]
-# A mask was "a" with probability $(t - s)/t = 4/7$ and a mask with $3/7$, since $\alpha = 1 - t$ here. In the uniform chain all three letters are
-# possible: "a", if it was forgotten later, "c", if it was forgotten before, and "b", if it was forgotten twice.
+# A mask was "a" with probability $(t - s)/t = 4/7$ and a mask with $3/7$, since $\alpha = 1 - t$ here. In the
+# uniform chain all three letters are possible: "a", if it was forgotten later, "c", if it was forgotten before,
+# and "b", if it was forgotten twice.
 #
-# To sample, nobody tells us $x_0$. A **denoiser** gives the probability of each letter, $p(x_0 \mid x_t)$, at each place,
-# and we average equation (2) over it. One thing is new against Gaussian diffusion: the letters of a step are then
-# drawn **independently of each other**. The next section measures what this costs.
+# To sample, nobody tells us $x_0$. A **denoiser** gives the probability of each letter, $p(x_0 \mid x_t)$, at
+# each place, and we average equation (2) over it. One thing is new against Gaussian diffusion: the letters of a
+# step are then drawn **independently of each other**. The next section measures what this costs.
 
 # %% [markdown]
 # ## 3 · All 27 strings
@@ -205,11 +207,10 @@ assert before["uniform"][2] > before["uniform"][1] > 0
 # $$-\log p(x_0) \le \int_0^1 \frac{-\alpha'(t)}{1 - \alpha(t)}\;\mathbb{E}_{x_t}\!\Big[\sum_{i\ \text{masked}} -\log
 # p_\theta(x_0^i \mid x_t)\Big]\,dt \tag{3}$$
 #
-# (Sahoo et al. 2024; Shi et al. 2024; for any chain Campbell et al. 2022). In Gaussian diffusion the best possible network still
-# left a gap with a finite number of steps.
+# (Sahoo et al. 2024; Shi et al. 2024; for any chain Campbell et al. 2022).
 #
-# **Predict, then run.** With the *exact* denoiser, how far is (3) from $-\log p$, string by string? And the
-# bound of 16 steps?
+# **Predict, then run.** With the *exact* denoiser, how far is (3) from $-\log p$, string by string? And the bound
+# of 16 steps?
 
 # %%
 rng = np.random.default_rng(20)
@@ -258,30 +259,32 @@ assert -0.3 < off["absorbing", 16].min() < -0.1 and -0.8 < off["uniform", 16].mi
 assert distance(made["absorbing", 16]) < distance(made["uniform", 16])
 
 # %% [markdown]
-# In continuous time the bound **is** $-\log p(x)$, for each of the 27 strings, to $10^{-6}$. There is no gap at all.
+# In continuous time the bound **is** $-\log p(x)$, for each of the 27 strings, to $10^{-6}$. There is no gap at
+# all.
 #
-# With 16 steps it is not even a bound: for some strings it lies below $-\log p$, by 0.2 nats with masks and by 0.65 in the
-# uniform chain. There is no contradiction. A chain of 16 steps draws letters in parallel, independently. So it makes *another
-# distribution*, and it is this distribution's $-\log p$ that is bounded. On average over the data the bound is still too high, as it must be.
-# The distance of what is made to the data falls like $1/T$.
+# With 16 steps it is not even a bound: for some strings it lies below $-\log p$, by 0.2 nats with masks and by
+# 0.65 in the uniform chain. There is no contradiction. A chain of 16 steps draws letters in parallel,
+# independently. So it makes *another distribution*, and it is this distribution's $-\log p$ that is bounded. On
+# average over the data the bound is still too high, as it must be. The distance of what is made to the data falls
+# like $1/T$.
 #
 # In this example masks are nearer to the data than random letters are, at the same number of steps.
 
 # %% [markdown]
 # ## 4 · Every order at once
 #
-# Why is (3) exact? Look at one string and at the order in which its letters return. Each order is equally probable, and
-# in continuous time no two letters return at once. So the integral can be done:
+# Why is (3) exact? Look at one string and at the order in which its letters return. Each order is equally
+# probable, and in continuous time no two letters return at once. So the integral can be done:
 #
 # $$\text{(3)} = \frac{1}{L!}\sum_{\text{orders }\rho}\ \sum_{i=1}^{L} -\log p_\theta\big(x^{\rho_i} \mid x^{\rho_1},
 # \dots, x^{\rho_{i-1}}\big) \tag{4}$$
 #
 # (Hoogeboom et al. 2022.) Inside is the autoregressive $-\log p$ in the order $\rho$. The schedule $\alpha$ has
-# disappeared. Masked diffusion **is** autoregression, in all orders at once, and the "time" only says how many letters are
-# there.
+# disappeared. Masked diffusion **is** autoregression, in all orders at once, and the "time" only says how many
+# letters are there.
 #
-# **Predict, then run.** We compute the six orders of our strings, with the exact denoiser and with one that is disturbed.
-# In which of the two cases do the six agree?
+# **Predict, then run.** We compute the six orders of our strings, with the exact denoiser and with one that is
+# disturbed. In which of the two cases do the six agree?
 
 
 # %%
@@ -319,18 +322,19 @@ assert (
 )
 
 # %% [markdown]
-# With the true conditionals all six orders give $-\log p$. The disturbed network contradicts itself: the orders differ by more
-# than a nat for some strings. Its bound is the mean of the six. A network has to learn *all* conditionals, $L\cdot 2^{L-1}$ of them,
-# where an autoregressive one learns those of one order.
+# With the true conditionals all six orders give $-\log p$. The disturbed network contradicts itself: the orders
+# differ by more than a nat for some strings. Its bound is the mean of the six. A network has to learn *all*
+# conditionals, $L\cdot 2^{L-1}$ of them, where an autoregressive one learns those of one order.
 #
-# Equation (4) also gives a better way to *train*. `masked_loss` draws a time, then masks each letter with probability
-# $1 - \alpha$. Its weight is $1/t$: it is rarely large, and then very large, and sometimes there is no mask at all. `any_order_loss` draws
-# the **number** of masks, $m = 1 \dots L$, with weight $L/m$. Both have the same mean.
+# Equation (4) also gives a better way to *train*. `masked_loss` draws a time, then masks each letter with
+# probability $1 - \alpha$. Its weight is $1/t$: it is rarely large, and then very large, and sometimes there is
+# no mask at all. `any_order_loss` draws the **number** of masks, $m = 1 \dots L$, with weight $L/m$. Both have
+# the same mean.
 
 # %%
 drawn = np.random.default_rng(0).choice(27, 4096, p=p_abc)
 x0 = jnp.asarray(every[drawn])
-spread = {}
+spread, means = {}, {}
 for loss in (discrete_bound.masked_loss, discrete_bound.any_order_loss):
     one = jax.jit(lambda k, f=loss: f(exact_nets["absorbing"], kinds["absorbing"], x0, None, k))
     found = np.float64([one(jax.random.key(seed)) for seed in range(6)])
@@ -338,29 +342,34 @@ for loss in (discrete_bound.masked_loss, discrete_bound.any_order_loss):
     error = found.std() / np.sqrt(found.size)
     print(f"{loss.__name__:14} mean {found.mean():.3f} ± {error:.3f}, standard deviations",
           found.std(1).round(2))  # fmt: skip
-    assert abs(found.mean() - nll[drawn].mean()) < 4 * error
+    means[loss.__name__] = found.mean(), error
 print(f"mean −log p of these strings: {nll[drawn].mean():.3f}")
 
 # %% tags=["claims"]
 # @title Checked: drawing the number of masks halves the scatter, in each of six draws
 assert spread["masked_loss"].min() > 1.8 * spread["any_order_loss"].max()
+for mean, error in means.values():
+    assert abs(mean - nll[drawn].mean()) < 4 * error
 
 # %% [markdown]
-# The same mean, with about half the scatter or less. (The variance of `masked_loss` is infinite, strictly speaking: a small $t$ has a
-# mask with probability about $Lt$ and then the weight $1/t$, and $\int Lt/t^2\,dt$ diverges, like a logarithm. This is why its standard
-# deviation differs from draw to draw.) We train with `any_order_loss` in section 10.
+# The same mean, with about half the scatter or less. (The variance of `masked_loss` is infinite, strictly
+# speaking: a small $t$ has a mask with probability about $Lt$ and then the weight $1/t$, and $\int Lt/t^2\,dt$
+# diverges, like a logarithm. This is why its standard deviation differs from draw to draw.) We train with
+# `any_order_loss` in section 10.
 
 # %% [markdown]
 # ## 5 · What the uniform chain can repair
 #
-# In the absorbing chain a letter that stands there is final. If two letters were drawn at once and do not fit, the mistake stays. The uniform chain
-# has no such rule: every letter may be wrong, and every letter may change until the end.
+# In the absorbing chain a letter that stands there is final. If two letters were drawn at once and do not fit,
+# the mistake stays. The uniform chain has no such rule: every letter may be wrong, and every letter may change
+# until the end.
 #
-# As a first test we make typing errors. Each letter of a caption is forgotten with probability $t$ and replaced by any letter. Then we ask the exact denoiser
-# of the uniform chain, once, for the most probable letter at each place.
+# As a first test we make typing errors. Each letter of a caption is forgotten with probability $t$ and replaced
+# by any letter. Then we ask the exact denoiser of the uniform chain, once, for the most probable letter at each
+# place.
 #
-# **Predict, then run.** With a third of the letters forgotten, how many of 400 sentences will be correct in all 43
-# letters?
+# **Predict, then run.** With a third of the letters forgotten, how many of 400 sentences will be correct in all
+# 43 letters?
 
 # %%
 typed = discrete.uniform(len(SIGNS))
@@ -376,9 +385,9 @@ for level in (0.05, 0.15, 1 / 3, 0.6):
     print(f"{repaired[level]:11.0%} right: {spell(corrected[0])}")
 
 # %% [markdown]
-# Now we let both chains write, with the exact denoisers of each, in 4, 16 and 43 steps, and count the correct sentences among 200. For the masks
-# there are three ways: in random order, the same number of letters in each step; the chain's own step by equation (2)
-# (**ancestral**); and with **remasking**, explained in section 6.
+# Now we let both chains write, with the exact denoisers of each, in 4, 16 and 43 steps, and count the correct
+# sentences among 200. For the masks there are three ways: in random order, the same number of letters in each
+# step; the chain's own step by equation (2) (**ancestral**); and with **remasking**, explained in section 6.
 #
 # **Predict, then run.** In section 3 masks were nearer to the data than random letters. Here?
 
@@ -413,30 +422,34 @@ assert right["remasking", 16] > right["ancestral", 16] + 0.3
 assert abs(different - 178.6) < 16
 
 # %% [markdown]
-# The exact reader corrects sentences of which a third was forgotten: more than nine of ten are right in all letters. And in writing it is far ahead: in four steps more than half of its
-# sentences are correct, in 16 nearly all, and they are as different from each other as independent draws would be. Masks in random order need one step for each letter to be always right. The reason is repair: most strings
-# are no sentence, so a mistake can be *seen*, and the uniform chain is allowed to correct it.
+# The exact reader corrects sentences of which a third was forgotten: more than nine of ten are right in all
+# letters. And in writing it is far ahead: in four steps more than half of its sentences are correct, in 16 nearly
+# all, and they are as different from each other as independent draws would be. Masks in random order need one
+# step for each letter to be always right. The reason is repair: most strings are no sentence, so a mistake can be
+# *seen*, and the uniform chain is allowed to correct it.
 #
-# In section 3 every string was possible. Nothing looked like a mistake, nothing could be repaired, and masks were nearer to
-# the data. So "masks or random letters" has no answer without the data. And this reader is exact. A network has to learn *which letters are wrong*, which the masks tell for nothing:
-# this is why most networks are trained with masks.
+# In section 3 every string was possible. Nothing looked like a mistake, nothing could be repaired, and masks were
+# nearer to the data. So "masks or random letters" has no answer without the data. And this reader is exact. A
+# network has to learn *which letters are wrong*. Masks tell it for nothing.
 
 # %% [markdown]
 # ## 6 · Remasking
 #
-# Can masks repair too? Yes, if letters are masked *again* during the sampling. Wang et al. 2025 mask a letter again
-# with probability $\sigma$, and lift more masks to make up for it. From $t$ to $s$, with $\alpha = 1 - t$, a mask stays
-# one with probability
+# Can masks repair too? Yes, if letters are masked *again* during the sampling. Wang et al. 2025 mask a letter
+# again with probability $\sigma$, and lift more masks to make up for it. From $t$ to $s$, with $\alpha = 1 - t$,
+# a mask stays one with probability
 #
 # $$\frac{s - \sigma\,(1 - t)}{t}, \qquad 0 \le \sigma \le \min\Big(1, \frac{s}{1 - t}\Big). \tag{5}$$
 #
-# Then the share of masks at $s$ is $t\cdot(5) + (1-t)\,\sigma = s$: the marginals stay what they were, and the network sees
-# what it was trained on. $\sigma = 0$ is the ancestral step. The library's $\eta$ is a share of the largest $\sigma$.
+# Then the share of masks at $s$ is $t\cdot(5) + (1-t)\,\sigma = s$: the marginals stay what they were, and the
+# network sees what it was trained on. $\sigma = 0$ is the ancestral step. The library's $\eta$ is a share of the
+# largest $\sigma$.
 #
-# It is easy to write something else: mask letters again, and leave the masks alone. Their share is then too
-# large in every step.
+# It is easy to write something else: mask letters again, and leave the masks alone. Their share is then too large
+# in every step.
 #
-# **Predict, then run.** On the 27 strings, with the exact denoiser: does remasking bring what is made nearer to the data?
+# **Predict, then run.** On the 27 strings, with the exact denoiser: does remasking bring what is made nearer to
+# the data?
 
 
 # %%
@@ -480,23 +493,25 @@ for n in (8, 32):
     assert from_data["η = 0", n] < from_data["η = 0.5", n] < from_data["careless", n]
 
 # %% [markdown]
-# No: with an exact denoiser and strings that are all possible, remasking only draws more letters in parallel,
-# and each such draw costs. The careless version is worse still. But on the captions of section 5 remasking
-# at 16 steps had far more correct sentences than the ancestral step, which it is at $\eta = 0$. It
-# is the same lesson: it pays where mistakes happen and can be seen. (There, a state that no sentence can have become is
-# read as the sentences that agree with it in most letters. A trained network does something like it; the exact
-# conditional does not exist.)
+# No: with an exact denoiser and strings that are all possible, remasking only draws more letters in parallel, and
+# each such draw costs. The careless version is worse still. But on the captions of section 5 remasking at 16
+# steps had far more correct sentences than the ancestral step, which it is at $\eta = 0$. It is the same lesson:
+# it pays where mistakes happen and can be seen. (There, a state that no sentence can have become is read as the
+# sentences that agree with it in most letters. A trained network does something like it; the exact conditional
+# does not exist.)
 
 # %% [markdown]
 # ## 7 · Random numbers that are not what they say
 #
-# To draw a letter, libraries add **Gumbel noise** $G = -\log(-\log u)$ to the logits and take the largest. This is exact, if $u$ is
-# uniform. But a float32 $u$ of JAX has 23 random bits. The largest value below 1 is $1 - 2^{-23}$, so $G$ is never above
+# To draw a letter, libraries add **Gumbel noise** $G = -\log(-\log u)$ to the logits and take the largest. This
+# is exact, if $u$ is uniform. But a float32 $u$ of JAX has 23 random bits. The largest value below 1 is $1 -
+# 2^{-23}$, so $G$ is never above
 #
 # $$-\log\big(-\log(1 - 2^{-23})\big) = 23\log 2 = 15.94. \tag{6}$$
 #
-# A short step keeps nearly every mask. All letters together share the small rest, and a rare letter needs a large $G$. Zheng et al. 2024 found that
-# samples of masked diffusion look better than they are for this reason: rare letters are missing.
+# A short step keeps nearly every mask. All letters together share the small rest, and a rare letter needs a large
+# $G$. Zheng et al. 2024 found that samples of masked diffusion look better than they are for this reason: rare
+# letters are missing.
 #
 # We count over the whole grid of $2^{23}$ numbers how often a letter with log-odds $\ell$ wins against one other
 # state, and divide by how often it should. And we look at 67 million numbers.
@@ -532,18 +547,19 @@ assert abs(too_rare[0] - 1) < 0.01 and 0.4 < too_rare[4] < 0.7
 assert too_rare[-2] < 0.02 and too_rare[-1] < 1e-3
 
 # %% [markdown]
-# Letters with log-odds of −8 are drawn as often as they should. At −16 nearly half of them are missing, and at −18
-# practically all. With a thousand short steps and a vocabulary of 50,000 words this is no rare case: $\log(1/1000) + \log(1/50\,000) = -17.7$.
+# Letters with log-odds of −8 are drawn as often as they should. At −16 nearly half of them are missing, and at
+# −18 practically all. With a thousand short steps and a vocabulary of 50,000 words this is no rare case:
+# $\log(1/1000) + \log(1/50\,000) = -17.7$.
 #
-# Two cures, and the library has both: `mode="high"` takes twice the bits, and a step is drawn in two parts: *whether* a letter changes, then *into
-# what*. The second draw no longer depends on the length of the step.
+# Two cures, and the library has both: `mode="high"` takes twice the bits, and a step is drawn in two parts:
+# *whether* a letter changes, then *into what*. The second draw no longer depends on the length of the step.
 
 # %% [markdown]
 # ## 8 · Guidance
 #
-# Chapter 07's formula, with probabilities for scores: at each place, $p_u\,(p_c/p_u)^w$, normalised. In logits it is
-# the same line, $l_u + w\,(l_c - l_u)$ (Schiff et al. 2024). For $w = 1$ it is the conditional
-# distribution. For $w > 1$ one would like to draw *strings* from $p_u(x)\,(p_c(x)/p_u(x))^w$.
+# Chapter 07's formula, with probabilities for scores: at each place, $p_u\,(p_c/p_u)^w$, normalised. In logits it
+# is the same line, $l_u + w\,(l_c - l_u)$ (Schiff et al. 2024). For $w = 1$ it is the conditional distribution.
+# For $w > 1$ one would like to draw *strings* from $p_u(x)\,(p_c(x)/p_u(x))^w$.
 #
 # **Predict, then run.** One letter at a time, with exact denoisers. For which $w$ is this what we get?
 
@@ -579,16 +595,17 @@ shares = [guided_to[w] @ (parts[0] / parts.sum(0)) for w in (0.0, 1.0, 2.0, 4.0)
 assert (np.diff(shares) > 0).all()
 
 # %% [markdown]
-# For $w = 0$ and $w = 1$. With more guidance the strings are more typical of their class, but their distribution is
-# another one than the formula promises for strings: the first letter is drawn before the others are known, with a guidance that looks at its
-# own marginal only. It is the discrete form of what chapter 07 found for Gaussian noise.
+# For $w = 0$ and $w = 1$. With more guidance the strings are more typical of their class, but their distribution
+# is another one than the formula promises for strings: the first letter is drawn before the others are known,
+# with a guidance that looks at its own marginal only. It is the discrete form of what chapter 07 found for
+# Gaussian noise.
 
 # %% [markdown]
 # ## 9 · The explorer: a sentence that fills in any order
 #
-# Move the slider: five sentences, letter by letter. Choose in the menu who writes: random order (hangman), the surest first (the most
-# probable letters first), or the uniform chain. Look for the moment at which a sentence is decided, and
-# in the uniform chain for letters that change after they were right.
+# Move the slider: five sentences, letter by letter. Choose in the menu who writes: random order (hangman), the
+# surest first (the most probable letters first), or the uniform chain. Look for the moment at which a sentence is
+# decided, and in the uniform chain for letters that change after they were right.
 
 # %%
 WRITERS["the surest first"] = (written, samplers.by_confidence(written, 0.0), oracle)
@@ -625,13 +642,14 @@ for name, path_of in stories.items():
 # %% [markdown]
 # ## 10 · A network that describes pictures
 #
-# Now a network has to learn the sentences, from 6,000 pictures with their captions. A token is now a *word*: 26 words and the point, 8 places. It
-# is a small transformer (two blocks, width 48). Every place attends to every place. It is also told what the picture looks like: the features of the released classifier
-# of shapes, and the picture itself at 6×6 pixels. In a tenth of the examples the picture is left out.
+# Now a network has to learn the sentences, from 6,000 pictures with their captions. A token is now a *word*: 26
+# words and the point, 8 places. It is a small transformer (two blocks, width 48). Every place attends to every
+# place. It is also told what the picture looks like: the features of the released classifier of shapes, and the
+# picture itself at 6×6 pixels. In a tenth of the examples the picture is left out.
 #
-# Beside it we train an **autoregressive** model: the same network, the same number of parameters, the same batches
-# and the same number of updates. Only two things differ: a place attends to the places before it, and the loss is the
-# cross-entropy of every next word.
+# Beside it we train an **autoregressive** model: the same network, the same number of parameters, the same
+# batches and the same number of updates. Only two things differ: a place attends to the places before it, and the
+# loss is the cross-entropy of every next word.
 #
 # **Predict, then run.** Both are trained with 800 updates. Which of the two will have learnt more after 400?
 
@@ -718,6 +736,7 @@ def from_left_to_right(model, seen, start, key):
     return jax.lax.fori_loop(0, PLACES, write_one, start)
 
 
+# %%
 def count(tokens):
     """Shares of 500 captions that are sentences, and that are true of their picture."""
     captions = [plain(x) for x in tokens]
@@ -769,21 +788,22 @@ assert said["no picture", 1][0] < said["no picture", 2][0] < said["no picture", 
 assert halves["autoregressive"][1] > halves["masked"][1] + 0.1
 
 # %% [markdown]
-# After 400 updates the autoregressive model is ahead by far; after 800 both describe nearly every unseen picture correctly. (One
-# seed, and the same for both. The autoregressive model is asked for eight words in each example, in the one order that it will use. The
-# masked one is asked for half of them on average, in every order.)
+# After 400 updates the autoregressive model is ahead by far; after 800 both describe nearly every unseen picture
+# correctly. (One seed, and the same for both. The autoregressive model is asked for eight words in each example,
+# in the one order that it will use. The masked one is asked for half of them on average, in every order.)
 #
 # The number of steps is the interesting part. **With** a picture, a single evaluation is as good as eight: the
-# picture decides every word, so given the picture the words are independent. **Without** one, "at the top left" and "in the
-# centre" compete, and words drawn at once do not fit together. The exact number for one step is printed; the network has the same. So parallel
-# drawing costs what the letters *still have to agree on* given the condition, and nothing else.
+# picture decides every word, so given the picture the words are independent. **Without** one, "at the top left"
+# and "in the centre" compete, and words drawn at once do not fit together. The exact number for one step is
+# printed; the network has the same. So parallel drawing costs what the letters *still have to agree on* given the
+# condition, and nothing else.
 
 # %% [markdown]
 # ### What an order costs: infilling
 #
 # We ask for a sentence about a star in the centre, without a picture. The masked model gets the known words as a
-# start and fills in the rest. The autoregressive model meets the word "star" after it has written everything before
-# it. It can only write whole sentences, of which we keep those that happen to fit.
+# start and fills in the rest. The autoregressive model meets the word "star" after it has written everything
+# before it. It can only write whole sentences, of which we keep those that happen to fit.
 #
 # **Predict, then run.** How many of 500 sentences of the autoregressive model fit?
 
@@ -812,10 +832,11 @@ assert exactly == 16 / 864 and abs(fits - exactly) < 4 * np.sqrt(exactly / 500) 
 # %% [markdown]
 # ### Where autoregression is faster, and where it is not
 #
-# Two things cost time. **Evaluations in a row**: each waits for the one before; it counts when one sentence is written on a large machine. **Letters
-# computed**: the work; it counts when the machine is full. An autoregressive model keeps keys and values of what it has
-# written (chapter 16's attention), so each evaluation computes one letter, and it stops at the end of the sentence. A model with masks computes the whole
-# canvas in every step, with room for the longest sentence, and cannot keep anything, since every letter sees every other.
+# Two things cost time. **Evaluations in a row**: each waits for the one before; it counts when one sentence is
+# written on a large machine. **Letters computed**: the work; it counts when the machine is full. An
+# autoregressive model keeps keys and values of what it has written (chapter 16's attention), so each evaluation
+# computes one letter, and it stops at the end of the sentence. A model with masks computes the whole canvas in
+# every step, with room for the longest sentence, and cannot keep anything, since every letter sees every other.
 
 # %%
 lengths = np.array([len(caption) + 1 for caption in CAPTIONS])  # with the point that ends it
@@ -836,21 +857,22 @@ assert all(computed > 4 * lengths.mean() for name, (_, computed, _) in budget.it
 assert budget[f"random order, {LENGTH}"][0] > lengths.mean()
 
 # %% [markdown]
-# Autoregression needs about 36 evaluations, and 36 letters of work. With masks, one letter at a time, there are 43: more,
-# because the canvas has a fixed length. So for *exact* samples autoregression is faster in both, and variable lengths make the
-# difference larger. The uniform chain needs 16 evaluations in a row for sentences that are nearly always correct, and 19 times the work.
+# Autoregression needs about 36 evaluations, and 36 letters of work. With masks, one letter at a time, there are
+# 43: more, because the canvas has a fixed length. So for *exact* samples autoregression is faster in both, and
+# variable lengths make the difference larger. The uniform chain needs 16 evaluations in a row for sentences that
+# are nearly always correct, and 19 times the work.
 #
-# So: for one user on a large machine, few parallel steps can be faster. For many users, where the machine is full, autoregression is. And
-# what no count shows: the masked model can fill in.
+# So: for one user on a large machine, few parallel steps can be faster. For many users, where the machine is
+# full, autoregression is. And what no count shows: the masked model can fill in.
 
 # %% [markdown]
 # ## 11 · Digits of ones and zeros
 #
-# The digits of chapter 03, 8×8, every pixel above the middle grey a one. They have 64 letters of an alphabet of two. Again one
-# network twice: two blocks, width 48, told the class; the same 200 updates (one seed).
+# The digits of chapter 03, 8×8, every pixel above the middle grey a one. They have 64 letters of an alphabet of
+# two. Again one network twice: two blocks, width 48, told the class; the same 200 updates (one seed).
 #
-# Both give $-\log_2 p$ of unseen digits, in bits: the autoregressive one exactly, in its one order, the masked one as
-# the bound (4), which we estimate with 30 draws for each digit. As a baseline, each pixel gets its own
+# Both give $-\log_2 p$ of unseen digits, in bits: the autoregressive one exactly, in its one order, the masked
+# one as the bound (4), which we estimate with 30 draws for each digit. As a baseline, each pixel gets its own
 # probability in its class. One bit per pixel would be 64.
 #
 # **Predict, then run.** Which of the two needs fewer bits?
@@ -921,23 +943,25 @@ assert digit_bits["autoregressive"][0] + 2 < digit_bits["masked"].mean() < alone
 assert spread_of < 0.5
 
 # %% [markdown]
-# The autoregressive model needs fewer bits. This is what published models show too: at equal training, the mean over all orders is
-# harder than one good order. Both know much that pixels alone do not. With one evaluation all pixels are drawn at once, and the strokes
-# fall apart; with 64 they hang together.
+# The autoregressive model needs fewer bits. Hoogeboom et al. 2022 report the same of larger networks: the mean
+# over all orders is harder than one good order. Both know much that pixels alone do not. With one evaluation all
+# pixels are drawn at once, and the strokes fall apart; with 64 they hang together.
 #
 # (Few updates on 1,437 digits, one seed: the two numbers say who is ahead *here*, not by how much in general.)
 
 # %% [markdown]
 # ## 12 · Break it on purpose: three weights
 #
-# The weight of (3) is $-\alpha'/(1 - \alpha)$. Published code writes it with $\varsigma = -\log\alpha$ as $\varsigma'/(e^{\varsigma} - 1)$,
-# `dsigma / expm1(sigma)`. Three ways to get it wrong, none of which crashes:
+# The weight of (3) is $-\alpha'/(1 - \alpha)$. Published code writes it with $\varsigma = -\log\alpha$ as
+# $\varsigma'/(e^{\varsigma} - 1)$, `dsigma / expm1(sigma)`. Three ways to get it wrong, none of which crashes:
 #
 # - the sign inside: `-dsigma / expm1(-sigma)`, which is $\varsigma'/(1 - \alpha)$;
 # - another rate: $1/t$, which belongs to $\alpha = 1 - t$, with the cosine schedule;
-# - a shape: weights `[B, 1]` times losses `[B]` are `[B, B]`, and the mean of it is the mean weight times the mean loss.
+# - a shape: weights `[B, 1]` times losses `[B]` are `[B, B]`, and the mean of it is the mean weight times the
+#   mean loss.
 #
-# **Predict, then run.** We give each of them the *exact* denoiser of the 27 strings. Its loss must be the entropy, the mean of $-\log p$. What will the three say?
+# **Predict, then run.** We give each of them the *exact* denoiser of the 27 strings. Its loss must be the
+# entropy, the mean of $-\log p$. What will the three say?
 
 # %%
 cosine = discrete.absorbing(3, discrete.COSINE)
@@ -976,8 +1000,9 @@ for name in ("sign", "rate 1/t", "shape"):
     assert np.abs(weighed[name] - entropy).min() > 0.2
 
 # %% [markdown]
-# All three are positive numbers that fall during a training. But they are no likelihood, and the second and third do not even weigh the
-# times against each other as (3) does. **The lesson.** Test a loss with the exact denoiser of a small alphabet: its mean *must* be the entropy.
+# All three are positive numbers that fall during a training. But they are no likelihood, and the second and third
+# do not even weigh the times against each other as (3) does. **The lesson.** Test a loss with the exact denoiser
+# of a small alphabet: its mean *must* be the entropy.
 
 # %% [markdown]
 # ## 13 · What to inspect
@@ -986,16 +1011,18 @@ for name in ("sign", "rate 1/t", "shape"):
 # 2. **The share of masks** at each time in training and in sampling. Remasking must not change it.
 # 3. **Quality against the number of steps**, with one token at a time as the reference. If few steps are bad, the
 #    tokens still have something to agree on.
-# 4. **Diversity** beside correctness: how many different strings there are, against what independent draws would give.
-# 5. **Evaluations in a row and tokens computed**, both. A figure of speed that names one of them is half a figure.
+# 4. **Diversity** beside correctness: how many different strings there are, against what independent draws would
+#    give.
+# 5. **Evaluations in a row and tokens computed**, both. A figure of speed that names one of them is half a
+#    figure.
 # 6. **How letters are drawn**: bits of the Gumbel noise, and whether a rare change is drawn in two parts.
 
 # %% [markdown]
 # ## Recap
 #
 # 1. A letter is kept with probability $\alpha(t)$; what is forgotten becomes a mask or any letter.
-# 2. With masks, the bound in continuous time is the mean over all orders of the autoregressive $-\log p$; it is exact if the
-#    denoiser is. With $T$ parallel steps the chain makes another distribution.
+# 2. With masks, the bound in continuous time is the mean over all orders of the autoregressive $-\log p$; it is
+#    exact if the denoiser is. With $T$ parallel steps the chain makes another distribution.
 # 3. Masks are final. Random letters and remasking can repair, where mistakes can be seen.
 # 4. Drawing in parallel costs what the tokens still have to agree on, given the condition.
 # 5. Autoregression has less work and a variable length; diffusion has fewer evaluations in a row and any order.
@@ -1012,25 +1039,26 @@ for name in ("sign", "rate 1/t", "shape"):
 # ## Further reading
 #
 # - J. Austin, D. Johnson, J. Ho, D. Tarlow, R. van den Berg. *Structured Denoising Diffusion Models in Discrete
-#   State-Spaces.* NeurIPS 2021. [arXiv:2107.03006](https://arxiv.org/abs/2107.03006). D3PM: the chains of section 2.
+#   State-Spaces.* NeurIPS 2021. [arXiv:2107.03006](https://arxiv.org/abs/2107.03006). D3PM: the chains of section
+#   2.
 # - E. Hoogeboom et al. *Autoregressive Diffusion Models.* ICLR 2022.
 #   [arXiv:2110.02037](https://arxiv.org/abs/2110.02037). Equation (4), and the loss of section 4.
 # - A. Campbell et al. *A Continuous Time Framework for Discrete Denoising Models.* NeurIPS 2022.
 #   [arXiv:2205.14987](https://arxiv.org/abs/2205.14987).
 # - S. Sahoo et al. *Simple and Effective Masked Diffusion Language Models.* NeurIPS 2024.
 #   [arXiv:2406.07524](https://arxiv.org/abs/2406.07524). Equation (3).
-# - J. Shi, K. Han, Z. Wang, A. Doucet, M. Titsias. *Simplified and Generalized Masked Diffusion for Discrete Data.*
-#   NeurIPS 2024. [arXiv:2406.04329](https://arxiv.org/abs/2406.04329).
+# - J. Shi, K. Han, Z. Wang, A. Doucet, M. Titsias. *Simplified and Generalized Masked Diffusion for Discrete
+#   Data.* NeurIPS 2024. [arXiv:2406.04329](https://arxiv.org/abs/2406.04329).
 
 # %% [markdown]
 # - K. Zheng et al. *Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit Inaccurate
 #   Categorical Sampling.* ICLR 2025. [arXiv:2409.02908](https://arxiv.org/abs/2409.02908). Section 7.
 # - Y. Schiff et al. *Simple Guidance Mechanisms for Discrete Diffusion Models.* ICLR 2025.
 #   [arXiv:2412.10193](https://arxiv.org/abs/2412.10193). Section 8, and the uniform chain.
-# - G. Wang, Y. Schiff, S. Sahoo, V. Kuleshov. *Remasking Discrete Diffusion Models with Inference-Time Scaling.* 2025.
-#   [arXiv:2503.00307](https://arxiv.org/abs/2503.00307). Section 6.
+# - G. Wang, Y. Schiff, S. Sahoo, V. Kuleshov. *Remasking Discrete Diffusion Models with Inference-Time Scaling.*
+#   2025. [arXiv:2503.00307](https://arxiv.org/abs/2503.00307). Section 6.
 # - H. Chang, H. Zhang, L. Jiang, C. Liu, W. Freeman. *MaskGIT: Masked Generative Image Transformer.* CVPR 2022.
 #   [arXiv:2202.04200](https://arxiv.org/abs/2202.04200). The surest letters first.
 #
-# **New words:** absorbing chain, mask, uniform chain, any-order autoregression, ancestral step, remasking, infilling,
-# evaluations in a row, canvas.
+# **New words:** absorbing chain, mask, uniform chain, any-order autoregression, ancestral step, remasking,
+# infilling, evaluations in a row, canvas.
