@@ -609,14 +609,14 @@ assert (np.diff(shares) > 0).all()
 
 # %%
 WRITERS["the surest first"] = (written, samplers.by_confidence(written, 0.0), oracle)
-stories = {name: np.asarray(write(jax.random.key(8), name, LENGTH))[:, :5]
+stories = {name: np.asarray(write(jax.random.key(8), name, LENGTH))
            for name in ("random order", "the surest first", "uniform chain")}  # fmt: skip
 MOMENTS = (0, 2, 4, 6, 8, 10, 12, 15, 18, 22, 26, 30, 34, 38, 41, LENGTH)
 
 
 def page(name, n):
     fig, ax = plt.subplots(figsize=(5.6, 1.6))
-    for row, text in enumerate(spell(x) for x in stories[name][n]):
+    for row, text in enumerate(spell(x) for x in stories[name][n][:5]):
         ax.text(0, -row, text, family="monospace", size=10, color=plots.DATA)
     ax.set(xlim=(0, 1), ylim=(-4.5, 1))
     ax.axis("off")
@@ -632,12 +632,29 @@ pages = {name: widgets.render(partial(page, name), MOMENTS) for name in stories}
 widgets.explorer(pages, [f"step {n} of {LENGTH}" for n in MOMENTS], slider="step", choice="writer")
 
 # %% tags=["claims"]
-# @title Checked: masks never change once they are letters; random letters do
+# @title Checked: masks never change once they are letters; the surest writer writes short sentences
+ends = {}
 for name, path_of in stories.items():
     was, now = path_of[:-1], path_of[1:]
     changed = ((was != now) & (was != written.mask)).any()
     assert changed == (name == "uniform chain")
-    assert all(spell(x).rstrip(".") in CAPTIONS for x in path_of[-1])
+    ends[name] = [spell(x).rstrip(".") for x in path_of[-1]]
+    assert all(text in CAPTIONS for text in ends[name])
+means_of_length = {name: np.mean([len(text) for text in those]) for name, those in ends.items()}
+all_lengths = np.array([len(caption) for caption in CAPTIONS])
+print(means_of_length, {name: len(set(those)) for name, those in ends.items()})
+error_of_length = all_lengths.std() / np.sqrt(200)
+assert means_of_length["the surest first"] < all_lengths.mean() - 10 * error_of_length
+for name in ("random order", "uniform chain"):
+    assert abs(means_of_length[name] - all_lengths.mean()) < 4 * error_of_length
+assert len(set(ends["the surest first"])) < 100 < len(set(ends["random order"]))
+
+# %% [markdown]
+# All their sentences are correct. But look at what the surest writer writes: it begins with the points at the
+# end, since a point is the most probable letter there, and so it never gets to write a long sentence. Its
+# sentences have 29 letters on average, those of the others 34 or 35, and fewer than half of its 200 are
+# different. The order is harmless only if it does not depend on *what was drawn*. MaskGIT (Chang et al. 2022)
+# uses such an order, with noise on it, and trades diversity for quality.
 
 # %% [markdown]
 # ## 10 · A network that describes pictures
@@ -949,16 +966,21 @@ plots.image_grid(as_images, list(rows_of), "Digits of ones and zeros, and their 
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: both use what pixels have in common; the autoregressive model needs fewer bits
-assert digit_bits["autoregressive"][0] + 2 < digit_bits["masked"].mean() < alone_bits - 2
-assert spread_of < 0.5
+# @title Checked: after 200 updates the autoregressive model needs fewer bits; the masked one is far behind
+assert digit_bits["autoregressive"][0] + 2 < digit_bits["masked"].mean()
+assert digit_bits["autoregressive"][0] < alone_bits - 1.5
+assert abs(digit_bits["masked"].mean() - alone_bits) < 2.5 and spread_of < 0.5
 
 # %% [markdown]
-# The autoregressive model needs fewer bits. Hoogeboom et al. 2022 report the same of larger networks: the mean
-# over all orders is harder than one good order. Both know much that pixels alone do not. With one evaluation all
-# pixels are drawn at once, and the strokes fall apart; with 64 they hang together.
+# The autoregressive model needs fewer bits, by more than three. It has learnt much that pixels alone do not know.
+# The masked model, after as many updates, has not even passed the pixels alone. It is the same picture as with
+# the captions after 400 updates: to learn every order takes longer than to learn one. Hoogeboom et al. 2022
+# report of larger networks, trained for long, that a gap remains.
 #
-# (Few updates on 1,437 digits, one seed: the two numbers say who is ahead *here*, not by how much in general.)
+# In the pictures the first row, with 64 evaluations, and the third, with one, differ less than they should: what
+# a network has not learnt, no number of steps can show.
+#
+# (One seed, 200 updates, 1,437 digits: this says who learns faster, not where both end.)
 
 # %% [markdown]
 # ## 12 · Break it on purpose: three weights
@@ -1008,12 +1030,12 @@ print(f"entropy {entropy:.2f};", {name: f"{v.mean():.2f}" for name, v in weighed
 # Four times 32,768 draws with a standard deviation of about 5: .014, and .01 for what lies at the ends.
 assert abs(weighed["right"].mean() - entropy) < 0.07
 for name in ("sign", "rate 1/t", "shape"):
-    assert np.abs(weighed[name] - entropy).min() > 0.2
+    assert weighed[name].min() > entropy + 0.5
 
 # %% [markdown]
-# All three are positive numbers that fall during a training. But they are no likelihood, and the second and third
-# do not even weigh the times against each other as (3) does. **The lesson.** Test a loss with the exact denoiser
-# of a small alphabet: its mean *must* be the entropy.
+# All three are positive numbers, as a loss should be, and nothing complains. But they are no likelihood, and none
+# of them weighs the times against each other as (3) does: a network that is trained with them minimises something
+# else. **The lesson.** Test a loss with the exact denoiser of a small alphabet: its mean *must* be the entropy.
 
 # %% [markdown]
 # ## 13 · What to inspect
