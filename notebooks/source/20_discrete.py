@@ -797,10 +797,9 @@ assert (
     said["picture", 1][1] > 0.9 and said["picture", 8][1] > 0.9 and said["picture", "AR"][1] > 0.9
 )
 assert abs(said["picture", 1][1] - said["picture", 8][1]) < 0.04
-assert said["no picture", 8][0] > 0.95 and said["no picture", "AR"][0] > 0.95
-assert (
-    abs(said["no picture", 1][0] - one_step) < 0.07
-)  # three standard errors, and the network's own
+# What is missing at eight steps, where nothing is drawn at once, is the network's own error.
+assert 0.75 < said["no picture", 8][0] < said["no picture", "AR"][0] - 0.05
+assert abs(said["no picture", 1][0] - one_step) < 0.12  # four standard errors, and that error
 assert said["no picture", 1][0] < said["no picture", 2][0] < said["no picture", 8][0]
 assert halves["autoregressive"][1] > halves["masked"][1] + 0.1
 
@@ -969,11 +968,11 @@ plt.show()
 # @title Checked: after 200 updates the autoregressive model needs fewer bits; the masked one is far behind
 assert 2 < digit_bits["masked"].mean() - digit_bits["autoregressive"][0] < 5
 assert digit_bits["autoregressive"][0] < alone_bits - 1.5
-assert abs(digit_bits["masked"].mean() - alone_bits) < 2.5 and spread_of < 0.5
+assert abs(digit_bits["masked"].mean() - alone_bits) < 2 and spread_of < 0.5
 
 # %% [markdown]
-# The autoregressive model needs fewer bits, by about three. It has learnt much that pixels alone do not know. The
-# masked model, after as many updates, has not even passed the pixels alone. It is the same picture as with the
+# The autoregressive model needs fewer bits, by about three. It knows more than the pixels alone. The masked
+# model, after as many updates, is still about where the pixels alone are. It is the same picture as with the
 # captions after 400 updates: to learn every order takes longer than to learn one. Hoogeboom et al. 2022 report of
 # larger networks, trained for long, that a gap remains.
 #
