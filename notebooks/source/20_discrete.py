@@ -24,7 +24,7 @@
 # - find the silent bugs: a wrong weight, a careless remasking, a random number that is not what it says.
 #
 # **You need** chapters 03 and 05; section 8 uses the idea of chapter 07. **Time**: about 75 minutes of reading.
-# The cells run for about a minute and a half on two CPU cores.
+# The cells run for about a minute on two CPU cores.
 
 # %%
 import importlib.util
