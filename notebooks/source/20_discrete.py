@@ -397,6 +397,8 @@ WRITERS.update({
     "remasking": (written, samplers.remasking(written, 0.5), oracle),
     "uniform chain": (typed, samplers.ancestral(typed), reader),
 })  # fmt: skip
+
+# %%
 right, texts = {}, {}
 for name in WRITERS:
     for n in (4, 16, LENGTH):
