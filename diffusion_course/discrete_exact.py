@@ -64,14 +64,43 @@ def exact_model(chain: Chain, p):
     checks.within("p", p, 0, 1)
     if abs(p.sum() - 1) > 1e-5:
         raise ValueError(f"p must sum to 1, got {p.sum()}")
-    table, each = strings(chain.letters, p.ndim), np.arange(p.ndim)
-    log_p = jnp.asarray(np.log(np.maximum(p.ravel(), _TINY)), jnp.float32)
+    return listed_model(chain, strings(chain.letters, p.ndim), p.ravel())
+
+
+def listed_model(chain: Chain, table, p):
+    """The best possible network for the strings of a list: its logits are log p(x_0 | x_t).
+
+    Args:
+      chain: the chain.
+      table: the strings, letters [N, L].
+      p: the probability of each, [N].
+
+    Returns: a model like that of `exact_model`. A state that no
+      string of the list can have become is read as one of those that agree with it in most places.
+    Raises: ValueError for other letters, or unless p is a distribution over the list.
+
+    >>> from diffusion_course import discrete
+    >>> model = listed_model(discrete.absorbing(2), [[0, 0], [1, 1]], [0.25, 0.75])
+    >>> jnp.exp(model(jnp.array([[2, 2], [2, 0]]), 0.5, None))[:, 0].round(2).tolist()
+    [[0.25, 0.75], [1.0, 0.0]]
+    """
+    table, p = tokens("table", table, chain.letters), np.asarray(p, np.float64)
+    if p.shape != table.shape[:1]:
+        raise ValueError(f"p must have shape [N] = [{len(table)}], got shape {list(p.shape)}")
+    checks.within("p", p, 0, 1)
+    if abs(p.sum() - 1) > 1e-5:
+        raise ValueError(f"p must sum to 1, got {p.sum()}")
+    log_p = jnp.asarray(np.log(np.maximum(p, _TINY)), jnp.float32)
+    letters = np.eye(chain.letters, dtype=np.float32)[np.asarray(table)]  # [N, L, K]
+    exactly = {"precision": jax.lax.Precision.HIGHEST}  # accelerators would round the factors
 
     def model(x, t, cond):
         t = jnp.clip(jnp.asarray(t, jnp.float32), 1e-12, 1 - 1e-6)
-        log_reach = jnp.log(likelihoods(chain, x, t))
-        given_x = jax.nn.softmax(log_p + log_reach[:, each, table].sum(-1))  # of every string
-        p0 = jnp.einsum("bn,nlk->blk", given_x, jax.nn.one_hot(table, chain.letters))
+        # An impossible letter costs 1e4, not infinitely much: 0·inf would be NaN.
+        log_reach = jnp.maximum(jnp.log(likelihoods(chain, x, t)), -1e4)
+        log_reach = jnp.einsum("blk,nlk->bn", log_reach, letters, **exactly)
+        given_x = jax.nn.softmax(log_p + log_reach)  # of every string
+        p0 = jnp.einsum("bn,nlk->blk", given_x, letters, **exactly)
         return jnp.log(jnp.maximum(p0, _TINY))
 
     return model

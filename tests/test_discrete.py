@@ -131,6 +131,28 @@ def test_exact_model_and_reverse_step_are_bayes_over_all_strings(name):
     np.testing.assert_allclose(discrete.reverse(chain, x, found, t, s), ps, atol=2e-6)
 
 
+def test_a_list_of_strings_is_a_distribution_over_them():
+    """Four of the 27 strings, one of them twice; all states that they can become."""
+    chosen, share = np.array([3, 25, 11, 3, 16]), np.array([0.1, 0.3, 0.05, 0.2, 0.35])
+    p = np.bincount(chosen, share, minlength=K**L).reshape(K, K, K)
+    for chain in (CHAINS["absorbing"], CHAINS["uniform"]):
+        x = discrete_exact.strings(chain.states, L)
+        reach = np.asarray(discrete.likelihoods(chain, x, 0.6), np.float64)
+        given = share * reach[:, np.arange(L), STRINGS[chosen]].prod(-1)
+        able = given.sum(-1) > 0
+        letters = np.eye(K)[STRINGS[chosen]]
+        want = np.einsum("xn,nlk->xlk", given[able], letters) / given[able].sum(-1)[:, None, None]
+        model = discrete_exact.listed_model(chain, STRINGS[chosen], share)
+        found = np.exp(np.asarray(model(x[able], np.full(able.sum(), 0.6), None)))
+        np.testing.assert_allclose(found, want, atol=2e-6)
+        same = np.exp(np.asarray(discrete_exact.exact_model(chain, p)(x[able], 0.6, None)))
+        np.testing.assert_allclose(found, same, atol=2e-6)
+    # No string fits: the nearest in number of letters.
+    model = discrete_exact.listed_model(CHAINS["absorbing"], [[0, 0, 0], [1, 1, 2]], [0.9, 0.1])
+    found = np.exp(np.asarray(model(np.array([[1, 0, 2]]), 0.5, None)))[0]
+    np.testing.assert_allclose(found, np.eye(K)[[1, 1, 2]], atol=1e-6)
+
+
 def test_equation_4_of_d3pm_is_another_step_in_the_uniform_chain():
     t, s = 0.7, 0.45
     p0, ps = by_bayes("uniform", t, s)

@@ -119,6 +119,7 @@ def estimates(kind, name):
     """10 000 losses of each of two strings, with a model that is wrong."""
     loss = {
         "masked": discrete_bound.masked_loss,
+        "order": discrete_bound.any_order_loss,
         "rate": discrete_bound.rate_loss,
         "step": partial(discrete_bound.step_loss, steps=5),
     }[kind]
@@ -133,13 +134,14 @@ def estimates(kind, name):
 @pytest.mark.parametrize(
     "kind, name",
     [("masked", "absorbing"), ("masked", "absorbing_cosine"), ("rate", "uniform"),
+     ("order", "absorbing_cosine"),
      ("step", "uniform"), ("step", "absorbing")],
 )  # fmt: skip
 def test_each_loss_is_an_unbiased_estimate_of_its_bound(kind, name):
     chain, D, x0 = CHAINS[name], wrong(name), STRINGS[[5, 21]]
     if kind == "step":
         expected = discrete_exact.exact_bound(chain, D, x0, sampling.uniform(5))
-    elif kind == "masked":
+    elif kind in ("masked", "order"):
         expected = discrete_exact.any_order_bound(chain, D, x0)
     else:
         D = discrete.denoiser(WRONG_UNIFORM, chain)
@@ -154,6 +156,12 @@ def test_the_masked_loss_is_the_general_one_of_the_absorbing_chain():
     # Rounding: 1e-5 of the weight, which is large at few masks.
     masked, general = estimates("masked", "absorbing"), estimates("rate", "absorbing")
     np.testing.assert_allclose(general, masked, rtol=1e-4, atol=1e-4)
+
+
+def test_counting_masks_has_a_smaller_variance_than_drawing_times():
+    counted, timed = estimates("order", "absorbing_cosine"), estimates("masked", "absorbing_cosine")
+    assert (counted.std(0) < 0.7 * timed.std(0)).all()
+    assert (counted > 0).all()  # never without a mask
 
 
 def test_each_examples_own_loss_is_unbiased_wherever_it_stands_in_the_batch():
@@ -191,6 +199,10 @@ ONES = np.ones((2, 3, K), np.float32)
     [
         (lambda: discrete_bound.rate_bound(A, X0, X0, ONES, 0.0), r"t must be in \(0, 1\)"),
         (lambda: discrete_bound.masked_loss(wrong_model, U, X0, None, KEY), "without a mask"),
+        (lambda: discrete_bound.any_order_loss(wrong_model, U, X0, None, KEY), "without a mask"),
+        (lambda: discrete_exact.listed_model(A, X0, [1.0]), r"p must have shape \[N\] = \[2\]"),
+        (lambda: discrete_exact.listed_model(A, X0, [0.5, 0.6]), "p must sum to 1"),
+        (lambda: discrete_exact.listed_model(A, X0 + 3, [0.5, 0.5]), "table must be in"),
         (lambda: discrete_bound.step_loss(wrong_model, U, X0, None, KEY, 0), "steps must be"),
         (lambda: discrete_bound.rate_loss(wrong_model, A, X0 + 3, None, KEY), "x0 must be in"),
         (lambda: discrete_exact.exact_model(A, P[:2]), r"p must have shape \[K, …, K\]"),

@@ -319,6 +319,18 @@ def test_a_mask_leaves_out_keys_as_if_they_were_not_there():
     np.testing.assert_array_equal(attention.attention(q, k, v, counts), got)
 
 
+def test_each_query_may_have_keys_of_its_own():
+    q, k, v = array(2, 3, 4, 6), array(2, 3, 7, 6), array(2, 3, 7, 5)
+    mask = rng.uniform(size=(2, 4, 7)) < 0.6
+    mask[:, :, 2] = True
+    for which in (mask, mask[:1]):
+        got = attention.attention(q, k, v, which)
+        for n in range(4):
+            rows = np.broadcast_to(which[:, n], (2, 7))
+            one = attention.attention(q[:, :, n : n + 1], k, v, rows)
+            np.testing.assert_allclose(got[:, n : n + 1], one, rtol=1e-5, atol=1e-6)
+
+
 def test_normalised_vectors_bound_the_logits():
     d = 12
     model = layers.RMSNorm(d, rngs=nnx.Rngs(0))

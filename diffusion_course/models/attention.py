@@ -58,8 +58,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
       q: queries [B, H, N, d] of H heads.
       k: keys [B, H, M, d].
       v: values [B, H, M, e].
-      mask: which of the keys count, booleans [B, M]; None for all. At least one must count: the
-        mean of nothing is NaN.
+      mask: which of the keys count, booleans [B, M], or [B, N, M] for each query its own (B may be
+        1); None for all. At least one must count: the mean of nothing is NaN.
 
     Returns: [B, N, H·e], the heads side by side.
     Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
@@ -67,7 +67,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     float32 = {"preferred_element_type": jnp.float32}
     logits = jnp.einsum("bhqd,bhkd->bhqk", q / np.sqrt(q.shape[-1]), k, **float32)
     if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+        each = mask[:, None, None] if np.ndim(mask) == 2 else mask[:, None]
+        logits = jnp.where(each, logits, -jnp.inf)
     # The softmax is divided by its sum after the product, where there is less to divide: a CPU
     # needs half the time. A shift by the largest logit, which cancels, keeps exp from overflow.
     exp = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
