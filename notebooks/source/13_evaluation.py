@@ -1090,9 +1090,10 @@ few_digits = jnp.asarray(train.x[:300])
 
 def patches(x, r):
     """The (2r+1)×(2r+1) patches around all 64 pixels, zeros outside: [N, 8, 8, 1] -> [N, 64, P]."""
-    padded, side = jnp.pad(x[..., 0], ((0, 0), (r, r), (r, r))), range(2 * r + 1)
-    cut = [padded[:, i : i + 8, j : j + 8].reshape(len(x), 64) for i in side for j in side]
-    return jnp.stack(cut, axis=-1)
+    padded = jnp.pad(x[..., 0], ((0, 0), (r, r), (r, r)))
+    near = np.arange(8)[:, None] + np.arange(2 * r + 1)  # for each row of pixels, its patch's rows
+    cut = padded[:, near[:, None, :, None], near[None, :, None, :]]  # [N, 8, 8, 2r+1, 2r+1]
+    return cut.reshape(len(x), 64, -1)
 
 
 def likeness(x_patch, patch, t):
@@ -1102,41 +1103,41 @@ def likeness(x_patch, patch, t):
     return (alpha * product - alpha**2 * (patch**2).sum(-1) / 2) / sigma**2
 
 
-@partial(jax.jit, static_argnums=2)
-def local(x, t, r):
+@partial(jax.jit, static_argnums=3)
+def local(known, x, t, r):
     """Equation (6) with ℓ' = ℓ: patches are compared with those at the same place."""
     at_place = jax.vmap(partial(likeness, t=t), in_axes=(1, 1), out_axes=1)
-    weight = jax.nn.softmax(at_place(patches(x, r), patches(few_digits, r)), axis=-1)
-    return jnp.einsum("bln,nl->bl", weight, few_digits.reshape(-1, 64)).reshape(x.shape)
+    weight = jax.nn.softmax(at_place(patches(x, r), patches(known, r)), axis=-1)
+    return jnp.einsum("bln,nl->bl", weight, known.reshape(-1, 64)).reshape(x.shape)
 
 
 # %%
-@partial(jax.jit, static_argnums=2)
-def local_equivariant(x, t, r):
+@partial(jax.jit, static_argnums=3)
+def mosaic(known, x, t, r):
     """Equation (6): patches are compared with those at all places with the same borders."""
     border = patches(jnp.ones((1, 8, 8, 1)), r)[0]  # 1 inside the image, 0 outside
     allowed = (border[:, None] == border).all(-1)
-    forbidden = jnp.where(jnp.tile(allowed, (1, len(few_digits))), 0.0, -jnp.inf)
-    every_patch = patches(few_digits, r).reshape(-1, (2 * r + 1) ** 2)
+    forbidden = jnp.where(jnp.tile(allowed, (1, len(known))), 0.0, -jnp.inf)
+    every_patch = patches(known, r).reshape(-1, (2 * r + 1) ** 2)
 
     def one(x_patch):
         weight = jax.nn.softmax(likeness(x_patch, every_patch, t) + forbidden, axis=-1)
-        return weight @ few_digits.ravel()
+        return weight @ known.ravel()
 
     return jax.lax.map(one, patches(x, r)).reshape(x.shape)
 
 
 ideal = denoiser.ideal(p, few_digits)
 probe = process.add_noise(p, few_digits[:4], jax.random.normal(jax.random.key(9), (4, 8, 8, 1)), 0.4)
-largest = np.abs(local(probe, 0.4, 7) - ideal(probe, 0.4)).max()
-print(f"patch of 15×15, the whole image from every place: differs from the ideal denoiser by {largest:.0e}")
+whole = local(few_digits, probe, 0.4, 7)
+print(f"patches that hold the whole image: {np.abs(whole - ideal(probe, 0.4)).max():.0e} from ideal")
 
 # %% tags=["comparison"]
 # float32: a logit of order 100 is known to 1e-5, and so are the weights.
-np.testing.assert_allclose(local(probe, 0.4, 7), ideal(probe, 0.4), atol=1e-3)
-# With one training pixel per place and noise of no weight, each border has its own mean.
+np.testing.assert_allclose(whole, ideal(probe, 0.4), atol=1e-3)
+# A 9×9 patch sees other borders at each of the 64 places, so only the same place is left.
 np.testing.assert_allclose(
-    local_equivariant(probe, 0.999, 7), few_digits.mean(0, keepdims=True).repeat(4, 0), atol=0.2
+    mosaic(few_digits, probe, 0.4, 4), local(few_digits, probe, 0.4, 4), atol=1e-3
 )
 
 # %% [markdown]
@@ -1165,7 +1166,7 @@ def v_loss(model, x, labels, key):
     return losses.diffusion_loss(model, p, "v", x, None, key)
 
 
-STEPS = 800
+STEPS = 600
 batches = data.batches((train.x[:300], train.labels[:300]), 64, 0)
 network = loop.fit(
     ConvNet(24, 3, rngs=nnx.Rngs(0)), v_loss, batches, steps=STEPS, key=jax.random.key(0),
@@ -1201,14 +1202,15 @@ seen_states = walk(true_D, jax.random.normal(jax.random.key(10), (12, 8, 8, 1)))
 
 def best_radius(formula, n):
     x, t = seen_states[n], clock_times[n]
-    misses = [jnp.mean((formula(x, t, r) - by_network(network, x, t)) ** 2) for r in RADII]
+    wanted = by_network(network, x, t)
+    misses = [jnp.mean((formula(few_digits, x, t, r) - wanted) ** 2) for r in RADII]
     return RADII[int(np.argmin(misses))]
 
 
-radius = {f: [best_radius(f, n) for n in range(10)] for f in (local, local_equivariant)}
+radius = {f: [best_radius(f, n) for n in range(10)] for f in (local, mosaic)}
 print("time:                        ", " ".join(f"{t:.1f}" for t in clock_times[:-1]))
 print("radius, local:               ", "   ".join(map(str, radius[local])))
-print("radius, mosaic:              ", "   ".join(map(str, radius[local_equivariant])))
+print("radius, mosaic:              ", "   ".join(map(str, radius[mosaic])))
 
 # %% [markdown]
 # **Predict, then run.** How well does each formula predict the network's picture? We measure the correlation of
@@ -1218,11 +1220,10 @@ print("radius, mosaic:              ", "   ".join(map(str, radius[local_equivari
 noise_40 = jax.random.normal(jax.random.key(11), (40, 8, 8, 1))
 drawn_40 = {
     "network": walk(true_D, noise_40)[-1],
-    "mosaic": walk(
-        lambda x, t, n: local_equivariant(x, t, radius[local_equivariant][n]), noise_40)[-1],
-    "local": walk(lambda x, t, n: local(x, t, radius[local][n]), noise_40)[-1],
+    "mosaic": walk(lambda x, t, n: mosaic(few_digits, x, t, radius[mosaic][n]), noise_40)[-1],
+    "local": walk(lambda x, t, n: local(few_digits, x, t, radius[local][n]), noise_40)[-1],
     "ideal": walk(lambda x, t, n: ideal(x, t), noise_40)[-1],
-}  # fmt: skip
+}
 drawn_40 = {name: np.asarray(x) for name, x in drawn_40.items()}
 
 
@@ -1255,8 +1256,8 @@ for name, gain in pairs.items():  # the same 40 noises: paired differences, four
     assert gain.mean() > 4 * gain.std(ddof=1) / np.sqrt(40), name
 assert np.median(agreement["mosaic"]) > 0.85 > 0.65 > np.median(agreement["ideal"])
 assert to_training["ideal"] < 0.05 and to_training["network"] > to_training["unseen real"]
-assert radius[local_equivariant][0] == 3 and radius[local_equivariant][-1] == 1
-assert np.all(np.diff(radius[local_equivariant]) <= 0)
+assert radius[mosaic][0] == 3 and radius[mosaic][-1] == 1
+assert np.all(np.diff(radius[mosaic]) <= 0)
 
 # %% [markdown]
 # The ideal denoiser returns training images (distance 0), and they resemble the network's pictures only roughly.
@@ -1365,7 +1366,7 @@ assert judgements.power(needed[0.55], 0.55) >= 0.8 > judgements.power(needed[0.5
 
 # %% [markdown]
 # The intervals keep their promise: they hold the truth in about 95 % of the studies. But small studies rarely
-# *decide*. A preference of 55 % needs almost 800 judgements of this one pair, and a preference of 51 % about
+# *decide*. A preference of 55 % needs about 800 judgements of this one pair, and a preference of 51 % about
 # 20,000. Therefore ask first how large a difference you care about, then count, then begin.
 #
 # Two warnings. Judgements of one person are not independent, so the true intervals are wider. And people have
