@@ -22,7 +22,7 @@
 # - ask people, and know how many answers you need.
 #
 # **You need** chapters 02, 03 and 07. **Time**: about 80 minutes of reading. The cells run for about a minute
-# and a half on two CPU cores.
+# on two CPU cores.
 
 # %%
 import importlib.util
