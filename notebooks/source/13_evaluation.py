@@ -515,7 +515,7 @@ assert inception["B (noise)"] > 5
 #
 # We test them on sets for which we know the answer. The real points are uniform on a square.
 #
-# **Predict, then run.** The last two sets are special. In "outlier", one single real point lies far away, and
+# **Predict, then run.** The last set is special. In "outlier", one single real point lies far away, and
 # the samples are spread between it and the square. Which of precision and density will be fooled?
 
 # %%
