@@ -235,3 +235,32 @@ def test_a_difference_of_methods_that_are_not_there_is_refused():
     found = judgements.bradley_terry([[0, 3], [2, 0]])
     with pytest.raises(ValueError, match=r"j must be a whole number in \[0, 1\], got 2"):
         judgements.difference(found, 0, 2)
+
+
+@pytest.mark.parametrize(("counts", "rounds"), [([4, 9, 5], 30), ([3, 3], 7), ([2, 1, 6, 5], 20)])
+def test_a_deal_is_even_blind_and_repeats_a_picture_only_after_all_others(counts, rounds):
+    pairs, items = judgements.deal(counts, rounds, seed=3)
+    assert pairs.shape == items.shape == (rounds, 2) and (pairs[:, 0] != pairs[:, 1]).all()
+    meetings = np.zeros((len(counts),) * 2, int)
+    np.add.at(meetings, tuple(np.sort(pairs, axis=1).T), 1)
+    among = meetings[np.triu_indices(len(counts), 1)]
+    assert among.sum() == rounds and np.ptp(among) <= 1
+    for method, count in enumerate(counts):
+        shown = np.bincount(items[pairs == method], minlength=count)
+        assert len(shown) == count and np.ptp(shown) <= 1
+
+
+def test_sides_and_order_are_drawn_by_lot_and_the_seed_decides():
+    pairs = judgements.deal([5, 5], 1000).pairs
+    # 500 ± 15.8; four standard errors.
+    assert abs((pairs[:, 0] == 0).sum() - 500) < 64
+    assert abs((pairs[1:, 0] == pairs[:-1, 0]).sum() - 499.5) < 64
+    first, again, other = (judgements.deal([5, 9, 4], 30, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first.items, again.items)
+    assert (first.pairs != other.pairs).any() and (first.items != other.items).any()
+
+
+@pytest.mark.parametrize("counts", [[5], [5, 0], [[5, 5]], [2.5, 3]])
+def test_a_deal_needs_two_methods_with_pictures(counts):
+    with pytest.raises(ValueError, match="counts must be at least two numbers of pictures, got"):
+        judgements.deal(counts, 3)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from diffusion_course.evaluation import judgements
 from diffusion_course.notebook import widgets
 
 
@@ -145,3 +146,37 @@ def test_the_parts_of_a_mask_editor_carry_their_classes():
     parts = {"field": box.fields[0][0], "action": box.button, "readout": box.readout}
     for name, part in (parts | {"frame": box.frame}).items():
         assert f"course-{name}" in part._dom_classes
+
+
+# Judging.
+
+
+def test_judgements_are_noted_in_the_order_of_the_deal_and_end_with_it():
+    pictures = [[b"a0", b"a1"], [b"b0", b"b1", b"b2"]]
+    dealt = judgements.deal([2, 3], 3, seed=1)
+    box = widgets.judging(pictures, dealt)
+    for n, (button, outcome) in enumerate([(0, "first"), (2, "second"), (1, "tie")]):
+        assert box.readout.value == f"{n} of 3 judged" and not box.buttons[0].disabled
+        for side, picture in enumerate((box.left, box.right)):
+            assert picture.value == pictures[dealt.pairs[n, side]][dealt.items[n, side]]
+        box.buttons[button].click()
+        assert box.outcomes[-1] == outcome
+    assert box.readout.value == "3 of 3 judged" and all(button.disabled for button in box.buttons)
+    box.buttons[0].click()  # a press that was on its way
+    assert box.outcomes == ["first", "second", "tie"]
+    wins, ties = judgements.tally(dealt.pairs, box.outcomes, 2)
+    assert wins.sum() == 2 and ties[0, 1] == 1
+
+
+def test_a_judge_reads_nothing_of_a_pictures_origin():
+    box = widgets.judging([[b"a"], [b"b"]], judgements.deal([1, 1], 1), question="Which?")
+    words = [part.description for part in box.buttons] + [box.readout.value]
+    assert words == ["the left one", "neither", "the right one", "0 of 1 judged"]
+    assert box.children[0].value == "Which?"
+
+
+@pytest.mark.parametrize("pictures", [[[b"a"]], [[b"a"], [b"b"]]])
+def test_pictures_that_were_dealt_must_be_there(pictures):
+    dealt = judgements.Deal(np.array([[0, 1]]), np.array([[0, 1]]))
+    with pytest.raises(ValueError, match="dealt must name pictures that are there"):
+        widgets.judging(pictures, dealt)

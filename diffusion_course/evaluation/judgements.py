@@ -57,6 +57,50 @@ def tally(pairs, outcomes, methods: int) -> tuple[np.ndarray, np.ndarray]:
     return wins, ties
 
 
+class Deal(NamedTuple):
+    """Which pictures a judge sees, and on which side: n rounds, in order.
+
+    Attributes:
+      pairs: the methods on the left and on the right, whole numbers [n, 2], as `tally` takes them.
+      items: which of each method's pictures, whole numbers [n, 2].
+    """
+
+    pairs: np.ndarray
+    items: np.ndarray
+
+
+def deal(counts, rounds: int, seed: int = 0) -> Deal:
+    """Deals pairs of pictures to a judge, blindly and evenly.
+
+    Every two methods meet equally often, up to one round. The order, the sides and the pictures are
+    drawn by lot, and no picture of a method comes again before all its others have been shown.
+
+    Args:
+      counts: how many pictures each of K >= 2 methods has, whole numbers [K], at least 1 each.
+      rounds: how many pairs, at least 1.
+      seed: of the lot.
+
+    Raises: ValueError for fewer than two methods, a method without pictures, or no rounds.
+    >>> dealt = deal([5, 5, 5], rounds=6)
+    >>> sorted(sorted(pair) for pair in dealt.pairs.tolist())
+    [[0, 1], [0, 1], [0, 2], [0, 2], [1, 2], [1, 2]]
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or len(counts) < 2 or counts.dtype.kind not in "iu" or (counts < 1).any():
+        raise ValueError(f"counts must be at least two numbers of pictures, got {counts.tolist()}")
+    rounds = checks.integer("rounds", rounds, minimum=1)
+    rng = np.random.default_rng(checks.integer("seed", seed, minimum=0))
+    meetings = np.stack(np.triu_indices(len(counts), 1), axis=1)
+    pairs = np.resize(rng.permutation(meetings), (rounds, 2))  # repeats the list of meetings
+    pairs = rng.permuted(rng.permutation(pairs), axis=1)  # the order, and then the sides
+    items = np.empty_like(pairs)
+    for method, count in enumerate(counts):
+        shown = pairs == method
+        packs = [rng.permutation(count) for _ in range(-(-shown.sum() // count))]
+        items[shown] = np.concatenate([*packs, []])[: shown.sum()]
+    return Deal(pairs, items)
+
+
 class Strengths(NamedTuple):
     """Strengths of K methods by maximum likelihood.
 

@@ -15,6 +15,7 @@ import numpy as np
 from IPython.display import HTML
 from matplotlib.animation import FuncAnimation
 
+from diffusion_course.evaluation.judgements import Deal
 from diffusion_course.notebook.plots import to_png
 
 # Pictures keep their size; stretched to the width of the page they would blur.
@@ -216,6 +217,67 @@ def mask_editor(respond: Callable, hidden, *, action: str = "fill in") -> ipywid
     grid = ipywidgets.VBox([ipywidgets.HBox(row) for row in fields])
     box = ipywidgets.HBox([ipywidgets.VBox([grid, button, readout]), frame], layout=_PLAIN)
     box.fields, box.button, box.readout, box.frame = fields, button, readout, frame
+    return box
+
+
+def judging(
+    pictures: Sequence[Sequence[bytes]], dealt: Deal, question: str = "Which one looks real?"
+) -> ipywidgets.VBox:
+    """Two pictures side by side, without a word about their origin, and three buttons below.
+
+    A press notes the judgement and shows the next pair. After the last one the buttons are grey. A
+    judgement cannot be taken back, as in a real study.
+
+    Args:
+      pictures: PNG pictures of each of K methods.
+      dealt: from `judgements.deal`, for as many methods and pictures.
+      question: what the judge is asked.
+
+    Returns: a widget with attributes `left` and `right` (pictures), `buttons` (left, neither,
+      right), `readout`, and `outcomes`: a list with "first", "tie" or "second" for each press.
+      With ``dealt.pairs[:len(outcomes)]`` it is what `judgements.tally` takes.
+    Raises: ValueError if a method or a picture that was dealt is not there.
+    """
+    counts = [len(row) for row in pictures]
+    if dealt.pairs.max() >= len(counts) or (dealt.items >= np.take(counts, dealt.pairs)).any():
+        raise ValueError(f"dealt must name pictures that are there, {counts}, got others as well")
+    left, right = (ipywidgets.Image(format="png") for _ in range(2))
+    buttons = [
+        ipywidgets.Button(description=word, button_style="info")
+        for word in ("the left one", "neither", "the right one")
+    ]
+    readout = ipywidgets.Label()
+    parts = [(left, "left"), (right, "right"), (readout, "readout")]
+    for part, css in parts + [(button, "judge") for button in buttons]:
+        part.add_class(f"course-{css}")
+    outcomes: list[str] = []
+
+    def show():
+        done, n = len(outcomes), len(dealt.pairs)
+        readout.value = f"{done} of {n} judged"
+        if done == n:
+            for button in buttons:
+                button.disabled = True
+            return
+        for side, picture in enumerate((left, right)):
+            method, item = dealt.pairs[done, side], dealt.items[done, side]
+            picture.value = pictures[method][item]
+
+    def judge(outcome):
+        def on_click(_):
+            if len(outcomes) < len(dealt.pairs):  # a quick second press may come too late
+                outcomes.append(outcome)
+                show()
+
+        return on_click
+
+    for button, outcome in zip(buttons, ("first", "tie", "second"), strict=True):
+        button.on_click(judge(outcome))
+    show()
+    rows = [ipywidgets.HBox([left, right]), ipywidgets.HBox(buttons), readout]
+    box = ipywidgets.VBox([ipywidgets.Label(question), *rows], layout=_PLAIN)
+    box.left, box.right, box.buttons, box.readout = left, right, buttons, readout
+    box.outcomes = outcomes
     return box
 
 
