@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from networks import drawn, initial, output_of, parameters, quick_compiler, shape_of
 
-from diffusion_course import data, denoiser, guidance, losses, process
+from diffusion_course import data, denoiser, guidance, losses, process, samplers, sampling
 from diffusion_course.data import shapes
 from diffusion_course.models import attention
 from diffusion_course.models.cross import CrossAttention, ImageCrossAttention
@@ -370,6 +370,27 @@ def test_one_batched_evaluation_with_captions_equals_two():
         guidance.classifier_free_batched(spoken, p, "v", CAPTIONS, null[:, :5], 2.5)
     with pytest.raises(ValueError, match=r"labels must be one per example, \[3\]"):
         guidance.classifier_free_batched(spoken, p, "v", CAPTIONS, null, 2.5)(x[:3], 0.5)
+
+
+class Speaker(nnx.Module):
+    def __init__(self):
+        self.null_label = WORDS
+
+    def __call__(self, x, t, cond):
+        return spoken(x, t, cond)
+
+
+def test_a_generator_takes_captions_and_guides_them():
+    p = process.vp_cosine()
+    generate = sampling.generator(p, "v", samplers.ddim(p), sampling.uniform(2), (3,))
+    key = jax.random.key(3)
+    zero, one, two = (generate(Speaker(), key, 4, CAPTIONS, w) for w in (0.0, 1.0, 2.0))
+    nothing = generate(Speaker(), key, 4, np.full_like(CAPTIONS, WORDS))
+    np.testing.assert_allclose(zero, nothing, atol=1e-5)
+    assert np.abs(one - zero)[[0, 1, 3]].min() > 1e-4 and np.abs(two - one).max() > 1e-3
+    np.testing.assert_allclose(one[2], zero[2], atol=1e-5)  # the null caption
+    with pytest.raises(ValueError, match=r"labels must be whole numbers of shape \[4, 6\]"):
+        generate(Speaker(), key, 4, CAPTIONS[:3])
 
 
 def test_captions_are_dropped_as_a_whole():
