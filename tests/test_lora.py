@@ -306,6 +306,10 @@ def test_an_adapter_of_another_model_or_scales_of_another_number_are_refused():
     wide = drawn(lambda: MLP(3, 16, 2, num_classes=4, rngs=nnx.Rngs(0)), seed=1)
     with pytest.raises(ValueError, match=r"last.kernel would change by \[8, 3\], .* has \[16, 3\]"):
         lora.apply(wide, adapter)
+    flat, high = (One(Linear(*size, rngs=nnx.Rngs(0)))
+                  for size in ((2, 6), (6, 2)))  # fmt: skip
+    with pytest.raises(ValueError, match=r"layer.kernel would change by \[6, 2\], .* \[2, 6\]"):
+        lora.apply(flat, lora.Adapter(high, 1, layers=("layer",), rngs=nnx.Rngs(1)))
 
 
 def test_a_choice_of_nothing_is_refused():

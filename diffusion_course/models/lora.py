@@ -95,6 +95,23 @@ def apply(
     Raises: ValueError for another number of scales, or an adapter of another model.
     Source: Hu et al. 2021, section 4.1, eq. 3 (arXiv:2106.09685).
     """
+    changes = _sums(adapters, scales)
+    graph, params = nnx.split(model)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    kernels = {_name(place): leaf for place, leaf in leaves}
+    for path, change in changes.items():
+        shape = kernels[path].shape if path in kernels else ()
+        if shape[-1:] != change.shape[-1:] or math.prod(shape) != change.size:
+            raise ValueError(
+                f"adapters must be made for this model: {path} would change by "
+                f"{list(change.shape)}, the model has {list(shape) or 'no such parameter'}"
+            )
+        kernels[path] = kernels[path] + change.reshape(shape).astype(kernels[path].dtype)
+    return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, list(kernels.values())))
+
+
+def _sums(adapters: Adapter | Sequence[Adapter], scales) -> dict[str, Array]:
+    """Path of each kernel -> the sum of its scaled changes."""
     adapters = [adapters] if isinstance(adapters, Adapter) else list(adapters)
     scales = [scales] * len(adapters) if np.ndim(scales) == 0 else list(scales)
     if len(scales) != len(adapters):
@@ -105,21 +122,7 @@ def apply(
     for adapter, scale in zip(adapters, scales, strict=True):
         for path in adapter.paths:
             changes[path] = changes.get(path, 0.0) + scale * adapter.change(path)
-    graph, params = nnx.split(model)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    known = {_name(place): leaf.shape for place, leaf in leaves}
-    for path, change in changes.items():
-        if path not in known or math.prod(known[path]) != change.size:
-            has = list(known[path]) if path in known else "no such parameter"
-            raise ValueError(
-                f"adapters must be made for this model: {path} would change by "
-                f"{list(change.shape)}, the model has {has}"
-            )
-    new = [
-        leaf + changes[path].reshape(leaf.shape).astype(leaf.dtype) if path in changes else leaf
-        for path, leaf in ((_name(place), leaf) for place, leaf in leaves)
-    ]
-    return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, new))
+    return changes
 
 
 def unmerge(
