@@ -161,6 +161,13 @@ def test_a_controlling_image_of_another_shape_is_refused(image, message):
         fresh().steer(base(), image)(X, T, CAPTIONS)
 
 
+def test_a_strength_for_each_example_is_refused():
+    with pytest.raises(
+        ValueError, match=r"strength must be one number, got an array of shape \[3\]"
+    ):
+        fresh().steer(base(), IMAGE, np.ones(3))(X, T, CAPTIONS)
+
+
 def test_a_control_of_something_else_is_refused():
     with pytest.raises(ValueError, match="base must be a UNet, got MLP"):
         ControlNet(MLP(2, 8, 1, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))

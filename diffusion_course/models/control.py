@@ -83,11 +83,12 @@ class ControlNet(nnx.Module):
           cond: labels or captions, as for the base.
           extras: as for the base.
           image: the controlling images, float32 [B, H, W, K].
-          strength: factor of everything that is added; 0 is the base alone.
+          strength: factor of everything that is added, a number; 0 is the base alone.
 
-        Raises: ValueError as the base, or for an image of another shape or dtype.
+        Raises: ValueError as the base, for an image of another shape or dtype, or for a strength
+          that is not one number.
         """
-        image = checks.state("image", image)
+        image, strength = checks.state("image", image), checks.number("strength", strength)
         wanted = (*np.shape(x)[:3], self.control_channels)
         if image.shape != wanted:
             raise ValueError(f"image must have shape {list(wanted)}, got {list(image.shape)}")
