@@ -75,6 +75,16 @@ def test_a_new_control_changes_nothing_bit_for_bit():
     assert np.abs(want).max() > 0.1
 
 
+def test_the_controlling_image_comes_in_through_a_layer_of_zeros():
+    # Behind joints that have moved, the copy sees at first what the base sees, and nothing more.
+    model = ControlNet(base(), 3, rngs=nnx.Rngs(1))
+    for joint in model.joints:
+        joint.kernel[...] = jnp.full(joint.kernel[...].shape, 0.1)
+    got = steered_by(model)
+    np.testing.assert_array_equal(got, steered_by(model, 0 * IMAGE))
+    assert np.abs(got - plain(base())).max() > 1e-2
+
+
 def test_a_trained_control_is_heard_but_not_at_strength_zero():
     model = shaken(fresh(), seed=4)
     steered = steered_by(model)
