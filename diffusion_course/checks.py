@@ -180,6 +180,16 @@ def labels(argument: str, given, shape: tuple[int, ...], most: int) -> None:
         raise ValueError(f"{argument} must be in 0 … {most}, got {values.min()} … {values.max()}")
 
 
+def rows_shape(given) -> tuple[int, ...]:
+    """The shape that conditions should have: [B] for labels, [B, L] with L >= 2 for tokens.
+
+    For the check that an array has it: any other array, such as a column [B, 1], which would
+    broadcast, is measured against [B].
+    """
+    shape = np.shape(given)
+    return shape if len(shape) == 2 and shape[1] >= 2 else shape[:1]
+
+
 def number(argument: str, given):
     """`given` as one float32 number, a Python float if it is concrete; ValueError if not.
 

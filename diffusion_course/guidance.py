@@ -1,6 +1,6 @@
 """Guidance: functions from denoisers to denoisers that trade diversity for fidelity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -75,12 +75,13 @@ def classifier_free_batched(
       model: ``model(x, t, cond)``.
       p: the process.
       kind: what the model predicts.
-      labels: of the conditional half, whole numbers [B].
-      null: of the unconditional half, whole numbers [B].
+      labels: of the conditional half, whole numbers [B], or captions [B, L].
+      null: of the unconditional half, of the same shape; for captions all padding, or others to be
+        led away from.
       w: guidance scale, as in `classifier_free`.
       share: as in `rescale`; without it nothing is rescaled.
 
-    Returns: D(x, t), x [B, …]. Raises: ValueError unless labels and null are whole numbers [B], at
+    Returns: D(x, t), x [B, …]. Raises: ValueError unless labels and null are such whole numbers, at
     most the model's null label, and share is in [0, 1]; from D, if x has another B.
     """
     _check_scale("w", w)
@@ -88,13 +89,13 @@ def classifier_free_batched(
     # A plain function has no null label that would bound the others.
     most = getattr(model, "null_label", None)
     most = np.iinfo(np.int32).max if most is None else most
-    shape = np.shape(labels)[:1] or (1,)
+    shape = checks.rows_shape(labels) or (1,)
     checks.labels("labels", labels, shape, most)
     checks.labels("null", null, shape, most)
     both = denoiser(model, p, kind, jnp.concatenate([jnp.asarray(labels), jnp.asarray(null)]))
 
     def D(x, t):
-        if x.shape[:1] != shape:
+        if x.shape[:1] != shape[:1]:
             raise ValueError(
                 f"labels must be one per example, {list(x.shape[:1])}, got shape {list(shape)}"
             )
@@ -105,6 +106,83 @@ def classifier_free_batched(
         return guided if share is None else _restore_deviation(guided, conditional, share)
 
     return D
+
+
+def two_scales(
+    D_full: Denoiser, D_image: Denoiser, D_uncond: Denoiser, w_image, w_text
+) -> Denoiser:
+    """``D_u + w_image·(D_i − D_u) + w_text·(D_full − D_i)``: guidance by an image and by a text.
+
+    In scores it is that of p(x)·p(image | x)^w_image·p(text | image, x)^w_text: how much the sample
+    keeps of the image, and how much it does of what the text asks for, each with its own scale.
+
+    Args:
+      D_full: given image and text.
+      D_image: given the image and the null caption.
+      D_uncond: given neither.
+      w_image: scale of the image, as w in `classifier_free`.
+      w_text: scale of the text. With both 1 the result is D_full; with w_image = 1 it is
+        `classifier_free` of D_full and D_image, with both equal of D_full and D_uncond.
+
+    Returns: D(x, t). Raises: ValueError, from it, if a scale or an estimate has a wrong shape.
+    Source: Brooks, Holynski & Efros 2022, InstructPix2Pix, eq. 3 (arXiv:2211.09800).
+
+    >>> guided = two_scales(lambda x, t: x + 3, lambda x, t: x + 1, lambda x, t: x, 2.0, 10.0)
+    >>> guided(jnp.zeros((1, 1)), 0.5).tolist()  # 2·1 + 10·2
+    [[22.0]]
+    """
+    _check_scale("w_image", w_image)
+    _check_scale("w_text", w_text)
+
+    def D(x, t):
+        image = D_image(x, t)
+        kept = _extrapolate(image, D_uncond(x, t), w_image, x, t, "w_image")
+        checks.same_shape("D_full(x, t)", full := D_full(x, t), "x", x)
+        return kept + _scale_at("w_text", w_text, x, t) * (full - image)
+
+    return D
+
+
+def compose(D_uncond: Denoiser, D_conds: Sequence[Denoiser], scales: Sequence) -> Denoiser:
+    """``D_u + Σ scales_i·(D_i − D_u)``: several conditions at once, and some to be led away from.
+
+    In scores it is that of p(x)·Π (p(x | c_i)/p(x))^scales_i. With scales of 1 that is p(x | all of
+    them) where the conditions are independent given x *and* the same holds of the noisy states;
+    elsewhere it is an approximation. A negative scale leads away from its condition: a negative
+    prompt. (The common negative prompt, ``classifier_free(D_c, D_negative, w)``, is the case of
+    scales w and 1 − w: it leads the more strongly away, the larger w is.)
+
+    Args:
+      D_uncond: the unconditional denoiser.
+      D_conds: one denoiser for each condition.
+      scales: one for each of them, as w in `classifier_free`.
+
+    Returns: D(x, t). Raises: ValueError for no conditions or another number of scales and, from D,
+    if a scale or an estimate has a wrong shape.
+    Source: Liu et al. 2022, section 4 (arXiv:2206.01714).
+
+    >>> both = compose(lambda x, t: x, [lambda x, t: x + 1, lambda x, t: x - 5], [2.0, -1.0])
+    >>> both(jnp.zeros((1, 1)), 0.5).tolist()  # 2·1 + 1·5
+    [[7.0]]
+    """
+    if not D_conds or len(D_conds) != len(scales):
+        raise ValueError(
+            "D_conds must hold at least one denoiser and scales as many numbers, "
+            f"got {len(D_conds)} and {len(scales)}"
+        )
+    for i, w in enumerate(scales):
+        _check_scale(f"scales[{i}]", w)
+
+    def composed(x, t):
+        uncond = D_uncond(x, t)
+        checks.same_shape("D_uncond(x, t)", uncond, "x", x)
+        total = uncond
+        for i, (D, w) in enumerate(zip(D_conds, scales, strict=True)):
+            checks.same_shape(f"D_conds[{i}](x, t)", estimate := D(x, t), "x", x)
+            total = total + _scale_at(f"scales[{i}]", w, x, t) * (estimate - uncond)
+        return total
+
+    return composed
 
 
 def _check_scale(argument: str, given) -> None:
@@ -126,11 +204,15 @@ def _scale_for(argument: str, scale, x: Array) -> Array:
     return scale
 
 
-def _extrapolate(conditional: Array, unconditional: Array, w, x: Array, t) -> Array:
+def _scale_at(argument: str, w, x: Array, t) -> Array:
+    """`_scale_for` of a scale that may be a function of time."""
+    return _scale_for(argument, w(expand(t, x)) if callable(w) else w, x)
+
+
+def _extrapolate(conditional: Array, unconditional: Array, w, x: Array, t, name="w") -> Array:
     checks.same_shape("D_cond(x, t)", conditional, "x", x)
     checks.same_shape("D_uncond(x, t)", unconditional, "x", x)
-    scale = _scale_for("w", w(expand(t, x)) if callable(w) else w, x)
-    return unconditional + scale * (conditional - unconditional)
+    return unconditional + _scale_at(name, w, x, t) * (conditional - unconditional)
 
 
 def limited(w, low: float, high: float) -> Callable[[Array], Array]:

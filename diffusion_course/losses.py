@@ -10,7 +10,7 @@ from jax import Array
 from diffusion_course import checks
 from diffusion_course.denoiser import check_cond, network_output
 from diffusion_course.parameterization import row, target
-from diffusion_course.process import Process, add_noise
+from diffusion_course.process import Process, add_noise, expand
 
 # Training times stay inside (0, 1): at t = 0 there is nothing to predict, and at t = 1 some
 # weights are 0/0 in processes that keep no signal.
@@ -239,16 +239,16 @@ def pair_loss(
 
 
 def drop_labels(key: Array, labels: Array, null: int, rate: float) -> Array:
-    """Labels [B] of which a share `rate` is replaced by the null class.
+    """Labels [B] or captions [B, L] of which a share `rate` is replaced by the null one.
 
     What makes classifier-free guidance possible: one network learns both the conditional and the
     unconditional denoiser.
 
     Args:
       key: a random key.
-      labels: whole numbers [B] in 0 … null.
+      labels: whole numbers [B] in 0 … null, or rows of L >= 2 of them; a row is dropped as a whole.
       null: the null class, which follows the last class of the data.
-      rate: share of the labels that are dropped, in [0, 1].
+      rate: share of the labels or rows that are dropped, in [0, 1].
 
     Raises: ValueError for other labels, or a rate outside [0, 1].
     Source: Ho & Salimans 2022, algorithm 1 (arXiv:2207.12598).
@@ -257,10 +257,11 @@ def drop_labels(key: Array, labels: Array, null: int, rate: float) -> Array:
     [10, 10, 10]
     """
     null = checks.integer("null", null, minimum=0)
-    checks.labels("labels", labels, np.shape(labels)[:1] or (0,), null)
+    checks.labels("labels", labels, checks.rows_shape(labels) or (0,), null)
     checks.within("rate", rate, 0, 1)
     labels = jnp.asarray(labels)
-    return jnp.where(jax.random.bernoulli(key, rate, labels.shape), null, labels)
+    dropped = jax.random.bernoulli(key, rate, labels.shape[:1])
+    return jnp.where(expand(dropped, labels), null, labels)
 
 
 # --------------------------------------------------------------------------------------------

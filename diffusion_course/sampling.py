@@ -95,10 +95,10 @@ def generator(
       times: [n + 1], strictly falling within [1, 0].
       shape: of one example, such as (28, 28, 1).
 
-    Returns: ``generate(model, key, n, labels=None, w=1.0)`` -> x0 [n, *shape]. With labels [n] the
-      model must have a null class (``model.null_label``), and w is the guidance scale, a number or
-      one per example [n]; w = 1 evaluates only the conditional model. Models of the same shape,
-      and other values of w, share one compiled program per n.
+    Returns: ``generate(model, key, n, labels=None, w=1.0)`` -> x0 [n, *shape]. With labels [n] or
+      captions [n, L] the model must have a null class (``model.null_label``), and w is the guidance
+      scale, a number or one per example [n]; w = 1 evaluates only the conditional model. Models of
+      the same shape, and other values of w, share one compiled program per n.
     Raises: ValueError if kind cannot recover x0 at times[0] in this process.
     """
     _check_sampler(sampler)
@@ -146,7 +146,7 @@ def _check_labels(labels, n: int, null_label: int | None) -> Array:
     if null_label is None:
         raise ValueError("labels must be None: this model has no labels (num_classes=None)")
     labels = np.asarray(labels) if checks.concrete(labels) else labels
-    checks.labels("labels", labels, (n,), null_label)
+    checks.labels("labels", labels, (n, *checks.rows_shape(labels)[1:]), null_label)
     return jnp.asarray(labels, jnp.int32)
 
 

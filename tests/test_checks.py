@@ -192,3 +192,18 @@ def test_non_negative_gives_a_number_that_is_finite_and_at_least_0(wrong):
     assert checks.non_negative("eta", np.float32(1.5)) == 1.5
     assert checks.non_negative("eta", 0) == 0.0
     assert refusal(checks.non_negative, "eta", wrong).startswith("eta must be")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (np.zeros(3, int), (3,)),
+        (np.zeros((3, 2), int), (3, 2)),
+        (np.zeros((3, 1), int), (3,)),  # a column would broadcast: measured against [B]
+        (np.zeros((3, 2, 2), int), (3,)),
+        (np.zeros((3, 0), int), (3,)),
+        (4, ()),
+    ],
+)
+def test_conditions_are_labels_or_rows_of_two_and_more(given, wanted):
+    assert checks.rows_shape(given) == wanted

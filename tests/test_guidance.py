@@ -86,6 +86,117 @@ def test_guidance_composes_with_clipping():
     assert np.abs(D(x, t)).max() == 0.5
 
 
+# ------------------------------------------------------------------------- two scales, compositions
+
+
+def score_of(D):
+    alpha, sigma = o.alpha(t)[:, None], o.sigma(t)[:, None]
+    return (alpha * np.asarray(D(x, t), np.float64) - x) / sigma**2
+
+
+def slope_of(gm):
+    """The gradient of the log-density, by jax.grad."""
+    return jax.vmap(jax.grad(lambda x, t: gm.log_prob(x[None], t)[0]))(x, jnp.asarray(t))
+
+
+# What is known shrinks the mixture: nothing, the image, the image and the text.
+KNOWN = [
+    mixture,
+    denoiser.gaussian_mixture(p, [[0.9, -0.4], [0.5, 0.8]], [0.3, 0.5], [1.0, 1.0]),
+    denoiser.gaussian_mixture(p, [[0.5, 0.8]], [0.4], [1.0]),
+]
+
+
+@pytest.mark.parametrize(
+    ("w_image", "w_text"), [(0.0, 0.0), (1.0, 1.0), (1.5, 7.5), (0.0, 2.0), (3.0, 0.0), (-0.5, 1.0)]
+)
+def test_two_scales_follow_the_product_of_three_densities(w_image, w_text):
+    nothing, image, full = (gm.denoise for gm in KNOWN)
+    got = score_of(guidance.two_scales(full, image, nothing, w_image, w_text))
+    # p(x)·p(image | x)^w_image·p(text | image, x)^w_text, by Bayes' rule.
+    s = [slope_of(gm) for gm in KNOWN]
+    want = s[0] + w_image * (s[1] - s[0]) + w_text * (s[2] - s[1])
+    # Estimates of x0, times up to 7.5, are divided by sigma² = .03 at the lowest time.
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=5e-3)
+
+
+def test_with_one_of_two_scales_at_one_or_both_equal_the_other_is_plain_guidance():
+    nothing, image, full = (gm.denoise for gm in KNOWN)
+    for pair, plain in (
+        ((1.0, 4.0), guidance.classifier_free(full, image, 4.0)),
+        ((4.0, 4.0), guidance.classifier_free(full, nothing, 4.0)),
+        ((4.0, 0.0), guidance.classifier_free(image, nothing, 4.0)),
+    ):
+        got = guidance.two_scales(full, image, nothing, *pair)(x, t)
+        np.testing.assert_allclose(got, plain(x, t), rtol=1e-5, atol=1e-5)
+    assert np.abs(full(x, t) - image(x, t)).max() > 0.1
+
+
+def test_each_of_two_scales_may_be_one_per_example_or_a_function_of_time():
+    nothing, image, full = (gm.denoise for gm in KNOWN)
+    D = guidance.two_scales(full, image, nothing, jnp.arange(6.0), guidance.limited(4.0, 0.3, 0.6))
+    texts = [1.0, 4.0, 4.0, 4.0, 1.0, 1.0]
+    for i, w_text in enumerate(texts):
+        one = guidance.two_scales(full, image, nothing, float(i), w_text)
+        np.testing.assert_allclose(D(x, t)[i], one(x, t)[i], rtol=1e-5, atol=1e-5)
+
+
+def test_conditions_on_independent_coordinates_compose_exactly():
+    # Four clouds of one width in a grid, of which a row and a column are asked for.
+    rows, cols, share_r, share_c = [0.9, -0.7], [-1.0, 0.4], np.array([1, 3]), np.array([2, 1])
+    means = np.array([[r, c] for r in rows for c in cols])
+    weights = np.outer(share_r, share_c).ravel()
+
+    def cloud(*chosen):
+        return denoiser.gaussian_mixture(
+            p, means[list(chosen)], [0.3] * len(chosen), weights[list(chosen)]
+        ).denoise
+
+    everything, top, left, both = cloud(0, 1, 2, 3), cloud(0, 1), cloud(0, 2), cloud(0)
+    got = guidance.compose(everything, [top, left], [1.0, 1.0])(x, t)
+    np.testing.assert_allclose(got, both(x, t), rtol=1e-4, atol=1e-5)
+    # Where one of the four clouds is missing they are not independent, and it is not exact.
+    lacking = guidance.compose(cloud(0, 1, 2), [top, left], [1.0, 1.0])(x, t)
+    assert np.abs(lacking - both(x, t)).max() > 1e-2
+
+
+def test_composed_conditions_follow_the_product_of_their_densities_and_lead_away():
+    others = [gm.denoise for gm in KNOWN[1:]]
+    got = score_of(guidance.compose(unconditional, others, [2.0, -1.5]))
+    s = [slope_of(gm) for gm in KNOWN]
+    want = s[0] + 2.0 * (s[1] - s[0]) - 1.5 * (s[2] - s[0])
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=5e-3)
+    # The common negative prompt is the composition with scales w and 1 − w.
+    common = guidance.classifier_free(others[0], others[1], 3.0)(x, t)
+    composed = guidance.compose(unconditional, others, [3.0, -2.0])(x, t)
+    np.testing.assert_allclose(common, composed, rtol=1e-4, atol=1e-5)
+
+
+def test_a_composition_of_the_wrong_number_or_shape_is_refused():
+    for conds, scales in (([], []), ([conditional], [1.0, 2.0]), ([conditional] * 2, [1.0])):
+        with pytest.raises(ValueError, match="D_conds must hold at least one denoiser"):
+            guidance.compose(unconditional, conds, scales)
+    narrow = lambda x, t: x[:, :1]  # noqa: E731
+    for D, message in (
+        (guidance.compose(unconditional, [narrow], [1.0]), r"D_conds\[0\]\(x, t\) must have"),
+        (guidance.compose(narrow, [conditional], [1.0]), r"D_uncond\(x, t\) must have"),
+        (guidance.compose(unconditional, [conditional], [np.ones(5)]), r"scales\[0\] must be"),
+        (guidance.two_scales(narrow, x_to_x, x_to_x, 1.0, 1.0), r"D_full\(x, t\) must have"),
+        (guidance.two_scales(x_to_x, x_to_x, x_to_x, np.ones(5), 1.0), "w_image must be"),
+        (guidance.two_scales(x_to_x, x_to_x, x_to_x, 1.0, np.ones(5)), "w_text must be"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            D(x, t)
+    with pytest.raises(ValueError, match="w_text must be"):
+        guidance.two_scales(x_to_x, x_to_x, x_to_x, 1.0, np.nan)
+    with pytest.raises(ValueError, match=r"scales\[1\] must be"):
+        guidance.compose(x_to_x, [x_to_x] * 2, [1.0, np.inf])
+
+
+def x_to_x(x, t):
+    return x
+
+
 # ---------------------------------------------------------------- one evaluation instead of two
 
 

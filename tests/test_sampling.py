@@ -381,7 +381,8 @@ def test_a_generator_refuses_an_unknown_kind_and_a_bad_grid():
     [
         ([0, 1], r"whole numbers of shape \[3\], got int.* of shape \[2\]"),
         (1, r"whole numbers of shape \[3\], got int.* of shape \[\]"),
-        ([[0, 1, 2]], r"whole numbers of shape \[3\], got int.* of shape \[1, 3\]"),
+        # A row may be a caption of three words: three of them are wanted.
+        ([[0, 1, 2]], r"whole numbers of shape \[3, 3\], got int.* of shape \[1, 3\]"),
         ([[0], [1], [2]], r"whole numbers of shape \[3\], got int.* of shape \[3, 1\]"),
         ([0.0, 1.0, 2.0], r"whole numbers of shape \[3\], got float.* of shape \[3\]"),
         ([0, 1, 4], r"in 0 … 3, got 0 … 4"),

@@ -50,6 +50,8 @@ POSITIONS = {
     "bottom right": ("at the bottom right", 1, -1),
 }
 
+LONGEST_CAPTION = 8  # words
+
 OFFSET = 0.5
 JITTER = 0.05  # of the centre; a large shape then still lies inside the image
 TILT = 0.1  # tangent of half the largest rotation, which is 11 degrees
@@ -209,6 +211,48 @@ SHAPES: dict[str, Callable] = {
     "cross": _cross,
     "star": _star,
 }
+
+# What can be asked about an image, and the answers; `answers` gives their numbers.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "shape": tuple(SHAPES),
+    "colour": tuple(COLOURS),
+    "size": tuple(SIZES),
+    "position": tuple(POSITIONS),
+}
+
+# Every word of the captions, in an order that trained models rely on. No caption has the last one:
+# it is kept free for what a model is to learn later.
+WORDS = (
+    *("a", "at", "the", "on", "in"),
+    *SHAPES,
+    *COLOURS,
+    *SIZES,
+    *("top", "bottom", "left", "right", "centre"),
+    "*",
+)
+
+
+def answers(data: Dataset) -> np.ndarray:
+    """Shape, colour, size and position of each image, as places in `ATTRIBUTES`: int32 [N, 4].
+
+    Args:
+      data: from `load`, or a subset of it.
+
+    Raises: ValueError for a data set without these attributes.
+
+    >>> data = load("test", n=2, size=8)
+    >>> words = [names[k] for k, names in zip(answers(data)[0], ATTRIBUTES.values(), strict=True)]
+    >>> bool(data.attributes["caption"][0] == caption(*words))
+    True
+    """
+    missing = [name for name in list(ATTRIBUTES)[1:] if name not in data.attributes]
+    if missing or data.label_names != ATTRIBUTES["shape"]:
+        raise ValueError(f"data must be of shapes, with colour, size and position, got {data!r}")
+    columns = [data.labels]
+    for name, values in list(ATTRIBUTES.items())[1:]:
+        columns.append([values.index(value) for value in data.attributes[name]])
+    return np.stack([np.asarray(column, np.int32) for column in columns], axis=1)
+
 
 _STREAMS = (
     "shape",

@@ -103,9 +103,10 @@ def check_batch(x, labels, num_classes: int | None = None) -> None:
 
     Args:
       x: examples [B, ...], images [B, H, W, C] of a floating-point type.
-      labels: [B].
-      num_classes: of the model; its labels are whole numbers in [0, num_classes). None for a
-        model without labels, where anything with B rows will do.
+      labels: [B], or captions [B, L] with L >= 2.
+      num_classes: of the model; its labels are whole numbers in [0, num_classes), and those of its
+        captions may also be num_classes, which fills them up. None for a model without labels,
+        where anything with B rows will do.
 
     Raises:
       ValueError: the batch breaks one of these rules.
@@ -118,9 +119,9 @@ def check_batch(x, labels, num_classes: int | None = None) -> None:
     """
     check_pairs(x, labels)
     if num_classes is not None:
-        checks.labels(
-            "labels", labels, (len(x),), checks.integer("num_classes", num_classes, 1) - 1
-        )
+        most = checks.integer("num_classes", num_classes, 1)
+        shape = (len(x), *checks.rows_shape(labels)[1:])
+        checks.labels("labels", labels, shape, most if len(shape) == 2 else most - 1)
 
 
 def check_pairs(x, labels) -> None:

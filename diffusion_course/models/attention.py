@@ -59,22 +59,56 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
       k: keys [B, H, M, d].
       v: values [B, H, M, e].
       mask: which of the keys count, booleans [B, M], or [B, N, M] for each query its own (B may be
-        1); None for all. At least one must count: the mean of nothing is NaN.
+        1); None for all. Where none counts the result is 0.
 
     Returns: [B, N, H·e], the heads side by side.
     Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
     """
-    float32 = {"preferred_element_type": jnp.float32}
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q / np.sqrt(q.shape[-1]), k, **float32)
+    # The softmax is divided by its sum after the product, where there is less to divide: a CPU
+    # needs half the time.
+    exp, total = _softmax_parts(q, k, mask)
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", exp.astype(v.dtype), v, **_IN_FLOAT32)
+    mixed = (mixed / total).astype(v.dtype)
+    return jnp.moveaxis(mixed, 1, 2).reshape(q.shape[0], q.shape[2], -1)
+
+
+def attention_weights(q: Array, k: Array, mask: Array | None = None) -> Array:
+    """The weights that `attention` gives the values, to look at: float32 [B, H, N, M].
+
+    >>> one = jnp.ones((1, 1, 1, 4))
+    >>> attention_weights(one, jnp.tile(one, (1, 1, 3, 1)), jnp.array([[True, False, True]]))
+    Array([[[[0.5, 0. , 0.5]]]], dtype=float32)
+
+    Args:
+      q: queries [B, H, N, d].
+      k: keys [B, H, M, d].
+      mask: as in `attention`.
+
+    Returns: sums of 1 over the keys, or of 0 where no key counts.
+    """
+    exp, total = _softmax_parts(q, k, mask)
+    return exp / total
+
+
+_IN_FLOAT32 = {"preferred_element_type": jnp.float32}
+
+
+def _softmax_parts(q: Array, k: Array, mask: Array | None) -> tuple[Array, Array]:
+    """exp of the shifted logits [B, H, N, M], and its sum over the keys [B, H, N, 1]."""
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q / np.sqrt(q.shape[-1]), k, **_IN_FLOAT32)
     if mask is not None:
+        # Not 0, nor a large negative number: a logit that is added leaves a key some weight.
         each = mask[:, None, None] if np.ndim(mask) == 2 else mask[:, None]
         logits = jnp.where(each, logits, -jnp.inf)
-    # The softmax is divided by its sum after the product, where there is less to divide: a CPU
-    # needs half the time. A shift by the largest logit, which cancels, keeps exp from overflow.
-    exp = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", exp.astype(v.dtype), v, **float32)
-    mixed = (mixed / exp.sum(axis=-1, keepdims=True)).astype(v.dtype)
-    return jnp.moveaxis(mixed, 1, 2).reshape(q.shape[0], q.shape[2], -1)
+    # A shift by the largest logit, which cancels, keeps exp from overflow.
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    if mask is None:
+        exp = jnp.exp(logits - largest)
+        return exp, exp.sum(axis=-1, keepdims=True)
+    # Without any key the largest logit is −inf, and −inf − (−inf) would be NaN.
+    exp = jnp.exp(logits - jnp.where(largest == -jnp.inf, 0.0, largest))
+    total = exp.sum(axis=-1, keepdims=True)
+    return exp, jnp.where(total == 0, 1.0, total)
 
 
 def rotary_angles(rows: int, cols: int, size: int) -> np.ndarray:

@@ -1,10 +1,14 @@
 """A small image classifier: the fixed judge of generated images, and their feature space."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
+from diffusion_course import checks
 from diffusion_course.checks import integer
 from diffusion_course.models import doors
 from diffusion_course.models.layers import Conv3x3, GroupNorm, Linear
@@ -128,3 +132,83 @@ def judge(model: Classifier | Resized, x: Array) -> tuple[Array, Array]:
     """
     features = model.features(x)
     return jnp.argmax(model.last(features), axis=-1), features
+
+
+class AttributeClassifier(Classifier):
+    """A `Classifier` that answers several questions about one image, such as colour and size.
+
+    The questions share everything but the last layer, which has a part for each of them.
+
+    Args:
+      image_channels: C of the images.
+      image_size: (H, W), multiples of 4; one number for square images.
+      answers: how many answers each question has.
+      width: as in `Classifier`.
+      features: as in `Classifier`.
+      rngs: random number streams of the initialisation.
+
+    Raises: ValueError for sizes that do not fit, no questions, or one with fewer than two answers.
+
+    >>> model = AttributeClassifier(3, 8, answers=(6, 2), width=8, features=16, rngs=nnx.Rngs(0))
+    >>> [logits.shape for logits in model(jnp.zeros((4, 8, 8, 3)))], model.judge(
+    ...     jnp.zeros((4, 8, 8, 3))
+    ... ).shape
+    ([(4, 6), (4, 2)], (4, 2))
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        image_size: int | tuple[int, int] = 32,
+        *,
+        answers: tuple[int, ...],
+        width: int = 32,
+        features: int = 64,
+        rngs: nnx.Rngs,
+    ):
+        if not isinstance(answers, tuple | list) or not answers:
+            raise ValueError(f"answers must hold a number for each question, got {answers!r}")
+        self.answers = tuple(integer("answers", count, 2) for count in answers)
+        super().__init__(
+            image_channels,
+            image_size,
+            sum(self.answers),
+            width=width,
+            features=features,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Array) -> tuple[Array, ...]:
+        """Logits [B, answers] of each question about images x [B, H, W, C].
+
+        Raises: ValueError for images of another shape or dtype.
+        """
+        ends = np.cumsum(self.answers)[:-1].tolist()
+        return tuple(jnp.split(super().__call__(x), ends, axis=-1))
+
+    def judge(self, x: Array) -> Array:
+        """The likeliest answer to each question: [B, questions]. Raises: as a call."""
+        return jnp.stack([jnp.argmax(logits, axis=-1) for logits in self(x)], axis=-1)
+
+
+def attribute_loss(logits: Sequence[Array], answers: Array) -> Array:
+    """The sum over questions of the cross-entropy, the mean of a batch: a scalar.
+
+    Args:
+      logits: [B, answers] for each of K questions, from `AttributeClassifier`.
+      answers: the right ones, whole numbers [B, K].
+
+    Raises: ValueError for answers of another shape or dtype, or out of range.
+
+    >>> logits, answers = [jnp.zeros((3, 4)), jnp.zeros((3, 2))], jnp.ones((3, 2), int)
+    >>> print(attribute_loss(logits, answers).round(3))  # log 4 + log 2
+    2.079
+    """
+    counts = [each.shape[-1] for each in logits]
+    checks.labels("answers", answers, (len(logits[0]), len(counts)), max(counts) - 1)
+    total = 0.0
+    for k, each in enumerate(logits):
+        checks.labels("answers", answers[:, k], (len(each),), each.shape[-1] - 1)
+        right = jnp.take_along_axis(jax.nn.log_softmax(each), answers[:, k : k + 1], axis=-1)
+        total = total - jnp.mean(right)
+    return total

@@ -10,6 +10,7 @@ from jax import Array
 from diffusion_course.checks import integer, one_of
 from diffusion_course.models import doors
 from diffusion_course.models.attention import attention, count_heads, rotate, split_heads
+from diffusion_course.models.cross import CrossAttention
 from diffusion_course.models.layers import TIME_SCALE, Conditioning, Linear, RMSNorm, layer_norm
 from diffusion_course.models.patches import Patched
 
@@ -108,29 +109,6 @@ class Block(nnx.Module):
             x = x + self.cross(layer_norm(x), told)
         h = layer_norm(x) * (1 + scale_m) + shift_m
         return x + gate_m * self.mlp_out(jax.nn.gelu(self.mlp_in(h)))
-
-
-class CrossAttention(nnx.Module):
-    """Attention of tokens to a context: [B, N, C], [B, L, C] -> [B, N, C].
-
-    Source: Vaswani et al. 2017, section 3.2.3 (arXiv:1706.03762).
-    """
-
-    def __init__(self, width: int, heads: int, *, qk_norm: bool, dtype, rngs: nnx.Rngs):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.heads = heads
-        self.q = Linear(width, width, **options)
-        self.kv = Linear(width, 2 * width, **options)
-        self.q_norm = RMSNorm(width // heads, rngs=rngs) if qk_norm else None
-        self.k_norm = RMSNorm(width // heads, rngs=rngs) if qk_norm else None
-        self.out = Linear(width, width, **options)
-
-    def __call__(self, x: Array, context: Array) -> Array:
-        (q,) = split_heads(self.q(x), self.heads, parts=1)
-        k, v = split_heads(self.kv(context), self.heads, parts=2)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return self.out(attention(q, k, v))
 
 
 class DiT(Patched):

@@ -99,6 +99,28 @@ def adam(
     return optax.flatten(optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule)))
 
 
+def only(optimizer: optax.GradientTransformation, mask) -> optax.GradientTransformation:
+    """The optimiser with most parameters frozen: those where the mask is False stay bit for bit.
+
+    Args:
+      optimizer: an optax transformation. It sees a gradient of 0 for a frozen parameter.
+      mask: a tree like the parameters, of booleans or arrays of them; see `lora.trainable`.
+
+    >>> sgd = only(optax.sgd(1.0), {"new": True, "old": False})
+    >>> gradient = {"new": jnp.ones(2), "old": jnp.ones(2)}
+    >>> updates, _ = sgd.update(gradient, sgd.init(gradient))
+    >>> updates["new"].tolist(), updates["old"].tolist()
+    ([-1.0, -1.0], [0.0, 0.0])
+    """
+
+    def masked(updates, _):
+        return jax.tree.map(lambda u, chosen: jnp.where(chosen, u, 0.0), updates, mask)
+
+    # Twice: before, so that clipping by the norm counts what is trained alone; after, since weight
+    # decay moves parameters without a gradient.
+    return optax.chain(optax.stateless(masked), optimizer, optax.stateless(masked))
+
+
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; its arrays are copies, so the model stays as it is.
 
