@@ -373,7 +373,7 @@ def parallel_loss(p, alpha):
 #    each token once: 64 times less work. In parallel hardware the masked model may be faster all the same, for a small
 #    batch. Measure seconds per string at equal quality.
 # 3. It is a bound on $-\log p_T$, where $p_T$ is these steps' own distribution. Some strings are more probable in $p_T$
-#    than in $p$. Only if the *mean* is below the entropy, by more than its standard error, there is a bug.
+#    than in $p$. Evidence of a bug would be a *mean* below the entropy, by several standard errors.
 #
 # *One point for each. The first needs the lost letters and a measure of diversity, or better noise; the second the
 # work per evaluation and seconds at equal quality; the third $p_T$ and the mean.*
