@@ -41,11 +41,17 @@ def _rates(rng, *signs):
         )
 
 
+def _with_zero(rng):
+    """f = 0 among other rates, and a small rate over a long interval, which is not 0."""
+    yield from _rates(rng, (0,), (-1, 0, -1), (0, 0, 1, -1, 0))
+    yield rng.uniform(-0.009, -0.006, 1), rng.uniform(0.01, 0.02, 1), rng.uniform(50, 80, 1)
+
+
 LEVELS = exercise(
     "09.1 · From rates to levels",
     levels,
     Part("signal that shrinks, or grows", 1, lambda rng: _rates(rng, (-1,), (-1, 1, -1, -1))),
-    Part("f = 0 too", 1, lambda rng: _rates(rng, (0,), (-1, 0, -1), (0, 0, 1, -1, 0))),
+    Part("f = 0 too", 1, _with_zero),
     mistakes="""
     that is one Euler step for each interval: solve the equations, their rates are constant
         grown = np.exp(2 * rate * span) -> grown = 1 + 2 * rate * span

@@ -171,6 +171,7 @@ CHURN_FLOW = exercise(
             (number(rng, 0.55, 0.7), number(rng, 0.1, 0.2), 0.3, 2.5),
             (number(rng, 0.2, 0.4), number(rng, 0.2, 0.3), 0.0, np.inf),
             (number(rng, 0.75, 0.9), number(rng, 1.5, 2.5), 0.1, np.inf),
+            (number(rng, 0.991, 0.995), number(rng, 0.2, 0.3), 0.1, np.inf),  # nearly, not 1
         ),
     ),
     Part(
