@@ -108,8 +108,8 @@ f_A, f_unseen, f_train = look(A), look(unseen.x), look(train.x)
 
 
 # %%
-def change_pixels(objective, shape, seed, rounds):
-    """Images of this shape, noise at first, for which `objective` is small (L-BFGS)."""
+def change_pixels(objective, shape, seed, rounds, start=None):
+    """Images for which `objective` is small (L-BFGS); they begin as noise, or as the images `start`."""
     slope = jax.jit(jax.value_and_grad(lambda z: objective(jnp.tanh(z))))  # tanh: pixels in ±1
 
     def value_and_slope(z):
@@ -117,6 +117,8 @@ def change_pixels(objective, shape, seed, rounds):
         return float(value), np.float64(by_pixel).ravel()
 
     z = 0.8 * np.random.default_rng(seed).normal(size=np.prod(shape))
+    if start is not None:
+        z = np.arctanh(0.99 * start).ravel()  # .99: the tanh of nothing is 1
     options = {"maxiter": rounds, "maxcor": 20}
     best = scipy.optimize.minimize(value_and_slope, z, jac=True, method="L-BFGS-B", options=options)
     return np.float32(np.tanh(best.x)).reshape(shape)
@@ -168,7 +170,7 @@ assert np.abs(B).max() <= 1  # pixels of ordinary images
 # This is no fault of the arithmetic. Every score has questions that it does not ask. In this chapter we take
 # the usual scores one by one. For each of them we ask three things: what does it measure exactly, how large is
 # it by chance alone, and what is its blind spot? Section 7 shows which scores catch set B, and then a set C that
-# escapes all of them.
+# escapes every score that reads this judge's features.
 
 # %% [markdown]
 # ## 2 · The Fréchet distance looks at two moments
@@ -399,8 +401,9 @@ assert 29 < ratio < 31
 
 # %% [markdown]
 # With 100 samples the worse model wins, on average over forty repeats. The cure of Chong & Forsyth (2020):
-# measure at several $N$, draw the line in $1/N$, and read it at $1/N = 0$. From only 2,000 samples it finds both
-# true distances, and the right winner.
+# measure at several $N$, draw the line in $1/N$, and read it at $1/N = 0$. The mean of ten runs with 2,000 samples
+# each is the true distance within 0.03. (The plain distance at 1,000 has the right winner too, but it is too large by
+# 0.26 and 0.33.)
 #
 # It removes the bias of the samples' number. The scatter of a single measurement stays.
 
@@ -471,8 +474,8 @@ assert 0.2 < np.mean(np.array(kid_runs["KID"]) < 0) < 0.9
 #
 # $$\mathrm{IS} = \exp\Big(\mathbb{E}_x\,\mathrm{KL}\big(p(y|x)\,\|\,p(y)\big)\Big), \qquad 1 \le \mathrm{IS} \le K \tag{5}$$
 #
-# **Predict, then run.** We take one drawn digit of each class, ten pictures, and repeat each of them 40 times.
-# Will this set score higher or lower than unseen real digits?
+# **Predict, then run.** Of each class we take the drawn digit of which the judge is most certain. We repeat these
+# ten pictures 40 times. Will this set score higher or lower than unseen real digits?
 
 
 # %%
@@ -497,8 +500,9 @@ assert metrics.frechet(look(ten), real) > 5 * score["A"]
 assert inception["B (noise)"] > 5
 
 # %% [markdown]
-# Ten pictures beat reality. The score does not compare with real data at all, and it cannot see that a class
-# has only one picture. Even the noise of set B has a score of more than half the maximum.
+# Ten pictures beat reality, because we chose those of which the judge is surest. The score does not compare with
+# real data at all, and it cannot see that a class has only one picture. Even the noise of set B has a score of more
+# than half the maximum.
 #
 # So use it only to compare with old papers, and never alone.
 
@@ -559,6 +563,10 @@ assert outlier["precision"] > 0.95 and outlier["density"] < 0.25
 #
 # Recall has the same weakness with the roles exchanged: one bad sample far away can "cover" much of the data.
 # Coverage has not, since its balls belong to real examples.
+#
+# Coverage depends on the number of samples: with $N$ samples and $M$ real points of the same distribution it is
+# about $1 - (M/(M+N))^k$. Of the wide set only half the samples are in the square, so it has 0.86, not 0.97. Compare
+# coverage only at the same $N$ and $M$.
 
 # %% [markdown]
 # **Clusters** tell *where* something is missing. We divide the training features into 10 clusters by k-means,
@@ -652,16 +660,18 @@ for measure in ("precision", "density", "coverage"):  # at most a third as far f
     assert off_c < off_b / 3, measure
 assert of_c["precision"] > 0.8 and abs(of_c["Inception"] - of_real["Inception"]) < 0.3
 on_card = weights.load("digits").card.metrics["w=1.5"]  # the network, 360 samples in this distance
-assert on_card["frechet_samples"] == len(C) and of_c["Fréchet"] < on_card["frechet"]
+assert on_card["frechet_samples"] == len(C)
+assert of_a["Fréchet"] < of_c["Fréchet"] < on_card["frechet"]
 pixels = "Fréchet, pixels"
 assert min(of_b[pixels], of_c[pixels]) > 20 * of_a[pixels]
 
 # %% [markdown]
 # Precision, density and coverage catch set B: its features have the right moments, but half of them lie where no
 # real digit is. KID does not notice it. Recall gives it the same mark as set A, because its wide balls hold much.
+# (A and B have 400 pictures, the other two 360. For equal distributions coverage would be 0.71 and 0.67.)
 #
-# Set C passes all of them as the work of a decent network. Its Fréchet distance is smaller than the one on our
-# network's card for $w = 1.5$. This is no accident. All these measures read the features only, and the features
+# Set C passes all of them as the work of a decent network. Its Fréchet distance (1.02) lies between that of our
+# network at $w = 1$ and the one on its card for $w = 1.5$ (1.28). This is no accident. All these measures read the features only, and the features
 # are nearly those of real digits. A different judge rejects both sets at once. Here it is the plainest one: the
 # pixels themselves.
 #
@@ -694,12 +704,12 @@ print(f"swapped digits that it reads correctly: {read_right:.0%}")
 # @title Checked: legible digits are rejected; noise is accepted, and the judge is sure of it
 assert domain["swapped"][0] > 20 * domain["B (noise)"][0]
 assert read_right < 0.5
-assert np.median(probabilities(B).max(1)) > 0.8
+assert np.median(probabilities(B).max(1)) > 0.8 > 0.5 > np.median(probabilities(swapped).max(1))
 
 # %% [markdown]
-# The judge rejects the digits and accepts the noise, and it is sure of the noise. So its confidence does not tell
-# whether it is in its domain. The same happens to Inception features on faces, drawings or medical images: that
-# network was trained to tell the 1,000 classes of ImageNet apart.
+# The judge rejects the digits and accepts the noise. On the swapped digits its confidence is low, which is a warning.
+# On the noise it is as sure as on real digits. So high confidence does not prove that a picture is in its domain. The
+# same happens to Inception features on faces, drawings or medical images: that network was trained to tell the 1,000 classes of ImageNet apart.
 
 # %% [markdown]
 # ## 8 · Use the samples, or count exactly
@@ -778,6 +788,7 @@ def off_rules(x):
     """For images [N, 24, 24, 3]: the angle to the nearest colour, and how far from a place."""
     rgb = (np.clip(x, -1, 1) + 1) / 2
     cover = rgb.max(-1)
+    cover = np.where(cover < 0.05, 0, cover)  # a faint background would pull the centre of mass
     colour = (rgb * (cover > 0.6)[..., None]).sum((1, 2))  # of pixels well inside the shape
     colour /= np.maximum(np.linalg.norm(colour, axis=1, keepdims=True), 1e-9)  # 0: too dark
     angle = np.arccos(np.clip(colour @ palette.T, -1, 1)).min(1)
@@ -794,7 +805,8 @@ drawn_shapes = np.asarray(draw(weights.load("shapes").model, start_shapes, drawn
 
 # %%
 rules = {"real": off_rules(fresh.x[:500]), "drawn": off_rules(drawn_shapes)}
-# Real shapes: 0, and .05 of jitter + .006 from blurred edges.
+# Real shapes: 0, and .05 of jitter + .006 from blurred edges. The colour rule is strict: a tenth of the
+# smallest angle between two colours. With half of it, a picture is still nearer to this colour.
 BOUNDS = {"colour": apart / 10, "place": 0.06}
 kept_rules = {name: {rule: np.mean(off < BOUNDS[rule]) for rule, off in zip(BOUNDS, both, strict=True)}
               for name, both in rules.items()}  # fmt: skip
@@ -804,17 +816,21 @@ plt.show()
 print(f"the judge recognises {share_seen:.0%} of 60 shapes")
 for name, shares in kept_rules.items():
     print(f"{name:8} keeps the rules: colour {shares['colour']:4.0%}, place {shares['place']:4.0%}")
+nearly = np.mean(rules["drawn"][0] < apart / 2)
+print(f"drawn, with a colour that is nearer to one permitted colour than to others: {nearly:.0%}")
 
 # %% tags=["claims"]
-# @title Checked: nearly all shapes are recognised, and fewer than half are at a permitted place
+# @title Checked: nearly all shapes are recognised, but fewer keep the rules for place and colour
 assert kept_rules["real"] == {"colour": 1.0, "place": 1.0}
 assert share_seen > 0.9
 half_wide = 1.96 * 0.5 / np.sqrt(60)  # of a share's 95 % interval with 60 pictures: at most .13
 assert kept_rules["drawn"]["place"] + half_wide < share_seen
-assert kept_rules["drawn"]["place"] < 0.5
+assert kept_rules["drawn"]["colour"] < 0.5 < 0.75 < nearly
 
 # %% [markdown]
-# The judge was trained for the class, so it does not care about the place. The exact rules do. Whenever a part
+# The judge was trained for the class, so it does not care about place or colour. The exact rules do: about four of
+# five shapes are at a permitted place, and fewer than half have exactly a permitted colour. (A person would name the
+# colour of most of them correctly; the rule is stricter than a person.) Whenever a part
 # of your task can be counted exactly (the number of objects, their colours, the words of a caption), count it:
 # this is a **targeted evaluation**, and no score of features replaces it. Chapter 15 does it for captions.
 
@@ -875,6 +891,12 @@ assert column("recall")[-1] < column("recall")[1] - 0.1
 widest = column("coverage").argmax()
 assert 1 <= widest <= 3 and column("coverage")[-1] < column("coverage")[widest] - 0.1
 assert column("Fréchet").argmin() == 1 and elbow == 1
+
+# %% [markdown]
+# The judge recognises the digits almost perfectly from $w = 1$ on. We call this $w$ the **elbow**: the smallest
+# one whose accuracy is within 2 % of the best. Above it, precision gains up to 0.1, and recall falls from 0.9 to a
+# half. The Fréchet distance, which mixes both, is smallest at the elbow. Coverage is largest a little later. (One
+# seed: the differences of coverage between $w = 1$ and 3 may be chance.)
 
 # %% [markdown]
 # **The explorer.** Move $w$. The dotted line shows where you are. Look at the digits on the right: which of
@@ -992,8 +1014,8 @@ assert min(shift["every 2nd"], shift["JPEG 75"]) - base > price_of_w
 # Two details make the test honest.
 #
 # - *Compared with what?* A plain picture, such as a one, is near to many training images. So we divide the
-#   distance to the nearest training image by the mean distance to the 50 nearest (Carlini et al. 2023). This
-#   ratio is near 1 for an ordinary picture and near 0 for a copy.
+#   distance to the nearest training image by the mean distance to the 50 nearest (Carlini et al. 2023). For an
+#   unseen digit this ratio is about 0.6, and at most 1 for any picture. For a copy it is near 0.
 # - *Where is the threshold?* Real pictures that nobody trained on cannot be copies. If the threshold is the
 #   $m$-th smallest ratio of $n$ unseen pictures, one more unseen picture falls below it with probability
 #   $m/(n+1)$, whatever the distribution is (Bates et al. 2023). So we *choose* the rate of false alarms.
@@ -1009,8 +1031,8 @@ lottery = np.random.default_rng(3)
 chosen = lottery.choice(len(train), 20, replace=False)
 noisy = train.x[chosen] + 0.1 * lottery.normal(size=(20, 8, 8, 1))
 planted = np.arange(2000) >= 1980
-alarm = neighbours.copies(np.where(planted[:, None, None, None], np.resize(noisy, drawn.shape), drawn),
-                          train.x, unseen.x, rate=0.01)  # fmt: skip
+with_copies = np.concatenate([drawn[:1980], noisy])
+alarm = neighbours.copies(with_copies, train.x, unseen.x, rate=0.01)
 expected = alarm.rate * 1980
 print(f"rate of false alarms: {alarm.rate:.2%}, so about {expected:.0f} of 1,980 would be normal")
 print(f"flagged: {alarm.flagged[planted].sum()} of 20 copies, "
@@ -1021,10 +1043,8 @@ print(f"without the planted ones: {clean.flagged.sum()} of 2,000, probability of
 
 # %% tags=["claims"]
 # @title Checked: at least 19 of 20 copies are found and traced; the network alone gives no alarm
-position = np.flatnonzero(planted)
-order = position % 20  # np.resize repeats the 20 copies in order
 assert alarm.flagged[planted].sum() >= 19
-assert (alarm.nearest[planted] == chosen[order]).mean() >= 0.95
+assert (alarm.nearest[planted] == chosen).mean() >= 0.95
 assert alarm.rate <= 0.01 and clean.chance > 0.01
 # The threshold is itself random: the number of false alarms is beta-binomial, within its 99.9 %.
 assert alarm.flagged[~planted].sum() < 3.5 * expected
@@ -1203,7 +1223,7 @@ def walk(D, x):
 
 
 true_D = lambda x, t, n: by_network(network, x, t)
-RADII = (1, 2, 3)
+RADII = (0, 1, 2, 3, 4)
 seen_states = walk(true_D, jax.random.normal(jax.random.key(10), (12, 8, 8, 1)))
 
 
@@ -1220,13 +1240,28 @@ print("radius, local:               ", "   ".join(map(str, radius[local])))
 print("radius, mosaic:              ", "   ".join(map(str, radius[mosaic])))
 
 # %% [markdown]
+# Beside them stands the obvious baseline: the best *linear* denoiser, which knows only the mean and the covariance
+# of the 300 digits. It is neither local nor the same at every place, and it has no radius.
+#
 # **Predict, then run.** How well does each formula predict the network's picture? We measure the correlation of
 # the 64 pixels, after we have subtracted the mean of the 300 digits, for each of the 40 noises.
 
 # %%
 noise_40 = jax.random.normal(jax.random.key(11), (40, 8, 8, 1))
+mean_300, C_300 = flat(few_digits).mean(0), jnp.cov(flat(few_digits).T)
+
+
+def linear(x, t):
+    """The best denoiser that is linear in x: it knows the mean and the covariance of the digits."""
+    a, sigma = p.alpha(t), p.sigma(t)
+    gain = a * C_300 @ jnp.linalg.inv(a**2 * C_300 + sigma**2 * jnp.eye(64))
+    return (mean_300 + (flat(x) - a * mean_300) @ gain.T).reshape(x.shape)
+
+
+# %%
 drawn_40 = {
     "network": walk(true_D, noise_40)[-1],
+    "linear": walk(lambda x, t, n: linear(x, t), noise_40)[-1],
     "mosaic": walk(lambda x, t, n: mosaic(few_digits, x, t, radius[mosaic][n]), noise_40)[-1],
     "local": walk(lambda x, t, n: local(few_digits, x, t, radius[local][n]), noise_40)[-1],
     "ideal": walk(lambda x, t, n: ideal(x, t), noise_40)[-1],
@@ -1259,27 +1294,34 @@ for name, distance in to_training.items():
 pairs = {
     "mosaic beats local": agreement["mosaic"] - agreement["local"],
     "local beats ideal": agreement["local"] - agreement["ideal"],
+    "mosaic beats linear": agreement["mosaic"] - agreement["linear"],
 }
 for name, gain in pairs.items():  # the same 40 noises: paired differences, four standard errors
     assert gain.mean() > 4 * gain.std(ddof=1) / np.sqrt(40), name
-assert np.median(agreement["mosaic"]) > 0.85 > 0.65 > np.median(agreement["ideal"])
+assert np.median(agreement["mosaic"]) > 0.9 > 0.65 > np.median(agreement["ideal"])
 assert abs(agreement["another noise"].mean()) < 4 * agreement["another noise"].std() / np.sqrt(40)
 assert to_training["ideal"] < 0.05 and to_training["network"] > to_training["unseen real"]
-assert radius[mosaic][0] == 3 and radius[mosaic][-1] == 1
+assert abs(agreement["linear"].mean() - agreement["local"].mean()) < 0.1
+assert radius[mosaic][0] == 3 and radius[mosaic][-1] == 0
 assert np.all(np.diff(radius[mosaic]) <= 0)
 
 # %% [markdown]
 # The ideal denoiser returns training images (distance 0), and they resemble the network's pictures only roughly.
 # The mosaic formula, with no trained weights at all, predicts the network's picture from the same noise
-# with a correlation of about 0.9. Its patches shrink as the noise disappears: first it looks at 7×7 pixels, in
-# the end at 3×3. The five convolutions could look at 11×11, and do not.
+# with a correlation of more than 0.9. Its patches shrink as the noise disappears: first it looks at 7×7 pixels, in
+# the end at a single one. (On 8×8 pixels a 9×9 patch has no second place, so nothing larger can be tested.)
 #
-# (Pictures from two different noises have no correlation.)
-#
-# So we know in what this network differs from the ideal denoiser, which its training loss asks for. Each part of
-# its picture comes from the training set, but the parts are put together anew. Kamb & Ganguli explain in the same
-# way why such networks draw hands with too many fingers: neighbouring patches agree, and nobody counts.
-#
+# The linear formula reaches 0.83. It is not local. So most of the gain over the ideal denoiser needs no patches: it
+# is enough not to know the single pictures. The mosaic formula adds the rest. (Pictures from two different noises
+# have no correlation.)
+
+# %% [markdown]
+# So a good part of the difference between this network and the ideal denoiser is that it works by patches. In the
+# mosaic formula each pixel is a mean of pixels from the training set, and the parts are put together anew. Kamb &
+# Ganguli explain in the same way why such networks draw hands with too many fingers: neighbouring patches agree, and
+# nobody counts.
+
+# %% [markdown]
 # This is one small network, trained once, and 40 noises. Attention is not local, and they find that the formula
 # predicts networks with attention less well. Large networks do copy pictures that their training set holds many
 # times (Carlini et al. 2023).
@@ -1385,7 +1427,8 @@ assert judgements.power(needed[0.55], 0.55) >= 0.8 > judgements.power(needed[0.5
 # 20,000. Therefore ask first how large a difference you care about, then count, then begin.
 #
 # Two warnings. Judgements of one person are not independent, so the true intervals are wider. And people have
-# blind spots too: they see one picture at a time, so they cannot notice that variety is missing. In section 9 a
+# blind spots too: they see two pictures at a time, and not the whole set, so they cannot notice that variety is
+# missing. In section 9 a
 # large $w$ cost recall, which no judge of pairs can see.
 
 # %% [markdown]
@@ -1414,7 +1457,7 @@ assert judgements.power(needed[0.55], 0.55) >= 0.8 > judgements.power(needed[0.5
 #    error bar.
 # 3. Quality and variety are two questions. Ask both, and ask *where* something is missing.
 # 4. A test for copies is worth as much as its rate of false alarms. A small convolutional network draws new
-#    pictures, because it works almost like the mosaic formula: by patches, anywhere in the image.
+#    pictures, and the mosaic formula predicts most of each of them: by patches, from anywhere in the image.
 # 5. People are judges too: in pairs, blind, by lot, and more often than you think.
 #
 # **Exercises:** [13 · exercises](../exercises/13_evaluation.ipynb).
@@ -1422,7 +1465,7 @@ assert judgements.power(needed[0.55], 0.55) >= 0.8 > judgements.power(needed[0.5
 # %% [markdown]
 # ## Try it yourself
 #
-# 1. Start set B in section 1 from *real* digits of one class only. How different do they look in the end?
+# 1. Begin set B in section 1 with *real* digits of one class only (`start=`). How different do they look in the end?
 # 2. Section 12 with a network of one layer fewer or more. Does the radius change?
 # 3. Section 11 with `rate=0.1`. Which drawn digits are flagged now, and do they look like copies?
 
