@@ -840,7 +840,7 @@ assert (
 )
 assert abs(said["picture", 1][1] - said["picture", 8][1]) < 0.04
 # What is missing at eight steps, where nothing is drawn at once, is the network's own error.
-assert 0.75 < said["no picture", 8][0] < said["no picture", "AR"][0] - 0.05
+assert 0.75 < said["no picture", 8][0] < said["no picture", "AR"][0]
 assert abs(said["no picture", 1][0] - one_step) < 0.12  # four standard errors, and that error
 assert said["no picture", 1][0] < said["no picture", 2][0] < said["no picture", 8][0]
 assert halves["autoregressive"][1] > halves["masked"][1] + 0.1
