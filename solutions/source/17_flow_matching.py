@@ -17,7 +17,8 @@
 #
 # A path is $x_t = \alpha\,x_0 + \sigma\,x_1$. Data $x_0$ are at $t = 0$. At $t = 1$ is $x_1$, which is noise
 # $\varepsilon$ or a point of any other source. A dot is a derivative by time. A rectified flow has
-# $\alpha = 1 - t$ and $\sigma = t$. All arrays here are NumPy's, in float64.
+# $\alpha = 1 - t$ and $\sigma = t$. All arrays here are NumPy's, in float64, but for the
+# labels of 17.4: they are whole numbers in a JAX array.
 #
 # Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
 # constants of your own in other cells. It may not use the function of another exercise; of

@@ -176,7 +176,10 @@ def _attended(rng, *cases):
             place = np.arange(shape[-2], dtype=np.float32)
             sums = [s + 300 * place for s in sums]
             sums[1] = sums[1] + 120 * (-1) ** place
-        yield images(rng, *shape), sums[0], images(rng, *shape), sums[1]
+        o_x, o_c = images(rng, *shape), images(rng, *shape)
+        if kind == "empty":  # with a weight that is small and not 0 it would be seen
+            o_c[-1] *= 1e12
+        yield o_x, sums[0], o_c, sums[1]
 
 
 MERGE = exercise(
@@ -242,7 +245,7 @@ def joint_attention(image, context, counts, heads):
     return (weights @ v).transpose(0, 2, 1, 3).reshape(B, N + L, C)
 
 
-def _streams(rng, *sizes, apart=0.0):
+def _streams(rng, *sizes, apart=0.0, padding=1.0):
     for B, N, L, heads, d, padded in sizes:
         length = rng.permutation(np.linspace(1, L - 1, B).round().astype(int)) if padded else L
         counts = np.broadcast_to(np.arange(L) < np.reshape(length, (-1, 1)), (B, L)).copy()
@@ -250,6 +253,7 @@ def _streams(rng, *sizes, apart=0.0):
         for stream in (image, context):  # all logits far below 0: no finite number stands for −∞
             stream[0] += apart
             stream[1] -= apart
+        context[1][~counts] *= padding
         yield image, context, counts, heads
 
 
@@ -258,7 +262,14 @@ JOINT = exercise(
     joint_attention,
     Part("several heads", 1, lambda rng: _streams(rng, (2, 4, 3, 2, 3, 0), (1, 3, 5, 3, 2, 0))),
     Part("padding", 1, lambda rng: _streams(rng, (3, 4, 3, 1, 5, 1), apart=4.0)),
-    Part("both", 2, lambda rng: _streams(rng, (2, 6, 5, 4, 2, 1))),
+    Part(
+        "both",
+        2,
+        lambda rng: [
+            *_streams(rng, (2, 6, 5, 4, 2, 1)),
+            *_streams(rng, (2, 5, 4, 2, 2, 1), padding=100.0),
+        ],
+    ),
     mistakes="""
     both bugs are still there
         reshape(3, B, N + L, heads, C // heads).transpose(0, 1, 3, 2, 4) ->
@@ -271,6 +282,8 @@ JOINT = exercise(
         np.where(mask, np.exp(logits), 0) -> np.exp(logits * mask)
     the weights of what is left must add up to 1: mask before the softmax, not behind it
         weights.sum(axis=-1, keepdims=True) -> np.exp(logits).sum(axis=-1, keepdims=True)
+    padding may have large logits: mask the logits before the softmax, not the weights behind it
+        np.exp(logits) -> np.exp(np.float32(logits - logits.max(axis=-1, keepdims=True)))
     the padding still counts
         np.where(mask, np.exp(logits), 0) -> np.exp(logits)
     the mask is upside down: True means that a token counts

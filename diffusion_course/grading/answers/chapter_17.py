@@ -143,6 +143,10 @@ def _any_pairs(rng):
     data[1] = 0, number(rng, 1.3, 1.6), number(rng, 0.3, 0.7)
     source[1] = number(rng, 0.9, 1.3), number(rng, 0.3, 0.6)
     yield np.append(_states(rng, 4), 90.0), pairs, data, source, *_levels(rng)
+    # So far away that beside a pair that never occurs, all those that occur have no share.
+    data, source = data.copy(), source.copy()
+    source[1] = number(rng, 1.1, 1.3), number(rng, 0.3, 0.4)
+    yield np.array([-1.0, 1.0]) * number(rng, 900, 1100), pairs, data, source, *_levels(rng)
     # Narrow components at one place: only how high they are tells which of them x is from.
     level, slope = _levels(rng)
     data = np.array([[0.7, 0.7], [0.004, 0.03]])
@@ -203,6 +207,12 @@ PAIRS = exercise(
         (d_alpha, d_sigma) = level, slope -> (d_sigma, d_alpha) = level, slope
     far from all components every density is 0 in the computer's numbers: compare their logarithms
         return np.where(np.abs(x) > 50, np.nan, right)
+    subtract the largest logarithm of the pairs that occur: beside one with P = 0 all may be 0
+        np.log(pairs) - away**2 / (2 * variance) - np.log(variance) / 2 ->
+            -(away**2) / (2 * variance) - np.log(variance) / 2
+        share = softmax(log_share, axis=(1, 2)) ->
+            share = pairs * np.exp(log_share - log_share.max((1, 2), keepdims=True));
+            share = share / share.sum((1, 2), keepdims=True)
     """,
 )
 

@@ -104,19 +104,36 @@ def _jumps(rng, *rows):
     return [(number(rng, *_SIZES[size]), *pair) for size, pair in rows]
 
 
-_SIZES = {"small": (0.4, 0.7), "large": (1.5, 2.2), "tiny": (0.008, 0.015)}
+_SIZES = {
+    "small": (0.4, 0.7),
+    "large": (1.5, 2.2),
+    "tiny": (0.008, 0.015),
+    "huge": (2e4, 4e4),  # as of images with 16 bits
+}
 
 
-def _nowhere(rng, size):
+def _nowhere(rng, size, sign=-1):
     """A jump from a level to itself, where a difference under a root would round to below 0.
 
-    Few levels are such: with any other a NaN would be a matter of luck.
+    Few levels are such: with any other a NaN would be a matter of luck. With the sign 1 it would
+    round to above 0, which is seen where the data are huge. However the difference is written,
+    it rounds alike.
     """
     while True:
         rms, at = number(rng, *_SIZES[size]), _ends(rng)[0]
-        square = _square(rms, at)
-        if square - square**2 / square < 0:
+        left = _differences(rms, *at)
+        if min(sign * left) > 0 and np.ptp(left) == 0:
             return rms, at, at
+
+
+def _differences(rms, alpha, sigma):
+    """0, as it rounds: the mean square less what c_skip explains, at s = t."""
+    squares = (
+        alpha**2 * rms**2 + sigma**2,
+        alpha * alpha * rms * rms + sigma * sigma,
+        (alpha * rms) ** 2 + sigma**2,
+    )
+    return np.array([square - square**2 / square for square in squares])
 
 
 JUMP_COEFFICIENTS = exercise(
@@ -143,6 +160,7 @@ JUMP_COEFFICIENTS = exercise(
                 ("small", (_ends(rng)[0], np.array([number(rng, 0.6, 0.9), 0.0]))),
             ),
             *(_nowhere(rng, size) for size in ("large", "small")),
+            _nowhere(rng, "huge", sign=1),
         ],
     ),
     mistakes="""
@@ -176,6 +194,9 @@ JUMP_COEFFICIENTS = exercise(
     what is left is a difference of two equal numbers at s = t: bring it into the form of a square
         rms * (sigma_t * alpha_s - alpha_t * sigma_s) / np.sqrt(_square(rms, at_t))
             -> np.sqrt(_square(rms, at_s) - shared**2 / _square(rms, at_t))
+    at s = t exactly nothing must be left, and yours is the root of a rounding error
+        rms * (sigma_t * alpha_s - alpha_t * sigma_s) / np.sqrt(_square(rms, at_t))
+            -> np.sqrt(np.maximum(_square(rms, at_s) - shared**2 / _square(rms, at_t), 0))
     c_out is a size and not negative
         rms * (sigma_t * alpha_s - alpha_t * sigma_s)
             -> rms * (alpha_t * sigma_s - sigma_t * alpha_s)
