@@ -171,7 +171,7 @@ assert upper(first_look["replacement"]) < 0.5 < 0.8 < upper(first_look["DPS"])
 # ## 2 · Bayes' rule for a denoiser
 #
 # Let $y = A x_0 + \sigma_y\,\varepsilon$ with a known matrix $A$. For data from a mixture the posterior is a
-# mixture again (Bishop 2006, section 2.3.3). Component $k$ has the gain $G_k = C_k A^\top (A C_k A^\top +
+# mixture again (for one Gaussian: Bishop 2006, section 2.3.3). Component $k$ has the gain $G_k = C_k A^\top (A C_k A^\top +
 # \sigma_y^2 I)^{-1}$, and becomes
 #
 # $$\mathcal N\big(m_k + G_k (y - A m_k),\; C_k - G_k A C_k\big), \qquad
@@ -238,7 +238,8 @@ assert abs(upper(with_truth) - right_share) < 3 * noise_of_share + 0.01
 
 # %% [markdown]
 # So the sampler is not the problem, and neither is the denoiser. Given the exact push, the same 100 steps of
-# DDIM find the right share. What the five methods of section 1 got wrong is the push, and nothing else.
+# DDIM find the right share. So the errors of section 1, far larger than the sampler's, come from how the five methods
+# bring $y$ in.
 #
 # ## 3 · Put in what is known: replacement and DDNM
 #
@@ -282,7 +283,8 @@ assert abs(shares["replacement"] - shares["DDNM"]) < 0.03
 
 # %% [markdown]
 # Both take $y$ as free of error. Their points lie exactly on the line, where the true posterior has a width.
-# This is no fault of theirs: they were made for exact measurements.
+# This is no fault of theirs: they were made for exact measurements. (The same paper's DDNM⁺ puts in only as much of
+# $y$ as its noise allows.)
 #
 # But their shares are wrong for another reason. With a much better ruler, $\sigma_y = 0.02$, the upper cloud
 # has a probability of more than 0.9, and both still give it less than a half. Chapter 08 found the cause on two
@@ -342,8 +344,7 @@ np.testing.assert_allclose((0.5**2 + SIGMA_Y**2) / SIGMA_Y**2, 26)
 #
 # ### The norm, and not its square
 #
-# In practice nobody runs (4) as it stands, because the strong push overshoots with large steps. The authors'
-# experiments take a plain step after each step of the sampler,
+# The authors' experiments do not use (4) as it stands. They take a plain step after each step of the sampler,
 #
 # $$x_s \leftarrow x_s - \zeta\, \nabla_{x_t} \lVert y - A D(x_t, t) \rVert \tag{5}$$
 #
@@ -485,7 +486,8 @@ at100 = {name: summary(x) for (name, n), x in table.items() if n == 100}
 floor100 = at100["DDIM, exact push"]
 # Three standard errors, and .01 for what 100 steps do.
 assert (np.abs(floor100[:2] - right[:2]) < 3 * se_mean + 0.01).all()
-assert (np.abs(floor100[2:4] - right[2:4]) < 6 * se_std + 0.01).all()
+assert 0.93 < floor100[2] / right[2] < 0.99
+assert abs(floor100[3] - right[3]) < 6 * se_std[1]
 for name in METHODS:  # every other row misses the second mean by more than ten such errors
     assert abs(at100[name][1] - right[1]) > 10 * se_mean[1]
 assert at100["DDNM"][2] < 1e-3 and at100["replacement"][2] < 1e-3
@@ -498,8 +500,9 @@ assert nearest_share == "DPS, norm" and table["DPS, norm", 20] is not None
 assert abs(upper(table["DPS, norm", 20]) - right_share) > 0.2
 
 # %% [markdown]
-# With the exact push, 100 steps are right within the noise of 6,000 points. Every other row is wrong, and
-# each in its own way:
+# With the exact push, 100 steps find the means and the share within the noise of 6,000 points. The width along the
+# ruler is still 4 % too small (17 % with 20 steps): this is the error of the steps. Every other row is wrong by much
+# more, and each in its own way:
 #
 # - **Replacement, DDNM**: no width along the ruler, and the shares of a draw that was told too late.
 # - **DPS**: less than 0.6 of the right width, and too much above. It takes its guesses for certain.
@@ -511,8 +514,10 @@ assert abs(upper(table["DPS, norm", 20]) - right_share) > 0.2
 
 # %% [markdown]
 # **Explorer: one posterior, five ways to it.** Move the ruler from left to right. The curves are the exact
-# posterior, the points are a method's. Look for the readings between two clouds: there the shares matter, and
-# there the methods differ most. At $y = -0.6$ only one cloud is possible, and they err least.
+# posterior, the points are a method's. At $y = 0.4$ two clouds are possible, and there the methods differ
+# most. At $y = 0$ and $0.2$ only the upper cloud is possible, with more than 0.98, and there they err most: the prior
+# gives it less than a half, and they have not moved far enough. At $y = -0.6$ only the left cloud is possible, and
+# they err least.
 
 # %%
 readings = np.round(np.linspace(-0.6, 0.8, 8), 1)
@@ -558,8 +563,11 @@ off = {y: np.mean([abs(upper(answers[m][y]) - upper(answers["exact"][y])) for m 
 print("mean error of the share above:", {float(y): round(float(v), 3) for y, v in off.items()})
 
 # %% tags=["claims"]
-# @title Checked: with one possible cloud the shares err least, between two clouds most
-assert min(off, key=off.get) == -0.6 and max(off, key=off.get) in (0.0, 0.2, -0.2)
+# @title Checked: the shares err least at y = −0.6, and most where y contradicts the prior's share
+assert min(off, key=off.get) == -0.6 and max(off, key=off.get) in (0.0, 0.2)
+assert all(upper(answers["exact"][y]) > 0.98 for y in readings[3:5]) and SHARES[1] < 0.5
+span = {y: np.ptp([upper(answers[m][y]) for m in METHODS]) for y in readings}
+assert max(span, key=span.get) == 0.4
 assert off[-0.6] < 0.12 and max(off.values()) > 0.25  # 600 points know a share to .02
 
 # %% [markdown]
@@ -625,6 +633,9 @@ assert chi["σ_y halved"] > 100 and ends["σ_y halved"] > 150
 # 36 digits of the test set in three ways: about 40 % of the pixels, the means of 2×2 blocks, and a blur. Each time,
 # $\sigma_y = 0.1$ on the scale of $[-1, 1]$. All methods take the same 40 steps of DDPM.
 #
+# As a baseline there is a **linear** estimate, the posterior mean if each pixel were a Gaussian of its own around the
+# mean digit. And for the blur, there is the blurred $y$ itself.
+#
 # We report two numbers that need no exact posterior. **Consistency** is the root mean square of $y - A\hat x$, in
 # units of $\sigma_y$. The true picture has 1, because the ruler errs. The **recognised share** is the share in
 # which the judge (chapter 07's classifier) sees the true digit. 36 pictures know it to about $\pm 0.07$.
@@ -642,6 +653,7 @@ CAMERAS = {
     "blur": operators.blur((8, 8, 1), operators.gaussian_kernel(5, 1.0)),
 }
 PIXEL_STD = float(data.load("digits").x.std(axis=0).mean())  # for ΠGDM
+MEAN_DIGIT = jnp.asarray(data.load("digits").x.mean(axis=0))[None]
 WAYS = {
     "DDNM": lambda D, A, y: inverse.ddnm(D, A, y),
     "DPS": lambda D, A, y: inverse.dps(D, p, A, y, SIGMA_Y),
@@ -663,6 +675,9 @@ measured, restored, grades = {}, {}, {}
 for camera, lens in CAMERAS.items():
     measured[camera] = operators.measure(lens, unseen.x, SIGMA_Y, jax.random.key(10))
     candidates = {"truth": unseen.x, "A⁺y": lens.pseudo_inverse(measured[camera])}
+    apart = measured[camera] - lens.apply(MEAN_DIGIT)
+    # As if every pixel had the variance .3 around the mean digit, on its own.
+    candidates["linear"] = MEAN_DIGIT + 0.3 * lens.adjoint(lens.solve(apart, 0.3, SIGMA_Y**2))
     for way in WAYS:
         candidates[way] = restore(digits, measured[camera], jax.random.key(11), camera, way)
     for name, x in candidates.items():
@@ -693,16 +708,26 @@ for camera in CAMERAS:
         assert grades[camera, way][1] > 0.65
 # Right pixels lie in [−1, 1].
 assert grades["blur", "DDNM"][1] < 0.3 and np.abs(restored["blur", "DDNM"]).max() > 20
-assert all(grades["blur", way][1] > grades["blur", "A⁺y"][1] + 0.4 for way in ("DPS", "ΠGDM"))
+blurred_seen = recognised(measured["blur"])
+print(f"the blurred y itself: {blurred_seen:.0%} recognised")
+for way in ("DPS", "ΠGDM"):
+    assert grades["blur", way][1] > blurred_seen + 0.1
+    assert abs(grades["blur", way][1] - grades["blur", "linear"][1]) < 0.14
+    assert grades["missing", way][1] > grades["missing", "linear"][1] + 0.14
+assert grades["missing", "DPS"][0] < 0.85 and grades["blocks", "ΠGDM"][0] > 1.06
 
 # %% [markdown]
 # DDNM reproduces the blurred $y$, noise and all. A blur shrinks fine patterns by large factors, and $A^+$ divides
 # by the same factors, so the noise grows by them. The result is consistent and worthless. **A residual of 0 is a
 # bad sign: the truth has 1.**
 #
-# DPS and ΠGDM know that the ruler errs. Both stay near 1, and the judge recognises far more of their deblurred
-# digits than of $A^+ y$. Which of the two is better, 36 pictures cannot say, and neither number shows whether
-# their spread is right. Section 6 says that it is not.
+# DPS and ΠGDM know that the ruler errs. The judge recognises more of their deblurred digits than of the blurred $y$
+# itself. But the linear estimate, which knows only the mean digit and $\sigma_y$, is recognised as often: for a blur the
+# gain comes from using $\sigma_y$. For the missing pixels it is not enough, and there DPS and ΠGDM are far ahead.
+#
+# A draw from the posterior has a consistency of 1, as the truth does. DPS has 0.7 for the missing pixels: it has copied
+# a part of the noise. ΠGDM has 1.15 for the blocks. With 3 % of error, this already says that neither draws
+# from the posterior.
 #
 # And one draw hides what is unknown. Here are twelve draws from ΠGDM for each of three thumbnails.
 
@@ -720,8 +745,8 @@ print("what the judge sees:", *("".join(map(str, row)) for row in seen_as))
 assert sorted(len(set(row)) for row in seen_as.tolist()) == [1, 1, 2]
 
 # %% [markdown]
-# Two thumbnails leave no doubt about the digit. The one in the middle is seen as two different digits. A single
-# restored picture would have hidden that. Show several draws, or do not call it a measurement.
+# For two of the three thumbnails the judge sees one digit in all twelve draws. The one in the middle is seen as two
+# different digits. A single restored picture would have hidden that. Show several draws, or do not call it a measurement.
 
 # %% [markdown]
 # ## 9 · Particles: wrong guesses, right weights
@@ -733,14 +758,16 @@ assert sorted(len(set(row)) for row in seen_as.tolist()) == [1, 1, 2]
 # - The mean of the weights, $\hat Z$, is an unbiased estimate of $E[e^{r}]$. For our $r$ this is $p(y)$, the
 #   **evidence**.
 # - The **effective sample size**, $1/\sum_i w_i^2$ for weights that sum to 1, says how many particles count.
-#
+
+# %% [markdown]
 # With weights at the end alone, many particles run for nothing. **Sequential Monte Carlo** weights them on the way:
-# a **twist** $\psi_t(x_t)$ guesses $E[e^{r} \mid x_t]$, and each step multiplies the weight by
+# a **twist** $\psi_t(x_t)$ guesses $E[e^{r} \mid x_t]$. The weight starts at $\psi_1(x_1)$, and each step multiplies it by
 #
 # $$\frac{\psi_s(x_s)}{\psi_t(x_t)} \cdot \frac{p(x_s \mid x_t)}{q(x_s \mid x_t)}, \tag{7}$$
 #
 # where $q$ is the law that the step was drawn from. The twists of a life cancel, but for the last one, and this
-# is $e^{r}$. So *any* twist gives the right answer on average. When few particles count, we **resample**: copy the
+# is $e^{r}$. So $\hat Z$ is unbiased for *any* positive twist, and the weighted means converge as the number of
+# particles grows. When few particles count, we **resample**: copy the
 # heavy ones, drop the light ones, and make all weights equal (Del Moral, Doucet & Jasra 2006).
 
 
@@ -865,17 +892,19 @@ assert abs(z_chain - np.exp(exact.log_evidence)) > 3 * z_error  # 50 steps of DD
 # %% [markdown]
 # The team led by DPS is unbiased too, and its mean is far too low. Its $\hat Z$ is nearly always small, and very
 # seldom huge; 200 runs did not meet enough of the seldom ones. So its printed standard error is worthless as
-# well. Section 6 shows why: this guide leads to a region that is narrower than the posterior, and the rare points
-# outside must carry enormous weights. Its effective sample size does not warn: it looks as good as the others'.
+# well. Section 6 shows why: this guide leads to a region that is narrower than the posterior, and that lies beside
+# its middle. The points outside are rare, and must carry enormous weights. Its effective sample size does not warn:
+# it is that of the other two teams that resample.
 # **Unbiased is a promise about the mean, and not about your run.** The cheap test: run two different guides. If
-# their $\hat Z$ disagree, do not believe the small one. Here the wide guide was safe, and the narrow one was not.
+# their $\hat Z$ disagree, do not believe the small one. Here the wide guide was safe, and
+# the narrow, shifted one was not.
 
 # %% [markdown]
 # ## 10 · Break it on purpose: forgotten weights
 #
 # **Adaptive** resampling waits until few particles count. Between two resamplings the weights have to add up over
-# the steps. Published code has computed the weight of the *last step* only, and resampled by that. It is an easy slip,
-# because with resampling after each step both are the same.
+# the steps. It is an easy slip to compute the weight of the *last step* only, and to resample by that: with
+# resampling after each step both are the same.
 #
 # The data are $\mathcal N(0, 1)$, and the reward is $r(x_0) = 1.5\,x_0$. The target is $\mathcal N(1.5, 1)$.
 #
@@ -988,7 +1017,7 @@ np.testing.assert_allclose(kl_of_best_yes_no(64, 0.5), np.log(2), atol=1e-6)
 # %% [markdown]
 # It is $\log 2$, and not the 3.17 of (8): more than a yes cannot be had. Quoting $\log n - (n-1)/n$ for a judge with
 # few grades overstates the distance. For a continuous reward it is exact. And it grows like $\log n$: to double a
-# large distance we have to square the number of draws.
+# large distance, $n$ must grow to about $n^2/e$.
 
 # %% [markdown]
 # ## 12 · What a model that is paid should become
@@ -999,8 +1028,9 @@ np.testing.assert_allclose(kl_of_best_yes_no(64, 0.5), np.log(2), atol=1e-6)
 # $$q_\beta(x) = \frac{1}{Z_\beta}\, p(x)\, e^{r(x)/\beta}, \qquad
 # \mathrm{KL}(q_\beta \Vert p) = \frac{E_{q_\beta}[r]}{\beta} - \log Z_\beta. \tag{9}$$
 #
-# It is a posterior again, with $r/\beta$ in the place of the log-likelihood. So sections 2 to 10 can draw from it
-# without any training. For a mixture and a *quadratic* reward it is a mixture, in closed form. Each component's
+# It is a posterior again, with $r/\beta$ in the place of the log-likelihood. So the push of (2), a guide like
+# DPS and the particles of sections 9 and 10 can be used here, without any training. (Replacement, DDNM and ΠGDM need
+# a linear measurement.) For a mixture and a *quadratic* reward it is a mixture, in closed form. Each component's
 # precision is reduced by the curvature of $r/\beta$, and must stay positive: a reward that grows faster than the
 # density falls has no optimum.
 #
@@ -1060,8 +1090,8 @@ spread_of_wish = pool.std()
 assert max(below.values()) < 0.1 * spread_of_wish
 
 # %% [markdown]
-# Best of n runs along the **frontier**: it loses less than a tenth of the reward's standard deviation. What it
-# cannot do is save. Each sample costs $n$ samples, forever. To pay once, we train.
+# Best of n runs along the **frontier**: it loses less than a tenth of the reward's standard deviation. But each
+# sample costs $n$ samples, every time. Training costs once, and then one sample costs one.
 
 # %% [markdown]
 # ## 13 · Fine-tuning: two losses
@@ -1073,12 +1103,14 @@ assert max(below.values()) < 0.1 * spread_of_wish
 #
 # where $e$ is the usual error of the prediction. At the start both are one model, and $L = \log 2$. If your first
 # loss is another number, something is wrong.
-#
+
+# %% [markdown]
 # **From a reward: DDPO and Flow-GRPO.** DDPO (Black et al. 2023) sees the steps of an ancestral sampler as the
 # moves of a game. Each move is a Gaussian with a known density, and the reward comes at the end. We raise the
 # density of the moves that led to more than average. A flow's ODE has no such density, so Flow-GRPO (Liu et al.
 # 2025) draws with an SDE of the *same marginals*, chapter 09's reverse SDE. Ours is the ancestral chain of the
-# rectified flow.
+# rectified flow. We also count the KL of the later steps as a part of the reward. The paper uses the reward alone
+# there, and the KL as a second term of the loss.
 
 # %% [markdown]
 # Our model is the exact denoiser plus a tiny MLP, which starts at zero. So the reference is known exactly. The last
@@ -1245,7 +1277,7 @@ for key, stops in journeys.items():
 print("the optimum of β = 0.4: KL {:.3f}, reward {:.3f}".format(*frontier_of_chain(PRICE)))
 
 # %% tags=["claims"]
-# @title Checked: log 2 at the start; nobody above the frontier; Flow-GRPO is nearer to it than DPO
+# @title Checked: log 2 at the start; nobody above the frontier; Flow-GRPO ends near it, DPO at half of its KL
 np.testing.assert_allclose(float(dpo_loss[0]), np.log(2), atol=2e-6)
 for stops in journeys.values():
     at, error = stops[-1]
@@ -1258,7 +1290,11 @@ print("share of what can be gained in reward − β·KL:", np.round(reached, 2))
 assert min(reached) > 0.75
 of_grpo = [share_of_possible["Flow-GRPO", s] for s in (0, 1, 2)]
 of_dpo = [share_of_possible["DPO, β = 5", s] for s in (0, 1, 2)]
-assert min(of_grpo) > 0.85 > max(of_dpo)
+assert min(of_grpo) > 0.8 and max(of_dpo) < 0.85
+ends_at = {
+    name: [journeys[name, s][-1][0][0] for s in (0, 1, 2)] for name in ("Flow-GRPO", "DPO, β = 5")
+}
+assert max(ends_at["DPO, β = 5"]) < 0.7 * min(ends_at["Flow-GRPO"])
 assert all(max(at[0] for at, _ in journeys["DPO, β = 5", s]) > 1.8 for s in (0, 1, 2))
 assert np.abs(chain_ends.mean(axis=0) - SHARES @ MEANS).max() < 0.03  # 20 steps, 60,000 paths
 margins = np.array([6.0, -2.0])  # one pair is learned well, the other is the wrong way round
@@ -1266,14 +1302,14 @@ of_each, of_the_mean = np.mean(np.log1p(np.exp(-margins))), np.log1p(np.exp(-mar
 assert of_the_mean < of_each / 5
 
 # %% [markdown]
-# Flow-GRPO runs up beside the frontier, and in each of three seeds it reaches more than three quarters of what
-# can be gained in reward $- \beta\,\mathrm{KL}$ (the star is the optimum). A known optimum shows how much is
+# Flow-GRPO starts far below the frontier and ends near it. In each of three seeds it reaches more than three quarters
+# of what can be gained in reward $- \beta\,\mathrm{KL}$ (the star is the optimum). A known optimum shows how much is
 # missing. A curve of the reward alone cannot.
 
 # %% [markdown]
-# DPO ends farther below the frontier: of the gain that is possible at its KL it has less than 85 % in each seed,
-# and Flow-GRPO has more. On its way it leaves the picture to the right, and comes back. (Both learn for seconds
-# here. This is no verdict on large models.) DPO never sees a reward, only pairs. Its $\beta$ is a price as well,
+# DPO ends farther below the frontier, at about half of Flow-GRPO's KL. On its way it leaves the picture to the right,
+# and comes back. This is no verdict: both learn for seconds, and the KL here is that of the path. Flow-GRPO pays for
+# this number, DPO does not know it, and it is only an upper bound on the KL of the ends. DPO never sees a reward, only pairs. Its $\beta$ is a price as well,
 # but in units of squared error, so the same number means another distance. **Do not compare methods by their
 # $\beta$. Compare them at equal KL.**
 #
@@ -1295,7 +1331,7 @@ assert of_the_mean < of_each / 5
 PLACE = np.array([0.2, 0.6])
 true_wish = lambda x: -np.sum((x - PLACE) ** 2, axis=-1)
 seen_now = np.float64(prior.sample(jax.random.key(50), 300))
-design = np.column_stack([np.ones(300), seen_now])
+design = np.column_stack([np.ones(len(seen_now)), seen_now])
 offset, *line_slope = np.linalg.lstsq(design, true_wish(seen_now), rcond=None)[0]
 line_slope = np.array(line_slope)
 r_squared = 1 - np.var(true_wish(seen_now) - seen_now @ line_slope) / np.var(true_wish(seen_now))
@@ -1362,7 +1398,8 @@ assert (np.diff(honest[::-1][:, 1]) > -1e-6).all()
 # there, and there the optimum goes. Best of $n$ does the same without any training. Gao, Schulman & Hilton (2022)
 # measured such curves for language models.
 #
-# So the KL is not a technical detail. It is the **budget** for which the proxy was fitted. Report reward *and*
+# So the KL is not a technical detail. It tells how far the model may move before the proxy stops being a guide. Treat
+# it as a **budget**. Report reward *and*
 # KL, keep a second judge that the training never sees, and stop where that one turns.
 
 # %% [markdown]
@@ -1400,6 +1437,7 @@ assert (np.diff(honest[::-1][:, 1]) > -1e-6).all()
 # %% [markdown]
 # ## Further reading
 #
+# - C. Bishop. *Pattern Recognition and Machine Learning.* 2006. Gaussians and linear measurements.
 # - Y. Song, J. Sohl-Dickstein, D. Kingma, A. Kumar, S. Ermon, B. Poole. *Score-Based Generative Modeling through
 #   Stochastic Differential Equations.* ICLR 2021. [arXiv:2011.13456](https://arxiv.org/abs/2011.13456). Replacement.
 # - H. Chung, J. Kim, M. McCann, M. Klasky, J. C. Ye. *Diffusion Posterior Sampling for General Noisy Inverse

@@ -52,7 +52,7 @@ from diffusion_course.grading import check
 # Each measurement has noise of its own. `noise` holds the standard deviations, and some are 0.
 #
 # **Expected.** An array of `x0`'s shape. If all noise is 0, this is DDNM's correction: the result agrees with `y`
-# exactly, whatever the spread is.
+# exactly, whatever the positive spread is.
 #
 # <details><summary>Hint</summary>
 # No pixel is in two groups, so A·Aᵀ is diagonal, and each measurement can be used alone. Write A as a table
@@ -332,8 +332,8 @@ def preference(eps, preferred, rejected, ref_preferred, ref_rejected, scale):
 
 # %% [markdown]
 # Look at the factor $\operatorname{sigmoid}(-\mu)$: a pair that the model orders wrongly pulls with its whole scale,
-# and a pair with a large margin does not pull any more. Also, the two gradients have opposite signs. The loss
-# falls if *both* errors grow, as long as the rejected one grows faster.
+# and a pair with a large margin does not pull any more. A step downhill moves `preferred` towards `eps`, and
+# `rejected` away from it. The loss falls even if *both* errors grow, as long as the rejected one grows faster.
 
 # %% [markdown]
 # ## 19.7
