@@ -64,7 +64,8 @@ def exact_model(chain: Chain, p):
     checks.within("p", p, 0, 1)
     if abs(p.sum() - 1) > 1e-5:
         raise ValueError(f"p must sum to 1, got {p.sum()}")
-    return listed_model(chain, strings(chain.letters, p.ndim), p.ravel())
+    # In NumPy, so that a jitted function may make its model itself.
+    return listed_model(chain, np.indices(p.shape).reshape(p.ndim, -1).T, p.ravel())
 
 
 def listed_model(chain: Chain, table, p):
@@ -84,14 +85,14 @@ def listed_model(chain: Chain, table, p):
     >>> jnp.exp(model(jnp.array([[2, 2], [2, 0]]), 0.5, None))[:, 0].round(2).tolist()
     [[0.25, 0.75], [1.0, 0.0]]
     """
-    table, p = tokens("table", table, chain.letters), np.asarray(p, np.float64)
+    given, table, p = table, tokens("table", table, chain.letters), np.asarray(p, np.float64)
     if p.shape != table.shape[:1]:
         raise ValueError(f"p must have shape [N] = [{len(table)}], got shape {list(p.shape)}")
     checks.within("p", p, 0, 1)
     if abs(p.sum() - 1) > 1e-5:
         raise ValueError(f"p must sum to 1, got {p.sum()}")
     log_p = jnp.asarray(np.log(np.maximum(p, _TINY)), jnp.float32)
-    letters = np.eye(chain.letters, dtype=np.float32)[np.asarray(table)]  # [N, L, K]
+    letters = np.eye(chain.letters, dtype=np.float32)[np.asarray(given)]  # [N, L, K]
     exactly = {"precision": jax.lax.Precision.HIGHEST}  # accelerators would round the factors
 
     def model(x, t, cond):
