@@ -64,8 +64,7 @@ def exact_model(chain: Chain, p):
     checks.within("p", p, 0, 1)
     if abs(p.sum() - 1) > 1e-5:
         raise ValueError(f"p must sum to 1, got {p.sum()}")
-    # In NumPy, so that a jitted function may make its model itself.
-    return listed_model(chain, np.indices(p.shape).reshape(p.ndim, -1).T, p.ravel())
+    return listed_model(chain, strings(chain.letters, p.ndim), p.ravel())
 
 
 def listed_model(chain: Chain, table, p):
@@ -76,8 +75,8 @@ def listed_model(chain: Chain, table, p):
       table: the strings, letters [N, L].
       p: the probability of each, [N].
 
-    Returns: a model like that of `exact_model`. A state that no
-      string of the list can have become is read as one of those that agree with it in most places.
+    Returns: a model like that of `exact_model`. A state that no string of the list can have become
+      is read as one of those that agree with it in most places.
     Raises: ValueError for other letters, or unless p is a distribution over the list.
 
     >>> from diffusion_course import discrete
@@ -85,14 +84,16 @@ def listed_model(chain: Chain, table, p):
     >>> jnp.exp(model(jnp.array([[2, 2], [2, 0]]), 0.5, None))[:, 0].round(2).tolist()
     [[0.25, 0.75], [1.0, 0.0]]
     """
-    given, table, p = table, tokens("table", table, chain.letters), np.asarray(p, np.float64)
+    tokens("table", table, chain.letters)
+    # In NumPy: so a jitted function may make its model itself.
+    table, p = np.asarray(table), np.asarray(p, np.float64)
     if p.shape != table.shape[:1]:
         raise ValueError(f"p must have shape [N] = [{len(table)}], got shape {list(p.shape)}")
     checks.within("p", p, 0, 1)
     if abs(p.sum() - 1) > 1e-5:
         raise ValueError(f"p must sum to 1, got {p.sum()}")
     log_p = jnp.asarray(np.log(np.maximum(p, _TINY)), jnp.float32)
-    letters = np.eye(chain.letters, dtype=np.float32)[np.asarray(given)]  # [N, L, K]
+    letters = np.eye(chain.letters, dtype=np.float32)[table]  # [N, L, K]
     exactly = {"precision": jax.lax.Precision.HIGHEST}  # accelerators would round the factors
 
     def model(x, t, cond):

@@ -34,6 +34,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+@pytest.fixture(scope="module")
+def quickly_compiled():
+    """For files whose tests compile many small networks: see `networks.quick_compiler`."""
+    from networks import quick_compiler  # it imports JAX, which must find the variables above
+
+    with quick_compiler():
+        yield
+
+
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="leave out the files that take long")
     parser.addoption(

@@ -22,6 +22,15 @@ def quick_compiler():
         jax.config.update("jax_disable_most_optimizations", before)
 
 
+def normals(rng, mean=0.1, std=0.8):
+    """``array(*shape, std=…)``: normal numbers in float32, neither centred nor of unit scale."""
+
+    def array(*shape, std=std):
+        return rng.normal(mean, std, shape).astype(np.float32)
+
+    return array
+
+
 def shape_of(make):
     """The model without numbers: for sizes, shapes and errors nothing has to be compiled."""
     return jax.eval_shape(make)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import drawn, parameters, quick_compiler, shape_of
+from networks import drawn, normals, parameters, shape_of
 
 from diffusion_course.models.classifier import AttributeClassifier, Classifier, attribute_loss
 from diffusion_course.models.contrastive import Contrastive, info_nce, normalise
@@ -15,14 +15,10 @@ from diffusion_course.models.contrastive import Contrastive, info_nce, normalise
 rng = np.random.default_rng(18)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def array(*shape, std=0.8):
-    return rng.normal(0.1, std, shape).astype(np.float32)
+array = normals(rng)
 
 
 X = array(5, 8, 12, 2)

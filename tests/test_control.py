@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import drawn, parameters, quick_compiler, shaken, shape_of
+from networks import drawn, normals, parameters, shaken, shape_of
 
 from diffusion_course.data import shapes
 from diffusion_course.models import control
@@ -18,14 +18,10 @@ from diffusion_course.models.unet import UNet
 rng = np.random.default_rng(17)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def array(*shape, std=0.8):
-    return rng.normal(0.1, std, shape).astype(np.float32)
+array = normals(rng)
 
 
 def unet():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import drawn, initial, output_of, parameters, quick_compiler, shape_of
+from networks import drawn, initial, normals, output_of, parameters, shape_of
 
 from diffusion_course.models import attention, layers
 from diffusion_course.models.dit import CONDITIONING, Block, DiT
@@ -16,14 +16,10 @@ from diffusion_course.models.dit import CONDITIONING, Block, DiT
 rng = np.random.default_rng(61)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def array(*shape, std=0.8):
-    return rng.normal(0.1, std, shape).astype(np.float32)
+array = normals(rng)
 
 
 # Every choice stands in one of them, beside others, in images that are not square.

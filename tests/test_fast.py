@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import quick_compiler
 from oracles import examples
 
 from diffusion_course.models import fast
@@ -16,10 +15,7 @@ from diffusion_course.models import fast
 rng = np.random.default_rng(41)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def array(*shape, mean=0.3, std=1.4):

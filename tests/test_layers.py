@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import drawn, quick_compiler
+from networks import drawn
 from oracles import examples
 
 from diffusion_course.models import layers
@@ -14,10 +14,7 @@ from diffusion_course.models.attention import attend, count_heads
 rng = np.random.default_rng(27)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def array(*shape, mean=0.3, std=1.4):

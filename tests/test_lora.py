@@ -9,7 +9,7 @@ import optax
 import pytest
 import safetensors.numpy
 from flax import nnx
-from networks import drawn, parameters, quick_compiler, shape_of
+from networks import drawn, normals, parameters, shape_of
 
 from diffusion_course.models import lora
 from diffusion_course.models.dit import DiT
@@ -21,14 +21,10 @@ from diffusion_course.training import loop, update
 rng = np.random.default_rng(16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def array(*shape, std=0.8):
-    return rng.normal(0.1, std, shape).astype(np.float32)
+array = normals(rng)
 
 
 def mlp():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import drawn, initial, output_of, parameters, quick_compiler, shape_of
+from networks import drawn, initial, normals, output_of, parameters, shape_of
 
 from diffusion_course import weights
 from diffusion_course.models import attention
@@ -16,14 +16,10 @@ from diffusion_course.models.mmdit import JointBlock, LastBlock, MMDiT
 rng = np.random.default_rng(71)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def array(*shape, std=0.8):
-    return rng.normal(0.1, std, shape).astype(np.float32)
+array = normals(rng)
 
 
 def make(**more):

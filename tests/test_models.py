@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import drawn, initial, output_of, parameters, quick_compiler, shaken, shape_of
+from networks import drawn, initial, output_of, parameters, shaken, shape_of
 
 from diffusion_course.models import fast
 from diffusion_course.models.classifier import Classifier, judge
@@ -20,10 +20,7 @@ from diffusion_course.models.unet import UNet
 rng = np.random.default_rng(28)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def images(*shape):

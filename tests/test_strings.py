@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import drawn, initial, parameters, quick_compiler, shape_of
+from networks import drawn, initial, parameters, shape_of
 
 from diffusion_course import discrete
 from diffusion_course.models.strings import StringTransformer
@@ -18,10 +18,7 @@ X = rng.integers(0, K + 1, (3, L))
 T = np.float32([0.1, 0.5, 0.9])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def make(**more):

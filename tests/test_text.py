@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import drawn, initial, output_of, parameters, quick_compiler, shape_of
+from networks import drawn, initial, normals, output_of, parameters, shape_of
 
 from diffusion_course import data, denoiser, guidance, losses, process, samplers, sampling
 from diffusion_course.data import shapes
@@ -21,14 +21,10 @@ rng = np.random.default_rng(15)
 LANGUAGE = Tokeniser(shapes.WORDS, shapes.LONGEST_CAPTION)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_compiler():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def array(*shape, std=0.8):
-    return rng.normal(0.1, std, shape).astype(np.float32)
+array = normals(rng)
 
 
 # ----------------------------------------------------------------------------------- tokeniser
