@@ -117,6 +117,13 @@ def test_chapter_18_shows_the_recorded_wall():
     )
     (starts,) = found["starts"].values()
     assert in_chapter("18_flow_map", "MNIST_STARTS") == pytest.approx(starts, abs=6e-4)
+    tried = found["consistency training, settings tried, 1 evaluation"]
+    spoilt, *others = (t["recognised"] for t in tried)
+    assert in_chapter("18_flow_map", "MNIST_SPOILT") == pytest.approx(spoilt, abs=6e-4)
+    assert spoilt < 0.2 < 0.9 < min(others)
+    slow, fast = (t for t in tried if t["start"] and t["grids"] == [8, 16, 32, 64])
+    assert (slow["rate"], fast["rate"]) == (2e-4, 1e-3) and slow["huber"] == fast["huber"]
+    assert in_chapter("18_flow_map", "MNIST_FASTER") == pytest.approx(fast["to the data"], abs=6e-4)
     columns = ("recognised", "to the data", "to the teacher", "coverage")
     rounding = (6e-4, 6e-3, 6e-3, 6e-4)
     for row in found["rows"]:

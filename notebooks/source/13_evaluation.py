@@ -396,6 +396,8 @@ for name, values in infinite.items():
     # Four standard errors of ten repeats, and the next order of 1/N at the smallest part of 400.
     assert abs(values.mean() - truth[name]) < 4 * values.std(ddof=1) / np.sqrt(10) + 0.03
 assert infinite["too narrow"].mean() > infinite["shifted"].mean()
+for name, excess in (("too narrow", 0.26), ("shifted", 0.33)):  # of the plain distance at 1,000
+    assert abs(race[1000][name] - truth[name] - excess) < 0.05
 ratio = (1 + 2049 / 4) / (1 + 65 / 4)
 assert 29 < ratio < 31
 
@@ -555,6 +557,8 @@ assert abs(twice["density"] - 0.5) < 0.1 and twice["recall"] > 0.95 and twice["c
 assert same["precision"] > 0.95 and same["recall"] > 0.95 and abs(same["density"] - 1) < 0.1
 assert abs(same["coverage"] - 31 / 32) < 0.03
 assert outlier["precision"] > 0.95 and outlier["density"] < 0.25
+# 500 of the wide set's 1,000 samples lie in the square: 1 − (1000/1500)^5.
+assert abs(twice["coverage"] - (1 - (1000 / 1500) ** 5)) < 0.04
 
 # %% [markdown]
 # The four numbers say what they should, except one. A single outlier among 1,001 real points has a huge ball,
@@ -651,6 +655,8 @@ print(f"standard error of KID: {kid_error:.2f}")
 # %% tags=["claims"]
 # @title Checked: precision, density and coverage catch B; the pixels alone reject C
 of_a, of_b, of_c, of_real = (table[name] for name in ("A", "B", "C", "real"))
+for n, equal in ((400, 0.71), (360, 0.67)):  # coverage if the distributions were equal
+    assert abs(1 - (len(f_train) / (len(f_train) + n)) ** 5 - equal) < 0.005
 assert max(abs(row["KID"]) for row in table.values()) < 4 * kid_error  # KID sees neither
 assert of_b["precision"] < 0.6 < 0.8 < of_a["precision"]
 assert of_b["density"] < of_a["density"] / 2 and of_b["coverage"] < of_a["coverage"] / 1.5
@@ -660,7 +666,7 @@ for measure in ("precision", "density", "coverage"):  # at most a third as far f
     assert off_c < off_b / 3, measure
 assert of_c["precision"] > 0.8 and abs(of_c["Inception"] - of_real["Inception"]) < 0.3
 on_card = weights.load("digits").card.metrics["w=1.5"]  # the network, 360 samples in this distance
-assert on_card["frechet_samples"] == len(C)
+assert on_card["frechet_samples"] == len(C) and round(on_card["frechet"], 2) == 1.28
 assert of_a["Fréchet"] < of_c["Fréchet"] < on_card["frechet"]
 pixels = "Fréchet, pixels"
 assert min(of_b[pixels], of_c[pixels]) > 20 * of_a[pixels]
@@ -1015,7 +1021,8 @@ assert min(shift["every 2nd"], shift["JPEG 75"]) - base > price_of_w
 #
 # - *Compared with what?* A plain picture, such as a one, is near to many training images. So we divide the
 #   distance to the nearest training image by the mean distance to the 50 nearest (Carlini et al. 2023). For an
-#   unseen digit this ratio is about 0.6, and at most 1 for any picture. For a copy it is near 0.
+#   unseen digit this ratio is about 0.6, and at most 1 for any picture. For an exact copy it is 0, and for the
+#   copies below, with a little noise, about 0.2.
 # - *Where is the threshold?* Real pictures that nobody trained on cannot be copies. If the threshold is the
 #   $m$-th smallest ratio of $n$ unseen pictures, one more unseen picture falls below it with probability
 #   $m/(n+1)$, whatever the distribution is (Bates et al. 2023). So we *choose* the rate of false alarms.
@@ -1046,6 +1053,9 @@ print(f"without the planted ones: {clean.flagged.sum()} of 2,000, probability of
 assert alarm.flagged[planted].sum() >= 19
 assert (alarm.nearest[planted] == chosen).mean() >= 0.95
 assert alarm.rate <= 0.01 and clean.chance > 0.01
+usual = neighbours.nearness(unseen.x, train.x)[0]
+assert abs(np.median(usual) - 0.6) < 0.05 and usual.max() <= 1
+assert abs(np.median(alarm.ratio[planted]) - 0.2) < 0.08
 # The threshold is itself random: the number of false alarms is beta-binomial, within its 99.9 %.
 assert alarm.flagged[~planted].sum() < 3.5 * expected
 

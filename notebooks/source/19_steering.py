@@ -486,7 +486,8 @@ at100 = {name: summary(x) for (name, n), x in table.items() if n == 100}
 floor100 = at100["DDIM, exact push"]
 # Three standard errors, and .01 for what 100 steps do.
 assert (np.abs(floor100[:2] - right[:2]) < 3 * se_mean + 0.01).all()
-assert 0.93 < floor100[2] / right[2] < 0.99
+assert abs(floor100[2] / right[2] - 0.96) < 0.03  # a standard error of .01
+assert abs(summary(table["DDIM, exact push", 20])[2] / right[2] - 0.83) < 0.03
 assert abs(floor100[3] - right[3]) < 6 * se_std[1]
 for name in METHODS:  # every other row misses the second mean by more than ten such errors
     assert abs(at100[name][1] - right[1]) > 10 * se_mean[1]
@@ -714,7 +715,9 @@ for way in ("DPS", "ΠGDM"):
     assert grades["blur", way][1] > blurred_seen + 0.1
     assert abs(grades["blur", way][1] - grades["blur", "linear"][1]) < 0.14
     assert grades["missing", way][1] > grades["missing", "linear"][1] + 0.14
-assert grades["missing", "DPS"][0] < 0.85 and grades["blocks", "ΠGDM"][0] > 1.06
+assert (
+    abs(grades["missing", "DPS"][0] - 0.7) < 0.1 and abs(grades["blocks", "ΠGDM"][0] - 1.15) < 0.1
+)
 
 # %% [markdown]
 # DDNM reproduces the blurred $y$, noise and all. A blur shrinks fine patterns by large factors, and $A^+$ divides
