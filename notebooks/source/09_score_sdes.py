@@ -538,8 +538,8 @@ assert abs(float(jnp.mean(target**2)) * noise_level**2 - 1) < 4 * np.sqrt(2 / 20
 #
 # $$s_\theta(x, \sigma) = \frac{n_\theta(x, \sigma)}{\sigma}$$
 #
-# (Song & Ermon 2020, technique 3; there $n_\theta$ is not even told $\sigma$). Then the network $n_\theta$ always has an output of the size 1 or below. It
-# is $-\hat\varepsilon$: an old acquaintance.
+# (Song & Ermon 2020, technique 3; there $n_\theta$ is not even told $\sigma$). Then the network $n_\theta$ always
+# has an output of the size 1 or below. It is $-\hat\varepsilon$: an old acquaintance.
 #
 # We train a small network twice on the three clouds, with three seeds each. It sees levels from 0.02 to 5. Both
 # runs minimise the same loss, $E\|\sigma s + \varepsilon\|^2$. Only the division is left out in one of them.

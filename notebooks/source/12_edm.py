@@ -365,11 +365,11 @@ assert abs(np.median(np.exp(draws)) - 0.3) < 0.02 and np.mean(draws > np.log(3))
 # ## 5 · What each choice buys
 #
 # We change one choice at a time, except that "x0" and "eps" also change the weight of $D$'s error, to 1 and to
-# $1/\sigma^2$; the row "weight of x0" changes the weight alone. Everything else is equal: the network, 1,500 steps of 128 digits, three seeds,
-# and 35 evaluations for each sample (section 7 explains the sampler). The rows were recorded by
-# `benchmarks/edm.py`, with 360 samples each. The judge is chapter 06's: Fréchet distance to real digits (the
-# floor, 360 unseen real digits, is 0.59), and the share of samples that are recognised as their label. The last
-# three columns are the RMS error of $D$ on unseen digits.
+# $1/\sigma^2$; the row "weight of x0" changes the weight alone. Everything else is equal: the network, 1,500
+# steps of 128 digits, three seeds, and 35 evaluations for each sample (section 7 explains the sampler). The rows
+# were recorded by `benchmarks/edm.py`, with 360 samples each. The judge is chapter 06's: Fréchet distance to real
+# digits (the floor, 360 unseen real digits, is 0.59), and the share of samples that are recognised as their
+# label. The last three columns are the RMS error of $D$ on unseen digits.
 #
 # **Predict, then run.** Which row will have the smallest Fréchet distance? We expected the full EDM.
 
@@ -648,10 +648,10 @@ for n in (12, 18, 30):
     assert of_rho[7] < 1.1 * min(of_rho.values()) and 1.2 < of_rho[np.inf] / of_rho[7] < 1.6
 
 # %% [markdown]
-# The bottom is flat: any $\rho$ from 5 to 10 is within a fifth of the best. Equal steps of $\sigma$ are useless, because nearly all
-# of them lie where nothing happens. And a **trap**: a function that is called "Karras"
-# and returns `np.geomspace(80, 0.002, n)`. Its error is a fifth to a half larger. One look at the levels shows
-# it: in a geometric grid $\sigma_{i+1}/\sigma_i$ is constant.
+# The bottom is flat: any $\rho$ from 5 to 10 is within a fifth of the best. Equal steps of $\sigma$ are useless,
+# because nearly all of them lie where nothing happens. And a **trap**: a function that is called "Karras" and
+# returns `np.geomspace(80, 0.002, n)`. Its error is a fifth to a half larger. One look at the levels shows it: in
+# a geometric grid $\sigma_{i+1}/\sigma_i$ is constant.
 
 # %% [markdown]
 # ## 8 · Churn
@@ -851,11 +851,11 @@ assert abs(last_loss["keeps sizes"] - last_loss["… and forced"]) < 0.02
 # %% [markdown]
 # In the ordinary network the activations double over three blocks before any training. The other layers start
 # with unit size, and stay within a quarter of it. After the training the ordinary network is back near 1, but for
-# its last block: in so small a network training repairs most of it by itself. (The rules hold for uncorrelated numbers, and what a trained
-# layer adds up is correlated.) Without force the columns have grown by more than a tenth after 600 steps; with
-# it their length does not change. The losses are equal here: over 600 steps so little growth does not matter.
-# EDM2 trains large networks more than a thousand times as long, and there uncontrolled growth was the problem
-# to solve (section 2 of the paper).
+# its last block: in so small a network training repairs most of it by itself. (The rules hold for uncorrelated
+# numbers, and what a trained layer adds up is correlated.) Without force the columns have grown by more than a
+# tenth after 600 steps; with it their length does not change. The losses are equal here: over 600 steps so little
+# growth does not matter. EDM2 trains large networks more than a thousand times as long, and there uncontrolled
+# growth was the problem to solve (section 2 of the paper).
 
 # %% [markdown]
 # ## 10 · Averages whose length is chosen afterwards

@@ -255,8 +255,8 @@ assert max(abs(plane_kid["ring"]), abs(plane_kid["four spots"])) < 0.03  # six s
 
 # %% [markdown]
 # The Fréchet distance is zero, to rounding, for all of them. KID sees the comet, whose third moments are not
-# zero: both are 2, and KID is $(2^2 + 2^2)/8 = 1$, up to chance. The ring and the four spots are symmetric, so that their third moments are zero like those of the normal
-# cloud, and KID does not see them either.
+# zero: both are 2, and KID is $(2^2 + 2^2)/8 = 1$, up to chance. The ring and the four spots are symmetric, so
+# that their third moments are zero like those of the normal cloud, and KID does not see them either.
 #
 # Set B of section 1 is the same trick in 64 dimensions. A set of 400 pictures has $400 \cdot 64$ pixels that we
 # may choose. Equal mean and covariance are only $64 + 64\cdot 65/2 = 2144$ conditions.
@@ -677,9 +677,9 @@ assert min(of_b[pixels], of_c[pixels]) > 20 * of_a[pixels]
 # (A and B have 400 pictures, the other two 360. For equal distributions coverage would be 0.71 and 0.67.)
 #
 # Set C passes all of them as the work of a decent network. Its Fréchet distance (1.02) lies between that of our
-# network at $w = 1$ and the one on its card for $w = 1.5$ (1.28). This is no accident. All these measures read the features only, and the features
-# are nearly those of real digits. A different judge rejects both sets at once. Here it is the plainest one: the
-# pixels themselves.
+# network at $w = 1$ and the one on its card for $w = 1.5$ (1.28). This is no accident. All these measures read
+# the features only, and the features are nearly those of real digits. A different judge rejects both sets at
+# once. Here it is the plainest one: the pixels themselves.
 #
 # Samplers do not cheat on purpose. But whoever trains on a judge's features, chooses checkpoints by them, or
 # guides a sampler with them, walks in this direction. So keep one judge that nobody has used for training, and
@@ -713,9 +713,10 @@ assert read_right < 0.5
 assert np.median(probabilities(B).max(1)) > 0.8 > 0.5 > np.median(probabilities(swapped).max(1))
 
 # %% [markdown]
-# The judge rejects the digits and accepts the noise. On the swapped digits its confidence is low, which is a warning.
-# On the noise it is as sure as on real digits. So high confidence does not prove that a picture is in its domain. The
-# same happens to Inception features on faces, drawings or medical images: that network was trained to tell the 1,000 classes of ImageNet apart.
+# The judge rejects the digits and accepts the noise. On the swapped digits its confidence is low, which is a
+# warning. On the noise it is as sure as on real digits. So high confidence does not prove that a picture is in
+# its domain. The same happens to Inception features on faces, drawings or medical images: that network was
+# trained to tell the 1,000 classes of ImageNet apart.
 
 # %% [markdown]
 # ## 8 · Use the samples, or count exactly
@@ -1092,7 +1093,8 @@ assert max(caught["moved by one pixel"].values()) <= 3
 
 # %% [markdown]
 # Even pixels do not see contrast, so they find the first kind of disguise. "No copies found" always means: no
-# copies *that this distance can see*. For large pictures people use features that were trained to recognise a picture again after it was moved, cut or recoloured.
+# copies *that this distance can see*. For large pictures people use features that were trained to recognise a
+# picture again after it was moved, cut or recoloured.
 
 # %% [markdown]
 # ## 12 · Why does the network not copy?
@@ -1111,9 +1113,9 @@ assert max(caught["moved by one pixel"].values()) <= 3
 
 # %% [markdown]
 # It compares its patch with the patches at *all* places $\ell'$ of all training images, and takes the mean of
-# their middle pixels. Each pixel decides for itself, so that parts of different images come together: new
-# digits, made like a mosaic. So we call it the **mosaic formula**. With $\ell' = \ell$ only, it is local but not equivariant. If the patch is the
-# whole image as well, it is the ideal denoiser.
+# their middle pixels. Each pixel decides for itself, so that parts of different images come together: new digits,
+# made like a mosaic. So we call it the **mosaic formula**. With $\ell' = \ell$ only, it is local but not
+# equivariant. If the patch is the whole image as well, it is the ideal denoiser.
 #
 # One more detail: the network puts zeros around the image, so that it can notice a border. Equation (6)
 # therefore compares only patches that see the border in the same way.

@@ -775,10 +775,10 @@ for (patch, width, depth), (errors, distances) in RECORDED_SHAPES.items():
           f"{np.mean(distances):4.1f} ± {np.std(distances, ddof=1):.1f}")  # fmt: skip
 
 # %% [markdown]
-# Then MNIST, at 28×28. Ten DiTs saw the same 768,000 images each (`benchmarks/transformers.py`, on a GPU; one seed, and one
-# learning rate for all. The script lists two more, of width 128 and patch 2, which were not run.)
-# Each then drew 5,000 digits at $w = 1$. We fit $\log(\text{quality})$ by a straight line: in the logarithm of the
-# operations, of the parameters, and of both.
+# Then MNIST, at 28×28. Ten DiTs saw the same 768,000 images each (`benchmarks/transformers.py`, on a GPU; one
+# seed, and one learning rate for all. The script lists two more, of width 128 and patch 2, which were not run.)
+# Each then drew 5,000 digits at $w = 1$. We fit $\log(\text{quality})$ by a straight line: in the logarithm of
+# the operations, of the parameters, and of both.
 #
 # **Predict, then run.** Which of the two explains more of the differences?
 
@@ -1090,10 +1090,11 @@ at_16 = {kind: error[15] / error[-1] for kind, (error, _) in of_digits.items()}
 assert at_16["x0"] < 1.1 and at_16["v"] > 1.5 and at_16["eps"] > 4
 
 # %% [markdown]
-# The right panel is for Gaussian data with the *covariance* of the digits. They have no sharp $d$, but the picture is
-# the same: with $h = 16$ of 64, $\hat x_0$ is within 10 % of the best possible error, and $\hat\varepsilon$ has more
-# than four times as much. (Real digits are not Gaussian, and this is one noise level, $\alpha = \sigma$. A skip around
-# the network, as in chapter 12's preconditioning, would help $\hat\varepsilon$: it hands the noise on.)
+# The right panel is for Gaussian data with the *covariance* of the digits. They have no sharp $d$, but the
+# picture is the same: with $h = 16$ of 64, $\hat x_0$ is within 10 % of the best possible error, and
+# $\hat\varepsilon$ has more than four times as much. (Real digits are not Gaussian, and this is one noise level,
+# $\alpha = \sigma$. A skip around the network, as in chapter 12's preconditioning, would help $\hat\varepsilon$:
+# it hands the noise on.)
 #
 # Is it so for trained networks? The benchmark trained DiTs that see the whole digit as *one* patch of 64 numbers, 16
 # or 64 channels wide. They differ only in what the last layer predicts: all have the *same* loss, the error of $x_0$
@@ -1127,11 +1128,11 @@ flops_of_token = counting.dit_flops(8, 1, patch=8, width=64, depth=2, head_size=
 assert 10 * sum(flops_of_token.values()) < by_formula
 
 # %% [markdown]
-# With 16 channels, $\hat v$ has a fifth more error than $\hat x_0$, and the samples are lost: a part of the noise cannot
-# leave the network, and every step leaves it in. $\hat\varepsilon$ is worse still. With 64 channels the gaps are
-# smaller, but they do not close: width $D$ makes the answer possible, not easy. (The samples of $\hat\varepsilon$ fail
-# at both widths. They begin at $t = 0.99$, where its error becomes 64 times as large in $x_0$: chapter 02's
-# determinant.)
+# With 16 channels, $\hat v$ has a fifth more error than $\hat x_0$, and the samples are lost: a part of the noise
+# cannot leave the network, and every step leaves it in. $\hat\varepsilon$ is worse still. With 64 channels the
+# gaps are smaller, but they do not close: width $D$ makes the answer possible, not easy. (The samples of
+# $\hat\varepsilon$ fail at both widths. They begin at $t = 0.99$, where its error becomes 64 times as large in
+# $x_0$: chapter 02's determinant.)
 #
 # And see the wide $\hat x_0$: its distance is less than half of the best in section 7's table, with a tenth of the
 # operations. Those networks predict $v$, have another loss, and draw from $t = 1$, so more than one thing differs.

@@ -410,8 +410,8 @@ np.testing.assert_allclose(v_u + W * (v_c - v_u), v_guided, atol=1e-4)  # float3
 # and near $t = 0$ the state itself nearly shows $x_0$.
 #
 # To compare processes we need one common scale: the log-SNR $\lambda$. All of them lose the same thing, the
-# squared error of $D$, each with its own weight. For the rectified flow $v - (x_1 - x_0) = (x_0 - D)/t$, so the weight
-# is $t^{-2}$; for the $v$ of the cosine process it is $\sigma^{-2}$. The density of the times in $\lambda$
+# squared error of $D$, each with its own weight. For the rectified flow $v - (x_1 - x_0) = (x_0 - D)/t$, so the
+# weight is $t^{-2}$; for the $v$ of the cosine process it is $\sigma^{-2}$. The density of the times in $\lambda$
 # multiplies it.
 #
 # **Predict, then run.** Which two of these three are nearest to each other: cosine with $v$, rectified flow with
@@ -473,9 +473,10 @@ assert in_tails["flow, logit-normal"] < in_tails["flow, uniform"] / 3
 assert abs(by_times / by_weight - 1) < 0.02  # 40,000 examples: about half a percent each
 
 # %% [markdown]
-# Cosine with $v$ and the flow with uniform times. For an exact cosine their weights are *proportional*, with the factor
-# $2/\pi$: they train on the same loss, although the processes look so different (Kingma & Gao 2023). Logit-normal times
-# change the weights: beyond $|\lambda| = 6$ less than a third of that part of the loss is left.
+# Cosine with $v$ and the flow with uniform times. For an exact cosine their weights are *proportional*, with the
+# factor $2/\pi$: they train on the same loss, although the processes look so different (Kingma & Gao 2023).
+# Logit-normal times change the weights: beyond $|\lambda| = 6$ less than a third of that part of the loss is
+# left.
 #
 # **The shift.** In a picture of twice the side each old pixel becomes four that show nearly the same. Their mean
 # has half the noise. So the same *time* hides less of a large picture. To hide as much, the level
@@ -508,10 +509,11 @@ for ax, images, name in zip(axes, pictures_of, names_of, strict=True):
 plt.show()
 
 # %% [markdown]
-# The third: the means of its 2×2 pixels have the noise of the first row. Where a picture is nothing but
-# repeated pixels, this is exact, and we can check it. A number $u$ from our mixture on the line is shown four times,
-# each time with noise of its own. The mean of the four is all that they say about $u$. If equation (8) is right, four pixels at the shifted time give the same posterior as one at $t$, and DDIM
-# with four pixels on a *shifted grid* takes the same steps as with one on the grid itself.
+# The third: the means of its 2×2 pixels have the noise of the first row. Where a picture is nothing but repeated
+# pixels, this is exact, and we can check it. A number $u$ from our mixture on the line is shown four times, each
+# time with noise of its own. The mean of the four is all that they say about $u$. If equation (8) is right, four
+# pixels at the shifted time give the same posterior as one at $t$, and DDIM with four pixels on a *shifted grid*
+# takes the same steps as with one on the grid itself.
 
 
 # %%
@@ -558,8 +560,8 @@ blocks = np.asarray(noise_16).reshape(10, 8, 2, 8, 2).mean((2, 4)).std() * t_lar
 assert abs(blocks / (t_small / (1 - t_small)) - 1) < 0.11
 
 # %% [markdown]
-# With the shift, four pixels end exactly where one pixel ends. Without it, the same number of steps has a larger error
-# here: at the uniform times the mean of four pixels has other noise levels.
+# With the shift, four pixels end exactly where one pixel ends. Without it, the same number of steps has a larger
+# error here: at the uniform times the mean of four pixels has other noise levels.
 #
 # Real pictures of twice the side are not only repeated pixels. They also have new details, and for these the argument
 # does not hold. So the factor is tuned: from 256 to 1024 pixels the rule says 4, and Esser et al. (2024, section 5.3)
@@ -617,8 +619,8 @@ np.testing.assert_allclose(one_step["its ends, joined"], S_DATA * start_bell, at
 # Euler step ends for every start in the same point, the mean of the data: at $t = 1$ the lines from a noise go to all
 # data alike.
 #
-# When we join the ends of the flow's paths by even straight lines, nothing about the distribution changes. But the new
-# lines do not cross, so the mean (2) is over one line only, and one step is exact.
+# When we join the ends of the flow's paths by even straight lines, nothing about the distribution changes. But
+# the new lines do not cross, so the mean (2) is over one line only, and one step is exact.
 #
 # The same with pictures. The released network `mnist_flow` was trained with the loss (3) on MNIST, from independent
 # pairs.
@@ -656,9 +658,9 @@ print(f"S per pixel {S_pixel:.3f}")
 assert twins["1 step"] < twins["20 steps"] / 5 and S_pixel > 0.02
 
 # %% [markdown]
-# No. One step ends for each digit in nearly the same blurred picture, the mean of all its handwritings. So straight *training
-# lines* do not make straight *paths*. Chapter 18 is about networks that need one step only. Here we make the
-# paths themselves straight.
+# No. One step ends for each digit in nearly the same blurred picture, the mean of all its handwritings. So
+# straight *training lines* do not make straight *paths*. Chapter 18 is about networks that need one step only.
+# Here we make the paths themselves straight.
 
 # %% [markdown]
 # ## 6 · Reflow, exactly
@@ -670,10 +672,10 @@ assert twins["1 step"] < twins["20 steps"] / 5 and S_pixel > 0.02
 # 3. learn a new flow from the lines between the pairs, with the same loss (3);
 # 4. repeat if you like.
 #
-# Three facts hold for exact flows (Liu et al. 2023, section 3). The marginals at both ends stay. The transport cost
-# $\mathbb{E}\,c(x_1 - x_0)$ never rises, for every convex $c$ at once. And among the rounds up to $K$ there is one with
-# $S \le \mathbb{E}\|x_1 - x_0\|^2/K$, with the pairs of the beginning: with enough rounds the paths become as straight as
-# you like.
+# Three facts hold for exact flows (Liu et al. 2023, section 3). The marginals at both ends stay. The transport
+# cost $\mathbb{E}\,c(x_1 - x_0)$ never rises, for every convex $c$ at once. And among the rounds up to $K$ there
+# is one with $S \le \mathbb{E}\|x_1 - x_0\|^2/K$, with the pairs of the beginning: with enough rounds the paths
+# become as straight as you like.
 
 # %% [markdown]
 # How straight is the exact flow of the three clouds in the plane after *one* round? All lines are at
@@ -744,8 +746,9 @@ assert skew.mean() > 0.02 * np.abs(slopes_of_T).mean()
 assert metrics.frechet(x0_reflow, x0_free) < 0.005
 
 # %% [markdown]
-# No lines meet: at all 4,000 points both eigenvalues are positive. So for these data one exact reflow is *perfectly* straight, $S$ falls from
-# 0.48 to 0, one Euler step from noise is exact, and further rounds change nothing.
+# No lines meet: at all 4,000 points both eigenvalues are positive. So for these data one exact reflow is
+# *perfectly* straight, $S$ falls from 0.48 to 0, one Euler step from noise is exact, and further rounds change
+# nothing.
 #
 # The cost fell from 2.6 to 0.8. Is this the **optimal transport**, the pairing of least cost? The optimal map is the
 # gradient of a convex function (Brenier), so its derivative would be symmetric. $T'$ is not, so it is not optimal.
@@ -758,10 +761,11 @@ assert metrics.frechet(x0_reflow, x0_free) < 0.005
 # %% [markdown]
 # ## 7 · Reflow with a network
 #
-# A network does not know $T$ exactly. We train an MLP on the three clouds (round 0), follow it from 20,000 noises, train
-# a new network on its pairs (round 1), and once more (round 2). Section 6 gives us the exact answer: $S = 0$ from round
-# 1 on, and ends $T(x_1)$ in every round. What differs from that is the networks' doing, and to a small part that of
-# the 100 Euler steps, which we measure too. Everything is done with three seeds.
+# A network does not know $T$ exactly. We train an MLP on the three clouds (round 0), follow it from 20,000
+# noises, train a new network on its pairs (round 1), and once more (round 2). Section 6 gives us the exact
+# answer: $S = 0$ from round 1 on, and ends $T(x_1)$ in every round. What differs from that is the networks'
+# doing, and to a small part that of the 100 Euler steps, which we measure too. Everything is done with three
+# seeds.
 #
 # **Predict, then run.** Which will round 1 improve: $S$, the error of one step against many steps, or the distance
 # to the exact ends $T(x_1)$?
@@ -860,24 +864,26 @@ assert (gap[:, 2] > gap[:, 1] / 2).all() and of_euler < 0.4 * exact_gap.min()
 assert (found["cost"] < 0.9).all()
 
 # %% [markdown]
-# Round 1 makes $S$ more than a hundred times smaller, and the distance of one step to many steps more than five times
-# smaller. The distance to the *exact* ends does not fall. Round 1 learns from the ends of round 0, with all their errors.
+# Round 1 makes $S$ more than a hundred times smaller, and the distance of one step to many steps more than five
+# times smaller. The distance to the *exact* ends does not fall. Round 1 learns from the ends of round 0, with all
+# their errors.
 #
-# Two lessons. **A floor**: the exact $S$ is 0 from round 1 on, but what the networks show is not. What is left is the
-# error of the network, and round 2 hardly changes it. Where no lines
-# of the *exact* flow meet after the first round, a second one has little left to do: here $S$ falls by less than a
-# quarter, and the distance to the exact ends does not fall. And **straight is not right**: $S$ compares the path with its own ends. It says
-# how many steps are needed, and nothing about where the path ends. So report both, $S$ and a distance to the data.
+# Two lessons. **A floor**: the exact $S$ is 0 from round 1 on, but what the networks show is not. What is left is
+# the error of the network, and round 2 hardly changes it. Where no lines of the *exact* flow meet after the first
+# round, a second one has little left to do: here $S$ falls by less than a quarter, and the distance to the exact
+# ends does not fall. And **straight is not right**: $S$ compares the path with its own ends. It says how many
+# steps are needed, and nothing about where the path ends. So report both, $S$ and a distance to the data.
 
 # %% [markdown]
 # ## 8 · Optimal transport in each batch
 #
-# Reflow needs a trained flow and simulated pairs. Can we have few crossings from the start? Draw a batch of data and a batch
-# of noise, and assign the noises so that the sum of $\|x_0 - x_1\|^2$ in the batch is the least
-# (Pooladian et al. 2023; Tong et al. 2024). This **minibatch optimal transport** is one call of an assignment solver.
-# The noise of the batch is the same, only its order changes. So both marginals stay exactly as they are.
+# Reflow needs a trained flow and simulated pairs. Can we have few crossings from the start? Draw a batch of data
+# and a batch of noise, and assign the noises so that the sum of $\|x_0 - x_1\|^2$ in the batch is the least
+# (Pooladian et al. 2023; Tong et al. 2024). This **minibatch optimal transport** is one call of an assignment
+# solver. The noise of the batch is the same, only its order changes. So both marginals stay exactly as they are.
 #
-# Between Gaussians the optimum is known. From $\mathcal N(0, I)$ to $\mathcal N(\mu, \Sigma)$ the best map and its cost are
+# Between Gaussians the optimum is known. From $\mathcal N(0, I)$ to $\mathcal N(\mu, \Sigma)$ the best map and
+# its cost are
 #
 # $$T(x_1) = \mu + \Sigma^{1/2} x_1, \qquad
 # W_2^2 = \|\mu\|^2 + \sum_i (s_i - 1)^2, \tag{10}$$
@@ -967,23 +973,26 @@ assert vary[2] > 3 * vary[64]
 assert max(S_ot) < S_before / 20 and min(S_ot) > 5 * S[:, 1].max()
 
 # %% [markdown]
-# In 2 dimensions a batch of 64 has more than 85 % of the possible gain, in 64 dimensions less than a third, and with 512
-# pairs still less than half. In many dimensions all pairs are about equally far apart, and a batch has no good
-# partner to offer. So a result about "optimal transport" is a result about one batch size and one dimension.
+# In 2 dimensions a batch of 64 has more than 85 % of the possible gain, in 64 dimensions less than a third, and
+# with 512 pairs still less than half. In many dimensions all pairs are about equally far apart, and a batch has
+# no good partner to offer. So a result about "optimal transport" is a result about one batch size and one
+# dimension.
 #
-# On the three clouds it works well. The slopes of neighbouring lines differ less and less as the batch grows. A network
-# that was trained with $B = 64$ has less than a twentieth of the $S$ of the flow of independent pairs, and no
-# simulated pairs were needed. Reflow's networks of section 7 are straighter still. A part of that is their batches of 256,
-# which also saw four times as many examples.
+# On the three clouds it works well. The slopes of neighbouring lines differ less and less as the batch grows. A
+# network that was trained with $B = 64$ has less than a twentieth of the $S$ of the flow of independent pairs,
+# and no simulated pairs were needed. Reflow's networks of section 7 are straighter still. A part of that is their
+# batches of 256, which also saw four times as many examples.
 
 # %% [markdown]
 # ## 9 · Break it on purpose: a coupling that does not know the labels
 #
-# Now a network with classes, as in chapter 07. Somebody takes the coupling of section 8 as it is. The noise of the whole batch is standard normal. But a class does not train on the whole batch. It
-# trains on the noises that became partners of its own points, and those lie on its side.
+# Now a network with classes, as in chapter 07. Somebody takes the coupling of section 8 as it is. The noise of
+# the whole batch is standard normal. But a class does not train on the whole batch. It trains on the noises that
+# became partners of its own points, and those lie on its side.
 #
 # **Predict, then run.** Each of the three clouds is a class. What are the mean and the spread of the noise that class 2, the
-# narrow cloud at the lower right, is trained with? And where will its samples go, if we start them in standard normal noise?
+# narrow cloud at the lower right, is trained with? And where will its samples go, if we start them in standard
+# normal noise?
 
 # %%
 CLASSES = {"labels ignored": whole_batch, "within classes": flow.optimal}
@@ -1056,24 +1065,25 @@ assert S_blind > 10 * max(S_ot) and max(last_loss["labels ignored"]) < min(
 )
 
 # %% [markdown]
-# With the labels ignored, the noise of class 2 has a mean of length 1.3 in the direction of its cloud, and a spread of
-# about 0.6 instead of 1. The network has never seen this class with noise from the other sides. When we start it there,
-# it has to guess, and only about a third of the samples end in their cloud. Within classes the noise is standard
-# normal, and over 93 % of the samples arrive.
+# With the labels ignored, the noise of class 2 has a mean of length 1.3 in the direction of its cloud, and a
+# spread of about 0.6 instead of 1. The network has never seen this class with noise from the other sides. When we
+# start it there, it has to guess, and only about a third of the samples end in their cloud. Within classes the
+# noise is standard normal, and over 93 % of the samples arrive.
 #
 # Nothing complains. The noise of the whole batch *is* standard normal, and the loss of the trained network on its own
 # pairs is even lower than within classes. Only the samples are wrong.
 #
-# The rule: **couple within what the network sees as a condition**, and within nothing else. The last line shows the other
-# side. A network without labels (one, from one seed), with pairs made within classes, still has crossing lines, and $S$ stays more than ten
-# times as large. With text as the condition there are no two examples with the same one, so this cure
-# does not exist there.
+# The rule: **couple within what the network sees as a condition**, and within nothing else. The last line shows
+# the other side. A network without labels (one, from one seed), with pairs made within classes, still has
+# crossing lines, and $S$ stays more than ten times as large. With text as the condition there are no two examples
+# with the same one, so this cure does not exist there.
 
 # %% [markdown]
 # ## 10 · From any source to any target
 #
-# Nothing in (1) to (4) needs $x_1$ to be noise. It may be a second set of data. Then $v$ carries one set to the other.
-# Only what used the Gaussian is lost: the score in (5), and every sampler that adds noise by chapter 03's rule.
+# Nothing in (1) to (4) needs $x_1$ to be noise. It may be a second set of data. Then $v$ carries one set to the
+# other. Only what used the Gaussian is lost: the score in (5), and every sampler that adds noise by chapter 03's
+# rule.
 #
 # We send the two moons to the spiral, with one network, from one seed, for each of two couplings: independent pairs,
 # and optimal transport in batches of 128.
@@ -1123,9 +1133,9 @@ coordinates(fig)
 plt.show()
 
 # %% [markdown]
-# And with pictures: from handwritten **ones** to **sevens**, the small digits as 64 numbers each. There are few of them,
-# so we assign all training ones to all training sevens once, and train on these fixed pairs. The judge is the
-# classifier of chapter 07.
+# And with pictures: from handwritten **ones** to **sevens**, the small digits as 64 numbers each. There are few
+# of them, so we assign all training ones to all training sevens once, and train on these fixed pairs. The judge
+# is the classifier of chapter 07.
 
 # %%
 expert, held_out = weights.load("digits_classifier"), data.load("digits", split="test")
@@ -1166,14 +1176,15 @@ assert max(fit_of.values()) < metrics.mmd(moons_test, roll_test) / 10
 assert change["optimal partners"] < 0.95 * change["random partners"] and min(judged.values()) > 0.8
 
 # %% [markdown]
-# With optimal partners the points move a little less, by 5 to 20 % in the mean square. The difference is small, because
-# the flow of *independent* pairs has unlearnt most of their detours already: its points move less than a third of
-# the mean square distance between independent pairs. Straightness is where the two differ, by more than twenty times.
-# (The outer end of the spiral is sharp with neither: so small a network does not learn it in 1,500 steps.)
+# With optimal partners the points move a little less, by 5 to 20 % in the mean square. The difference is small,
+# because the flow of *independent* pairs has unlearnt most of their detours already: its points move less than a
+# third of the mean square distance between independent pairs. Straightness is where the two differ, by more than
+# twenty times. (The outer end of the spiral is sharp with neither: so small a network does not learn it in 1,500
+# steps.)
 #
-# The ones become sevens with either coupling. With optimal partners the pixels change less. Which one should become which
-# seven is nowhere in the data. The coupling decides it: "nearest in pixels" is *our* choice, and for another task
-# it may be the wrong one.
+# The ones become sevens with either coupling. With optimal partners the pixels change less. Which one should
+# become which seven is nowhere in the data. The coupling decides it: "nearest in pixels" is *our* choice, and for
+# another task it may be the wrong one.
 
 # %% [markdown]
 # ## 11 · Bridges: the noisy relatives
@@ -1187,14 +1198,15 @@ assert change["optimal partners"] < 0.95 * change["random partners"] and min(jud
 # $D(x, t) = \mathbb{E}[x_0 | x_t]$ from them, and the sampler draws each next state from the bridge between $x_t$ and
 # $D$ (I²SB, Liu et al. 2023). With $g = 0$ it is Euler's method.
 #
-# Among all random motions that carry one end's distribution to the other's, which stays nearest to the plain Brownian
-# motion? It is the **Schrödinger bridge**: its pairs are those of *entropic* optimal transport, and between its pairs it
-# is (11). Between $\mathcal N(0, b)$ and $\mathcal N(0, a)$ its pairs have the covariance
+# Among all random motions that carry one end's distribution to the other's, which stays nearest to the plain
+# Brownian motion? It is the **Schrödinger bridge**: its pairs are those of *entropic* optimal transport, and
+# between its pairs it is (11). Between $\mathcal N(0, b)$ and $\mathcal N(0, a)$ its pairs have the covariance
 #
 # $$c = \tfrac12\big(\sqrt{4ab + g^4} - g^2\big). \tag{12}$$
 #
-# Everything here is linear and Gaussian, so a run of the sampler is a product of numbers. Start with *independent* pairs,
-# run the bridge, take its ends as new pairs, and repeat. This is reflow with noise (Shi et al. 2023).
+# Everything here is linear and Gaussian, so a run of the sampler is a product of numbers. Start with
+# *independent* pairs, run the bridge, take its ends as new pairs, and repeat. This is reflow with noise (Shi et
+# al. 2023).
 #
 # **Predict, then run.** To which covariance will the pairs go, and how fast, for $g = 0$, $0.5$ and $1$?
 
@@ -1230,9 +1242,9 @@ for g in (0.0, 0.5, 1.0):
 
 # %% [markdown]
 # Now between sets of points, without a network. There are 100 points of the moons and 100 of the spiral.
-# `flow.entropic` computes the shares of all pairs by Sinkhorn's iteration. Given $x_t$, each pair has a probability, and
-# $D$ is the mean of $x_0$ with these probabilities. So $D$ is exact. For comparison we take the same bridge with
-# *independent* pairs: all shares equal.
+# `flow.entropic` computes the shares of all pairs by Sinkhorn's iteration. Given $x_t$, each pair has a
+# probability, and $D$ is the mean of $x_0$ with these probabilities. So $D$ is exact. For comparison we take the
+# same bridge with *independent* pairs: all shares equal.
 #
 # **Predict, then run.** We start 200 paths in one point of the moons. Where do they end with little noise, and where with much?
 
@@ -1318,24 +1330,26 @@ to_start, to_all = (
 assert to_all > 0.2 and to_start < np.linalg.norm(left[FROM] - right.mean(0))
 
 # %% [markdown]
-# The pairs go to the covariance (12). For $g = 0$ one round is enough, and (12) is the optimal transport: the covariance
-# $\sqrt{ab}$ of $x_1$ and $\sqrt{a/b}\,x_1$. With noise the rounds come closer step by step. In every round the end has the
-# right variance $a$: as in section 6, the marginals stay and only the pairs change.
+# The pairs go to the covariance (12). For $g = 0$ one round is enough, and (12) is the optimal transport: the
+# covariance $\sqrt{ab}$ of $x_1$ and $\sqrt{a/b}\,x_1$. With noise the rounds come closer step by step. In every
+# round the end has the right variance $a$: as in section 6, the marginals stay and only the pairs change.
 #
-# Between the sets of points the end depends on $g$. With little noise the paths of one start end near together; with much noise
-# they spread over the spiral. The Schrödinger bridge ends as its own pairs say, because these pairs are where
-# the rounds stop. The bridge of *independent* pairs does not: its pairs would send each point everywhere alike, but from
-# this start the paths end, in the mean, nearer to it than the mean of the spiral is. The sampler forgets where it came from and sees $x_t$ alone.
+# Between the sets of points the end depends on $g$. With little noise the paths of one start end near together;
+# with much noise they spread over the spiral. The Schrödinger bridge ends as its own pairs say, because these
+# pairs are where the rounds stop. The bridge of *independent* pairs does not: its pairs would send each point
+# everywhere alike, but from this start the paths end, in the mean, nearer to it than the mean of the spiral is.
+# The sampler forgets where it came from and sees $x_t$ alone.
 #
-# So which noise is right? For generating samples both ends are right with every $g$. For pairs that must stay pairs, as in
-# restoring pictures, $g$ decides how much of the start is kept.
+# So which noise is right? For generating samples both ends are right with every $g$. For pairs that must stay
+# pairs, as in restoring pictures, $g$ decides how much of the start is kept.
 
 # %% [markdown]
 # ## 12 · Explore: the same noise, three couplings
 #
-# Three flows from the same noise to the three clouds: the exact flow of independent pairs, the network of section 8
-# (optimal transport in batches of 64), and the exact reflow of section 6. Each black line is the whole path of a point. The
-# orange dots are the points at the time of the slider, and the blue dots are data. Choose the coupling in the menu.
+# Three flows from the same noise to the three clouds: the exact flow of independent pairs, the network of section
+# 8 (optimal transport in batches of 64), and the exact reflow of section 6. Each black line is the whole path of
+# a point. The orange dots are the points at the time of the slider, and the blue dots are data. Choose the
+# coupling in the menu.
 #
 # **Predict, then run.** At which times do the dots of the three flows differ most?
 
@@ -1407,12 +1421,12 @@ assert 0.2 < widest < 0.8 and between_flows[1.0] == 0 and between_flows[0.0] < 1
 # ## 13 · Break it on purpose: two clocks
 #
 # **Direction.** In this course $t = 1$ is noise. Most papers on flow matching have $\tau = 0$ for noise and
-# $\tau = 1$ for data. So their velocity is $u(x, \tau) = -v(x, 1 - \tau)$: two changes, a sign and a clock. Somebody loads
-# such a network into our sampler and makes only one of them, or none.
+# $\tau = 1$ for data. So their velocity is $u(x, \tau) = -v(x, 1 - \tau)$: two changes, a sign and a clock.
+# Somebody loads such a network into our sampler and makes only one of them, or none.
 #
 # **A shift that only the training knows.** In training the times are drawn as $t = \text{shift}(r)$ with
-# $k = 3$, the state is made at $t$, and the network is told $r$. The loss is perfectly normal. In sampling nobody remembers the shift:
-# the network is told $t$ for a state at $t$.
+# $k = 3$, the state is made at $t$, and the network is told $r$. The loss is perfectly normal. In sampling nobody
+# remembers the shift: the network is told $t$ for a state at $t$.
 #
 # **Predict, then run.** Which of these mistakes leave samples that look nearly right?
 
@@ -1480,9 +1494,9 @@ assert abs(of_lone["both changes"].mean() - 1) < 0.03  # 2,000 samples, 50 steps
 assert min(of_lone[name].std() for name in ("sign forgotten", "both forgotten")) > 3
 
 # %% [markdown]
-# A wrong sign cannot be overlooked: the points run away from the data, and most of them leave the picture. A wrong clock
-# can be overlooked. All samples stay in the picture and form three clouds, only drawn together: their spread is too
-# small by 15 to 40 %. One would look for the cause in the network.
+# A wrong sign cannot be overlooked: the points run away from the data, and most of them leave the picture. A
+# wrong clock can be overlooked. All samples stay in the picture and form three clouds, only drawn together: their
+# spread is too small by 15 to 40 %. One would look for the cause in the network.
 #
 # The loss cannot show either mistake, since both are made after training. A test can, and it costs a minute. Put the
 # *exact* velocity of a Gaussian whose mean is not 0 in the place of the network, in the *network's* convention. Then

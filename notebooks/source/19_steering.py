@@ -59,8 +59,8 @@ plots.use_style()
 # ## 1 · One picture
 #
 # A point lies somewhere in the plane. We know the distribution that it comes from: three Gaussians, the
-# **prior**. Somebody measures how far to the right the point is, with a ruler that errs by $\sigma_y = 0.1$, and reads
-# $y = 0.4$. Where is the point?
+# **prior**. Somebody measures how far to the right the point is, with a ruler that errs by $\sigma_y = 0.1$, and
+# reads $y = 0.4$. Where is the point?
 #
 # Bayes' rule gives the exact answer, the **posterior**: two of the three clouds are possible. The upper one has
 # a probability of about three quarters. All panels use the same exact denoiser of the prior. Nothing is
@@ -171,8 +171,8 @@ assert upper(first_look["replacement"]) < 0.5 < 0.8 < upper(first_look["DPS"])
 # ## 2 · Bayes' rule for a denoiser
 #
 # Let $y = A x_0 + \sigma_y\,\varepsilon$ with a known matrix $A$. For data from a mixture the posterior is a
-# mixture again (for one Gaussian: Bishop 2006, section 2.3.3). Component $k$ has the gain $G_k = C_k A^\top (A C_k A^\top +
-# \sigma_y^2 I)^{-1}$, and becomes
+# mixture again (for one Gaussian: Bishop 2006, section 2.3.3). Component $k$ has the gain $G_k = C_k A^\top (A
+# C_k A^\top + \sigma_y^2 I)^{-1}$, and becomes
 #
 # $$\mathcal N\big(m_k + G_k (y - A m_k),\; C_k - G_k A C_k\big), \qquad
 # w_k' \propto w_k\, \mathcal N(y;\, A m_k,\, A C_k A^\top + \sigma_y^2 I). \tag{1}$$
@@ -724,13 +724,14 @@ assert (
 # by the same factors, so the noise grows by them. The result is consistent and worthless. **A residual of 0 is a
 # bad sign: the truth has 1.**
 #
-# DPS and ΠGDM know that the ruler errs. The judge recognises more of their deblurred digits than of the blurred $y$
-# itself. But the linear estimate, which knows only the mean digit and $\sigma_y$, is recognised as often: for a blur the
-# gain comes from using $\sigma_y$. For the missing pixels it is not enough, and there DPS and ΠGDM are far ahead.
+# DPS and ΠGDM know that the ruler errs. The judge recognises more of their deblurred digits than of the blurred
+# $y$ itself. But the linear estimate, which knows only the mean digit and $\sigma_y$, is recognised as often: for
+# a blur the gain comes from using $\sigma_y$. For the missing pixels it is not enough, and there DPS and ΠGDM are
+# far ahead.
 #
-# A draw from the posterior has a consistency of 1, as the truth does. DPS has 0.7 for the missing pixels: it has copied
-# a part of the noise. ΠGDM has 1.15 for the blocks. With 3 % of error, this already says that neither draws
-# from the posterior.
+# A draw from the posterior has a consistency of 1, as the truth does. DPS has 0.7 for the missing pixels: it has
+# copied a part of the noise. ΠGDM has 1.15 for the blocks. With 3 % of error, this already says that neither
+# draws from the posterior.
 #
 # And one draw hides what is unknown. Here are twelve draws from ΠGDM for each of three thumbnails.
 
@@ -748,8 +749,9 @@ print("what the judge sees:", *("".join(map(str, row)) for row in seen_as))
 assert sorted(len(set(row)) for row in seen_as.tolist()) == [1, 1, 2]
 
 # %% [markdown]
-# For two of the three thumbnails the judge sees one digit in all twelve draws. The one in the middle is seen as two
-# different digits. A single restored picture would have hidden that. Show several draws, or do not call it a measurement.
+# For two of the three thumbnails the judge sees one digit in all twelve draws. The one in the middle is seen as
+# two different digits. A single restored picture would have hidden that. Show several draws, or do not call it a
+# measurement.
 
 # %% [markdown]
 # ## 9 · Particles: wrong guesses, right weights
@@ -763,8 +765,9 @@ assert sorted(len(set(row)) for row in seen_as.tolist()) == [1, 1, 2]
 # - The **effective sample size**, $1/\sum_i w_i^2$ for weights that sum to 1, says how many particles count.
 
 # %% [markdown]
-# With weights at the end alone, many particles run for nothing. **Sequential Monte Carlo** weights them on the way:
-# a **twist** $\psi_t(x_t)$ guesses $E[e^{r} \mid x_t]$. The weight starts at $\psi_1(x_1)$, and each step multiplies it by
+# With weights at the end alone, many particles run for nothing. **Sequential Monte Carlo** weights them on the
+# way: a **twist** $\psi_t(x_t)$ guesses $E[e^{r} \mid x_t]$. The weight starts at $\psi_1(x_1)$, and each step
+# multiplies it by
 #
 # $$\frac{\psi_s(x_s)}{\psi_t(x_t)} \cdot \frac{p(x_s \mid x_t)}{q(x_s \mid x_t)}, \tag{7}$$
 #
@@ -1310,11 +1313,11 @@ assert of_the_mean < of_each / 5
 # missing. A curve of the reward alone cannot.
 
 # %% [markdown]
-# DPO ends farther below the frontier, at about half of Flow-GRPO's KL. On its way it leaves the picture to the right,
-# and comes back. This is no verdict: both learn for seconds, and the KL here is that of the path. Flow-GRPO pays for
-# this number, DPO does not know it, and it is only an upper bound on the KL of the ends. DPO never sees a reward, only pairs. Its $\beta$ is a price as well,
-# but in units of squared error, so the same number means another distance. **Do not compare methods by their
-# $\beta$. Compare them at equal KL.**
+# DPO ends farther below the frontier, at about half of Flow-GRPO's KL. On its way it leaves the picture to the
+# right, and comes back. This is no verdict: both learn for seconds, and the KL here is that of the path.
+# Flow-GRPO pays for this number, DPO does not know it, and it is only an upper bound on the KL of the ends. DPO
+# never sees a reward, only pairs. Its $\beta$ is a price as well, but in units of squared error, so the same
+# number means another distance. **Do not compare methods by their $\beta$. Compare them at equal KL.**
 #
 # Two slips are easy to make. In (10) the logarithm of each pair comes first and then the mean; the logarithm of
 # a mean lets one good pair pay for many bad ones. And the advantage is divided by the rewards' spread, so the

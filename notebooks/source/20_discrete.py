@@ -430,8 +430,8 @@ assert abs(different - 178.6) < 16
 # The exact reader corrects sentences of which a third was forgotten: more than nine of ten are right in all
 # letters. And in writing it is far ahead: in four steps more than half of its sentences are correct, in 16 nearly
 # all, and they are as different from each other as independent draws would be. Masks in random order need one
-# step for each letter to be always right. A likely reason is repair: most strings are no sentence, so a mistake can be
-# *seen*, and the uniform chain is allowed to correct it.
+# step for each letter to be always right. A likely reason is repair: most strings are no sentence, so a mistake
+# can be *seen*, and the uniform chain is allowed to correct it.
 #
 # In section 3 every string was possible. Nothing looked like a mistake, nothing could be repaired, and masks were
 # nearer to the data. So "masks or random letters" has no answer without the data. And this reader is exact. A
