@@ -637,16 +637,34 @@ def _two_clouds(rng, apart):
         yield (1 - t) * x0[i] + t * x1[j] + noise, t, x0, x1, scale
 
 
+def _two_groups(rng):
+    """Points in two groups on either side, unequally shared: the iteration takes many rounds."""
+    for D, groups0, groups1 in ((1, [0, 0, 1], [0, 0, 1, 1, 1]), (2, [0, 1, 1, 1], [0, 0, 1])):
+        scale, t = number(rng, 1.2, 1.5), number(rng, 0.3, 0.7)
+        across = np.resize([1.0, -0.6], D)
+        across *= 6 * scale / np.linalg.norm(across)
+        x0, x1 = (
+            np.outer(groups, across) + rng.normal(0, 0.4 * scale, (len(groups), D))
+            for groups in (groups0, groups1)
+        )
+        i, j = rng.integers(len(x0), size=6), rng.integers(len(x1), size=6)
+        noise = scale * np.sqrt(t * (1 - t)) * rng.normal(size=(6, D))
+        yield (1 - t) * x0[i] + t * x1[j] + noise, t, x0, x1, scale
+
+
 BRIDGE = exercise(
     "17.7 · A Schrödinger bridge between points",
     bridge_guess,
     Part("clouds that overlap", 2, lambda rng: _two_clouds(rng, 1.5)),
-    Part("clouds far apart", 2, lambda rng: _two_clouds(rng, 68.0)),
+    Part("clouds far apart", 1, lambda rng: _two_clouds(rng, 68.0)),
+    Part("clouds of two groups", 1, _two_groups),
     mistakes="""
     that is the bridge of independent pairs: Sinkhorn's shares are missing
         log_pair - square -> -square
     only one side has the right sums: the rows and the columns must add up
         range(200) -> range(1)
+    the iteration has not converged yet: give it 200 rounds
+        range(200) -> range(10)
     the shares cost ‖x0 − x1‖²/(2·scale²): the 2 is missing
         .sum(-1) / (2 * scale**2) -> .sum(-1) / scale**2
     the shares cost ‖x0 − x1‖²/(2·scale²): scale is squared
