@@ -1,6 +1,6 @@
 """Recipes are run and measured: ``diffusion-course train NAME``.
 
-`train` runs a recipe of `recipe.RECIPES` with the library's own `fit`, measures the result and
+`train` runs a recipe of `RECIPES` with the library's own `fit`, measures the result and
 saves weights with their card. Chapters train with the same recipes, only shorter.
 """
 
@@ -27,16 +27,14 @@ from diffusion_course.training.objectives import (
     mean_flow_objective,
 )
 from diffusion_course.training.recipe import (
-    RECIPES,
     AutoencoderRecipe,
     ClassifierRecipe,
     ConsistencyRecipe,
     DiffusionRecipe,
     LatentRecipe,
     MeanFlowRecipe,
-    Recipe,
-    names,
 )
+from diffusion_course.training.released import RECIPES, Recipe, names
 from diffusion_course.training.resume import RunFolder
 from diffusion_course.weights import card, features
 
