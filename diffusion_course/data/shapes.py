@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_course.checks import integer, one_of
 from diffusion_course.data.types import Card, Dataset
+from diffusion_course.models.text import Tokeniser
 
 SPLITS = ("train", "test")
 
@@ -231,6 +232,12 @@ WORDS = (
     "*",
 )
 
+# Captions as the numbers that models of captions read.
+LANGUAGE = Tokeniser(WORDS, LONGEST_CAPTION)
+
+# Models of captions are trained without one of so many combinations of attributes; see `held_out`.
+HELD_OUT = 9
+
 
 def answers(data: Dataset) -> np.ndarray:
     """Shape, colour, size and position of each image, as places in `ATTRIBUTES`: int32 [N, 4].
@@ -252,6 +259,24 @@ def answers(data: Dataset) -> np.ndarray:
     for name, values in list(ATTRIBUTES.items())[1:]:
         columns.append([values.index(value) for value in data.attributes[name]])
     return np.stack([np.asarray(column, np.int32) for column in columns], axis=1)
+
+
+def held_out(data: Dataset, every: int = HELD_OUT) -> np.ndarray:
+    """Which images show a combination that models of captions never see: booleans [N].
+
+    The combinations whose four numbers from `answers` add up to a multiple of `every`. Each single
+    attribute, and each pair of them, is seen all the same.
+
+    Args:
+      data: from `load`, or a subset of it.
+      every: one of so many combinations is held out, at least 2.
+
+    Raises: ValueError for a data set without these attributes, or a smaller number.
+
+    >>> int(held_out(load("test", n=900, size=8)).sum())  # about a ninth
+    99
+    """
+    return answers(data).sum(axis=1) % integer("every", every, minimum=2) == 0
 
 
 _STREAMS = (

@@ -8,7 +8,20 @@ from diffusion_course import checks
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What every recipe says. Each recipe documents its own fields and these."""
+    """What every recipe says; each one documents these fields with its own.
+
+    Attributes:
+      dataset: name for `data.load`; the split "train" is used.
+      model: description for `weights.build`.
+      steps: number of training steps.
+      batch_size: examples per step.
+      learning_rate: peak of Adam's rate.
+      ema: decay of the averaged weights.
+      seed: of initialisation, batches and noise.
+      options: further arguments for `data.load`.
+
+    Raises: ValueError for a value outside its range.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("num_classes",)  # what the model's description must hold
     dataset: str

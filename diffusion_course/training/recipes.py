@@ -18,7 +18,8 @@ from diffusion_course.data import Dataset, toy2d
 from diffusion_course.denoiser import denoiser
 from diffusion_course.evaluation import metrics, points, quality, reconstructions
 from diffusion_course.models.classifier import fitted
-from diffusion_course.training import loop, record, update
+from diffusion_course.training import captioned, loop, record, update
+from diffusion_course.training.captioned import attributes_objective, contrastive_objective
 from diffusion_course.training.objectives import (
     autoencoder_objective,
     classifier_objective,
@@ -34,22 +35,28 @@ from diffusion_course.training.recipe import (
     LatentRecipe,
     MeanFlowRecipe,
 )
+from diffusion_course.training.recipe_text import AttributesRecipe, ContrastiveRecipe, TextRecipe
 from diffusion_course.training.released import RECIPES, Recipe, names
 from diffusion_course.training.resume import RunFolder
 from diffusion_course.weights import card, features
 
 __all__ = [
     "RECIPES",
+    "AttributesRecipe",
     "AutoencoderRecipe",
     "ClassifierRecipe",
     "ConsistencyRecipe",
+    "ContrastiveRecipe",
     "DiffusionRecipe",
     "LatentRecipe",
     "MeanFlowRecipe",
     "Recipe",
+    "TextRecipe",
+    "attributes_objective",
     "autoencoder_objective",
     "classifier_objective",
     "consistency_objective",
+    "contrastive_objective",
     "diffusion_objective",
     "few_steps",
     "judge_for",
@@ -82,8 +89,9 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
         )
     state = options.get("state")
     start = 0 if state is None else int(state.step)
-    examples = _latents(recipe, dataset) if isinstance(recipe, LatentRecipe) else dataset
-    batches = data.batches(examples, size=recipe.batch_size, seed=recipe.seed, start=start)
+    batches = data.batches(
+        _examples(recipe, dataset), size=recipe.batch_size, seed=recipe.seed, start=start
+    )
     settings = {"ema": recipe.ema, "steps": recipe.steps, "optimizer": _optimizer(recipe)}
     model = weights.build(recipe.model, recipe.seed, dtype)
     key = jax.random.key(recipe.seed)
@@ -97,9 +105,14 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
     return loop.fit(model, objective, batches, key=key, **(settings | options))
 
 
-def _latents(recipe: LatentRecipe, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The data set in the latents of the recipe's autoencoder, with its labels."""
-    return latent.encode_all(weights.latent_space(recipe.autoencoder), dataset.x), dataset.labels
+def _examples(recipe: Recipe, dataset: Dataset) -> Dataset | tuple[np.ndarray, np.ndarray]:
+    """What is trained on: the data set, its latents, or its images with answers or captions."""
+    if isinstance(recipe, LatentRecipe):
+        space = weights.latent_space(recipe.autoencoder)
+        return latent.encode_all(space, dataset.x), dataset.labels
+    if isinstance(recipe, AttributesRecipe | TextRecipe | ContrastiveRecipe):
+        return captioned.examples(recipe, dataset)
+    return dataset
 
 
 _OBJECTIVES = {
@@ -109,6 +122,9 @@ _OBJECTIVES = {
     LatentRecipe: diffusion_objective,
     ConsistencyRecipe: consistency_objective,
     MeanFlowRecipe: mean_flow_objective,
+    AttributesRecipe: attributes_objective,
+    TextRecipe: diffusion_objective,
+    ContrastiveRecipe: contrastive_objective,
 }
 
 
@@ -149,8 +165,9 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
       test: unseen examples of the same kind.
 
     Returns: for a classifier the share of unseen images that it recognises; for an autoencoder
-      `reconstructions.measure`; for images `quality.measure` at each of the recipe's scales, or
-      its numbers of evaluations; for points `points.measure`.
+      `reconstructions.measure`; for models of captions what `captioned` measures; for other images
+      `quality.measure` at each of the recipe's scales, or its numbers of evaluations; for points
+      `points.measure`.
     """
     if isinstance(recipe, ClassifierRecipe):
         predicted = quality.judge_all(model, test.x)[0]
@@ -158,6 +175,12 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
     if isinstance(recipe, AutoencoderRecipe):
         expert = fitted(judge_for(recipe.dataset), train.x.shape[1:])
         return asdict(reconstructions.measure(model, expert, train, test))
+    if isinstance(recipe, AttributesRecipe):
+        return captioned.measure_judge(recipe, model, test)
+    if isinstance(recipe, TextRecipe):
+        return captioned.measure_text(recipe, model, test)
+    if isinstance(recipe, ContrastiveRecipe):
+        return captioned.measure_contrastive(recipe, RECIPES[recipe.painter], model, test)
     p = weights.build_process(recipe.process)
     if isinstance(recipe, ConsistencyRecipe | MeanFlowRecipe):
         return _measure_few_steps(recipe, model, train, test)
@@ -266,8 +289,8 @@ def train(
 
 
 def _of_others(recipe: Recipe) -> dict:
-    """Which weights a recipe starts from: another training gives other ones the same name."""
-    others = ("teacher", "autoencoder", "judge")
+    """Which weights a recipe relies on: another training gives other ones the same name."""
+    others = ("teacher", "autoencoder", "judge", "painter")
     named = {other: getattr(recipe, other) for other in others if hasattr(recipe, other)}
     return {f"{key}_sha256": weights.load(name).card.sha256 for key, name in named.items()}
 

@@ -8,8 +8,17 @@ from diffusion_course.training.recipe import (
     LatentRecipe,
     MeanFlowRecipe,
 )
+from diffusion_course.training.recipe_text import AttributesRecipe, ContrastiveRecipe, TextRecipe
 
-Recipe = DiffusionRecipe | ClassifierRecipe | ConsistencyRecipe | MeanFlowRecipe | AutoencoderRecipe
+Recipe = (
+    DiffusionRecipe
+    | ClassifierRecipe
+    | ConsistencyRecipe
+    | MeanFlowRecipe
+    | AutoencoderRecipe
+    | AttributesRecipe
+    | ContrastiveRecipe
+)
 
 # Minutes and accuracies are those on the cards of the released weights, trained on a CPU.
 RECIPES: dict[str, Recipe] = {
@@ -197,6 +206,57 @@ RECIPES: dict[str, Recipe] = {
         batch_size=128,  # so that it sees twice the images of "mnist", for two fifths of its work
         samples=5000,
         sampling_steps=25,
+    ),
+    "shapes_judge": AttributesRecipe(
+        dataset="shapes",
+        model={
+            "class": "AttributeClassifier",
+            "image_channels": 3,
+            "image_size": 32,
+            "answers": [6, 8, 2, 9],
+            "width": 16,
+        },
+        options={"n": 60_000, "size": 32},
+        steps=2000,  # four epochs, after which it is right on all of 6,000 unseen images
+        batch_size=128,
+        learning_rate=2e-3,
+    ),
+    "shapes_text": TextRecipe(
+        dataset="shapes",
+        # The network of "shapes", which is told words in place of a class.
+        model={
+            "class": "UNet",
+            "image_channels": 3,
+            "channels": [32, 64],
+            "stem": 2,
+            "num_classes": 27,
+            "conditioning": "cross-attention",
+        },
+        process={"name": "vp_cosine"},
+        kind="v",
+        options={"n": 60_000, "size": 32},
+        steps=8000,
+        batch_size=128,
+        judge="shapes_judge",
+        scales=(0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0),
+        samples=1000,
+    ),
+    "shapes_clip": ContrastiveRecipe(
+        dataset="shapes",
+        model={
+            "class": "Contrastive",
+            "image_size": 32,
+            "image_channels": 3,
+            "num_words": 27,
+            "dim": 32,
+            "width": 16,
+            "text_width": 32,
+        },
+        options={"n": 60_000, "size": 32},
+        steps=2000,
+        batch_size=256,  # every other caption of a batch is a wrong answer to tell apart
+        learning_rate=2e-3,
+        painter="shapes_text",
     ),
     # Points whose exact denoiser is known: what a chapter measures, it can compare with the truth.
     "toy2d": DiffusionRecipe(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffusion_course import checks, latent, process
-from diffusion_course.models.classifier import Classifier
+from diffusion_course.models.classifier import AttributeClassifier, Classifier
+from diffusion_course.models.contrastive import Contrastive
 from diffusion_course.models.dit import DiT
 from diffusion_course.models.mlp import MLP
 from diffusion_course.models.mmdit import MMDiT
@@ -18,9 +19,9 @@ from diffusion_course.models.vae import VAE, Autoencoder
 from diffusion_course.weights.card import Card, load_card, load_weights
 
 FOLDER = Path(__file__).parent
-_MODELS = {
-    model.__name__: model for model in (UNet, DiT, MMDiT, MLP, Classifier, Autoencoder, VAE, VQVAE)
-}
+_CLASSES = (UNet, DiT, MMDiT, MLP, Classifier, Autoencoder, VAE, VQVAE)
+_CLASSES += (AttributeClassifier, Contrastive)
+_MODELS = {model.__name__: model for model in _CLASSES}
 
 
 class Released(NamedTuple):
