@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 from oracles import examples
 
 from diffusion_course import data, latent, samplers, sampling, weights
+from diffusion_course.data import shapes
 from diffusion_course.evaluation import metrics, points
 from diffusion_course.evaluation.quality import compare, judge_all, measure, reference
 from diffusion_course.models.layers import Conditioning, Linear
@@ -35,12 +36,14 @@ def test_released_weights_load_and_match_their_card_and_recipe(name):
     recipe = recipes.RECIPES[name]
     assert found.card.model == recipe.model
     settings = ["steps", "batch_size", "learning_rate", "ema", "seed"]
-    if isinstance(recipe, recipes.ClassifierRecipe | recipes.AutoencoderRecipe):
+    if not hasattr(recipe, "process"):
         assert found.card.process == {} and found.card.kind == "" and found.process is None
     else:
         assert found.card.process == recipe.process and found.card.kind == recipe.kind
         settings += ["label_dropout", "guidance", "teacher", "autoencoder"]
-    for setting in (s for s in (*settings, "beta", "features", "judge") if hasattr(recipe, s)):
+    settings += ["beta", "features", "judge", "painter", "base", "held_out"]
+    settings += ["noise", "options"] if isinstance(recipe, recipes.CaptionRecipe) else []
+    for setting in (s for s in settings if hasattr(recipe, s)):
         assert found.card.recipe[setting] == getattr(recipe, setting)
     assert found.card.data["licence"] and found.card.data["source"]
     assert (weights.FOLDER / f"{name}.safetensors").stat().st_size <= 8_000_000
@@ -80,13 +83,13 @@ def test_latents_of_images_that_nothing_was_measured_on_have_unit_scale(name):
     assert ((y - unseen.x) ** 2).mean() < 1.5 * released(name).card.metrics["distortion"] + 1e-4
 
 
-def test_a_latent_model_is_released_with_the_autoencoder_that_it_was_trained_with():
+def test_weights_are_released_with_those_that_they_were_trained_or_measured_with():
     def about(name):
         return card.load_card(weights.FOLDER / f"{name}.safetensors")
 
     for name in weights.names():
         recipe = recipes.RECIPES[name]
-        for other in ("autoencoder", "judge"):
+        for other in ("autoencoder", "judge", "painter", "base"):
             if hasattr(recipe, other):
                 of_other = about(getattr(recipe, other)).sha256
                 assert about(name).recipe[f"{other}_sha256"] == of_other, name
@@ -187,6 +190,33 @@ def test_released_mnist_digits_are_recognised():
     moments = features.load("mnist", expert.card)
     noise = judge_all(expert.model, np.random.default_rng(0).normal(size=(60, 28, 28, 1)))[1]
     assert metrics.frechet(found, moments) < 0.2 * metrics.frechet(noise, moments)
+
+
+CAPTIONS = data.load("shapes", "test", n=60, size=32)
+
+
+def test_the_judge_of_shapes_and_the_contrastive_pair_know_unseen_images():
+    found = recipes.captioned.judged(released("shapes_judge").model, CAPTIONS.x)
+    np.testing.assert_array_equal(found, shapes.answers(CAPTIONS))
+    pair, said = released("shapes_clip").model, CAPTIONS.attributes["caption"]
+    captions = shapes.LANGUAGE(said.tolist())
+    best = captions[np.asarray(pair(CAPTIONS.x, captions)).argmax(axis=1)]
+    np.testing.assert_array_equal(best, captions)
+    own = np.asarray(pair.score(CAPTIONS.x, captions))
+    # A caption with one word changed is another image's: it scores lower.
+    for word, other in (("large", "small"), ("red", "blue"), ("ring", "circle")):
+        changed = np.char.replace(said, word, other)
+        scores = np.asarray(pair.score(CAPTIONS.x, shapes.LANGUAGE(changed.tolist())))
+        differ = changed != said
+        assert differ.any() and (scores < own)[differ].all(), word
+
+
+def test_released_text_model_draws_what_captions_say():
+    about = replace(recipes.RECIPES["shapes_text"], samples=30, sampling_steps=8, scales=(2.0,))
+    found = recipes.measure(about, released("shapes_text").model, CAPTIONS, CAPTIONS)["w=2"]
+    # The card says 100 % of 1,000 in 50 steps; here 30 in 8. One of them may fail elsewhere.
+    assert released("shapes_text").card.metrics["w=2"]["all"] == 1
+    assert found["all"] >= 29 / 30 and found["samples"] == 30 and found["held_out_samples"] >= 1
 
 
 # ------------------------------------------------------------------------------------ quality
@@ -296,6 +326,8 @@ def objective(recipe):
     loss = recipes._OBJECTIVES[type(recipe)](recipe)
     if isinstance(recipe, recipes.AutoencoderRecipe):
         return partial(loss, teacher=released(recipe.judge).model)
+    if isinstance(recipe, recipes.ControlRecipe | recipes.AdapterRecipe):
+        return partial(loss, teacher=released(recipe.base).model)
     if not isinstance(recipe, recipes.ConsistencyRecipe):
         return loss
     return lambda model, *a: loss(model, *a, teacher=model, averaged=model)
@@ -307,6 +339,8 @@ def test_every_recipe_fits_its_data(name):
     examples, _ = few_examples(recipe)
     graph, params = nnx.split(nnx.eval_shape(lambda: weights.build(recipe.model)))
     loss, x, labels = objective(recipe), examples.x[:8], examples.labels[:8]
+    if isinstance(recipe, recipes.CaptionRecipe):
+        x, labels = (array[:8] for array in recipes.objectives_text.examples(recipe, examples))
     if isinstance(recipe, recipes.LatentRecipe):
         assert recipes.RECIPES[recipe.autoencoder].options == recipe.options
         space = latent_space_of(recipes.RECIPES[recipe.autoencoder])
@@ -319,6 +353,8 @@ def test_every_recipe_fits_its_data(name):
     found = jax.eval_shape(value, params, jax.random.key(0))
     assert (found.shape, found.dtype) == ((), jnp.float32)
     classes = examples.num_classes
+    if isinstance(recipe, recipes.TextRecipe):
+        classes = shapes.LANGUAGE.padding  # the words
     assert recipe.model.get("num_classes", classes) == classes
 
 

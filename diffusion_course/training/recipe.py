@@ -1,4 +1,4 @@
-"""What a recipe is, and the recipes of the released weights. They are data: nothing runs here."""
+"""What a recipe is: every setting of a training, as data. Nothing runs here."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -7,8 +7,21 @@ from diffusion_course import checks
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Training:
-    """What every recipe says. Each recipe documents its own fields and these."""
+class Training:
+    """What every recipe says; each one documents these fields with its own.
+
+    Attributes:
+      dataset: name for `data.load`; the split "train" is used.
+      model: description for `weights.build`.
+      steps: number of training steps.
+      batch_size: examples per step.
+      learning_rate: peak of Adam's rate.
+      ema: decay of the averaged weights.
+      seed: of initialisation, batches and noise.
+      options: further arguments for `data.load`.
+
+    Raises: ValueError for a value outside its range.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("num_classes",)  # what the model's description must hold
     dataset: str
@@ -32,7 +45,7 @@ class _Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionRecipe(_Training):
+class DiffusionRecipe(Training):
     """Every setting of the training of a class-conditional diffusion model.
 
     Attributes:
@@ -89,7 +102,7 @@ class LatentRecipe(DiffusionRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderRecipe(_Training):
+class AutoencoderRecipe(Training):
     """Every setting of the training of an autoencoder, whose latents a diffusion model may have.
 
     Attributes:
@@ -114,7 +127,7 @@ class AutoencoderRecipe(_Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierRecipe(_Training):
+class ClassifierRecipe(Training):
     """Every setting of the training of a classifier: the judge of a data set's samples.
 
     Attributes:
@@ -151,8 +164,8 @@ class ClassifierRecipe(_Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FewSteps(_Training):
-    """What the recipes of few-step models have in common besides `_Training`."""
+class _FewSteps(Training):
+    """What the recipes of few-step models have in common besides `Training`."""
 
     process: dict
     kind: str
@@ -221,223 +234,3 @@ class MeanFlowRecipe(_FewSteps):
     def __post_init__(self):
         super().__post_init__()
         checks.within("label_dropout", self.label_dropout, 0, 1)
-
-
-Recipe = DiffusionRecipe | ClassifierRecipe | ConsistencyRecipe | MeanFlowRecipe | AutoencoderRecipe
-
-
-# Minutes and accuracies are those on the cards of the released weights, trained on a CPU.
-RECIPES: dict[str, Recipe] = {
-    "digits": DiffusionRecipe(
-        dataset="digits",
-        # The shape that learns fastest on two cores (benchmarks/time_to_quality.py).
-        model={"class": "UNet", "channels": [64], "stem": 2, "num_classes": 10},
-        process={"name": "vp_cosine"},
-        kind="v",
-        # 400 steps give 93 % recognised samples (the same benchmark). 6,000 take 2.3 minutes and
-        # give 99 %, so that what a chapter sees is its own subject and not a lack of training.
-        steps=6000,
-        # The highest that costs nothing: after 300 steps 3e-3 and 6e-3 both give 93 to 94 %
-        # recognised samples, 1.2e-2 gives 92 %.
-        learning_rate=6e-3,
-    ),
-    "digits_classifier": ClassifierRecipe(
-        dataset="digits",
-        model={"class": "Classifier", "image_size": 8, "num_classes": 10},
-        steps=1500,  # 67 epochs in 20 seconds: right on 99.4 % of unseen digits
-    ),
-    "mnist": DiffusionRecipe(
-        dataset="mnist",
-        # The stem trades pixels for channels: a quarter of the positions to convolve.
-        model={"class": "UNet", "channels": [32, 64], "stem": 2, "num_classes": 10},
-        process={"name": "vp_cosine"},
-        kind="v",
-        steps=10_000,  # ten epochs in 52 minutes
-        scales=(0.0, 1.0, 1.5, 2.0, 3.0, 5.0),
-        samples=5000,  # there are 10,000 unseen images to compare with; of the digits 360
-        sampling_steps=25,  # half of the default, since there are ten times as many samples
-    ),
-    "mnist_classifier": ClassifierRecipe(
-        dataset="mnist",
-        # Half of the default width: 28 × 28 pixels cost twelve times the digits' 8 × 8.
-        model={"class": "Classifier", "image_size": 28, "num_classes": 10, "width": 16},
-        steps=6000,  # six epochs in 2.5 minutes
-    ),
-    "mnist_dit": DiffusionRecipe(
-        dataset="mnist",
-        # 49 patches of 4×4 pixels: patches of 2×2 would be four times as many, at four times the
-        # price.
-        model={
-            "class": "DiT",
-            "image_size": 28,
-            "patch": 4,
-            "width": 128,
-            "depth": 4,
-            "num_classes": 10,
-        },
-        process={"name": "vp_cosine"},
-        kind="v",
-        steps=15_000,
-        batch_size=128,
-        learning_rate=1e-3,
-        scales=(0.0, 1.0, 1.5, 2.0, 3.0),
-        samples=5000,
-        sampling_steps=25,
-    ),
-    "mnist_flow": DiffusionRecipe(
-        dataset="mnist",
-        model={"class": "UNet", "channels": [32, 64], "stem": 2, "num_classes": 10},
-        process={"name": "rectified_flow"},
-        kind="flow",
-        steps=10_000,
-        batch_size=128,
-        scales=(0.0, 1.0, 1.5, 2.0, 3.0),
-        samples=5000,
-        sampling_steps=25,
-    ),
-    "mnist_consistency": ConsistencyRecipe(
-        dataset="mnist",
-        model={"class": "UNet", "channels": [32, 64], "stem": 2, "num_classes": 10},
-        process={"name": "vp_cosine"},
-        kind="v",
-        teacher="mnist",
-        guidance=1.5,
-        steps=10_000,
-        batch_size=128,
-        # Not tuned: a fifteenth of what the teacher was trained with, whose weights it begins with.
-        learning_rate=2e-4,
-        ema=0.99,
-        grid=32,
-        huber=0.1,
-        samples=5000,
-    ),
-    "mnist_meanflow": MeanFlowRecipe(
-        dataset="mnist",
-        model={
-            "class": "UNet",
-            "channels": [32, 64],
-            "stem": 2,
-            "num_classes": 10,
-            "extras": 1,
-            # Sinusoids of 1000·t have slopes that the derivative by t would be made of.
-            "time_scale": 20.0,
-        },
-        guidance=1.5,
-        steps=10_000,
-        batch_size=128,
-        samples=5000,
-    ),
-    "shapes": DiffusionRecipe(
-        dataset="shapes",
-        model={
-            "class": "UNet",
-            "image_channels": 3,
-            "channels": [32, 64],
-            "stem": 2,
-            "num_classes": 6,
-        },
-        process={"name": "vp_cosine"},
-        kind="v",
-        steps=4000,  # eight epochs
-        # Half as many images as MNIST, and 24 pixels: 28 would be a third more work.
-        options={"n": 30_000, "size": 24},
-    ),
-    "shapes_classifier": ClassifierRecipe(
-        dataset="shapes",
-        model={
-            "class": "Classifier",
-            "image_channels": 3,
-            "image_size": 24,
-            "num_classes": 6,
-            "width": 16,
-        },
-        steps=2000,  # four epochs, after which it is right on all of 30,000 unseen images
-        options={"n": 30_000, "size": 24},
-    ),
-    "shapes_vae": AutoencoderRecipe(
-        dataset="shapes",
-        model={
-            "class": "VAE",
-            "image_channels": 3,
-            "latent_channels": 4,
-            "channels": [32, 64],
-            "stem": 2,
-        },
-        options={"n": 30_000, "size": 32},  # 3,072 pixel values become 8 × 8 × 4 = 256 latents
-        # The corners of a small star are a few pixels wide, and are learnt last: after 400 steps
-        # all small shapes are smudges.
-        steps=8000,
-        # Codes as precise as pixels with noise of standard deviation .05: 2.5 % of their range.
-        beta=2 * 0.05**2,
-        # Of the size of the squared error of a sharp image, so that neither hides the other.
-        features=0.02,
-        judge="shapes_classifier",
-    ),
-    "shapes_latent": LatentRecipe(
-        dataset="shapes",
-        # The network of "shapes" without its stem: a quarter of the positions.
-        model={"class": "UNet", "image_channels": 4, "channels": [32, 64], "num_classes": 6},
-        process={"name": "vp_cosine"},
-        kind="v",
-        autoencoder="shapes_vae",
-        options={"n": 30_000, "size": 32},
-        # Twice the images of "shapes" at a quarter of the operations: half of its training.
-        steps=8000,
-        samples=2000,
-    ),
-    "mnist_vae": AutoencoderRecipe(
-        dataset="mnist",
-        model={"class": "VAE", "latent_channels": 4, "channels": [32, 64], "stem": 2},
-        steps=5000,  # 784 pixel values become 7 × 7 × 4 = 196 latents
-        # Noise of .07: handwriting is less regular than the shapes, and its codes are coarser.
-        beta=2 * 0.07**2,
-        features=0.02,
-        judge="mnist_classifier",
-    ),
-    "mnist_latent": LatentRecipe(
-        dataset="mnist",
-        # 7 positions cannot be halved. Of one level, this depth and width take a fifth of the
-        # operations of "mnist".
-        model={
-            "class": "UNet",
-            "image_channels": 4,
-            "channels": [32],
-            "blocks": 2,
-            "num_classes": 10,
-        },
-        process={"name": "vp_cosine"},
-        kind="v",
-        autoencoder="mnist_vae",
-        steps=10_000,
-        batch_size=128,  # so that it sees twice the images of "mnist", for two fifths of its work
-        samples=5000,
-        sampling_steps=25,
-    ),
-    # Points whose exact denoiser is known: what a chapter measures, it can compare with the truth.
-    "toy2d": DiffusionRecipe(
-        dataset="toy2d",
-        model={"class": "MLP", "num_classes": 3},
-        process={"name": "vp_cosine"},
-        kind="v",
-        # Points are cheap: 6 million of them in 2.3 minutes bring the network within 2e-4 of the
-        # exact denoiser (squared distance). The large batch keeps the noise of its gradient, which
-        # would hide such distances, small.
-        steps=12_000,
-        batch_size=512,
-        # What the released weights were made with; in a run of 1,000 steps 6e-3 comes nearer to the
-        # exact denoiser (6.0e-4 against 8.7e-4).
-        learning_rate=2e-3,
-        options={"kind": "mixture", "n": 100_000},
-        scales=(0.0, 1.0),
-        samples=20_000,  # two features only: the distance's floor is then 1e-5
-    ),
-}
-
-
-def names() -> tuple[str, ...]:
-    """The names of the recipes.
-
-    >>> names()[:2]
-    ('digits', 'digits_classifier')
-    """
-    return tuple(RECIPES)

@@ -237,8 +237,8 @@ assert largest < 0.02
 #
 # | | chapter | the moment of insight |
 # |---|---|---|
-# | 14 | Latent diffusion | pixels against latents at equal compute |
-# | 15 | Text, ControlNet, LoRA | attention maps of words |
+# | 14 | [Latent diffusion](14_latent_diffusion.ipynb) | pixels against latents at equal compute |
+# | 15 | [Text, ControlNet, LoRA](15_text.ipynb) | attention maps of words |
 # | 16 | [Diffusion transformers](16_transformers.ipynb) | gates that open during training |
 # | 17 | [Flow matching and rectified flow](17_flow_matching.ipynb) | straightness before and after reflow |
 # | 18 | [Few steps: the flow map](18_flow_map.ipynb) | the wall at 1, 2 and 4 evaluations |
