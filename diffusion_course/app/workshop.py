@@ -6,7 +6,6 @@ A slow machine is a note and no problem: the course runs on it, only the waiting
 from __future__ import annotations
 
 import importlib.util
-import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -47,7 +46,10 @@ def examine() -> list[Check]:
 
 def on_colab() -> bool:
     """Whether this is a Colab session."""
-    return "google.colab" in sys.modules or importlib.util.find_spec("google.colab") is not None
+    try:
+        return importlib.util.find_spec("google.colab") is not None
+    except ModuleNotFoundError:  # not even google
+        return False
 
 
 def accelerator() -> Check:
