@@ -451,7 +451,7 @@ def test_notebooks_copies_chapters_and_exercises_and_keeps_answers(small, tmp_pa
     (room / "exercises" / "01_a.ipynb").write_text("my answers")
     (room / "notebooks" / "01_a.ipynb").unlink()
     code, err = command(capsys, *copy)
-    assert code == 2 and "1 files are there" in err and "--force" in err and err.count("\n") == 1
+    assert code == 2 and "already there" in err and "--force" in err and err.count("\n") == 1
     assert not (room / "notebooks" / "01_a.ipynb").exists()  # all of it or nothing
     assert command(capsys, *copy, "--force") == (0, "")
     assert (room / "exercises" / "01_a.ipynb").read_text() == "exercises/01_a.ipynb"

@@ -62,8 +62,8 @@ def unpack(course: Path, folder: Path, force: bool = False) -> list[Path]:
     if old and not force:
         names = ", ".join(str(path) for path in old[:3]) + (", …" if old[3:] else "")
         raise runner.Mistake(
-            f"{len(old)} files are there already and differ: {names}; name another folder, or "
-            "replace them with --force"
+            f"already there, and not as they came: {names}; name another folder, or replace them "
+            "with --force"
         )
     new = {path: content for path, content in wanted.items() if path in old or not path.exists()}
     for parent in {path.parent for path in new}:
