@@ -20,7 +20,7 @@ import nbformat
 import pytest
 
 from diffusion_course.app import cli, colab, pack, runner, table, wheel
-from diffusion_course.grading import answers, submissions
+from diffusion_course.grading import answers, batch, journal, submissions
 
 TESTS = Path(__file__).resolve().parent
 COURSE = TESTS.parent
@@ -76,7 +76,11 @@ def test_the_same_course_gives_the_same_bytes_at_any_time(monkeypatch):
         assert (entry.date_time, entry.create_system) == ((1980, 1, 1, 0, 0, 0), 3)
         assert entry.external_attr == 0o100644 << 16
     monkeypatch.setattr(wheel, "wheel", lambda: (WHEEL, b"wheel"))
-    assert pack.pack(COURSE, ["00_start", "03"]) == pack.pack(COURSE, ["3", "0", "03"])
+    packed = pack.pack(COURSE, ["03", "12", "00_start", "9", "5"])
+    assert packed == pack.pack(COURSE, ["5", "3", "0", "09", "12", "05"])
+    names = zipfile.ZipFile(io.BytesIO(packed)).namelist()
+    chapters = [name[19:21] for name in names if name.startswith("workshop/notebooks/")]
+    assert chapters == ["00", "03", "05", "09", "12"]
 
 
 def test_no_solution_is_in_it_but_what_every_installation_holds(files, wheel_files):
@@ -259,7 +263,8 @@ def test_a_notebook_without_setup_is_refused():
 
 def test_the_one_notebook_is_the_others_one_after_the_other_each_from_a_fresh_start(files):
     whole = notebook(files, "colab.ipynb")
-    nbformat.validate(whole)  # ids are unique, too
+    nbformat.validate(whole)
+    assert len({cell.id for cell in whole.cells}) == len(whole.cells)
     begin = 2
     assert code(whole.cells[:begin]) == [first_cell(files, "notebooks/03_ddpm.ipynb")]
     for what, name in (
@@ -313,6 +318,29 @@ def test_the_one_notebook_is_graded_as_the_exercises_of_each_chapter(files, tmp_
             assert [c.source for c in mine] == [c.source for c in theirs] != []
     only, _ = submissions.collect(tmp_path, known, wanted="03")
     assert [s.chapter for s in only] == ["03"]
+
+
+def test_every_chapter_of_the_one_notebook_has_its_rows_once(files, tmp_path, monkeypatch):
+    """Also after an interruption: the journal knows the first chapter already."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for student in ("anna", "ben"):
+        (folder / f"{student}.ipynb").write_bytes(files["workshop/colab.ipynb"])
+    graded = []
+
+    def grade_one(submission, settings, only=None):
+        graded.append((submission.student, submission.chapter))
+        name = f"{submission.chapter}.1"
+        return [batch.Row(submission.student, name, 1.0, 1, "right", "", submission.path)]
+
+    monkeypatch.setattr(batch, "grade_one", grade_one)
+    settings = batch.Settings(seed="s", walled=False, jobs=1)
+    wanted = [("anna", "01.1"), ("anna", "03.1"), ("ben", "01.1"), ("ben", "03.1")]
+    with journal.Journal(tmp_path / "notes") as notes:
+        for _ in range(2):
+            result = batch.grade(folder, notes, settings)
+            assert [(row.student, row.exercise) for row in result.rows] == wanted
+    assert len(graded) == 4  # the second run takes all of them from the journal
 
 
 @pytest.mark.parametrize("number", ["3", "99", "aa", "03 "])
