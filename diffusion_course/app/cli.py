@@ -66,11 +66,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     course_option(sub)
 
-    command(
+    sub = command(
         "doctor",
         doctor,
         "Check whether the course runs on this machine.",
         "Each line is ok, a note, or a PROBLEM with its remedy. Exit code 1 if there is a problem.",
+    )
+    sub.add_argument(
+        "--workshop",
+        action="store_true",
+        help="check a room's machine: accelerator, speed, Colab's versions, sliders, data",
     )
 
     sub = command(
@@ -98,6 +103,27 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--resume", action="store_true", help="go on from the state of an interrupted run in DIR"
     )
+
+    sub = command(
+        "notebooks",
+        notebooks,
+        "Copy all chapters and exercises into a folder, to work in.",
+        "Then: cd FOLDER && diffusion-course lab. Files with your answers are not replaced.",
+    )
+    sub.add_argument("folder", metavar="FOLDER", help="is made if need be")
+    sub.add_argument("--force", action="store_true", help="replace files that differ")
+    course_option(sub)
+
+    sub = command(
+        "pack",
+        pack,
+        "Pack chapters for a workshop: wheel, notebooks, exercises, one notebook for Colab.",
+        "Example: diffusion-course pack 03 07 --out workshop.zip. It holds no solutions.",
+    )
+    sub.add_argument("chapters", metavar="CHAPTER", nargs="+", help="as for run")
+    sub.add_argument("--out", metavar="FILE", default="workshop.zip", help="(workshop.zip)")
+    sub.add_argument("--force", action="store_true", help="replace FILE")
+    course_option(sub)
 
     sub = command(
         "assign",
@@ -194,9 +220,11 @@ def lab_command(course: Path, first: str, port: int, browser: bool) -> list[str]
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Print the table of checks; 1 if the course would not run."""
-    from diffusion_course.app import doctor
+    from diffusion_course.app import doctor, workshop
 
     checks = doctor.examine()
+    if arguments.workshop:
+        checks += workshop.examine()
     print(doctor.table(checks))
     return 1 if any(check.status == "PROBLEM" for check in checks) else 0
 
@@ -265,6 +293,31 @@ def train(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(" ".join(str(error).split())) from None
     except OSError as error:
         raise OSError(f"{error}; the state so far is kept, go on with --resume") from None
+    return 0
+
+
+def notebooks(arguments: argparse.Namespace) -> int:
+    """Copy the chapters and exercises, from the source tree or from what the wheel brought."""
+    from diffusion_course.app import pack
+
+    folder = Path(arguments.folder)
+    written = pack.unpack(pack.course_folder(arguments.course), folder, arguments.force)
+    print(f"wrote {len(written)} files to {folder}; go on with: diffusion-course lab, in there")
+    return 0
+
+
+def pack(arguments: argparse.Namespace) -> int:
+    """Write a workshop's archive."""
+    from diffusion_course.app import pack
+
+    out = Path(arguments.out)
+    if out.suffix != ".zip" or not out.resolve().parent.is_dir():
+        raise runner.Mistake(f"--out {out}: give a name that ends in .zip in a folder that exists")
+    if out.exists() and not arguments.force:
+        raise runner.Mistake(f"{out} is there already; name another file, or give --force")
+    content = pack.pack(pack.course_folder(arguments.course), arguments.chapters)
+    files.write(out, content)
+    print(f"wrote {out}, {len(content) / 1e6:.0f} MB; its README.md says how to start")
     return 0
 
 

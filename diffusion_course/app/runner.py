@@ -52,7 +52,8 @@ def course_folder(start: str | os.PathLike | None = None) -> Path:
     where = f"in {candidates[0]}" if start is not None else "next to the package or here"
     raise Mistake(
         f"no notebooks {where}; change to the course's folder (the one with notebooks/ in it) "
-        "or name it with --course"
+        "or name it with --course; after pip install diffusion-course, make one: "
+        "diffusion-course notebooks FOLDER"
     )
 
 

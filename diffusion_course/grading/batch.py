@@ -100,8 +100,9 @@ def grade(
     found, refused = collect(folder, answers.chapters(), settings.chapter)
     begin = time.monotonic()
     journal.begin(settings.header())
-    graded = {s.path: journal.rows(_key(s)) for s in found}
-    todo = [s for s in found if graded[s.path] is None]
+    # By file and chapter: a workshop's one notebook holds several chapters.
+    graded = {_key(s): journal.rows(_key(s)) for s in found}
+    todo = [s for s in found if graded[_key(s)] is None]
     before, failed = len(found) - len(todo), []
     progress(before, len(found))
     for number, (submission, rows) in enumerate(_in_turns(todo, settings), start=1):
@@ -110,9 +111,9 @@ def grade(
             rows = [_failure(submission, rows)]
         else:
             journal.note(_key(submission), rows)
-        graded[submission.path] = rows
+        graded[_key(submission)] = rows
         progress(before + number, len(found))
-    rows = [row for submission in found for row in graded[submission.path]]
+    rows = [row for submission in found for row in graded[_key(submission)]]
     rows += [_refusal(r) for r in refused] + _absent(found, settings)
     rows.sort(key=lambda row: (row.student, row.exercise, row.file))
     return Graded(rows, len(todo), time.monotonic() - begin, failed)

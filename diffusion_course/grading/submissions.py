@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -106,13 +107,14 @@ def collect(
         try:
             content = _content(place.path)
             cells = read(content)
-            chapter = _chapter(sender.file, cells, chapters)
+            parts = _parts(cells, chapters) or {_chapter(sender.file, cells, chapters): cells}
         except Unreadable as error:
             refused.append(Refused(student, name, "unreadable", str(error)))
             continue
-        if wanted in (None, chapter):
-            digest = hashlib.sha256(content).hexdigest()
-            best.add(Submission(student, chapter, name, cells, digest), sender.attempt)
+        digest = hashlib.sha256(content).hexdigest()
+        for chapter, part in parts.items():
+            if wanted in (None, chapter):
+                best.add(Submission(student, chapter, name, part, digest), sender.attempt)
     found = best.submissions()
     refused += best.duplicates()
     missing = {s.student for s in whose} - {s.student for s in [*found, *refused]}
@@ -230,6 +232,21 @@ def _cell(number: int, cell) -> Cell:
     tags = metadata.get("tags") if isinstance(metadata, dict) else None
     setup = isinstance(tags, list) and "setup" in tags
     return Cell(kind, source, name, setup)
+
+
+# How a part of a workshop's one notebook begins (`app.colab` writes it).
+_PART = re.compile(r"# (Chapter|Exercises) of chapter (\d\d): begins afresh\b")
+
+
+def _parts(cells: tuple[Cell, ...], chapters: dict[str, tuple]) -> dict[str, tuple[Cell, ...]]:
+    """The exercises of each chapter in a workshop's one notebook; empty for any other notebook."""
+    begins = [n for n, cell in enumerate(cells) if _PART.match(cell.source)]
+    parts = {}
+    for begin, end in itertools.pairwise([*begins, len(cells)]):
+        what, chapter = _PART.match(cells[begin].source).groups()
+        if what == "Exercises" and chapter in chapters:
+            parts.setdefault(chapter, cells[begin:end])
+    return parts
 
 
 def _chapter(name: str, cells: tuple[Cell, ...], chapters: dict[str, tuple]) -> str:
