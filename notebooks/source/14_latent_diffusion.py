@@ -742,8 +742,9 @@ assert rms(z_back - z_few) < 0.05 and rms(back - floor_few) < rms(floor_few - x_
 waves = np.fft.fftfreq(32) * 32
 radius = np.hypot(*np.meshgrid(waves, waves)).round().astype(int)
 power = lambda x: np.mean(np.abs(np.fft.fft2(x, axes=(1, 2))) ** 2, axis=(0, 3))
-lost = np.array([power(decoded - unseen.x)[radius == r].sum() / power(unseen.x)[radius == r].sum()
-                 for r in range(17)])  # fmt: skip
+by_ring = lambda x: np.array([power(x)[radius == r].mean() for r in range(17)])
+there, gone = by_ring(unseen.x), by_ring(decoded - unseen.x)  # of the pictures, of the error
+lost = gone / there
 width = np.arange(32) // 4 % 2 * 2.0 - 1
 strange = {
     "shapes": unseen.x[:6],
@@ -759,8 +760,10 @@ part_lost = {name: float(np.mean((returned[name] - x) ** 2) / x.var()) for name,
 print("error, as a share of the variance:", {k: f"{v:.3f}" for k, v in part_lost.items()})
 
 # %%
-ax = plots.curves(range(17), {"lost": lost}, log="y", xlabel="waves across the picture",
-                  ylabel="share of the power that is lost")  # fmt: skip
+rings = np.arange(1, 17)
+plots.curves(rings, {"pictures": there[1:], "error": gone[1:]}, log="y", label_at=0.5,
+             xlabel="waves across the picture", ylabel="power of a wave")  # fmt: skip
+print("share lost of 2, 4, 8, 16 waves:", [f"{lost[r]:.2%}" for r in (2, 4, 8, 16)])
 plots.image_grid([np.concatenate([strange[k], returned[k]]) for k in strange], list(strange),
                  "Left six: the pictures. Right six: decoded")  # fmt: skip
 plt.show()
@@ -773,16 +776,19 @@ print(f"Fréchet distance of the 1,000 decoded images to the same images: {by_de
       f"images to 2,000 other real ones: {by_chance:.3f}")  # fmt: skip
 
 # %% tags=["claims"]
-# @title Checked: short waves are lost first; strange pictures come back as something else; the judge hardly sees the floor
+# @title Checked: the error is nearly alike in all waves, and the largest share of the short ones; strange pictures come back as something else; the judge hardly sees the floor
+assert gone[4:].max() < 1.5 * gone[4:].min() and there[4:].max() > 50 * there[4:].min()
 assert lost[1:4].max() < 0.005 and lost[14:].min() > 0.05
-assert np.all(np.diff(np.log(lost[2::3])) > 0)
+assert np.all(np.diff(lost[2::3]) > 0)
 assert part_lost["shapes"] < 0.01 < part_lost["two shapes"] < 0.2 < part_lost["digits"]
 assert min(part_lost["stripes"], part_lost["negatives"]) > 1  # worse than a grey picture
 assert by_decoding < 0.1 * by_chance
 
 # %% [markdown]
-# Long waves come back almost perfectly. Of the shortest, more than 5 % of the power is gone: fine detail is what the
-# latents leave out first. In large models this shows as wrong letters and strange small faces.
+# From 4 to 16 waves the power of the error is nearly the same, while the pictures have less and less. That is the
+# squared error's doing: it counts every wave alike, as equation (7) counts every pixel. So long waves come back almost
+# perfectly, and of the shortest more than 5 % is gone: fine detail loses the largest share. In large
+# models this shows as wrong letters and strange small faces.
 #
 # Two shapes in one picture survive roughly. Digits lose more than a fifth of their variance. Stripes and negatives come
 # back as something else, with an error larger than that of a plain grey picture. This decoder cannot draw them, so no
@@ -868,6 +874,7 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: the bar for accuracy and training compute is met; with the autoencoder's own training it is not, for the first model
 assert min(ratios.values()) >= 0.97
+assert images["mnist_latent"] == 2 * images["mnist"]
 assert drawing <= 1 / 3 and each["decoder"] < 0.01 * EVALUATIONS * each["mnist"]
 assert compute["mnist_latent"] <= 0.5 < compute["mnist_latent"] + compute["mnist_vae"]
 shared_by = np.ceil(compute["mnist_vae"] / (0.5 - compute["mnist_latent"]))  # so many models
@@ -981,11 +988,11 @@ for low, high in pairwise(LAMBDAS):
     assert joint[high][:, 1].max() < joint[low][:, 1].min()  # diffusion loss
     assert joint[high][:, 2].max() < joint[low][:, 2].min()  # scale
     assert joint[high][:, 0].min() > 1.5 * joint[low][:, 0].max()  # distortion
-assert joint[0.0][:, 1].min() > 3 * joint[10.0][:, 1].max()
+assert joint[0.0][:, 1].min() > 5 * joint[10.0][:, 1].max()
 assert joint[10.0][:, 3].mean() > joint[0.0][:, 3].mean() - 2 * joint[0.0][:, 3].std()
 
 # %% [markdown]
-# The diffusion loss falls to less than a third, and this looks like a triumph. But the latents have shrunk, and what is
+# The diffusion loss falls to less than a fifth, and this looks like a triumph. But the latents have shrunk, and what is
 # decoded from them is blurred: **they say less**. The samples are no better (this small dense denoiser draws no good digits
 # from any of them). The loss fell because the task became easier, not because the model became better.
 # So never compare diffusion losses across autoencoders.
@@ -1069,7 +1076,7 @@ assert 1.15 < gain["pixels"] < 2 * np.log(2) and abs(gain["latents"]) < 0.35
 STEPS = 9
 way = np.linspace(0, 1, STEPS, dtype=np.float32)
 line = lambda u, v: u + way[:, None, None, None] * (v - u)
-COUPLES = {"cross to circle": (3, 5), "triangle to square": (6, 7), "star to ring": (8, 10)}
+COUPLES = {"square to star": (1, 8), "ring to triangle": (2, 9), "star to ring": (8, 10)}
 noise_all = {name: editing.slerp(*(jnp.repeat(noise_few[k : k + 1], STEPS, 0) for k in couple), way)
              for name, couple in COUPLES.items()}  # fmt: skip
 arcs = jnp.concatenate(list(noise_all.values()))
@@ -1096,6 +1103,7 @@ for c in range(4):
 
 # %%
 def frame(name, i):
+    """All pictures at position i of a way."""
     rows = travel[name]
     fig, axes = plt.subplots(1, len(rows), figsize=(2 * len(rows), 2.3), squeeze=False)
     for ax, (label, pictures) in zip(axes[0], rows.items(), strict=True):
@@ -1114,7 +1122,7 @@ widgets.explorer(frames, [f"position {i + 1} of {STEPS}" for i in range(STEPS)],
 
 # %%
 rows_of = {f"{label}: {name}": x for name, rows in travel.items() for label, x in rows.items()}
-plots.image_grid(list(rows_of.values()), list(rows_of), scale=0.55)
+plots.image_grid(list(rows_of.values()), list(rows_of), scale=0.5)
 plt.show()
 
 # %%
@@ -1122,7 +1130,7 @@ lit = lambda x: (x.max((1, 2, 3)) + 1) / 2  # the brightest value of each pictur
 mids = {where: np.array([lit(travel[name][where]).min() / lit(travel[name][where])[[0, -1]].mean()
                          for name in COUPLES]) for where in ("pixels", "latents", "noise")}  # fmt: skip
 for where, dimmest in mids.items():
-    print(f"{where:8}: brightness of the dimmest picture on the way", dimmest.round(2))
+    print(f"{where:8}: the dimmest picture on the way has brightness", dimmest.round(2))
 steps_of = lambda x: rms(np.diff(x, axis=0), (1, 2, 3))
 largest_step = {where: np.array([steps_of(travel[name][where]).max() / steps_of(travel[name][where]).sum()
                                  for name in COUPLES]) for where in mids}  # fmt: skip
@@ -1138,17 +1146,26 @@ for c in range(4):
           f"colour {colour[c][0].round(2)}, {colour[c][4].round(2)}, {colour[c][-1].round(2)}")  # fmt: skip
 
 # %% tags=["claims"]
-# @title Checked: pixels and latents fade, the arc of noises does not
-assert mids["pixels"].max() < 0.8 and mids["latents"].max() < 0.8 and mids["noise"].min() > 0.8
+# @title Checked: pixels and latents fade, the arc of noises jumps instead; what the channels do
+assert mids["pixels"].max() < 0.75 and mids["latents"].max() < 0.75 and mids["noise"].min() > 0.8
+np.testing.assert_allclose(largest_step["pixels"], 1 / 8, atol=0.01)  # all steps alike
+assert largest_step["noise"].min() > 1.3 * largest_step["latents"].max()
+assert total[0][-1] > 10 * total[0][0]
+for c in (1, 2, 3):
+    assert total[c][-1] / total[c][0] < 2.5 and total[c][0] / total[c][-1] < 2.5
+    assert np.abs(colour[c][-1] - colour[c][0]).max() > 0.2
 
 # %% [markdown]
-# Not the latents. Halfway, the decoded average is a faint picture of both, much like the average of the pixels.
-# The latents form a *grid*, each place describes its own part of the picture, and so the average fades one shape out and
-# the other one in. The VAE has filled the small holes, but not the large ones between two shapes.
+# Not the latents. Halfway, the decoded average is a faint picture of both shapes, much like the average of the pixels.
+# The latents form a *grid*, each place describes its own part of the picture, and these shapes lie at different places.
+# So the average fades one shape out and the other one in. The VAE has filled the small holes, but not the large ones
+# between two shapes.
 #
-# Only the way through the noise shows real shapes throughout, because there the diffusion model decides what exists. It
-# also jumps: there is nothing between a cross and a circle. The channels have meanings that nobody asked for. Channel 0 is
-# brightness, and the others are directions of colour.
+# Only the way through the noise keeps a bright shape throughout, because there the diffusion model decides what exists.
+# And it jumps: most of its change is in few steps, since little lies between a square and a star.
+#
+# The channels have meanings that nobody asked for. On this picture channel 0 is mainly brightness, and the other
+# three change the colour and leave the light within a factor of 2.5.
 
 # %% [markdown]
 # ## 14 · Break it on purpose: the forgotten scale
@@ -1204,7 +1221,7 @@ assert kept["right"] > 0.97 and kept["forgotten"] > 0.9 and kept["× 0.18215"] <
 # | latents as pictures, a channel at a time | one of them is constant: this channel is dead |
 # | mean and std of each channel, on unseen data | not 0 and 1: another scale (sections 6, 14) |
 # | real pictures, encoded and decoded | they miss what you need: no diffusion model brings it back (section 9) |
-# | the error by frequency | the short waves are gone: fewer places, or no feature loss (sections 5, 9) |
+# | power of the error, by frequency | it reaches the power of the pictures: detail is gone (section 9) |
 # | perplexity of a codebook | far below $K$: dead codes (section 4) |
 # | the diffusion loss, for one autoencoder | it falls with another one: the task has changed (section 11) |
 # | variance that block means keep | decides whether a schedule is to be shifted (section 12) |
