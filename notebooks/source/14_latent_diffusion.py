@@ -21,7 +21,7 @@
 # - say what a latent model can never draw, before you train it;
 # - recognise the chapter's silent bug by its symptom: pictures that hardly change, or vanish, in an edit.
 #
-# **You need** chapters 05, 06 and 08. **Time**: about 80 minutes of reading. The cells run for about a minute
+# **You need** chapters 05 to 08. **Time**: about 80 minutes of reading. The cells run for about a minute
 # on two CPU cores.
 
 # %%
@@ -78,7 +78,7 @@ space = weights.latent_space("shapes_vae")  # a released autoencoder
 z_unseen = latent.encode_all(space, unseen.x)
 decoded = latent.decode_all(space, z_unseen)
 expert = fitted(weights.load("shapes_classifier").model, (32, 32, 3))
-seen_in = lambda x: judge_all(expert, x)[0]  # the class that the judge of chapter 07 sees
+seen_in = lambda x: judge_all(expert, x)[0]  # the class that the judge of chapter 03 sees
 
 enlarged = np.clip(z_unseen[:14] / 3, -1, 1).repeat(4, 1).repeat(4, 2)
 channels = [enlarged[..., c : c + 1] for c in range(4)]
@@ -105,7 +105,7 @@ assert recognised["images"] > 0.99 and recognised["images"] - recognised["decode
 # Almost nothing is missing: the error is less than 1 % of the variance of the pixels.
 #
 # This is possible because pictures are full of repetition. In fact nine random numbers draw each of these
-# pictures: shape, colour, size, place, and so on. Chapter 08 showed the same from the other side: most of the bits
+# pictures: shape, colour, size, place, and so on. Chapter 05 showed the same from the other side: most of the bits
 # that describe a picture are spent on details that nobody sees.
 #
 # **Latent diffusion** (Rombach et al. 2022) divides the work. An autoencoder learns the details once. The
@@ -142,7 +142,7 @@ assert recognised["images"] > 0.99 and recognised["images"] - recognised["decode
 #
 # $$\mathcal L_\beta = \tfrac1D\big(\|x - G(z)\|^2 + \beta\,R\big) \tag{4}$$
 #
-# With $\beta = 2s_G^2$ it is, up to constants, the bound of chapter 08 for a decoder with normal noise of standard
+# With $\beta = 2s_G^2$ it is, up to constants, the bound of chapter 05 for a decoder with normal noise of standard
 # deviation $s_G$. So $\beta$ is an exchange rate: how much squared error one nat is worth.
 
 
@@ -524,7 +524,7 @@ assert wrong_std.max() < 0.16 and wrong_std.min() > 0.09
 # For $c = 0.12$ these are −4.2 nats, the same at all times. A model *can* be trained like this, and nothing
 # complains. But nearly all of the drawing is then squeezed into the last few steps before $t = 0$.
 #
-# We test it where no network can be to blame: on the three clouds of chapter 06, whose denoiser is known exactly,
+# We test it where no network can be to blame: on the three clouds of chapter 02, whose denoiser is known exactly,
 # with ten steps of DDIM. Shifting the grid by the constant must undo the harm exactly.
 
 
@@ -570,7 +570,7 @@ assert errors["c = 5"] < 1.5 * errors["c = 1"]
 # **Training**: what chapter 03 did, on latents. Draw $t$ and $\varepsilon$, form
 # $z_t = \alpha_t\tilde z + \sigma_t\varepsilon$, and predict $v = \alpha_t\varepsilon - \sigma_t\tilde z$ from it.
 #
-# **Sampling**: what chapter 06 did, on latents, guided as in chapter 05. At the end, decode.
+# **Sampling**: what chapter 06 did, on latents, guided as in chapter 07. At the end, decode.
 #
 # There is no new formula. The next cells write it out for the released latent model of the shapes, and compare with
 # the functions that we have used since chapter 03.
@@ -644,7 +644,7 @@ assert accuracy[1.0] > 0.985 - 4 * 0.013 and accuracy[2.0] > 0.9995 - 4 * 0.0024
 # %% [markdown]
 # ## 8 · Everything you know works here
 #
-# A sampler is a function of a denoiser, and so is every editing method of chapter 07. So they must run on latents
+# A sampler is a function of a denoiser, and so is every editing method of chapter 08. So they must run on latents
 # without a change. We take three of them from the library as they are: inpainting, SDEdit and DDIM inversion.
 #
 # But one thing has another meaning now. Inpainting keeps the known *latents* exactly. We want to keep the known
@@ -997,7 +997,7 @@ assert joint[10.0][:, 3].mean() > joint[0.0][:, 3].mean() - 2 * joint[0.0][:, 3]
 # from any of them). The loss fell because the task became easier, not because the model became better.
 # So never compare diffusion losses across autoencoders.
 #
-# Joint training is possible if the objective is complete. The bound of chapter 08 contains the entropy of the
+# Joint training is possible if the objective is complete. The bound of chapter 05 contains the entropy of the
 # encoder's cloud, which rises without limit when the latents shrink (Vahdat et al. 2021). And one can train the encoder
 # with a loss other than the diffusion loss (Leng et al. 2025).
 
@@ -1204,8 +1204,8 @@ assert change["forgotten"] > 2 * change["right"] and change["× 0.18215"] > 20 *
 assert kept["right"] > 0.97 and kept["forgotten"] > 0.9 and kept["× 0.18215"] < 0.5
 
 # %% [markdown]
-# With 0.18215 the model sees almost pure noise and draws something of its own, which the decoder then receives
-# five times too large in units of its latents. This is easy to notice.
+# With 0.18215 the latents are six to eleven times too small (section 6). The model sees almost pure noise, and draws
+# something of its own. The decoder then receives it as many times too large. This is easy to notice.
 #
 # The forgotten scale is worse, because it is hard to notice. Our own scales are between 1.2 and 1.9. The classes
 # survive, but the pictures change more than twice as much as they should: the colours are off.
