@@ -235,3 +235,66 @@ class VAE(nnx.Module):
     def decode(self, z: Array) -> Array:
         """The images of latents z, [B, H, W, C]; not clipped."""
         return self.decoder(z)
+
+
+class ConditionalVAE(nnx.Module):
+    """A variational autoencoder that is told the label, with one latent vector for each image.
+
+    The levels must bring the image down to one place (f = H = W): latents at several places would
+    be drawn independently of each other. The decoder's output is the mean of a Gaussian whose
+    variance, one number for all pixels, is learnt as well.
+
+    Args:
+      num_classes: number of labels; no label (None) is a vector of zeros.
+      image_channels: C of the images.
+      latent_channels: length of the latent vector.
+      channels, blocks, stem, rngs: as in `Encoder`; the default fits images of 8×8.
+
+    Raises: ValueError for sizes that do not fit.
+    Source: Sohn, Lee & Yan 2015 (NeurIPS); the variance: Rybkin, Daniilidis & Levine 2021
+    (arXiv:2006.13202).
+
+    >>> model = ConditionalVAE(10, latent_channels=3, channels=(8, 8, 8), rngs=nnx.Rngs(0))
+    >>> jax.eval_shape(model.decode, jnp.zeros((2, 3)), jnp.array([3, 7])).shape
+    (2, 8, 8, 1)
+    """
+
+    def __init__(
+        self, num_classes: int, image_channels: int = 1, latent_channels: int = 16,
+        channels: tuple[int, ...] = (32, 64, 64), *, blocks: int = 1, stem: int = 2,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        sizes = {"channels": channels, "blocks": blocks, "stem": stem}
+        self.null_label = integer("num_classes", num_classes, 1)
+        self.latent_channels = integer("latent_channels", latent_channels, 1)
+        told = integer("image_channels", image_channels, 1) + num_classes
+        self.encoder = Encoder(told, 2 * latent_channels, **sizes, rngs=rngs)
+        self.decoder = Decoder(image_channels, latent_channels + num_classes, **sizes, rngs=rngs)
+        # Of pixels in [-1, 1]: a standard deviation of exp(-1), about the data's own half.
+        self.log_variance = nnx.Param(jnp.full((), -2.0))
+
+    def encode(self, x: Array, cond: Array | None = None) -> Gaussian:
+        """The distribution of the latent vector of images x [B, f, f, C]: [B, latents].
+
+        Raises: ValueError for an argument of another shape, dtype or range.
+        """
+        side = self.encoder.factor
+        x = doors.state(x, ("B", side, side, self.encoder.image_channels - self.null_label))
+        told = self._told(cond, len(x))[:, None, None]
+        planes = jnp.broadcast_to(told, (*x.shape[:3], self.null_label))
+        out = self.encoder(jnp.concatenate([x, planes], axis=-1))[:, 0, 0]
+        mean, log_variance = jnp.split(out, 2, axis=-1)
+        return Gaussian(mean, jnp.clip(log_variance, *_LOG_VARIANCES))
+
+    def decode(self, z: Array, cond: Array | None = None) -> Array:
+        """The mean images of latent vectors z [B, latents], [B, f, f, C]; not clipped.
+
+        Raises: ValueError for an argument of another shape, dtype or range.
+        """
+        z = doors.state(z, ("B", self.latent_channels))
+        told = jnp.concatenate([z, self._told(cond, len(z))], axis=-1)
+        return self.decoder(told[:, None, None])
+
+    def _told(self, cond: Array | None, count: int) -> Array:
+        # The null label has no place among num_classes and becomes zeros.
+        return jax.nn.one_hot(doors.labels(cond, count, self.null_label), self.null_label)
