@@ -125,8 +125,9 @@ class CausalLayer(nnx.Module):
         self.out = Linear(width, width, rngs=rngs)
 
     def __call__(self, above: Array, left: Array, told: Array | None) -> tuple[Array, Array]:
-        # Moved down by one, the 3×3 kernel around a pixel covers its row and the two above it.
-        seen_above = self.rows(moved(above, down=1))
+        # Under a row of zeros, the 3×3 kernel around a pixel covers its own row and the two above.
+        # The last row goes after the convolution: gone before, its pixels would not see it.
+        seen_above = self.rows(jnp.pad(above, ((0, 0), (1, 0), (0, 0), (0, 0))))[:, :-1]
         near = [moved(left, right=n) for n in range(3)]
         seen_left = self.row(jnp.concatenate(near, axis=-1)) + self.down(seen_above)
         if told is not None:

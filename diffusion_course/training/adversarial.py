@@ -1,11 +1,10 @@
 """Training of two networks against each other: one step of each, in turn."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import optax
-from flax import nnx
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
@@ -18,15 +17,43 @@ from diffusion_course.models.adversarial import (
     generator_loss,
     non_saturating,
 )
+from diffusion_course.training import update
 from diffusion_course.training.record import Result, Run
-from diffusion_course.training.update import create_state, make_step, split
 
 
 class Players(NamedTuple):
-    """What `fit` returns: a `record.Result` for each of the two; sample from ``generator.ema``."""
+    """Something of each of the two players: a compiled step, or a `record.Result`.
 
-    generator: Result
-    discriminator: Result
+    A step is ``step(state, (x, labels), key, other) -> state, loss``, where `other` holds the other
+    player's parameters [P], which do not change; the old state is used up.
+    """
+
+    generator: Callable | Result
+    discriminator: Callable | Result
+
+
+def make_steps(
+    generator: Generator, discriminator: Discriminator, game: Game, penalty: float,
+    optimizer: optax.GradientTransformation, decay: float,
+) -> Players:  # fmt: skip
+    """Compiles one step of each player; arguments as of `fit`, and decay is its ema."""
+
+    def judged(model, x, labels, key, *, teacher):
+        fake = teacher(teacher.noise(key, len(x)), labels)
+        return discriminator_loss(model, game, x, fake, labels, penalty)
+
+    def forged(model, x, labels, key, *, teacher):
+        return generator_loss(model, teacher, game, model.noise(key, len(x)), labels)
+
+    def step_of(player, loss, other):
+        graph, like = update.split(other)
+        tree = jax.jit(ravel_pytree(like)[1])
+        step = update.make_step(player, loss, optimizer, decay, teacher=graph)
+        return lambda state, batch, key, vector: step(state, batch, key, tree(vector))
+
+    return Players(
+        step_of(generator, forged, discriminator), step_of(discriminator, judged, generator)
+    )
 
 
 def fit(
@@ -53,6 +80,7 @@ def fit(
         around each other, and the average lies nearer to the middle.
       check_every: steps between looks at the losses on the host.
 
+    Returns: a `record.Result` for each; sample from ``generator.ema``.
     Raises:
       ValueError: a number is out of range, or the batches end early.
       record.TrainingDiverged: a loss, a gradient or an updated parameter was not finite.
@@ -62,35 +90,20 @@ def fit(
     checks.integer("check_every", check_every, 1)
     game = non_saturating() if game is None else game
     optimizer = optax.flatten(optax.adam(1e-3, b1=0.0, b2=0.99)) if optimizer is None else optimizer
-
-    def judged(model, x, labels, key, *, teacher):
-        fake = teacher(teacher.noise(key, len(x)), labels)
-        return discriminator_loss(model, game, x, fake, labels, penalty)
-
-    def forged(model, x, labels, key, *, teacher):
-        return generator_loss(model, teacher, game, model.noise(key, len(x)), labels)
-
-    models = {"generator": generator, "discriminator": discriminator}
-    device = jax.devices()[0]
-    g, d = (Run(model, create_state(model, optimizer), 0, device) for model in models.values())
-    options = {"optimizer": optimizer, "decay": ema}
-    step_d = make_step(discriminator, judged, teacher=split(generator)[0], **options)
-    step_g = make_step(generator, forged, teacher=split(discriminator)[0], **options)
-    tree_g, tree_d = (_unflattened(name, model) for name, model in models.items())
-    key_d, key_g = jax.random.split(key)
+    take = make_steps(generator, discriminator, game, penalty, optimizer, ema)
+    g, d = (
+        Run(model, update.create_state(model, optimizer), 0, jax.devices()[0])
+        for model in (generator, discriminator)
+    )
+    key_g, key_d = jax.random.split(key)
     source = iter(batches)
     for n in range(1, steps + 1):
         batch = next(source, None)
         if batch is None:
             raise ValueError(f"batches must yield {steps}, ended after {n - 1}")
-        d.advance(step_d, batch, key_d, tree_g(g.state.params))
-        g.advance(step_g, batch, key_g, tree_d(d.state.params))
+        d.advance(take.discriminator, batch, key_d, g.state.params)
+        g.advance(take.generator, batch, key_g, d.state.params)
         if n % check_every == 0 or n == steps:
             d.check()
             g.check()
     return Players(g.result(), d.result())
-
-
-def _unflattened(name: str, model: nnx.Module):
-    """``vector [P] -> tree of parameters``, compiled."""
-    return jax.jit(ravel_pytree(split(model, name)[1])[1])
