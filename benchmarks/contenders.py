@@ -261,7 +261,7 @@ def vae() -> Contender:
         x = means(model, labels, key_z)
         return x + jnp.exp(model.log_variance[...] / 2) * jax.random.normal(key_x, x.shape)
 
-    make = lambda rngs: ConditionalVAE(CLASSES, rngs=rngs)  # noqa: E731
+    make = lambda rngs: ConditionalVAE(CLASSES, SIZE, rngs=rngs)  # noqa: E731
     return Contender(
         single(make, loss), {"VAE, means": means, "VAE, pixels drawn": pixels}, bits, RATES,
         "upper bound (evidence lower bound) on discrete pixels",

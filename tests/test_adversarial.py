@@ -285,6 +285,7 @@ def test_a_training_of_two_networks_changes_neither_and_says_when_it_fails():
         (lambda: build(Discriminator, 4, features=0), "features must be a whole number at least"),
         (lambda: build(Discriminator, 4, num_classes=0), "num_classes must be a whole"),
         (lambda: pair()[0](np.zeros((2, 4))), r"x must have shape \[B, 5\], got \[2, 4\]"),
+        (lambda: pair()[1](np.zeros((2, 6, 4, 2))), r"x must have shape \[B, 4, 6, 2\], got \[2"),
         (lambda: pair()[0].noise(jax.random.key(0), 0), "count must be a whole number at least 1"),
         (lambda: pair()[1](np.zeros((2, 4, 6, 2)), np.array([0, 4])), "cond must be in 0 … 3"),
         (

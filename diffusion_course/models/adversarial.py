@@ -15,7 +15,7 @@ from jax import Array
 from diffusion_course import checks
 from diffusion_course.models import doors
 from diffusion_course.models.layers import Linear, label_vectors
-from diffusion_course.models.vae import Decoder, Encoder
+from diffusion_course.models.vae import Decoder, Encoder, coarse_grid
 
 
 class Generator(nnx.Module):
@@ -46,7 +46,7 @@ class Generator(nnx.Module):
         channels: tuple[int, ...] = (64,), blocks: int = 1, stem: int = 2,
         num_classes: int | None = None, rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.grid = _grid(image_size, channels, stem)
+        self.grid = coarse_grid(image_size, channels, stem)
         self.latents, self.null_label = checks.integer("latents", latents, 1), num_classes
         self.label = label_vectors(num_classes, latents, rngs=rngs)
         told = latents if num_classes is None else 2 * latents
@@ -91,8 +91,10 @@ class Discriminator(nnx.Module):
         channels: tuple[int, ...] = (64,), blocks: int = 1, stem: int = 2,
         num_classes: int | None = None, rngs: nnx.Rngs,
     ):  # fmt: skip
-        rows, cols, width = _grid(image_size, channels, stem)
+        rows, cols, width = coarse_grid(image_size, channels, stem)
         checks.integer("features", features, 1)
+        image_channels = checks.integer("image_channels", image_channels, 1)
+        self.image_shape = (*doors.sides(image_size), image_channels)
         self.null_label = num_classes
         self.encoder = Encoder(
             image_channels, width, tuple(channels), blocks=blocks, stem=stem, rngs=rngs
@@ -106,7 +108,7 @@ class Discriminator(nnx.Module):
 
         Raises: ValueError for an argument of another shape, dtype or range.
         """
-        grid = jax.nn.silu(self.encoder(x))
+        grid = jax.nn.silu(self.encoder(doors.state(x, ("B", *self.image_shape))))
         cond = doors.labels(cond, len(grid), self.null_label)
         features = jax.nn.silu(self.dense(grid.reshape(len(grid), -1)))
         logits = self.last(features)[:, 0]
@@ -115,15 +117,6 @@ class Discriminator(nnx.Module):
         # Divided by the root of the width, the product of two rows of unit scale is of that scale.
         products = (features * self.label(cond)).sum(axis=-1)
         return logits + products / jnp.sqrt(features.shape[-1])
-
-
-def _grid(image_size, channels: tuple[int, ...], stem: int) -> tuple[int, int, int]:
-    """Rows, columns and width of the coarsest grid."""
-    doors.widths(channels)
-    factor = checks.integer("stem", stem, 1) * 2 ** (len(channels) - 1)
-    sides = (doors.divisible("image_size", side, factor) for side in doors.sides(image_size))
-    rows, cols = (side // factor for side in sides)
-    return rows, cols, channels[-1]
 
 
 # --------------------------------------------------------------------------------------------
