@@ -1,6 +1,6 @@
 """Which generative model? The 8×8 digits, the same processor seconds, the same judges.
 
-    python benchmarks/which_model.py        a quarter of an hour on two quiet cores
+    python benchmarks/which_model.py        half an hour on two quiet cores
 
 Each contender of `contenders.py` is trained for the same processor time (user and system time of
 this process, all threads, after compilation). First three learning rates are tried for a quarter of
@@ -258,7 +258,7 @@ def race(name, contender, seed: int, record: Record, judges, sampler, budget: fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=float, default=30.0, help="processor seconds of a run")
+    parser.add_argument("--budget", type=float, default=60.0, help="processor seconds of a run")
     parser.add_argument("--only", nargs="*", choices=contenders.ALL, default=list(contenders.ALL))
     parser.add_argument("--file", type=Path, default=RESULTS)
     args = parser.parse_args()

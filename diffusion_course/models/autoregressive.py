@@ -97,7 +97,7 @@ class PixelCNN(nnx.Module):
         Raises: ValueError for an argument of another shape, dtype or range.
         """
         shape = np.shape(x)
-        if shape[1:] != self.size or not shape:
+        if shape[1:] != self.size:
             rows, cols = self.size
             raise ValueError(f"x must have shape [B, {rows}, {cols}], got {list(shape)}")
         checks.labels("x", x, shape, self.levels - 1)
