@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from networks import drawn
 
 from diffusion_course import bound
 from diffusion_course.models import quantize
 from diffusion_course.models.layers import ResidualBlock
-from diffusion_course.models.vae import VAE, Autoencoder, Decoder, Encoder, Gaussian
+from diffusion_course.models.vae import VAE, Autoencoder, ConditionalVAE, Decoder, Encoder, Gaussian
 
 RNG = np.random.default_rng(3)
 TINY = {"channels": (8, 16), "rngs": nnx.Rngs(0)}
@@ -151,6 +152,65 @@ def test_a_residual_block_without_an_embedding_is_one_whose_film_is_zero():
     ],
 )
 def test_bad_sizes_of_an_autoencoder_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ------------------------------------------------------------------------------------- labels
+
+
+def conditional():
+    sizes = {"latent_channels": 2, "channels": (8,)}
+    return drawn(lambda: ConditionalVAE(3, (4, 6), 2, **sizes, rngs=nnx.Rngs(0)), seed=6)
+
+
+def test_a_conditional_autoencoder_has_one_latent_vector_and_hears_the_label_at_both_ends():
+    model, x = conditional(), images((2, 4, 6, 2))
+    code = model.encode(x, np.array([0, 2]))
+    assert code.mean.shape == code.log_variance.shape == (2, 2)
+    swapped = model.encode(x, np.array([2, 0]))
+    assert (np.abs(np.asarray(code.mean - swapped.mean)).max(axis=1) > 1e-3).all()
+    z = jnp.ones((4, 2))
+    told = np.asarray(model.decode(z, np.arange(4)))
+    assert told.shape == (4, 4, 6, 2)
+    for i, j in ((0, 1), (0, 2), (1, 2), (0, 3)):
+        assert np.abs(told[i] - told[j]).max() > 1e-3
+    # No label is a vector of zeros, at both ends.
+    np.testing.assert_array_equal(model.decode(z), model.decode(z, np.full(4, model.null_label)))
+    np.testing.assert_array_equal(model.encode(x).mean, model.encode(x, np.full(2, 3)).mean)
+
+
+def test_every_parameter_of_a_conditional_autoencoder_has_a_gradient():
+    graph, params = nnx.split(conditional())
+    x, labels = images((6, 4, 6, 2)), np.array([0, 1, 2, 0, 1, 2])
+
+    @jax.jit
+    def gradient(params):
+        def cost(params):
+            model = nnx.merge(graph, params)
+            code = model.encode(x, labels)
+            mean = model.decode(code.sample(jax.random.key(0)), labels)
+            log_p = bound.discretized_log_likelihood(x, mean, model.log_variance[...], 17)
+            return (code.kl() - log_p.reshape(6, -1).sum(axis=1)).mean()
+
+        return jax.grad(cost)(params)
+
+    for path, slope in jax.tree_util.tree_leaves_with_path(gradient(params)):
+        assert np.abs(slope).max() > 0, path
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ConditionalVAE(0, 8, rngs=nnx.Rngs(0)), "num_classes must be a whole number at"),
+        (lambda: ConditionalVAE(3, 7, rngs=nnx.Rngs(0)), "image_size must be a multiple of 2"),
+        (lambda: conditional().encode(images((2, 4, 6, 1))), r"shape \[B, 4, 6, 2\], got \[2, 4"),
+        (lambda: conditional().decode(images((2, 3))), r"shape \[B, 2\], got \[2, 3\]"),
+        (lambda: conditional().decode(images((2, 2)), np.array([0, 4])), "cond must be in 0 … 3"),
+        (lambda: conditional().decode(images((2, 2)), np.array([0])), r"shape \[2\], got"),
+    ],
+)
+def test_bad_arguments_of_a_conditional_autoencoder_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -201,6 +201,19 @@ class Conditioning(nnx.Module):
         return embedded + [told(extras[:, k]) for k, told in enumerate(self.extras)]
 
 
+def label_vectors(num_classes: int | None, dim: int, *, rngs: nnx.Rngs) -> nnx.Embed | None:
+    """A vector for each label, and one for "no label", label num_classes; None without labels.
+
+    For networks that are told nothing else; `Conditioning` has them for those with a time.
+
+    Raises: ValueError for fewer than one class.
+    """
+    if num_classes is None:
+        return None
+    rows = integer("num_classes", num_classes, 1) + 1
+    return nnx.Embed(rows, dim, embedding_init=STANDARD_NORMAL, rngs=rngs)
+
+
 class GroupNorm(nnx.Module):
     """Group normalisation over NHWC: each group of channels to mean 0 and variance 1, per image.
 

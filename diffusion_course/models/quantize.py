@@ -180,6 +180,15 @@ class VQVAE(nnx.Module):
         """The codes of images x [B, H, W, C], as vectors: [B, H/f, W/f, D]."""
         return self.quantise(self.encoder(x)).z
 
+    def index(self, x: Array) -> Array:
+        """The codes of images x [B, H, W, C], as whole numbers: int32 [B, H/f, W/f]."""
+        return self.quantise(self.encoder(x)).index
+
+    def decode_index(self, index: Array) -> Array:
+        """The images of whole numbers [B, h, w] in 0 … K − 1, [B, H, W, C]; not clipped."""
+        checks.labels("index", index, np.shape(index), self.codes - 1)
+        return self.decoder(self.codebook[...][index])
+
     def decode(self, z: Array) -> Array:
         """The images of vectors z, [B, H, W, C]; not clipped. Each becomes its nearest code first.
 

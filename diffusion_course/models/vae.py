@@ -16,6 +16,7 @@ from diffusion_course.models import doors
 from diffusion_course.models.layers import (
     Conv3x3,
     GroupNorm,
+    Linear,
     ResidualBlock,
     depth_to_space,
     space_to_depth,
@@ -235,3 +236,86 @@ class VAE(nnx.Module):
     def decode(self, z: Array) -> Array:
         """The images of latents z, [B, H, W, C]; not clipped."""
         return self.decoder(z)
+
+
+class ConditionalVAE(nnx.Module):
+    """A variational autoencoder that is told the label, with one latent vector for each image.
+
+    Latents at several places would be drawn independently of each other. So a dense layer makes
+    one vector of the encoder's grid and the label, and another one a grid of the vector and the
+    label. The decoder's output is the mean of a Gaussian whose variance, one number for all pixels,
+    is learnt as well.
+
+    Args:
+      num_classes: number of labels; no label (None) is a vector of zeros.
+      image_size: (H, W), multiples of f; one number for square images.
+      image_channels: C of the images.
+      latent_channels: length of the latent vector.
+      channels, blocks, stem, rngs: as in `Encoder`.
+
+    Raises: ValueError for sizes that do not fit.
+    Source: Sohn, Lee & Yan 2015 (NeurIPS); the variance: Rybkin, Daniilidis & Levine 2021
+    (arXiv:2006.13202).
+
+    >>> model = ConditionalVAE(10, 8, latent_channels=3, channels=(8,), rngs=nnx.Rngs(0))
+    >>> jax.eval_shape(model.decode, jnp.zeros((2, 3)), jnp.array([3, 7])).shape
+    (2, 8, 8, 1)
+    """
+
+    def __init__(
+        self, num_classes: int, image_size: int | tuple[int, int], image_channels: int = 1,
+        latent_channels: int = 16, channels: tuple[int, ...] = (64,), *, blocks: int = 1,
+        stem: int = 2, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        sizes = {"channels": channels, "blocks": blocks, "stem": stem}
+        self.null_label = integer("num_classes", num_classes, 1)
+        self.latent_channels = integer("latent_channels", latent_channels, 1)
+        self.grid = coarse_grid(image_size, channels, stem)
+        self.image_shape = (*doors.sides(image_size), integer("image_channels", image_channels, 1))
+        rows, cols, width = self.grid
+        self.encoder = Encoder(image_channels, width, **sizes, rngs=rngs)
+        self.code = Linear(rows * cols * width + num_classes, 2 * latent_channels, rngs=rngs)
+        self.first = Linear(latent_channels + num_classes, rows * cols * width, rngs=rngs)
+        self.decoder = Decoder(image_channels, width, **sizes, rngs=rngs)
+        # Of pixels in [-1, 1]: a standard deviation of exp(-1), somewhat less than the digits' own.
+        self.log_variance = nnx.Param(jnp.full((), -2.0))
+
+    def encode(self, x: Array, cond: Array | None = None) -> Gaussian:
+        """The distribution of the latent vector of images x [B, H, W, C]: [B, latents].
+
+        Raises: ValueError for an argument of another shape, dtype or range.
+        """
+        x = doors.state(x, ("B", *self.image_shape))
+        grid = jax.nn.silu(self.encoder(x)).reshape(len(x), -1)
+        mean, log_variance = jnp.split(self.code(self._with_label(grid, cond)), 2, axis=-1)
+        return Gaussian(mean, jnp.clip(log_variance, *_LOG_VARIANCES))
+
+    def decode(self, z: Array, cond: Array | None = None) -> Array:
+        """The mean images of latent vectors z [B, latents], [B, H, W, C]; not clipped.
+
+        Raises: ValueError for an argument of another shape, dtype or range.
+        """
+        z = doors.state(z, ("B", self.latent_channels))
+        return self.decoder(self.first(self._with_label(z, cond)).reshape(-1, *self.grid))
+
+    def _with_label(self, vectors: Array, cond: Array | None) -> Array:
+        labels = doors.labels(cond, len(vectors), self.null_label)
+        # The null label has no place among num_classes and becomes zeros.
+        return jnp.concatenate([vectors, jax.nn.one_hot(labels, self.null_label)], axis=-1)
+
+
+def coarse_grid(
+    image_size: int | tuple[int, int], channels: tuple[int, ...], stem: int
+) -> tuple[int, int, int]:
+    """Rows, columns and width of the coarsest grid of an `Encoder` or `Decoder`.
+
+    Raises: ValueError for sizes that are no multiples of f, or other channels.
+
+    >>> coarse_grid((8, 12), (16, 32), stem=2)
+    (2, 3, 32)
+    """
+    doors.widths(channels)
+    factor = integer("stem", stem, 1) * 2 ** (len(channels) - 1)
+    sides = (doors.divisible("image_size", side, factor) for side in doors.sides(image_size))
+    rows, cols = (side // factor for side in sides)
+    return rows, cols, channels[-1]
