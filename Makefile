@@ -28,6 +28,10 @@ QUARTER      ?= all
 PHASE  := .ci/phase
 # Each phase's line, for the end of  make test.
 TIMES  := $(VENV)/.times
+# XLA reads NPROC, its number of threads. More threads than cores wait for each other and cost
+# time; with one for each of two cores, a training step takes 7 % less (docs/testing.md).
+CORES  := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+SHARED := NPROC=$(shell expr $(CORES) / $(JOBS) 2>/dev/null | grep -v '^0$$' || echo 1)
 NBVAL  := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n $(JOBS) --dist loadscope
 
 .PHONY: help lab test quick lint unit check-notebooks colab notebooks chapter clean
@@ -64,15 +68,15 @@ lint: $(DEV)
 # A file's tests share a worker: the browser tests share one JupyterLab. tests/conftest.py puts the
 # longest files first.
 unit: $(DEV)
-	@$(PHASE) "unit tests" $(PY) -m pytest tests -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	@$(SHARED) $(PHASE) "unit tests" $(PY) -m pytest tests -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check-notebooks: $(DEV)
-	@$(PHASE) notebooks $(PY) -m $(NBVAL) $$($(PY) .ci/quarter.py all)
+	@$(SHARED) $(PHASE) notebooks $(PY) -m $(NBVAL) $$($(PY) .ci/quarter.py all)
 
 colab: $(COLAB)/.installed
-	@$(PHASE) "tests as on Colab" $(COLAB)/bin/python -m pytest tests --versions -n $(JOBS) \
+	@$(SHARED) $(PHASE) "tests as on Colab" $(COLAB)/bin/python -m pytest tests --versions -n $(JOBS) \
 	  --dist loadfile --no-loadscope-reorder
-	@$(PHASE) "notebooks as on Colab" $(COLAB)/bin/python -m $(NBVAL) $$($(COLAB)/bin/python .ci/quarter.py $(QUARTER))
+	@$(SHARED) $(PHASE) "notebooks as on Colab" $(COLAB)/bin/python -m $(NBVAL) $$($(COLAB)/bin/python .ci/quarter.py $(QUARTER))
 
 $(COLAB)/.installed: pyproject.toml .ci/colab-constraints.txt
 	"$(COLAB_PYTHON)" -m venv --clear $(COLAB)

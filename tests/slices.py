@@ -17,10 +17,14 @@ _WIDGET = re.compile(rf"\bwidgets\.({'|'.join(WIDGETS)})\(")
 
 
 def explorers(notebook: Path) -> tuple[list[str], list[str]]:
-    """The sources of the cells that a notebook's widgets need, and what widgets these are."""
+    """The sources of the cells that a notebook's widgets need, and what widgets these are.
+
+    The cell that calls `setup` is among them: a kernel then finds what the notebook has compiled.
+    """
     cells = nbformat.read(notebook, as_version=4).cells
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
-    kept, widgets = set(), []
+    kept = {number for number, source in enumerate(sources) if "course = setup(" in source}
+    widgets = []
     for number, source in enumerate(sources):
         if found := _WIDGET.findall(source):
             kept |= set(needed(sources, number))

@@ -1,5 +1,6 @@
 """What a run takes: the tests that versions could break, a quarter of the notebooks."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_arithmetic_on_jax_numpy_and_files_does_not():
 )
 def test_a_line_that_makes_a_file_depend_on_versions(tmp_path, line):
     file = tmp_path / "test_x.py"
-    file.write_text("import jax.numpy as jnp\nimport jax\njax.jit, jnp.ones\n")
+    file.write_text("import jax.numpy as jnp\nimport jax\njax.jit, jnp.ones, jax.disable_jit\n")
     assert not depends_on_versions(file)
     file.write_text(line)
     assert depends_on_versions(file)
@@ -51,6 +52,15 @@ def test_the_quarters_are_all_notebooks_each_once():
         set(every)
     )
     assert all((COURSE / name).exists() for name in every) and min(map(len, parts)) > 0
+
+
+def test_the_quarters_take_about_as_long():
+    spec = importlib.util.spec_from_file_location("quarter", COURSE / ".ci" / "quarter.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    seconds = [sum(part.values()) for part in module.quarters()]
+    # By number, every fourth chapter, the longest took 1.7 times as long as the shortest.
+    assert max(seconds) < 1.2 * min(seconds)
 
 
 def test_another_quarter_is_a_mistake_told_in_one_line():

@@ -1,5 +1,7 @@
 """A cell runs alone with the cells that `slices.needed` names."""
 
+from pathlib import Path
+
 import slices
 
 from diffusion_course.notebook import widgets
@@ -53,6 +55,14 @@ def test_what_is_kept_runs_and_gives_the_same():
         exec(CELLS[number], alone)
     assert list(alone["shown"]) == list(whole["shown"])
     assert str(alone["total"]) == str(whole["total"])
+
+
+def test_a_chapter_s_explorers_come_after_its_setup():
+    # Without it a kernel would compile anew what the notebook has compiled, in a folder of its own.
+    chapters = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.ipynb"))
+    for chapter in chapters:
+        sources, _ = slices.explorers(chapter)
+        assert "course = setup(" in sources[0], chapter.name
 
 
 def test_the_names_of_widgets_are_functions_of_the_library():

@@ -15,6 +15,7 @@ COMPANIONS = {"flax", "optax", "orbax", "ipywidgets", "datasets"}
 STABLE = {
     *("Array", "numpy", "random", "nn", "lax", "tree", "jit", "vmap", "grad", "value_and_grad"),
     *("jvp", "vjp", "jacfwd", "jacrev", "eval_shape", "ShapeDtypeStruct", "block_until_ready"),
+    *("hessian", "scipy", "image", "debug", "effects_barrier", "disable_jit"),
 }
 
 
