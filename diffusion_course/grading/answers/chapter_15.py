@@ -43,6 +43,8 @@ CHAIN = exercise(
     each difference begins at the evaluation before it, not at D_0: that is another rule
         c[k] -= w[k] -> c[0] -= w[k]
         c[k] += v[k] -> c[0] += v[k]
+    the negative prompt's difference begins at the evaluation before it, D_(k−1), not at D_0
+        c[k] += v[k] -> c[0] += v[k]
     a negative prompt pushes away: its weight is −v_k
         c[K + 1 + k] -= v[k] -> c[K + 1 + k] += v[k]
         c[k] += v[k] -> c[k] -= v[k]
@@ -110,6 +112,8 @@ def _pairs(rng, *kinds):
             rng, len(ids), D
         )
         x = captions * rng.uniform(0.5, 2.5, (len(ids), 1)) + 1.3 * normal(rng, len(ids), D)
+        if D == 3:  # a length is only divided by
+            x, captions = 0.02 * x, 0.03 * captions
         order = rng.permutation(len(ids))
         yield (
             x[order].astype(np.float32),
@@ -139,6 +143,15 @@ CONTRASTIVE = exercise(
         same / count -> np.eye(len(ids))
     that leaves twins out of the sums, as the library does; here they are right answers
         return np.array([_without_twins(images, captions, ids, scale), right[1]])
+    that leaves twins out of the sums, as the library does; the least value changes with them
+        return np.array([_without_twins(images, captions, ids, scale), 0.0])
+    your loss counts an image's own caption alone; with repeats the least value is not 0
+        same / count -> np.eye(len(ids))
+        np.log(count).mean() -> 0.0
+    each image counts once, however many right captions it has
+        target = same / count -> target = same / same.sum() * len(ids)
+    the target adds up to 1 already: the sum over a row is no mean
+        / 2 / len(ids) -> / 2 / len(ids) ** 2
     the target is a distribution: each right answer gets 1/n of it
         target = same / count -> target = same
     that is −log of the right answers' summed probability; the target asks for 1/n each
@@ -165,6 +178,8 @@ CONTRASTIVE = exercise(
         np.log(count).mean() -> 0.0
     the least value is the mean of the logarithms, not the logarithm of the mean
         np.log(count).mean() -> np.log(count.mean())
+    the least value depends on how often captions repeat, not only on how many differ
+        np.log(count).mean() -> np.log(len(np.unique(ids)))
     log B is the value for equal logits, not the least value
         np.log(count).mean() -> np.log(len(ids))
     each image counts in the least value's mean, so a caption that stands n times counts n times
@@ -185,6 +200,16 @@ def first_steps(x, c, base, target, Z_in, E, Z_out, rate, steps):
         E, Z_in = E - rate * u.T @ back, Z_in - rate * c.T @ (back @ E.T)
         Z_out = moved
     return Z_in, E, Z_out
+
+
+def _one_by_one(order, x, c, base, target, Z_in, E, Z_out, rate, steps):
+    """As if each matrix saw those that have moved before it in the same step."""
+    matrices = [Z_in, E, Z_out]
+    for _ in range(steps):
+        for which in order:
+            moved = first_steps(x, c, base, target, *matrices, rate, 1)
+            matrices[which] = moved[which]
+    return tuple(matrices)
 
 
 def _controls(rng, *kinds):
@@ -223,8 +248,12 @@ CONTROL = exercise(
     the outer layer moved before the others' gradients were taken: all belong to the old values
         back = error @ Z_out.T -> Z_out = Z_out - rate * h.T @ error; back = error @ Z_out.T
         moved = Z_out - rate * h.T @ error -> moved = Z_out
+    Z_out moved, then E, then Z_in, each seeing the one before: all belong to the old values
+        return _one_by_one((2, 1, 0), x, c, base, target, Z_in, E, Z_out, rate, steps)
     E moved before the gradient of Z_in was taken: all belong to the old values
         E, Z_in = E - rate * u.T @ back, Z_in -> E = E - rate * u.T @ back; Z_in = Z_in
+    Z_in moved before the others' gradients were taken: all belong to the old values
+        return _one_by_one((0, 1, 2), x, c, base, target, Z_in, E, Z_out, rate, steps)
     the loss is a mean over examples: divide by their number
         - target) / len(x) -> - target)
     the mean is over examples, and the squares of one example are added
@@ -247,6 +276,8 @@ CONTROL = exercise(
         E, Z_in = E - rate * u.T @ back, Z_in - rate * c.T @ (back @ E.T) -> E, Z_in = E, Z_in
     the gradient of E needs all that E reads, x and the control
         E - rate * u.T @ back -> E - rate * x.T @ back
+    the steps must be repeated, each from where the last one ended
+        range(steps) -> range(1)
     one step too few
         range(steps) -> range(steps - 1)
     one step too many
@@ -264,11 +295,30 @@ def one_adapter(A, B, C, D, scales, alpha, rank):
     return best, np.sum(s[:rank] ** 2) / np.sum(s**2)
 
 
+def _cut(matrix, rank):
+    U, s, V = np.linalg.svd(matrix, full_matrices=False)
+    return (U[:, :rank] * s[:rank]) @ V[:rank]
+
+
+def _each_cut(A, B, C, D, scales, alpha, rank):
+    """As if the best change were the sum of each adapter's best one."""
+    first = scales[0] * alpha / A.shape[1] * A @ B
+    second = scales[1] * alpha / C.shape[1] * C @ D
+    kept = _cut(first, rank) + _cut(second, rank)
+    return kept, one_adapter(A, B, C, D, scales, alpha, rank)[1]
+
+
 def _adapters(rng, *kinds):
     """Kinds are: sides n and m, ranks of the two adapters, the rank that is wanted."""
     for n, m, r1, r2, rank in kinds:
-        factors = [images(rng, *s) for s in ((n, r1), (r1, m), (n, r2), (r2, m))]
-        yield *factors, rng.uniform(0.4, 1.6, 2) * [1, -1], number(rng, 1.5, 5.0), rank
+        small = 0.1 if n == 9 else 1.0  # as changes are, beside a kernel
+        factors = [small * images(rng, *s) for s in ((n, r1), (r1, m), (n, r2), (r2, m))]
+        yield (
+            *map(np.float32, factors),
+            rng.uniform(0.4, 1.6, 2) * [1, -1],
+            number(rng, 1.5, 5.0),
+            rank,
+        )
 
 
 ADAPTERS = exercise(
@@ -304,6 +354,12 @@ ADAPTERS = exercise(
         return one_adapter(A, B, C, D, scales[::-1], alpha, rank)
     the second adapter is missing
         return one_adapter(A, B, C, 0 * D, scales, alpha, rank)
+    the adapters' own ranks divide, not the sum of their ranks
+        change = scales[0] * alpha / A.shape[1] -> both = A.shape[1] + C.shape[1];
+            change = scales[0] * alpha / both
+        scales[1] * alpha / C.shape[1] -> scales[1] * alpha / both
+    add first, then cut: two cut adapters together may have twice the wanted rank
+        return _each_cut(A, B, C, D, scales, alpha, rank)
     that is the whole change; it must have the wanted rank
         best = (U[:, :rank] * s[:rank]) @ V[:rank] -> best = change
     singular values must multiply their vectors
@@ -328,32 +384,32 @@ ADAPTERS = exercise(
 
 # --- 15.5 -----------------------------------------------------------------------------------
 def guided_reading(x, captions, table, w):
-    first = len(table) - 1
+    first, padding = len(table) - 2, len(table) - 1
 
     def read(words):
         tokens = np.concatenate([np.full((len(words), 1), first), words], axis=1)
         context = table[tokens]
-        counts = tokens != first
-        counts[:, 0] = True
+        counts = tokens != padding
         logits = x @ context.swapaxes(1, 2) / np.sqrt(x.shape[-1])
         logits = np.where(counts[:, None], logits, -np.inf)
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         weights = weights / weights.sum(-1, keepdims=True)
         return weights @ context
 
-    untold = read(np.full(captions.shape, first))
-    return untold + w * (read(captions) - untold)
+    told, untold = read(captions), read(np.full(captions.shape, padding))
+    return untold + w * (told - untold)
 
 
 def _readings(rng, *kinds):
     """Kinds are: sizes (B, N, D, words), the numbers of words of each caption, whether w is 1."""
     for (B, N, D, V), lengths, plain in kinds:
         L = max(lengths) + (B > 2)  # in one of them every caption is padded
-        captions = np.full((B, L), V, np.int32)
+        captions = np.full((B, L), V + 1, np.int32)
         for row, length in zip(captions, lengths, strict=True):
             row[:length] = rng.permutation(V)[:length]
-        table = normal(rng, V + 1, D, mean=0.4, std=1.3)
+        table = normal(rng, V + 2, D, mean=0.4, std=1.3)
         x = normal(rng, B, N, D, mean=0.3, std=1.1)
+        x[:, 0] = 1.5 * table[V + 1]  # a pixel that would read padding, if it could
         yield x, captions, table, 1.0 if plain else number(rng, 1.7, 4.0)
 
 
@@ -363,7 +419,7 @@ READING = exercise(
     Part(
         "no guidance",
         1,
-        lambda rng: _readings(rng, ((3, 4, 5, 7), (2, 4, 1), True), ((2, 3, 6, 9), (5, 3), True)),
+        lambda rng: _readings(rng, ((3, 4, 5, 7), (2, 4, 1), True), ((2, 3, 2, 9), (5, 3), True)),
     ),
     Part(
         "guidance, and captions without words",
@@ -371,57 +427,62 @@ READING = exercise(
         lambda rng: _readings(
             rng,
             ((3, 4, 5, 7), (1, 3, 2), False),
-            ((2, 3, 6, 9), (4, 0), False),
+            ((2, 3, 2, 9), (4, 0), False),
             ((4, 2, 3, 6), (0, 5, 2, 4), False),
         ),
     ),
     mistakes="""
-    all three bugs are still there
-        counts = tokens != first -> counts = np.arange(tokens.shape[1])
-            < (words != first).sum(-1, keepdims=True)
-        counts[:, 0] = True ->
+    that is what the broken function returns, too
+        counts = tokens != padding -> counts = np.arange(tokens.shape[1])
+            < (words != padding).sum(-1, keepdims=True)
         logits = np.where(counts[:, None], logits, -np.inf) ->
         return weights @ context -> return (weights * counts[:, None]) @ context
-        untold = read(np.full(captions.shape, first)) -> untold = 0 * read(captions)
     two bugs are left: the mask comes after the softmax, and the null is not the trained one
         logits = np.where(counts[:, None], logits, -np.inf) ->
         return weights @ context -> return (weights * counts[:, None]) @ context
-        untold = read(np.full(captions.shape, first)) -> untold = 0 * read(captions)
+        read(np.full(captions.shape, padding)) -> 0 * read(captions)
     two bugs are left: the last word is lost, and the null is not the trained one
-        counts = tokens != first -> counts = np.arange(tokens.shape[1])
-            < np.maximum((words != first).sum(-1, keepdims=True), 1)
-        untold = read(np.full(captions.shape, first)) -> untold = 0 * read(captions)
+        counts = tokens != padding -> counts = np.arange(tokens.shape[1])
+            < (words != padding).sum(-1, keepdims=True)
+        read(np.full(captions.shape, padding)) -> 0 * read(captions)
     two bugs are left: the last word is lost, and the mask comes after the softmax
-        counts = tokens != first -> counts = np.arange(tokens.shape[1])
-            < (words != first).sum(-1, keepdims=True)
-        counts[:, 0] = True ->
+        counts = tokens != padding -> counts = np.arange(tokens.shape[1])
+            < (words != padding).sum(-1, keepdims=True)
         logits = np.where(counts[:, None], logits, -np.inf) ->
         return weights @ context -> return (weights * counts[:, None]) @ context
-        untold = read(np.full(captions.shape, first))
-            -> untold = np.broadcast_to(table[-1], x.shape)
+        read(np.full(captions.shape, padding)) -> np.broadcast_to(table[first], x.shape)
     a bug is left: without guidance all is well; with it, what was the model trained to read?
-        untold = read(np.full(captions.shape, first)) -> untold = 0 * read(captions)
+        read(np.full(captions.shape, padding)) -> 0 * read(captions)
     a bug is left: padding takes its share of the softmax, and then its share is thrown away
         logits = np.where(counts[:, None], logits, -np.inf) ->
         return weights @ context -> return (weights * counts[:, None]) @ context
     a bug is left: padding takes its share of the softmax of a caption; the null is right
         logits = np.where(counts[:, None], logits, -np.inf) ->
         return weights @ context -> return (weights * counts[:, None]) @ context
-        untold = read(np.full(captions.shape, first))
-            -> untold = np.broadcast_to(table[-1], x.shape)
+        read(np.full(captions.shape, padding)) -> np.broadcast_to(table[first], x.shape)
+    how many tokens count in a caption of three words, and in one without? There is a 0/0
+        counts = tokens != padding -> counts = np.arange(tokens.shape[1])
+            < (words != padding).sum(-1, keepdims=True)
     a bug is left: the last word of every caption counts for nothing
-        counts = tokens != first -> counts = np.arange(tokens.shape[1])
-            < np.maximum((words != first).sum(-1, keepdims=True), 1)
-    now the first token is masked; it always counts
-        counts[:, 0] = True -> counts[:, 0] = ~counts[:, 1:].any(axis=1)
-    padding is attended: a masked logit is −∞, not 0
+        counts = tokens != padding -> counts = np.arange(tokens.shape[1])
+            < np.maximum((words != padding).sum(-1, keepdims=True), 1)
+    the first token is masked where there are words; it always counts
+        counts = tokens != padding -> counts = (tokens != padding) & (tokens != first)
+            | (words == padding).all(-1, keepdims=True) & (tokens == first)
+    a masked logit is −∞: exp of 0 is 1, so that padding is read
         logits, -np.inf) -> logits, 0.0)
+    a masked logit is −∞: one that is only lowered leaves padding some weight
+        logits, -np.inf) -> logits, logits - 10)
     nothing is masked any more: padding counts as a word
-        counts = tokens != first -> counts = tokens == tokens
-    the null caption has no word; yours has padding that counts, or words
-        untold = read(np.full(captions.shape, first)) -> untold = read(captions[::-1])
+        counts = tokens != padding -> counts = tokens == tokens
+    the null caption is all padding, not words
+        read(np.full(captions.shape, padding)) -> np.broadcast_to(table.mean(0), x.shape)
+    the null caption is read with its mask: padding does not count there either
+        read(np.full(captions.shape, padding)) -> np.broadcast_to(table[padding], x.shape)
+    guidance is missing
+        return untold + w * (told - untold) -> return told
     guidance was right: w = 1 is the plain conditional, not twice the push
-        w * (read -> (1 + w) * (read
+        w * (told -> (1 + w) * (told
     the division by √D was right
         / np.sqrt(x.shape[-1]) ->
     """,
@@ -474,7 +535,7 @@ COMPOSED = exercise(
             rng,
             ((3, 6, 2), [1.0, 1.0], number(rng, 0.8, 1.1)),
             ((4, 5, 3), [number(rng, 1.4, 2.2), number(rng, -0.9, -0.4)], number(rng, 1.0, 1.4)),
-            ((2, 7, 4), list(rng.uniform(0.4, 1.7, 3)), number(rng, 0.9, 1.3)),
+            ((2, 7, 4), list(rng.uniform(0.4, 1.7, 4)), number(rng, 0.9, 1.3)),
             ((3, 5, 2), [1.0, 1.0], 0.04),
         ),
     ),
@@ -498,6 +559,11 @@ COMPOSED = exercise(
     probabilities are multiplied, not added
         estimate(scales @ log_likelihoods)
             -> estimate(np.log(np.abs(scales @ np.exp(log_likelihoods))))
+    log-likelihoods are added to the logits: they are logarithms already
+        told = [estimate(row) -> told = [estimate(np.exp(row))
+        estimate(scales @ log_likelihoods) -> estimate(scales @ np.exp(log_likelihoods))
+    a mean of the told estimates is no composition: start from the plain one, and add differences
+        composed = plain + sum(w * (D - plain) -> composed = 1 / sum(scales) * sum(w * D
     the state lies near α times a point
         x[:, None] - alpha * points -> x[:, None] - points
     the exponent of a normal density is divided by 2σ²: the 2 is missing
@@ -602,6 +668,8 @@ EDITED = exercise(
         i < kept -> i < kept - 1
     the source's maps are kept in the first steps, not in the last ones
         i < kept -> i >= len(alpha) - 1 - kept
+    the source's maps are kept in the first steps; yours are kept after them
+        i < kept -> i >= kept
     the source's maps belong to the source's own state
         theirs[:, places] -> maps(new, source)[:, places]
     the target's own maps are those of its own state, not of the source's
@@ -614,10 +682,14 @@ EDITED = exercise(
         own = own * factors -> own = own * factors; own = own / own.sum(1, keepdims=True)
     the factors belong to every step
         own = own * factors -> own = own * factors if i < kept else own
+    the factors belong to every step, also to the first ones
+        own = own * factors -> own = own * factors if i >= kept else own
     the factors are missing
         own = own * factors -> own = own * 1.0
     the map says where, the value says what: values are those of the target's words
         own @ values[target] -> own @ values[np.where(places >= 0, source[places], target)]
+    the source's state comes first
+        return right[1], right[0]
     the logits are divided by √d
         / np.sqrt(x.shape[1]) ->
     """,
