@@ -106,7 +106,7 @@ def contrastive(images, captions, ids, scale):
     n = same.sum(axis=1)
     target = same / n  # symmetric, since twins have the same n
     log_p = jax.nn.log_softmax(logits, axis=1) + jax.nn.log_softmax(logits, axis=0)
-    loss = -jnp.sum(target * log_p) / (2 * len(ids))
+    loss = -jnp.sum(target * log_p, axis=1).mean() / 2
     return jnp.array([loss, jnp.log(n).mean()])
     ### END SOLUTION
 
@@ -385,5 +385,9 @@ def edited(x, keys, values, source, target, places, factors, kept, alpha, sigma)
 
 # %% [markdown]
 # That is all of chapter 15. You have counted what guidance asks for, taught two towers with repeated captions,
-# set zero layers in motion, folded two adapters into one, made a model read its last word, seen where composed
-# conditions are not exact, and changed a word without changing the picture.
+# set zero layers in motion, folded two adapters into one, and made a model read its last word. You have also seen
+# where composed conditions are not exact, and changed a word without changing the rest of the picture.
+#
+# Did your predictions in 15.3 hold? In the first step only $Z_\text{out}$ moves, and in the second all three do. With
+# $x = 0$ nothing ever moves: $h$ is 0 as long as $Z_\text{in}$ is, and $Z_\text{in}$ has no gradient as long as $Z_\text{out}$ is 0.
+# So it matters that the copy reads the noisy picture as well.
