@@ -245,16 +245,16 @@ assert change([0, 4, 2, 9, 9, 9]) > 0.05  # it should be 0, but for rounding
 def guided_reading(x, captions, table, w):
     """x [B, N, D], whole numbers captions [B, L], table [V + 2, D], the number w -> [B, N, D]."""
     ### BEGIN SOLUTION return what the pixels read, guided: an array [B, N, D]
-    first, padding = len(table) - 2, len(table) - 1
+    V = len(table) - 2  # the number of the first token; V + 1 is the padding's
 
     def read(words):
-        tokens = np.pad(words, ((0, 0), (1, 0)), constant_values=first)
-        context = table[tokens]
-        logits = x @ context.swapaxes(1, 2) / np.sqrt(x.shape[2])
-        logits = jnp.where((tokens != padding)[:, None], logits, -jnp.inf)
-        return jax.nn.softmax(logits, axis=2) @ context
+        tokens = np.pad(words, ((0, 0), (1, 0)), constant_values=V)
+        rows = table[tokens]
+        logits = x @ rows.swapaxes(1, 2) / np.sqrt(x.shape[2])
+        logits = jnp.where((tokens <= V)[:, None], logits, -jnp.inf)
+        return jax.nn.softmax(logits, axis=2) @ rows
 
-    untold = read(np.full_like(captions, padding))
+    untold = read(np.full_like(captions, V + 1))
     return untold + w * (read(captions) - untold)
     ### END SOLUTION
 
