@@ -603,7 +603,7 @@ def edited(x, keys, values, source, target, places, factors, kept, alpha, sigma)
 def _edits(rng, *kinds):
     """Kinds are: (N, d), (L, M), places, which factor is not 1, kept, steps."""
     for (N, d), (L, M), places, strong, kept, steps in kinds:
-        V = 9
+        V = 8 + N % 2
         keys, values = normal(rng, V, d, mean=0.3, std=1.4), images(rng, V, d)
         drawn = rng.permutation(V)
         source, target = drawn[:L], drawn[L : L + M].copy()
