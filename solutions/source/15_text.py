@@ -81,7 +81,8 @@ def chain_weights(w, v):
 # is the cross-entropy with this target, $-\sum_j \text{target}_{ij}\log p_{ij}$. Here $p_{i\cdot}$ is the softmax of a row
 # of logits, and a logit is `scale` times a cosine. Take the mean over the images. Do the same for the columns, where
 # captions choose images. The loss is the average of the two.
-#
+
+# %% [markdown]
 # This loss does not fall to 0, however good the model is. Find the least value that *any* logits can approach
 # with these ids. And show on paper: if twins have the same vector, too, the loss is the plain one, in which only the
 # diagonal is right. So the plain loss has the same least value.
@@ -308,7 +309,10 @@ def both_ways(x, points, log_likelihoods, scales, alpha, sigma):
 # over the words of $x \cdot \text{key}/\sqrt d$, and $\hat x_0$ is the maps times the values.
 #
 # Both runs start from `x`, one told the `source` words and the other the `target` words, and take DDIM steps,
-# $x_{i+1} = \frac{\sigma_{i+1}}{\sigma_i}x_i + (\alpha_{i+1} - \alpha_i\frac{\sigma_{i+1}}{\sigma_i})\,\hat x_0$. In a step, the target's maps are made so:
+# $x_{i+1} = \frac{\sigma_{i+1}}{\sigma_i}x_i + (\alpha_{i+1} - \alpha_i\frac{\sigma_{i+1}}{\sigma_i})\,\hat x_0$.
+
+# %% [markdown]
+# In a step, the target's maps are made so:
 #
 # 1. take its own maps, of its own state;
 # 2. in the first `kept` steps, put the source's map (of *its* state in this step) in the place of the map of word $j$, if
