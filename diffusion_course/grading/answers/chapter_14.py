@@ -231,7 +231,7 @@ def _vectors(rng, *cases, g=1.0):
     for B, n, D, K in cases:
         z = images(rng, B, n, D)
         codebook = normal(rng, K, D, mean=0.4) * rng.uniform(0.4, 2.5, (K, 1))
-        cotangent = g * normal(rng, B, n, D, mean=0.1, std=0.2)
+        cotangent = g * normal(rng, B, n, D, mean=0.4, std=1.5)
         yield z, codebook.astype(np.float32), cotangent.astype(np.float32), number(rng, 0.3, 0.7)
 
 
@@ -301,11 +301,11 @@ def _codes(rng, *cases):
     """(N, D, K, number of codes that die). Codes that die lie far away from all vectors."""
     for N, D, K, dying in cases:
         codes = normal(rng, K, D, mean=0.8, std=2.0)
-        n = rng.uniform(3.0, 9.0, K).astype(np.float32)
+        n = rng.uniform(6.0, 12.0, K).astype(np.float32)
         weak = min(dying, 1)  # a code that has one vector of the batch, and dies all the same
-        z = codes[rng.integers(dying + weak, K, N)] + normal(rng, N, D, mean=0.3, std=0.6)
+        z = codes[rng.integers(dying + weak, K, N)] + normal(rng, N, D, mean=0.3, std=1.6)
         z[: K - dying] = codes[dying:] + normal(rng, K - dying, D, std=0.3)
-        decay, least = number(rng, 0.6, 0.8), number(rng, 1.1, 1.6)
+        decay, least = number(rng, 0.6, 0.8), number(rng, 2.3, 2.9)
         codes[:dying] += 60 * (1 + np.arange(dying)[:, None])
         # One of them has lived up to now.
         n[:dying] = np.linspace(0.95, 0.6, dying) * least / decay
@@ -319,19 +319,19 @@ def _just_enough(rng):
     """A code without vectors whose number becomes exactly `least`: it lives."""
     ((z, n, m, _, _),) = _codes(rng, (5, 3, 3, 1))
     last = int(np.argmax(m.sum(axis=1) / n))
-    m[last] *= 2 / n[last]
-    n[last] = 2
-    return [(z, n, m, 0.5, 1.0)]
+    m[last] *= 4 / n[last]
+    n[last] = 4
+    return [(z, n, m, 0.5, 2.0)]
 
 
 FOLLOW = exercise(
     "14.5 · Codes that follow, and codes that are dead",
     follow,
-    Part("all codes live", 1, lambda rng: _codes(rng, (7, 2, 3, 0), (9, 3, 4, 0))),
+    Part("all codes live", 1, lambda rng: _codes(rng, (14, 2, 3, 0), (18, 3, 4, 0))),
     Part(
         "some are dead",
         2,
-        lambda rng: [*_codes(rng, (8, 3, 4, 1), (12, 2, 6, 3)), *_just_enough(rng)],
+        lambda rng: [*_codes(rng, (12, 3, 4, 1), (18, 2, 6, 3)), *_just_enough(rng)],
     ),
     mistakes="""
     the old values have the weight decay, the new ones 1 − decay: yours are exchanged
@@ -426,13 +426,13 @@ INPAINT = exercise(
     Part(
         "holes made of whole blocks",
         2,
-        lambda rng: _pictures(rng, (2, 3, 2, 2, 3, 1, 3, True), (3, 2, 4, 3, 2, 2, 2, False)),
+        lambda rng: _pictures(rng, (2, 3, 2, 2, 3, 1, 3, True), (1, 4, 3, 2, 3, 2, 2, False)),
     ),
     Part(
         "any holes",
         2,
         lambda rng: _pictures(
-            rng, (2, 3, 2, 2, 3, 1, 3, False), (3, 2, 4, 3, 2, 2, 2, True), blocks=False
+            rng, (2, 3, 2, 2, 3, 1, 3, False), (1, 4, 3, 2, 3, 2, 2, True), blocks=False
         ),
     ),
     mistakes=f"""
@@ -506,9 +506,9 @@ def _all_axes(C, rate):
 
 
 def _covariances(rng, *cases):
-    """(D, number of axes without variance, rate in bits)."""
-    for D, flat, rate in cases:
-        lam = 2.3 * 0.35 ** np.arange(D) * rng.uniform(0.8, 1.2, D)
+    """(D, number of axes without variance, rate in bits, scale of the variances)."""
+    for D, flat, rate, scale in cases:
+        lam = scale * 0.35 ** np.arange(D) * rng.uniform(0.8, 1.2, D)
         lam[D - flat :] = 0
         axes = np.linalg.qr(rng.normal(size=(D, D)))[0]
         yield (axes * rng.permutation(lam)) @ axes.T, rate * number(rng, 0.9, 1.1)
@@ -517,9 +517,19 @@ def _covariances(rng, *cases):
 BEST_CODE = exercise(
     "14.7 · The best code there is",
     best_code,
-    Part("enough bits for all axes", 1, lambda rng: _covariances(rng, (2, 0, 4.0), (3, 0, 6.0))),
-    Part("few bits", 2, lambda rng: _covariances(rng, (3, 0, 0.4), (5, 0, 2.0), (4, 0, 2.5))),
-    Part("data in a subspace", 1, lambda rng: _covariances(rng, (4, 2, 5.0), (5, 1, 1.5))),
+    Part(
+        "enough bits for all axes",
+        1,
+        lambda rng: _covariances(rng, (2, 0, 4.0, 2.3), (5, 0, 15.0, 0.05)),
+    ),
+    Part(
+        "few bits",
+        2,
+        lambda rng: _covariances(rng, (3, 0, 0.4, 9.0), (5, 0, 2.0, 2.3), (4, 0, 2.5, 30.0)),
+    ),
+    Part(
+        "data in a subspace", 1, lambda rng: _covariances(rng, (4, 2, 5.0, 2.3), (5, 1, 1.5, 0.4))
+    ),
     mistakes="""
     an axis whose variance is below the level gets no bits, and its error is its variance
         return _all_axes(C, rate)
