@@ -72,8 +72,9 @@ def smaller(t, weights, clock):
 
 
 # %% [markdown]
-# A latent model on a small grid sees a picture as such a filter shows it. So a schedule that is right for a grid of
-# $8 \times 8$ destroys too little on a grid of $64 \times 64$, and its times must be moved the other way.
+# Where neighbours have nearly the same value, a large picture is a small one whose pixels are repeated. There, a
+# schedule that is right on a grid of $8 \times 8$ destroys too little on a grid of $64 \times 64$, and its times must
+# be moved the other way: that is section 12.
 
 # %% [markdown]
 # ## 14.2
@@ -256,15 +257,16 @@ def broken_inpaint(denoise, x, known, start, noises, alpha, sigma, shift, scale)
     blocks = (B, h, H // h, w, W // w, -1)
     latent = (x.reshape(blocks).mean(axis=(2, 4)) - shift) * scale
     inside = known.reshape(blocks).max(axis=(2, 4))
-    z = start
+    z, path = start, []
     for n, noise in enumerate(noises):
         x0 = denoise(z, alpha[n], sigma[n])
         eps = (z - alpha[n] * x0) / sigma[n]
         z = alpha[n + 1] * x0 + sigma[n + 1] * eps
         z = jnp.where(inside, alpha[n] * latent + sigma[n] * noise, z)
+        path.append(z)
     y = (z + shift) / scale
     y = y.repeat(H // h, axis=1).repeat(W // w, axis=2)
-    return z, jnp.where(known[..., None], x, y)
+    return jnp.stack(path), jnp.where(known[..., None], x, y)
 
 
 # %%
@@ -287,7 +289,7 @@ assert abs(hole.mean() - 3) > 0.5  # 1600 latents of std 0.5: the standard error
 # the hole. It does not show in the pictures here, because this denoiser looks at one latent at a time. Write the function
 # as it should be.
 #
-# **Expected.** Two arrays: the last latents `[B, h, w, C]`, and the pictures `[B, H, W, C]`.
+# **Expected.** Two arrays: the latents after each step, `[N, B, h, w, C]`, and the pictures, `[B, H, W, C]`.
 #
 # <details><summary>Hint</summary>
 # Decode a latent that you have just encoded. Then take a block with one unknown pixel: what does its mean hold? And what
@@ -298,10 +300,10 @@ assert abs(hole.mean() - 3) > 0.5  # 1600 latents of std 0.5: the standard error
 # %% exercise="14.6" role="answer"
 def inpaint(denoise, x, known, start, noises, alpha, sigma, shift, scale):
     """x [B, H, W, C], known [B, H, W] of 0 and 1, start [B, h, w, C] at the first level,
-    noises [N, B, h, w, C], alpha and sigma [N + 1], shift and scale [C] -> latents [B, h, w, C], pictures."""
-    ### BEGIN SOLUTION return the last latents and the pictures
+    noises [N, B, h, w, C], alpha and sigma [N + 1], shift and scale [C] -> states, pictures."""
+    ### BEGIN SOLUTION return the states of the latents and the pictures
     x, known, z = map(np.asarray, (x, known, start))
-    B, h, w, C = z.shape
+    (B, h, w, C), states = z.shape, []
     f, g = x.shape[1] // h, x.shape[2] // w
     latent = scale * (x.reshape(B, h, f, w, g, C).mean((2, 4)) - shift)
     whole = known.reshape(B, h, f, w, g, 1).min((2, 4))
@@ -310,8 +312,9 @@ def inpaint(denoise, x, known, start, noises, alpha, sigma, shift, scale):
         guess = denoise(z, alpha[i], sigma[i])
         moved = ratio * z + (alpha[i + 1] - ratio * alpha[i]) * guess
         z = np.where(whole, alpha[i + 1] * latent + sigma[i + 1] * fresh, moved)
+        states.append(z)
     decoded = (z / scale + shift).repeat(f, axis=1).repeat(g, axis=2)
-    return z, np.where(known[..., None], x, decoded)
+    return np.array(states), np.where(known[..., None], x, decoded)
     ### END SOLUTION
 
 

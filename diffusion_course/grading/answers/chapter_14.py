@@ -230,7 +230,7 @@ def _vectors(rng, *cases, g=1.0):
     """(B, n, D, K), with more codes than are used; longer codes that are not nearer in angle."""
     for B, n, D, K in cases:
         z = images(rng, B, n, D)
-        codebook = normal(rng, K, D, mean=0.4) * rng.uniform(0.4, 2.5, (K, 1))
+        codebook = normal(rng, K, D, mean=0.4) * rng.uniform(0.2, 1.5, (K, 1))
         cotangent = g * normal(rng, B, n, D, mean=0.4, std=1.5)
         yield z, codebook.astype(np.float32), cotangent.astype(np.float32), number(rng, 0.3, 0.7)
 
@@ -379,16 +379,17 @@ def inpaint(denoise, x, known, start, noises, alpha, sigma, shift, scale):
     cut = (B, h, H // h, w, W // w, -1)
     given = (x.reshape(cut).mean(axis=(2, 4)) - shift) * scale
     whole = known.reshape(cut).min(axis=(2, 4))
-    z = start
+    z, path = start, []
     for n, noise in enumerate(noises):
         x0 = denoise(z, alpha[n], sigma[n])
         eps = (z - alpha[n] * x0) / sigma[n]
         z = alpha[n + 1] * x0 + sigma[n + 1] * eps
         pasted = alpha[n + 1] * given + sigma[n + 1] * noise
         z = np.where(whole, pasted, z)
+        path.append(z)
     y = z / scale + shift
     y = y.repeat(H // h, axis=1).repeat(W // w, axis=2)
-    return z, np.where(known[..., None], x, y)
+    return np.stack(path), np.where(known[..., None], x, y)
 
 
 def _pictures(rng, *cases, blocks=True):
@@ -426,13 +427,13 @@ INPAINT = exercise(
     Part(
         "holes made of whole blocks",
         2,
-        lambda rng: _pictures(rng, (2, 3, 2, 2, 3, 1, 3, True), (1, 4, 3, 2, 3, 2, 2, False)),
+        lambda rng: _pictures(rng, (2, 3, 2, 2, 5, 1, 3, True), (1, 5, 3, 2, 3, 2, 2, False)),
     ),
     Part(
         "any holes",
         2,
         lambda rng: _pictures(
-            rng, (2, 3, 2, 2, 3, 1, 3, False), (1, 4, 3, 2, 3, 2, 2, True), blocks=False
+            rng, (2, 3, 2, 2, 5, 1, 3, False), (1, 5, 3, 2, 3, 2, 2, True), blocks=False
         ),
     ),
     mistakes=f"""
@@ -463,10 +464,12 @@ INPAINT = exercise(
         known[..., None], x, y)
             -> whole.repeat(H // h, axis=1).repeat(W // w, axis=2), x, y)
     the known pixels come from the picture itself: what was encoded and decoded has lost detail
-        return z, np.where(known[..., None], x, y) -> return z, y
+        return np.stack(path), np.where(known[..., None], x, y) -> return np.stack(path), y
     the latents of the picture were right: first subtract the shift, then multiply
         (x.reshape(cut).mean(axis=(2, 4)) - shift) * scale
             -> x.reshape(cut).mean(axis=(2, 4)) * scale - shift
+    the known latents are pasted in each step, not only in the last one
+        whole, pasted, z) -> (n == len(noises) - 1) * whole, pasted, z)
     what is pasted needs its noise
         + sigma[n + 1] * noise ->
     """,
