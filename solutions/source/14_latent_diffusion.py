@@ -359,7 +359,7 @@ def best_code(C, rate):
 
 
 # %% [markdown]
-# This is *reverse water-filling* (Cover & Thomas, *Elements of Information Theory*, section 10.3): the distortion that you
+# This is *reverse water-filling* (Cover & Thomas 2006, *Elements of Information Theory*, section 10.3): the distortion that you
 # found is the least that *any* code with this rate can have for such data. An axis below the water, $\lambda \le \beta/2$, gets
 # no latent at all. That is posterior collapse, and here it is the optimum.
 

@@ -107,7 +107,7 @@ LATENT_SCALE = exercise(
     latent_scale,
     Part("one batch", 1, lambda rng: _batches(rng, (1, 2), (1, 3))),
     Part("batches of any sizes", 1, lambda rng: _batches(rng, (3, 4), (5, 2), (2, 1))),
-    Part("channels far from 0", 1, lambda rng: _batches(rng, (3, 2), (4, 3), far=60.0)),
+    Part("channels far from 0", 1, lambda rng: _batches(rng, (3, 2), (4, 3), far=150.0)),
     mistakes="""
     batches have different sizes: a large one counts more
         (counts / np.sum(counts))[:, None] -> np.full((len(counts), 1), 1 / len(counts))
@@ -272,6 +272,12 @@ GRADIENTS = exercise(
             -> np.argmin(np.sum((z[..., None, :] - codebook) ** 2, axis=-1), axis=-1)
     all codes must be divided by their lengths before they are compared
         np.argmax(unit @ codes.T, axis=-1) -> np.argmax(unit @ codebook.T, axis=-1)
+    each loss moves one side only: the commitment must not move the codes
+        at_codes[k[place]] -= apart[place] -> at_codes[k[place]] -= (1 + commitment) * apart[place]
+    each loss moves one side only: the codebook loss must not move z
+        at_unit = g + commitment * apart -> at_unit = g + (1 + commitment) * apart
+    the losses are means over all numbers of the batch, not sums over each example
+        / z.size -> / len(z)
     a code that serves many vectors gets the sum of their gradients
         at_codes[k[place]] -= apart[place] -> at_codes[k[place]] = -apart[place]
     the codes move towards their vectors: this sign drives them away
@@ -362,6 +368,11 @@ FOLLOW = exercise(
         return new_m / new_n[:, None], new_n, new_m
             -> new = new_m / new_n[:, None]; [new.__setitem__(*pair) for pair in moved.items()];
             return new, new_n, new_m
+    a revived code starts anew: its n, too, which is 1
+        new_n[code], new_m[code] = 1, z[place] -> new_m[code] = z[place]
+    the distances are those to the codes that the vectors took, before these moved
+        dead = np.flatnonzero(new_n < least) -> dead = np.flatnonzero(new_n < least);
+            far = np.min(np.sum((z[:, None] - new_m / new_n[:, None]) ** 2, axis=-1), axis=1)
     a revived code starts with n = 1, and with m the vector
         new_m[code] = 1, z[place] -> new_m[code] = new_n[code], z[place] * new_n[code]
     a revived code starts anew: nothing is added to its old sum
@@ -427,13 +438,13 @@ INPAINT = exercise(
     Part(
         "holes made of whole blocks",
         2,
-        lambda rng: _pictures(rng, (2, 3, 2, 2, 5, 1, 3, True), (1, 5, 3, 2, 3, 2, 2, False)),
+        lambda rng: _pictures(rng, (2, 3, 2, 2, 5, 1, 3, True), (1, 5, 4, 2, 3, 2, 2, False)),
     ),
     Part(
         "any holes",
         2,
         lambda rng: _pictures(
-            rng, (2, 3, 2, 2, 5, 1, 3, False), (1, 5, 3, 2, 3, 2, 2, True), blocks=False
+            rng, (2, 3, 2, 2, 5, 1, 3, False), (1, 5, 4, 2, 3, 2, 2, True), blocks=False
         ),
     ),
     mistakes=f"""
@@ -458,6 +469,15 @@ INPAINT = exercise(
         {_LEVEL}
     a block counts as known only if all its pixels are: half of them are not enough
         known.reshape(cut).min(axis=(2, 4)) -> known.reshape(cut).mean(axis=(2, 4)) > 0.5
+    a block is known or it is not: with shares, what stands in the hole gets in
+        known.reshape(cut).min(axis=(2, 4)) -> known.reshape(cut).mean(axis=(2, 4))
+        z = np.where(whole, pasted, z) -> z = whole * pasted + (1 - whole) * z
+    signal and noise of what is pasted are those of one level: the noise is still the old one
+        sigma[n + 1] * noise -> sigma[n] * noise
+    signal and noise of what is pasted are those of one level: the signal is still the old one
+        alpha[n + 1] * given -> alpha[n] * given
+    the scale divides once
+        z / scale + shift -> z / scale**2 + shift
     one pixel of a block does not tell whether the block is known
         known.reshape(cut).min(axis=(2, 4)) -> known.reshape(cut)[:, :, 0, :, 0]
     the known pixels come from the picture, also those of blocks that are not known
