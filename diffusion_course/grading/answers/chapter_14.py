@@ -63,6 +63,8 @@ SMALLER = exercise(
         np.sum(weights) / -> np.sum(np.abs(weights)) /
     the small picture has less noise, and what remains of the picture is Σ w of it
         np.sum(weights) / -> np.sum(weights) ** 2 /
+    a block has two sides: the filter adds up all its pixels, not those of one side
+        np.sum(weights) / np.sqrt(np.sum(weights**2)) -> weights.shape[0]
     the cosine clock has another formula than the rectified flow's
         noise = np.cos(np.pi * t / 2), np.sin(np.pi * t / 2) -> noise = 1 - t, t
         2 / np.pi * np.arctan2(noise, factor * signal) -> noise / (noise + factor * signal)
@@ -134,6 +136,8 @@ LATENT_SCALE = exercise(
         (means - shift) -> means
     stds are standard deviations: square them before they are added to variances
         share * stds**2 -> share * stds
+    the spread of the batches' means needs the weights of the batches, too
+        between = np.sum(share * (means - shift) ** 2, axis=0) -> between = np.var(means, axis=0)
     latents are shifted by the mean, which is subtracted: shift is the mean itself
         return shift -> return -shift
     """,
