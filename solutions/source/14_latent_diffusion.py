@@ -94,9 +94,8 @@ def smaller(t, weights, clock):
 # number of latents, not by one less.
 #
 # <details><summary>Hint</summary>
-# The law of total variance, twice: a latent varies within its distribution, the means of the distributions vary within
-# a batch, and the batches vary. The difference of two large numbers, E[z²] − E[z]², has no digits left in float32 when
-# a channel is far from 0.
+# The law of total variance, twice: a latent varies within its distribution, the means vary within a batch, and
+# the batches vary. In float32, E[z²] − E[z]² loses its digits when a channel is far from 0.
 # </details>
 
 
@@ -116,7 +115,7 @@ def latent_scale(counts, means, stds, variances):
 # *derive and check · 25 minutes*
 #
 # An encoder gives each of $N$ images a distribution of grids of $L$ whole numbers: at place $l$, image $n$ has the number
-# $k$ with probability `q[n, l, k]`, independently of its other places. The images are equally probable. The rate is the
+# $k$ with probability `q[n, l, k]`, independently of its other places. Images are equally probable. The rate is the
 # mean of $KL(q(z \mid x_n)\,\|\,\prod_l p(z_l))$ over the images, where each place has the same `prior`. It is the sum
 # of three parts:
 #
@@ -125,14 +124,14 @@ def latent_scale(counts, means, stds, variances):
 #    know of each other;
 # 3. $\sum_l KL(q(z_l)\,\|\,p)$: how far each place is from the prior.
 #
-# A model that learns the distribution of the latents takes the prior's place. It can remove the second and third
-# part, and never the first (Hoffman & Johnson 2016; Chen et al. 2018, arXiv:1802.04942).
+# A model that learns the distribution of the latents can remove the second and third part, and never the first
+# (Hoffman & Johnson 2016; Chen et al. 2018, arXiv:1802.04942).
 #
 # **Expected.** An array of the three parts in bits. For $L = 1$ the second part is 0. Some `q` may be 0.
 #
 # <details><summary>Hint</summary>
-# List all K^L grids, with the probability of each for each image: outer products, one place after the other. 0·log 0
-# is 0: rel_entr(a, b) of SciPy knows it. Is the mean over images of a product the product of the means?
+# List all K^L grids, with the probability of each for each image: outer products, place after place. SciPy's
+# rel_entr knows that 0·log 0 is 0. Is the mean of a product the product of the means?
 # </details>
 
 
@@ -213,8 +212,8 @@ def gradients(z, codebook, g, commitment):
 # **Expected.** Three arrays: the new codebook `[K, D]`, the new `n` and the new `m`.
 #
 # <details><summary>Hint</summary>
-# A one-hot matrix [N, K] gives the counts by a sum and the sums of vectors by a matrix product. np.argsort of the negative
-# distances says which vectors are furthest. There are at least as many vectors as dead codes.
+# A one-hot matrix [N, K] gives counts by a sum, and sums of vectors by a matrix product. np.argsort of the negative
+# distances puts the furthest first.
 # </details>
 
 
@@ -322,10 +321,10 @@ def inpaint(denoise, x, known, start, noises, alpha, sigma, shift, scale):
 # ## 14.7
 # *stretch · 40 minutes*
 #
-# How good can a VAE be? The data are normal, $x \sim N(0, C)$ with $D$ values. Encoder means and decoder are linear maps, and
-# the latents have independent noise. Training minimises the chapter's loss, distortion $+\,\beta \cdot KL/D$: the
-# distortion is the mean squared error of a value, and KL, in nats, is the mean over the data. Suppose that training
-# finds the minimum, and that its KL is `rate` bits. Find
+# How good can a VAE be? The data are normal, $x \sim N(0, C)$ with $D$ values. Encoder means and decoder are linear,
+# the noise of the latents is independent. Training minimises the chapter's loss, distortion $+\,\beta \cdot KL/D$: the
+# distortion is the mean squared error of a value, and KL is in nats. Training finds the minimum, and its KL is
+# `rate` bits. Find
 #
 # 1. the distortion, with drawn latents;
 # 2. the $\beta$ that was used;
@@ -335,9 +334,9 @@ def inpaint(denoise, x, known, start, noises, alpha, sigma, shift, scale):
 # lies in a subspace.
 #
 # <details><summary>Hint</summary>
-# Turn to the axes of C: each axis has a variance λ, and a latent of its own or none. To leave the error d ≤ λ, a latent
-# costs at least ½·log(λ/d) nats, and the best linear one costs just that: its posterior has the variance d/λ, its mean
-# the variance 1 − d/λ, and the decoder multiplies it by √(λ − d). Minimise d + β·½·log(λ/d) over d in (0, λ]: which d do
+# Turn to the axes of C: each has a variance λ, and a latent of its own or none. The best latent that leaves the error
+# d ≤ λ costs ½·log(λ/d) nats: its posterior has the variance d/λ, its mean the variance 1 − d/λ, and the decoder
+# multiplies it by √(λ − d). Minimise d + β·½·log(λ/d) over d in (0, λ]: which d do
 # all axes have that are used, and which axes are not used?
 # </details>
 
@@ -386,8 +385,8 @@ def best_code(C, rate):
 # %% [markdown] exercise="14.8" role="written"
 # ### BEGIN SOLUTION
 # 1. The signal's variance is $0.18215^2 = 0.033$ in place of 1, so the log-SNR is lower by $-2\log 0.18215 = 3.4$ nats at
-#    every time. The noise hides the latents much earlier, few times are left at which they can be
-#    seen, and a loss of predicted latents is at most 0.033, so it looks excellent. To measure: mean and standard
+#    every time. The noise hides the latents much earlier,
+#    and a loss of predicted latents is at most 0.033, so it looks excellent. To measure: mean and standard
 #    deviation of the latents on data, and the reconstructions of real images: what the autoencoder has lost, no
 #    sampler can bring back.
 # 2. The cost is that of the network, which is chosen for the grid: it is not proportional to the numbers of an image. The
