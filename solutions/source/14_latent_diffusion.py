@@ -114,15 +114,15 @@ def latent_scale(counts, means, stds, variances):
 # ## 14.3
 # *derive and check · 25 minutes*
 #
-# An encoder gives each of $N$ images a distribution of grids of $L$ whole numbers: at place $l$, image $n$ has the number
+# An encoder gives each of $N$ images a distribution of grids of $L$ numbers: at place $l$, image $n$ has the number
 # $k$ with probability `q[n, l, k]`, independently of its other places. Images are equally probable. The rate is the
 # mean of $KL(q(z \mid x_n)\,\|\,\prod_l p(z_l))$ over the images, where each place has the same `prior`. It is the sum
 # of three parts:
 #
 # 1. the mutual information of image and grid;
-# 2. $KL(q(z)\,\|\,\prod_l q(z_l))$, where $q(z)$ is the distribution of the grids of all images together: what the places
-#    know of each other;
-# 3. $\sum_l KL(q(z_l)\,\|\,p)$: how far each place is from the prior.
+# 2. $KL(q(z)\,\|\,\prod_l q(z_l))$, with the distribution $q(z)$ of the grids of all images: what the places know of
+#    each other;
+# 3. $\sum_l KL(q(z_l)\,\|\,p)$: how far the places are from the prior.
 #
 # A model that learns the distribution of the latents can remove the second and third part, and never the first
 # (Hoffman & Johnson 2016; Chen et al. 2018, arXiv:1802.04942).
@@ -130,8 +130,8 @@ def latent_scale(counts, means, stds, variances):
 # **Expected.** An array of the three parts in bits. For $L = 1$ the second part is 0. Some `q` may be 0.
 #
 # <details><summary>Hint</summary>
-# List all K^L grids, with the probability of each for each image: outer products, place after place. SciPy's
-# rel_entr knows that 0·log 0 is 0. Is the mean of a product the product of the means?
+# List all K^L grids, with the probability of each for each image: outer products, place after place. Is
+# the mean of a product the product of the means? SciPy's rel_entr knows 0·log 0.
 # </details>
 
 
@@ -322,7 +322,7 @@ def inpaint(denoise, x, known, start, noises, alpha, sigma, shift, scale):
 # *stretch · 40 minutes*
 #
 # How good can a VAE be? The data are normal, $x \sim N(0, C)$ with $D$ values. Encoder means and decoder are linear,
-# the noise of the latents is independent. Training minimises the chapter's loss, distortion $+\,\beta \cdot KL/D$: the
+# and the latents' noise is independent. Training minimises the chapter's loss, distortion $+\,\beta \cdot KL/D$: the
 # distortion is the mean squared error of a value, and KL is in nats. Training finds the minimum, and its KL is
 # `rate` bits. Find
 #
@@ -330,8 +330,7 @@ def inpaint(denoise, x, known, start, noises, alpha, sigma, shift, scale):
 # 2. the $\beta$ that was used;
 # 3. the matrix $A$ of the reconstructions from the *mean* latents, $\hat x = A\,x$.
 #
-# **Expected.** Two numbers and an array `[D, D]`, which is symmetric. `C` may have axes without any variance: then $x$
-# lies in a subspace.
+# **Expected.** Two numbers and a symmetric array `[D, D]`. `C` may have axes without any variance.
 #
 # <details><summary>Hint</summary>
 # Turn to the axes of C: each has a variance λ, and a latent of its own or none. The best latent that leaves the error
