@@ -131,13 +131,15 @@ AREAS = {
     "ring": np.pi * (0.95**2 - 0.49**2),
     "cross": 2 * 1.9 * 0.56 - 0.56**2,
     "star": 5 * 1.05 * 0.47 * np.sin(np.pi / 5),
+    "heart": 2 * 0.82**2 + np.pi * 0.82**2 / 2,
 }
+EVERY = shapes.SHAPES | shapes.NEW
 
 
 @pytest.mark.parametrize("name", AREAS)
 def test_the_inside_of_a_distance_function_has_the_area_of_its_shape(name):
     grid = ((2 * np.arange(801) + 1) / 801 - 1).astype(np.float32) * np.float32(1.2)
-    inside = shapes.SHAPES[name](*np.meshgrid(grid, grid)) < 0
+    inside = EVERY[name](*np.meshgrid(grid, grid)) < 0
     # A pixel of 0.003 along an outline of at most 12: errors of both signs, far below 1 %.
     assert inside.mean() * 2.4**2 == pytest.approx(AREAS[name], rel=0.01)
 
@@ -149,7 +151,7 @@ def test_a_distance_function_changes_by_one_per_unit_of_length(name):
     angle = rng.uniform(0, 2 * np.pi, 4000)
     step = 0.01
     dx, dy = (step * np.array([np.cos(angle), np.sin(angle)])).astype(np.float32)
-    slope = np.abs(shapes.SHAPES[name](x + dx, y + dy) - shapes.SHAPES[name](x, y)) / step
+    slope = np.abs(EVERY[name](x + dx, y + dy) - EVERY[name](x, y)) / step
     assert slope.max() < 1.001  # float32 differences of 1e-7 over a step of 1e-2
     assert slope.max() > 0.99  # some of 4000 directions go straight towards the outline
 
@@ -171,3 +173,52 @@ def test_the_star_looks_the_same_after_a_fifth_of_a_turn():
 def test_a_bad_option_is_refused_by_name(option, value):
     with pytest.raises(ValueError, match=rf"{option} must be a whole number .*got {value}"):
         load(**{option: value})
+
+
+# ------------------------------------------------------------------------- what models never see
+
+
+def test_a_ninth_of_the_combinations_is_held_out_and_each_pair_of_attributes_is_seen():
+    counts = [len(values) for values in shapes.ATTRIBUTES.values()]
+    every = np.indices(counts).reshape(4, -1).T
+    held = every.sum(axis=1) % 9 == 0
+    assert held.sum() * 9 == len(held) == 6 * 8 * 2 * 9
+    for i in range(4):
+        for k in range(i):
+            assert len(np.unique(every[~held][:, [k, i]], axis=0)) == counts[k] * counts[i]
+    data = load("test", n=500, size=8)
+    of_images = shapes.held_out(data)
+    sums = shapes.answers(data).sum(axis=1)
+    np.testing.assert_array_equal(of_images, [s in (0, 9, 18) for s in sums])
+    # Whether a combination is held out depends on nothing but the combination.
+    part = np.arange(7, 40)
+    np.testing.assert_array_equal(shapes.held_out(data.subset(part)), of_images[part])
+    assert of_images.mean() < shapes.held_out(data, every=2).mean() < 0.6
+    with pytest.raises(ValueError, match="every must be a whole number at least 2, got 1"):
+        shapes.held_out(data, every=1)
+
+
+def test_the_new_shape_is_a_heart_and_differs_from_others_in_its_shape_alone():
+    six, hearts = load("test", n=80, size=24, seed=4), load("test", n=80, size=24, seed=4, new=True)
+    assert hearts.label_names == ("heart",) and not hearts.labels.any()
+    for name in ("colour", "size", "position"):
+        np.testing.assert_array_equal(six.attributes[name], hearts.attributes[name])
+    for i in range(80):
+        shape, caption = six.label_names[six.labels[i]], six.attributes["caption"][i]
+        assert hearts.attributes["caption"][i] == caption.replace(shape, "*")
+    assert (hearts.x != six.x).any(axis=(1, 2, 3)).all()
+    # Its inside is the same on both sides, has a notch above and a point below.
+    x, y = np.array([0.5, -0.5, 0.0, 0.0]), np.array([0.8, 0.8, 0.8, -0.88], np.float32)
+    distance = shapes.NEW["heart"](x.astype(np.float32), y)
+    assert distance[0] == distance[1] < 0 < distance[2] and abs(distance[3]) < 0.03
+    with pytest.raises(ValueError, match="data must be of shapes"):
+        shapes.answers(hearts)
+
+
+def test_captions_of_the_language_are_numbers_that_come_back():
+    said = ["a large red * on the left", "a small cyan star in the centre"]
+    tokens = shapes.LANGUAGE(said)
+    assert tokens.shape == (2, shapes.LONGEST_CAPTION)
+    assert shapes.LANGUAGE.captions(tokens) == said
+    assert shapes.LANGUAGE.padding == len(shapes.WORDS)
+    assert tokens[0, 3] == shapes.WORDS.index(shapes.FREE) == len(shapes.WORDS) - 1

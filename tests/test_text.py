@@ -18,7 +18,7 @@ from diffusion_course.models.text import TextEncoder, Tokeniser
 from diffusion_course.models.unet import UNet
 
 rng = np.random.default_rng(15)
-LANGUAGE = Tokeniser(shapes.WORDS, shapes.LONGEST_CAPTION)
+LANGUAGE = shapes.LANGUAGE
 
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -26,7 +26,6 @@ from diffusion_course.weights import card, features
 
 DIGITS = {split: data.load("digits", split=split) for split in ("train", "test")}
 released = cache(weights.load)  # building a network anew takes seconds
-CAPTIONED = recipes.AttributesRecipe | recipes.TextRecipe | recipes.ContrastiveRecipe
 
 
 @pytest.mark.parametrize("name", weights.names())
@@ -42,8 +41,8 @@ def test_released_weights_load_and_match_their_card_and_recipe(name):
     else:
         assert found.card.process == recipe.process and found.card.kind == recipe.kind
         settings += ["label_dropout", "guidance", "teacher", "autoencoder"]
-    settings += ["beta", "features", "judge", "painter", "held_out"]
-    settings += ["noise", "options"] if isinstance(recipe, CAPTIONED) else []
+    settings += ["beta", "features", "judge", "painter", "base", "held_out"]
+    settings += ["noise", "options"] if isinstance(recipe, recipes.CaptionRecipe) else []
     for setting in (s for s in settings if hasattr(recipe, s)):
         assert found.card.recipe[setting] == getattr(recipe, setting)
     assert found.card.data["licence"] and found.card.data["source"]
@@ -90,7 +89,7 @@ def test_weights_are_released_with_those_that_they_were_trained_or_measured_with
 
     for name in weights.names():
         recipe = recipes.RECIPES[name]
-        for other in ("autoencoder", "judge", "painter"):
+        for other in ("autoencoder", "judge", "painter", "base"):
             if hasattr(recipe, other):
                 of_other = about(getattr(recipe, other)).sha256
                 assert about(name).recipe[f"{other}_sha256"] == of_other, name
@@ -213,11 +212,11 @@ def test_the_judge_of_shapes_and_the_contrastive_pair_know_unseen_images():
 
 
 def test_released_text_model_draws_what_captions_say():
-    about = replace(recipes.RECIPES["shapes_text"], samples=40, sampling_steps=8, scales=(2.0,))
+    about = replace(recipes.RECIPES["shapes_text"], samples=30, sampling_steps=8, scales=(2.0,))
     found = recipes.measure(about, released("shapes_text").model, CAPTIONS, CAPTIONS)["w=2"]
-    # The card says 100 % of 1,000 in 50 steps; here 40 in 8. One of them may fail elsewhere.
+    # The card says 100 % of 1,000 in 50 steps; here 30 in 8. One of them may fail elsewhere.
     assert released("shapes_text").card.metrics["w=2"]["all"] == 1
-    assert found["all"] >= 39 / 40 and found["samples"] == 40 and found["held_out_samples"] >= 1
+    assert found["all"] >= 29 / 30 and found["samples"] == 30 and found["held_out_samples"] >= 1
 
 
 # ------------------------------------------------------------------------------------ quality
@@ -327,6 +326,8 @@ def objective(recipe):
     loss = recipes._OBJECTIVES[type(recipe)](recipe)
     if isinstance(recipe, recipes.AutoencoderRecipe):
         return partial(loss, teacher=released(recipe.judge).model)
+    if isinstance(recipe, recipes.ControlRecipe | recipes.AdapterRecipe):
+        return partial(loss, teacher=released(recipe.base).model)
     if not isinstance(recipe, recipes.ConsistencyRecipe):
         return loss
     return lambda model, *a: loss(model, *a, teacher=model, averaged=model)
@@ -338,8 +339,8 @@ def test_every_recipe_fits_its_data(name):
     examples, _ = few_examples(recipe)
     graph, params = nnx.split(nnx.eval_shape(lambda: weights.build(recipe.model)))
     loss, x, labels = objective(recipe), examples.x[:8], examples.labels[:8]
-    if isinstance(recipe, CAPTIONED):
-        x, labels = (array[:8] for array in recipes.captioned.examples(recipe, examples))
+    if isinstance(recipe, recipes.CaptionRecipe):
+        x, labels = (array[:8] for array in recipes.objectives_text.examples(recipe, examples))
     if isinstance(recipe, recipes.LatentRecipe):
         assert recipes.RECIPES[recipe.autoencoder].options == recipe.options
         space = latent_space_of(recipes.RECIPES[recipe.autoencoder])

@@ -52,6 +52,7 @@ POSITIONS = {
 }
 
 LONGEST_CAPTION = 8  # words
+FREE = "*"  # the word of captions that is kept free for what a model is to learn later
 
 OFFSET = 0.5
 JITTER = 0.05  # of the centre; a large shape then still lies inside the image
@@ -60,17 +61,23 @@ DIMMEST = 0.85  # brightness is uniform in [DIMMEST, 1]
 CHUNK = 256  # images drawn at once, so that the working arrays stay in the processor's cache
 
 
-def load(split: str = "train", *, n: int = 10_000, size: int = 32, seed: int = 0) -> Dataset:
+def load(
+    split: str = "train", *, n: int = 10_000, size: int = 32, seed: int = 0, new: bool = False
+) -> Dataset:
     """Draw images [n, size, size, 3].
 
     The class is the shape. The attributes ``colour``, ``size``, ``position`` and ``caption`` are
     arrays of strings [n]; shape, colour, size and position are independent and uniform.
+
+    With `new` all are hearts, a shape that is none of the six. Its word in captions is the free
+    one, "*": so a trained model can learn it later, from a few images.
 
     Args:
       split: "train" or "test", two independent streams of the same distribution.
       n: number of images, at least 1.
       size: height and width in pixels, in [8, 512].
       seed: whole number in [0, 2^64).
+      new: whether to draw hearts in place of the six shapes.
 
     Raises:
       ValueError: an argument breaks these rules.
@@ -86,7 +93,8 @@ def load(split: str = "train", *, n: int = 10_000, size: int = 32, seed: int = 0
     def pick(attribute: str, names) -> np.ndarray:
         return np.floor(uniform(attribute) * len(names)).astype(np.int32)
 
-    shape = pick("shape", SHAPES)
+    shapes = NEW if new else SHAPES
+    shape = pick("shape", shapes)
     colour, extent, position = (
         pick("colour", COLOURS),
         pick("size", SIZES),
@@ -106,12 +114,12 @@ def load(split: str = "train", *, n: int = 10_000, size: int = 32, seed: int = 0
         "size": np.array(list(SIZES))[extent],
         "position": np.array(list(POSITIONS))[position],
     }
-    names = np.array(list(SHAPES))[shape]
+    names = np.array([FREE] if new else list(SHAPES))[shape]
     attributes["caption"] = np.array(
         [caption(*words) for words in zip(names, *attributes.values(), strict=True)]
     )
-    x = _draw(size, shape, rgb, radius, centre, tilt)
-    return Dataset(x, shape, tuple(SHAPES), CARD, attributes)
+    x = _draw(size, list(shapes.values()), shape, rgb, radius, centre, tilt)
+    return Dataset(x, shape, tuple(shapes), CARD, attributes)
 
 
 def caption(shape: str, colour: str, size: str, position: str) -> str:
@@ -123,17 +131,17 @@ def caption(shape: str, colour: str, size: str, position: str) -> str:
     >>> caption("circle", "red", "large", "top left")
     'a large red circle at the top left'
     """
-    one_of("shape", shape, SHAPES)
+    one_of("shape", shape, (*SHAPES, FREE))
     one_of("colour", colour, COLOURS)
     one_of("size", size, SIZES)
     one_of("position", position, POSITIONS)
     return f"a {size} {colour} {shape} {POSITIONS[position][0]}"
 
 
-def _draw(size: int, shape, rgb, radius, centre, tilt) -> np.ndarray:
+def _draw(size: int, distances, shape, rgb, radius, centre, tilt) -> np.ndarray:
     """Images [N, size, size, 3] in [-1, 1] from one row of parameters per image."""
     images = np.empty((len(shape), size, size, 3), np.float32)
-    for index, distance in enumerate(SHAPES.values()):
+    for index, distance in enumerate(distances):
         members = np.flatnonzero(shape == index)
         for first in range(0, len(members), CHUNK):
             m = members[first : first + CHUNK]
@@ -204,6 +212,14 @@ def _star(x, y):
     return (y * edge_x - x * edge_y) / np.sqrt(edge_x**2 + edge_y**2)
 
 
+def _heart(x, y):
+    """A square on its corner, and on each of its upper sides half a disc."""
+    half, root = np.float32(0.82), np.float32(0.70710678)  # half the diagonal; √½
+    x, y = np.abs(x), y + np.float32(0.085)  # its middle is at the origin
+    disc = np.sqrt((x - half / 2) ** 2 + (y - half / 2) ** 2) - half * root
+    return np.minimum((x + np.abs(y) - half) * root, disc)
+
+
 SHAPES: dict[str, Callable] = {
     "circle": _circle,
     "square": _square,
@@ -213,6 +229,9 @@ SHAPES: dict[str, Callable] = {
     "star": _star,
 }
 
+# What no model of the six has seen.
+NEW: dict[str, Callable] = {"heart": _heart}
+
 # What can be asked about an image, and the answers; `answers` gives their numbers.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": tuple(SHAPES),
@@ -221,15 +240,15 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "position": tuple(POSITIONS),
 }
 
-# Every word of the captions, in an order that trained models rely on. No caption has the last one:
-# it is kept free for what a model is to learn later.
+# Every word of the captions, in an order that trained models rely on. No caption of the six shapes
+# has the last one.
 WORDS = (
     *("a", "at", "the", "on", "in"),
     *SHAPES,
     *COLOURS,
     *SIZES,
     *("top", "bottom", "left", "right", "centre"),
-    "*",
+    FREE,
 )
 
 # Captions as the numbers that models of captions read.

@@ -1,64 +1,29 @@
-"""How the recipes of captions train and what they measure: whether a caption is obeyed."""
+"""What the recipes of captions measure: whether a caption is obeyed."""
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from diffusion_course import samplers, sampling, weights
 from diffusion_course.data import Dataset, shapes
-from diffusion_course.models.classifier import AttributeClassifier, attribute_loss
-from diffusion_course.models.contrastive import info_nce
-from diffusion_course.training.recipe_text import AttributesRecipe, ContrastiveRecipe, TextRecipe
-from diffusion_course.training.update import Loss
+from diffusion_course.denoiser import denoiser
+from diffusion_course.guidance import classifier_free
+from diffusion_course.models import control, lora
+from diffusion_course.models.classifier import AttributeClassifier
+from diffusion_course.training.recipe_text import (
+    AdapterRecipe,
+    AttributesRecipe,
+    CaptionRecipe,
+    ContrastiveRecipe,
+    ControlRecipe,
+    TextRecipe,
+)
+from diffusion_course.training.released import RECIPES
 
 _CHUNK = 500  # images that are drawn or judged in one call
-
-
-def examples(recipe, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """What a recipe trains on: images with their answers, or with their captions.
-
-    Args:
-      recipe: of a judge, or of a model of captions, which never sees a held-out combination.
-      dataset: of shapes.
-    """
-    if isinstance(recipe, AttributesRecipe):
-        return dataset.x, shapes.answers(dataset)
-    seen = dataset.subset(~shapes.held_out(dataset, recipe.held_out))
-    return seen.x, shapes.LANGUAGE(seen.attributes["caption"].tolist())
-
-
-def attributes_objective(recipe: AttributesRecipe) -> Loss:
-    """The loss of a classifier of attributes, on images that are noised a little.
-
-    Args:
-      recipe: its noise is used.
-
-    Returns: ``loss(model, x, answers, key) -> scalar``, for `loop.fit`.
-    """
-
-    def loss(model, x, answers, key):
-        noisy = x + recipe.noise * jax.random.normal(key, x.shape)
-        return attribute_loss(model(noisy), answers)
-
-    return loss
-
-
-def contrastive_objective(recipe: ContrastiveRecipe) -> Loss:
-    """The loss of a contrastive pair, on images that are noised a little.
-
-    Args:
-      recipe: its noise is used.
-
-    Returns: ``loss(model, x, captions, key) -> scalar``, for `loop.fit`.
-    """
-
-    def loss(model, x, captions, key):
-        noisy = x + recipe.noise * jax.random.normal(key, x.shape)
-        return info_nce(model(noisy, captions), captions)
-
-    return loss
 
 
 def judged(expert: AttributeClassifier, x: np.ndarray) -> np.ndarray:
@@ -81,7 +46,36 @@ def shares(right: np.ndarray) -> dict[str, float]:
     return found | {"all": float(right.all(axis=1).mean())}
 
 
-def painter(recipe: TextRecipe) -> Callable[[nnx.Module, np.ndarray, float], np.ndarray]:
+def nearest_drawing(x: np.ndarray) -> np.ndarray:
+    """The shape, one of the six or "heart", whose drawings come nearest to each image: names [N].
+
+    Nothing is trained: of 7,000 drawings of `shapes.load` it is the one whose silhouette agrees
+    best, wherever it stands and however large it is.
+
+    Args:
+      x: images [N, H, H, 3].
+
+    >>> nearest_drawing(shapes.load("test", n=2, size=16, seed=3, new=True).x).tolist()
+    ['heart', 'heart']
+    """
+    sets = [
+        shapes.load("train", n=n, size=x.shape[1], new=new)
+        for n, new in ((6000, False), (1000, True))
+    ]
+    names = np.concatenate([np.array(part.label_names)[part.labels] for part in sets])
+    drawn, asked = (_silhouettes(part) for part in (np.concatenate([s.x for s in sets]), x))
+    both = asked @ drawn.T
+    either = asked.sum(axis=1)[:, None] + drawn.sum(axis=1) - both
+    return names[(both / np.maximum(either, 1)).argmax(axis=1)]
+
+
+def _silhouettes(x: np.ndarray) -> np.ndarray:
+    return np.asarray(control.silhouettes(x)).reshape(len(x), -1)
+
+
+def painter(
+    recipe: TextRecipe | AdapterRecipe,
+) -> Callable[[nnx.Module, np.ndarray, float], np.ndarray]:
     """Compiles the drawing of captions, with DDIM in as many steps as the recipe says.
 
     Args:
@@ -101,6 +95,17 @@ def painter(recipe: TextRecipe) -> Callable[[nnx.Module, np.ndarray, float], np.
         return np.concatenate(drawn)
 
     return draw
+
+
+def measure(recipe: CaptionRecipe, model: nnx.Module, test: Dataset) -> dict:
+    """The metrics that go on the card of a recipe's model, by the function below for its kind.
+
+    Args:
+      recipe: that the model was trained by.
+      model: with averaged weights.
+      test: unseen images.
+    """
+    return _MEASURES[type(recipe)](recipe, model, test)
 
 
 def measure_judge(recipe: AttributesRecipe, model: AttributeClassifier, test: Dataset) -> dict:
@@ -144,14 +149,12 @@ def measure_text(recipe: TextRecipe, model: nnx.Module, test: Dataset) -> dict:
     return found
 
 
-def measure_contrastive(
-    recipe: ContrastiveRecipe, by: TextRecipe, model: nnx.Module, test: Dataset
-) -> dict:
+def measure_contrastive(recipe: ContrastiveRecipe, model: nnx.Module, test: Dataset) -> dict:
     """How well a pair finds captions, and what it says of a painter's samples beside the judge.
 
     Args:
-      recipe: that the pair was trained by.
-      by: the recipe of its painter, at whose scales and with whose samples it is measured.
+      recipe: that the pair was trained by; it is measured with the samples and at the scales of
+        its painter's recipe.
       model: the pair.
       test: unseen images, at least as many as the painter's samples.
 
@@ -159,6 +162,7 @@ def measure_contrastive(
       them; the mean score of these images; and at each scale the mean score of the samples, with
       the share in which the judge finds all attributes right.
     """
+    by = RECIPES[recipe.painter]
     some = test.subset(np.arange(by.samples))
     wanted, captions = shapes.answers(some), shapes.LANGUAGE(some.attributes["caption"].tolist())
     logits = np.asarray(jax.jit(lambda m, x, c: m(x, c))(model, some.x, captions))
@@ -178,3 +182,113 @@ def measure_contrastive(
         scored = {"score": float(score(model, x, captions)), "all": shares(right)["all"]}
         found[f"w={w:g}"] = about | scored
     return found
+
+
+def measure_control(recipe: ControlRecipe, model: control.ControlNet, test: Dataset) -> dict:
+    """How far samples have the edges that were asked for, at each strength and guidance scale.
+
+    Each sample is asked for the edges and the caption of one unseen image. At the scale 0 the
+    caption counts for nothing.
+
+    Args:
+      recipe: that the control was trained by.
+      model: the control.
+      test: unseen images, at least as many as the recipe's samples.
+
+    Returns: "strength=1, w=2" and so on -> the mean of `control.agreement` between the edges of the
+      samples and those asked for, and the shares of samples with each attribute of the caption.
+    """
+    some = test.subset(np.arange(recipe.samples))
+    wanted, edges = shapes.answers(some), np.asarray(control.edges(some.x))
+    captions = shapes.LANGUAGE(some.attributes["caption"].tolist())
+    base, expert = weights.load(recipe.base).model, weights.load(recipe.judge).model
+    p, times = weights.build_process(recipe.process), sampling.uniform(recipe.sampling_steps)
+
+    @jax.jit
+    def draw(base, model, key, captions, edges, strength, w):
+        steered = model.steer(base, edges, strength)
+        told, untold = (
+            denoiser(steered, p, recipe.kind, c)
+            for c in (captions, jnp.full_like(captions, base.null_label))
+        )
+        noise = jax.random.normal(key, (*edges.shape[:3], some.x.shape[-1]))
+        D = classifier_free(told, untold, w)
+        return sampling.sample(samplers.ddim(p), D, noise, times, key)[0]
+
+    found = {}
+    for w in recipe.scales:
+        for strength in recipe.strengths:
+            parts = range(0, len(some), _CHUNK)
+            keys = jax.random.split(jax.random.key(1), len(parts))
+            x = np.concatenate(
+                [
+                    draw(base, model, key, captions[i : i + _CHUNK], edges[i : i + _CHUNK], *at)
+                    for i, key, at in zip(parts, keys, [(strength, w)] * len(parts), strict=True)
+                ]
+            )
+            agreed = float(control.agreement(control.edges(x), edges).mean())
+            about = {"strength": strength, "w": w, "samples": len(x), "steps": len(times) - 1}
+            right = shares(judged(expert, x) == wanted)
+            found[f"strength={strength:g}, w={w:g}"] = about | {"agreement": agreed} | right
+    return found
+
+
+def measure_adapter(recipe: AdapterRecipe, model: lora.Adapter, _: Dataset) -> dict:
+    """What a model draws with an adapter and without it, as `new_and_old` measures it.
+
+    Args:
+      recipe: that the adapter was trained by.
+      model: the adapter.
+    """
+    base = weights.load(recipe.base).model
+    return {
+        "samples": recipe.samples,
+        "w": recipe.guidance,
+        "steps": recipe.sampling_steps,
+        "bytes": sum(a.nbytes + b.nbytes for a, b in model.factors().values()),
+        "with it": new_and_old(recipe, lora.apply(base, model)),
+        "without it": new_and_old(recipe, base),
+    }
+
+
+def new_and_old(recipe: AdapterRecipe, model: nnx.Module) -> dict:
+    """How often a model draws the new shape as asked for, and how often the six old ones.
+
+    Args:
+      recipe: of an adapter; its judge, guidance, samples and steps are used.
+      model: a diffusion model with captions.
+
+    Returns: "new" and "old" -> the shares of samples with each attribute of their caption, and with
+      all of them. The new shape is told by `nearest_drawing`, since the judge does not know it.
+    """
+    expert, draw = weights.load(recipe.judge).model, painter(recipe)
+    found = {}
+    for name in ("new", "old"):
+        about = {"n": recipe.samples, "size": recipe.options["size"], "new": name == "new"}
+        wanted = shapes.load("test", **about)
+        captions = shapes.LANGUAGE(wanted.attributes["caption"].tolist())
+        x = draw(model, captions, recipe.guidance)
+        found[name] = shares(_right(expert, x, wanted))
+    return found
+
+
+def _right(expert: AttributeClassifier, x: np.ndarray, wanted: Dataset) -> np.ndarray:
+    """Which attributes of images are those of a data set, of hearts too: booleans [N, 4]."""
+    said, right = judged(expert, x), []
+    for column, (name, values) in zip(said.T, shapes.ATTRIBUTES.items(), strict=True):
+        if name == "shape":
+            new = wanted.label_names == tuple(shapes.NEW)
+            names = nearest_drawing(x) if new else np.array(values)[column]
+            right.append(names == np.array(wanted.label_names)[wanted.labels])
+        else:
+            right.append(np.array(values)[column] == wanted.attributes[name])
+    return np.stack(right, axis=1)
+
+
+_MEASURES = {
+    AttributesRecipe: measure_judge,
+    TextRecipe: measure_text,
+    ContrastiveRecipe: measure_contrastive,
+    ControlRecipe: measure_control,
+    AdapterRecipe: measure_adapter,
+}

@@ -79,3 +79,88 @@ class ContrastiveRecipe(Training):
         super().__post_init__()
         checks.within("noise", self.noise, 0, 1)
         checks.integer("held_out", self.held_out, minimum=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlRecipe(Training):
+    """Every setting of the training of a ControlNet, which steers a model of captions by edges.
+
+    Attributes:
+      dataset, steps, batch_size, learning_rate, ema, seed, options: as in `DiffusionRecipe`.
+      model: description for `weights.build`, with that of its base.
+      base: name of the released model that is steered, and whose encoder it starts from.
+      process: that of the base.
+      kind: what the base predicts.
+      label_dropout: share of captions replaced by the null caption, so that the control learns to
+        read the edges by itself.
+      held_out: as in `TextRecipe`.
+      judge: name of the released classifier that says whether a caption is obeyed.
+      strengths: of the control, at which it is measured.
+      scales: guidance scales at which it is measured at each strength.
+      samples: that are measured at each of these.
+      sampling_steps: of DDIM for them.
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("base", "control_channels")
+    base: str
+    process: dict
+    kind: str
+    label_dropout: float = 0.5
+    held_out: int = shapes.HELD_OUT
+    judge: str
+    strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
+    scales: tuple[float, ...] = (0.0, 2.0)
+    samples: int = 100
+    sampling_steps: int = 12
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.within("label_dropout", self.label_dropout, 0, 1)
+        checks.integer("held_out", self.held_out, minimum=2)
+        checks.within("strengths", self.strengths, -1e6, 1e6)
+        checks.within("scales", self.scales, -1e6, 1e6)
+        checks.integer("samples", self.samples, minimum=2)
+        checks.integer("sampling_steps", self.sampling_steps, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRecipe(Training):
+    """Every setting of the training of an adapter of low rank, by which a model learns one word.
+
+    Attributes:
+      dataset, steps, batch_size, learning_rate, ema, seed, options: as in `DiffusionRecipe`.
+      model: description for `weights.build`, with that of its base as its model.
+      base: name of the released model that is changed.
+      process: that of the base.
+      kind: what the base predicts.
+      kept: number of images of the six shapes that it is trained on as well, as often as on the new
+        ones, so that they stay what they are; see `objectives_text.examples`.
+      judge: name of the released classifier that says whether a caption is obeyed.
+      guidance: w of the samples that it is measured on.
+      samples: that are measured, of the new shape and of the six each.
+      sampling_steps: of DDIM for them.
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("model", "rank")
+    base: str
+    process: dict
+    kind: str
+    kept: int
+    judge: str
+    guidance: float = 2.0
+    samples: int = 64
+    sampling_steps: int = 10
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.integer("kept", self.kept, minimum=0)
+        checks.within("guidance", self.guidance, -1e6, 1e6)
+        checks.integer("samples", self.samples, minimum=2)
+        checks.integer("sampling_steps", self.sampling_steps, minimum=1)
+
+
+CaptionRecipe = AttributesRecipe | TextRecipe | ContrastiveRecipe | ControlRecipe | AdapterRecipe

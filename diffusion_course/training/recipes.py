@@ -18,14 +18,20 @@ from diffusion_course.data import Dataset, toy2d
 from diffusion_course.denoiser import denoiser
 from diffusion_course.evaluation import metrics, points, quality, reconstructions
 from diffusion_course.models.classifier import fitted
-from diffusion_course.training import captioned, loop, record, update
-from diffusion_course.training.captioned import attributes_objective, contrastive_objective
+from diffusion_course.models.control import ControlNet
+from diffusion_course.training import captioned, loop, objectives_text, record, update
 from diffusion_course.training.objectives import (
     autoencoder_objective,
     classifier_objective,
     consistency_objective,
     diffusion_objective,
     mean_flow_objective,
+)
+from diffusion_course.training.objectives_text import (
+    adapter_objective,
+    attributes_objective,
+    contrastive_objective,
+    control_objective,
 )
 from diffusion_course.training.recipe import (
     AutoencoderRecipe,
@@ -35,28 +41,40 @@ from diffusion_course.training.recipe import (
     LatentRecipe,
     MeanFlowRecipe,
 )
-from diffusion_course.training.recipe_text import AttributesRecipe, ContrastiveRecipe, TextRecipe
+from diffusion_course.training.recipe_text import (
+    AdapterRecipe,
+    AttributesRecipe,
+    CaptionRecipe,
+    ContrastiveRecipe,
+    ControlRecipe,
+    TextRecipe,
+)
 from diffusion_course.training.released import RECIPES, Recipe, names
 from diffusion_course.training.resume import RunFolder
 from diffusion_course.weights import card, features
 
 __all__ = [
     "RECIPES",
+    "AdapterRecipe",
     "AttributesRecipe",
     "AutoencoderRecipe",
+    "CaptionRecipe",
     "ClassifierRecipe",
     "ConsistencyRecipe",
     "ContrastiveRecipe",
+    "ControlRecipe",
     "DiffusionRecipe",
     "LatentRecipe",
     "MeanFlowRecipe",
     "Recipe",
     "TextRecipe",
+    "adapter_objective",
     "attributes_objective",
     "autoencoder_objective",
     "classifier_objective",
     "consistency_objective",
     "contrastive_objective",
+    "control_objective",
     "diffusion_objective",
     "few_steps",
     "judge_for",
@@ -93,16 +111,29 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
         _examples(recipe, dataset), size=recipe.batch_size, seed=recipe.seed, start=start
     )
     settings = {"ema": recipe.ema, "steps": recipe.steps, "optimizer": _optimizer(recipe)}
-    model = weights.build(recipe.model, recipe.seed, dtype)
+    model, others = _start(recipe, dtype)
     key = jax.random.key(recipe.seed)
+    objective = _OBJECTIVES[type(recipe)](recipe)
+    return loop.fit(model, objective, batches, key=key, **(settings | others | options))
+
+
+def _start(recipe: Recipe, dtype: str) -> tuple[nnx.Module, dict]:
+    """The model before the first step, and which other models `fit` needs."""
+    model = weights.build(recipe.model, recipe.seed, dtype)
     if isinstance(recipe, ConsistencyRecipe):
         teacher = weights.load(recipe.teacher).model
-        settings |= {"teacher": teacher, "averaged": True}
         nnx.update(model, nnx.state(teacher, nnx.Param))
+        return model, {"teacher": teacher, "averaged": True}
     if isinstance(recipe, AutoencoderRecipe):
-        settings["teacher"] = weights.load(recipe.judge).model
-    objective = _OBJECTIVES[type(recipe)](recipe)
-    return loop.fit(model, objective, batches, key=key, **(settings | options))
+        return model, {"teacher": weights.load(recipe.judge).model}
+    if isinstance(recipe, ControlRecipe):
+        base = weights.load(recipe.base).model
+        channels, rngs = recipe.model["control_channels"], nnx.Rngs(recipe.seed)
+        # The one that was built is a copy of a network that nobody has trained.
+        return ControlNet(base, channels, rngs=rngs), {"teacher": base}
+    if isinstance(recipe, AdapterRecipe):
+        return model, {"teacher": weights.load(recipe.base).model}
+    return model, {}
 
 
 def _examples(recipe: Recipe, dataset: Dataset) -> Dataset | tuple[np.ndarray, np.ndarray]:
@@ -110,8 +141,8 @@ def _examples(recipe: Recipe, dataset: Dataset) -> Dataset | tuple[np.ndarray, n
     if isinstance(recipe, LatentRecipe):
         space = weights.latent_space(recipe.autoencoder)
         return latent.encode_all(space, dataset.x), dataset.labels
-    if isinstance(recipe, AttributesRecipe | TextRecipe | ContrastiveRecipe):
-        return captioned.examples(recipe, dataset)
+    if isinstance(recipe, CaptionRecipe):
+        return objectives_text.examples(recipe, dataset)
     return dataset
 
 
@@ -125,6 +156,8 @@ _OBJECTIVES = {
     AttributesRecipe: attributes_objective,
     TextRecipe: diffusion_objective,
     ContrastiveRecipe: contrastive_objective,
+    ControlRecipe: control_objective,
+    AdapterRecipe: adapter_objective,
 }
 
 
@@ -175,12 +208,8 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
     if isinstance(recipe, AutoencoderRecipe):
         expert = fitted(judge_for(recipe.dataset), train.x.shape[1:])
         return asdict(reconstructions.measure(model, expert, train, test))
-    if isinstance(recipe, AttributesRecipe):
-        return captioned.measure_judge(recipe, model, test)
-    if isinstance(recipe, TextRecipe):
-        return captioned.measure_text(recipe, model, test)
-    if isinstance(recipe, ContrastiveRecipe):
-        return captioned.measure_contrastive(recipe, RECIPES[recipe.painter], model, test)
+    if isinstance(recipe, CaptionRecipe):
+        return captioned.measure(recipe, model, test)
     p = weights.build_process(recipe.process)
     if isinstance(recipe, ConsistencyRecipe | MeanFlowRecipe):
         return _measure_few_steps(recipe, model, train, test)
@@ -278,7 +307,7 @@ def train(
         | _of_others(recipe),
         metrics=measure(recipe, ema, train_set, test_set),
     )
-    if isinstance(recipe, DiffusionRecipe | ConsistencyRecipe | MeanFlowRecipe):
+    if hasattr(recipe, "process"):
         described = replace(described, process=recipe.process, kind=recipe.kind)
     path = card.save_weights(out, ema, described)
     if isinstance(recipe, ClassifierRecipe):
@@ -290,7 +319,7 @@ def train(
 
 def _of_others(recipe: Recipe) -> dict:
     """Which weights a recipe relies on: another training gives other ones the same name."""
-    others = ("teacher", "autoencoder", "judge", "painter")
+    others = ("teacher", "autoencoder", "judge", "painter", "base")
     named = {other: getattr(recipe, other) for other in others if hasattr(recipe, other)}
     return {f"{key}_sha256": weights.load(name).card.sha256 for key, name in named.items()}
 

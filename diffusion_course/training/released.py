@@ -8,7 +8,14 @@ from diffusion_course.training.recipe import (
     LatentRecipe,
     MeanFlowRecipe,
 )
-from diffusion_course.training.recipe_text import AttributesRecipe, ContrastiveRecipe, TextRecipe
+from diffusion_course.training.recipe_text import (
+    AdapterRecipe,
+    AttributesRecipe,
+    CaptionRecipe,
+    ContrastiveRecipe,
+    ControlRecipe,
+    TextRecipe,
+)
 
 Recipe = (
     DiffusionRecipe
@@ -16,9 +23,18 @@ Recipe = (
     | ConsistencyRecipe
     | MeanFlowRecipe
     | AutoencoderRecipe
-    | AttributesRecipe
-    | ContrastiveRecipe
+    | CaptionRecipe
 )
+
+# The network of "shapes", which is told words in place of a class.
+_TEXT = {
+    "class": "UNet",
+    "image_channels": 3,
+    "channels": [32, 64],
+    "stem": 2,
+    "num_classes": 27,
+    "conditioning": "cross-attention",
+}
 
 # Minutes and accuracies are those on the cards of the released weights, trained on a CPU.
 RECIPES: dict[str, Recipe] = {
@@ -223,15 +239,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "shapes_text": TextRecipe(
         dataset="shapes",
-        # The network of "shapes", which is told words in place of a class.
-        model={
-            "class": "UNet",
-            "image_channels": 3,
-            "channels": [32, 64],
-            "stem": 2,
-            "num_classes": 27,
-            "conditioning": "cross-attention",
-        },
+        model=_TEXT,
         process={"name": "vp_cosine"},
         kind="v",
         options={"n": 60_000, "size": 32},
@@ -257,6 +265,38 @@ RECIPES: dict[str, Recipe] = {
         batch_size=256,  # every other caption of a batch is a wrong answer to tell apart
         learning_rate=2e-3,
         painter="shapes_text",
+    ),
+    "shapes_control": ControlRecipe(
+        dataset="shapes",
+        model={"class": "ControlNet", "base": _TEXT, "control_channels": 1},
+        process={"name": "vp_cosine"},
+        kind="v",
+        base="shapes_text",
+        judge="shapes_judge",
+        options={"n": 12_000, "size": 32},
+        steps=700,
+        batch_size=16,
+        learning_rate=1e-3,
+    ),
+    "shapes_lora": AdapterRecipe(
+        dataset="shapes",
+        model={
+            "class": "Adapter",
+            "model": _TEXT,
+            "rank": 4,
+            # Attention, to read the new word; convolutions, to draw what it says.
+            "layers": ["qkv", "q", "kv", "out", "conv1", "conv2"],
+        },
+        process={"name": "vp_cosine"},
+        kind="v",
+        base="shapes_text",
+        judge="shapes_judge",
+        options={"n": 24, "size": 32, "new": True},
+        kept=384,
+        steps=300,
+        batch_size=24,
+        learning_rate=5e-3,
+        ema=0.99,
     ),
     # Points whose exact denoiser is known: what a chapter measures, it can compare with the truth.
     "toy2d": DiffusionRecipe(

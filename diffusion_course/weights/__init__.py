@@ -10,7 +10,9 @@ from flax import nnx
 from diffusion_course import checks, latent, process
 from diffusion_course.models.classifier import AttributeClassifier, Classifier
 from diffusion_course.models.contrastive import Contrastive
+from diffusion_course.models.control import ControlNet
 from diffusion_course.models.dit import DiT
+from diffusion_course.models.lora import Adapter
 from diffusion_course.models.mlp import MLP
 from diffusion_course.models.mmdit import MMDiT
 from diffusion_course.models.quantize import VQVAE
@@ -20,7 +22,7 @@ from diffusion_course.weights.card import Card, load_card, load_weights
 
 FOLDER = Path(__file__).parent
 _CLASSES = (UNet, DiT, MMDiT, MLP, Classifier, Autoencoder, VAE, VQVAE)
-_CLASSES += (AttributeClassifier, Contrastive)
+_CLASSES += (AttributeClassifier, Contrastive, ControlNet, Adapter)
 _MODELS = {model.__name__: model for model in _CLASSES}
 
 
@@ -103,7 +105,8 @@ def build(description: dict, seed: int = 0, dtype: str = "float32") -> nnx.Modul
     (3, 2)
 
     Args:
-      description: see above; lists become tuples.
+      description: see above; lists become tuples, and a description inside it the model that it
+        describes: a ControlNet's base, or the model of an adapter.
       seed: of its initialisation, a whole number of at least 0.
       dtype: "float32", or "bfloat16" for a network that can compute in it.
 
@@ -112,8 +115,9 @@ def build(description: dict, seed: int = 0, dtype: str = "float32") -> nnx.Modul
     name, arguments = _split(description, "class", _MODELS)
     checks.integer("seed", seed, minimum=0)
     checks.one_of("dtype", dtype, ("float32", "bfloat16"))
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-    if dtype != "float32":
+    inner = {k: build(v, seed, dtype) for k, v in arguments.items() if isinstance(v, dict)}
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()} | inner
+    if dtype != "float32" and not inner:
         arguments["dtype"] = jnp.dtype(dtype)
     return _call(_MODELS[name], arguments | {"rngs": nnx.Rngs(seed)}, name)
 
