@@ -1,14 +1,14 @@
 """Models of captions: trains them by their recipes, and measures what an adapter's rank is worth.
 
     python benchmarks/shapes_text.py [judge] [text] [clip] [control] [lora] [ranks] [--out runs]
-        [--steps-of 1.0]
+        [--steps-of 1.0] [--ranks 1 4]
 
     judge    a classifier of all four attributes
     text     a U-Net with captions, measured by the judge for 1,000 captions at each w
     clip     the contrastive pair, and its score beside the judge's word
     control  a ControlNet of the released U-Net, from edges
     lora     an adapter of it, by which it learns a seventh shape from 24 images
-    ranks    that adapter with ranks 1, 2, 4 and 8
+    ranks    that adapter with each of the ranks in --ranks
 
 Each writes shapes_NAME.safetensors and its card into the folder, as ``diffusion-course train``
 does; `ranks` writes results/shapes_lora.json. Every part can be run alone: the models that it needs
@@ -30,7 +30,6 @@ from diffusion_course.models import lora
 from diffusion_course.training import captioned, recipes
 
 TRAINED = ("judge", "text", "clip", "control", "lora")
-RANKS = (1, 2, 4, 8)
 RESULTS = Path(__file__).parent / "results" / "shapes_lora.json"
 
 
@@ -46,7 +45,7 @@ def ranks(options) -> None:
     of = replace(of, steps=max(1, round(of.steps * options.steps_of)))
     images, base = data.load("shapes", **of.options), weights.load(of.base).model
     rows = [{"rank": 0} | captioned.new_and_old(of, base)]
-    for rank in RANKS:
+    for rank in options.ranks:
         recipe, start = replace(of, model=of.model | {"rank": rank}), time.perf_counter()
         adapter = recipes.run(recipe, images, progress=False).ema
         seconds = round(time.perf_counter() - start)
@@ -70,6 +69,7 @@ def main() -> None:
     parser.add_argument(
         "--steps-of", type=float, default=1.0, help="share of the steps, for a trial"
     )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4])
     options = parser.parse_args()
     for part in options.parts or TRAINED:
         ranks(options) if part == "ranks" else train(part, options)

@@ -42,8 +42,9 @@ def load(name: str, split: str = "train", **options) -> Dataset:
     Args:
       name: one of `names()`.
       split: "train" or "test"; for ``digits`` also "all".
-      **options: ``kind``, ``n``, ``seed`` for ``toy2d``; ``n``, ``size``, ``seed`` for ``shapes``;
-        ``progress`` for the data sets of the hub. See the function `load` of the file in question.
+      **options: ``kind``, ``n``, ``seed`` for ``toy2d``; ``n``, ``size``, ``seed``, ``new`` for
+        ``shapes``; ``progress`` for the data sets of the hub. See the function `load` of the file
+        in question.
 
     Raises:
       ValueError: a name, a split or an option is not one of those.

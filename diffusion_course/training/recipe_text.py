@@ -110,10 +110,10 @@ class ControlRecipe(Training):
     label_dropout: float = 0.5
     held_out: int = shapes.HELD_OUT
     judge: str
-    strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
+    strengths: tuple[float, ...] = (0.0, 1.0)
     scales: tuple[float, ...] = (0.0, 2.0)
-    samples: int = 100
-    sampling_steps: int = 12
+    samples: int = 48
+    sampling_steps: int = 10
 
     def __post_init__(self):
         super().__post_init__()
