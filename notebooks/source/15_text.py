@@ -88,11 +88,18 @@ def draw(captions, w=2.0, model=model, null=NULL, noise=noise):
 
 
 # %%
-first, trace = (np.asarray(a) for a in paint(model, noise, tokens[:N], np.full((N, 8), NULL, np.int32), np.full(N, 2.0, np.float32)))
+first, trace = (
+    np.asarray(a)
+    for a in paint(
+        model, noise, tokens[:N], np.full((N, 8), NULL, np.int32), np.full(N, 2.0, np.float32)
+    )
+)
 fig, axes = plt.subplots(2, 4, figsize=(8, 4.4))
 for ax, picture, sentence in zip(axes.flat, first, unseen.attributes["caption"], strict=False):
     ax.imshow(plots.to_pixels(picture), interpolation="nearest")
-    ax.set_title(sentence.replace(" at ", "\nat ").replace(" on ", "\non ").replace(" in ", "\nin "))
+    ax.set_title(
+        sentence.replace(" at ", "\nat ").replace(" on ", "\non ").replace(" in ", "\nin ")
+    )
     ax.axis("off")
 plt.show()
 obeyed = captioned.judged(judge.model, first) == wanted[:N]  # [N, 4]
@@ -158,7 +165,9 @@ def cross_attention(layer, pixels, words, mask, masked_logit=-jnp.inf):
 # %% tags=["comparison"]
 layer = model.cross.cross
 pixels = 3 * jax.random.normal(jax.random.key(1), (4, 64, 64)) + 0.5
-captions = tokenise(["a ring", "a large red star on the left", "", "a small white cross at the top left"])
+captions = tokenise(
+    ["a ring", "a large red star on the left", "", "a small white cross at the top left"]
+)
 words, mask = model.text(captions)
 ours, A = cross_attention(layer, pixels, words, mask)
 np.testing.assert_allclose(ours, layer(pixels, words, mask), atol=1e-4)  # sums in another order
@@ -175,6 +184,7 @@ assert (np.asarray(A)[0, :, :, 3:] == 0).all() and (np.asarray(A)[2, :, :, 0] ==
 # **Predict, then run.** We lengthen the padding from 8 tokens to 12, 16 and 24. That must not change anything.
 # What does each bug make of it?
 
+
 # %%
 def with_padding(length):
     """What the pixels hear of the four captions when rows are `length` tokens long, in three versions."""
@@ -182,12 +192,16 @@ def with_padding(length):
     longer[:, :8] = captions
     words, mask = model.text(longer)
     logits = {"-inf": -jnp.inf, "0": 0.0}
-    heard = {k: cross_attention(layer, pixels, words, mask, value)[0] for k, value in logits.items()}
+    heard = {
+        k: cross_attention(layer, pixels, words, mask, value)[0] for k, value in logits.items()
+    }
     return heard | {"no mask": cross_attention(layer, pixels, words, mask | True)[0]}
 
 
 true, size = with_padding(8)["-inf"], lambda a: float(np.sqrt(np.mean(np.square(a))))
-wrong_by = {n: {k: size(v - true) / size(true) for k, v in with_padding(n).items()} for n in (8, 12, 16, 24)}
+wrong_by = {
+    n: {k: size(v - true) / size(true) for k, v in with_padding(n).items()} for n in (8, 12, 16, 24)
+}
 for n, found in wrong_by.items():
     print(f"{n:2} tokens, error:", *(f"{k}: {value:.1e}  " for k, value in found.items()))
 
@@ -200,7 +214,7 @@ for bug in ("0", "no mask"):
 # %% [markdown]
 # With $-\infty$ only rounding changes. Both bugs are wrong by more than 5 % already at the usual length, and the
 # error grows with the padding. Nothing crashes, and the shapes are right. A test finds it: **a longer row of
-# padding must give the same output**. Section 11 shows what such a bug does to pictures.
+# padding must give the same output**. Section 10 shows what such a bug does to pictures.
 
 # %% [markdown]
 # ## 3 · Where each word acts
@@ -217,7 +231,9 @@ for bug in ("0", "no mask"):
 # **Predict, then run.** At $t = 1$ the picture is pure noise. Can a word already know where it will act?
 
 # %%
-when = np.round(np.linspace(1.0, 0.05, 20), 2)  # the times at which the 20 steps evaluate the network
+when = np.round(
+    np.linspace(1.0, 0.05, 20), 2
+)  # the times at which the 20 steps evaluate the network
 states = np.concatenate([noise[None], trace[:-1]])  # [20, N, 32, 32, 3]
 maps_of = jax.jit(lambda model, x, t, c: model.attention_maps(x, jnp.full(len(x), t), c))
 maps = np.stack([maps_of(model, x, t, tokens[:N]) for x, t in zip(states, when, strict=True)])
@@ -226,7 +242,9 @@ covered = np.asarray(control.silhouettes(first)).reshape(N, 8, 4, 8, 4).mean((2,
 
 def on_shapes(maps):
     """[..., i, j, 9]: attention in map i on finished shape j against the shape's share of the picture."""
-    part = np.einsum("...ihwl,jhw->...ijl", maps / maps.sum((-3, -2), keepdims=True).clip(1e-9), covered)
+    part = np.einsum(
+        "...ihwl,jhw->...ijl", maps / maps.sum((-3, -2), keepdims=True).clip(1e-9), covered
+    )
     return part / covered.mean((1, 2))[:, None]
 
 
@@ -249,7 +267,9 @@ nameless = np.full_like(tokens[:N], NULL)
 nameless[:, :5] = tokens[:N, :5]  # "a large red ring": nothing of the position
 placeless = maps_of(model, noise, 1.0, nameless)
 without = concentration(placeless)
-print(f"the colour's word at t = 1: {by_word[0, 3]:.1f} on its shape, {others[0, 3]:.1f} on others'")
+print(
+    f"the colour's word at t = 1: {by_word[0, 3]:.1f} on its shape, {others[0, 3]:.1f} on others'"
+)
 print(f"without the words of the position: {without[0][3]:.1f} and {without[1][3]:.1f}")
 print(f'attention to "the": {part[0, 6]:.2f} at t = 1, {part[-1, 6]:.2f} at t = {when[-1]}')
 
@@ -259,7 +279,13 @@ early, late = by_word[0], by_word[-1]  # at t = 1 and at t = 0.05
 assert early[3] > 2 * others[0, 3] and late[3] > 1.5 * early[3]
 # 48 pictures: the difference between own and other shapes has a standard error of about .2.
 assert without[0][3] - without[1][3] < 0.3 * (early[3] - others[0, 3])
-assert late[3] > 2 * late[4] > 2 and late[6] < 1 and part[-1].argmax() == 6 and part[-1, 6] > 0.4 and part[0, 6] < 0.1
+assert (
+    late[3] > 2 * late[4] > 2
+    and late[6] < 1
+    and part[-1].argmax() == 6
+    and part[-1, 6] > 0.4
+    and part[0, 6] < 0.1
+)
 assert np.allclose(maps.sum(-1), 1, atol=1e-4)
 
 # %% [markdown]
@@ -299,7 +325,10 @@ frame(12, KEPT[0])
 plt.show()
 
 # %%
-pages = {unseen.attributes["caption"][i]: widgets.render(lambda k, i=i: frame(k, i), FRAMES) for i in KEPT}
+pages = {
+    unseen.attributes["caption"][i]: widgets.render(lambda k, i=i: frame(k, i), FRAMES)
+    for i in KEPT
+}
 widgets.explorer(pages, [f"t = {when[k]:.2f}" for k in FRAMES], slider="time", choice="caption")
 
 # %% [markdown]
@@ -330,17 +359,29 @@ plt.show()
 held = shapes.held_out(unseen)
 some = np.r_[np.flatnonzero(~held)[: N // 2], np.flatnonzero(held)[: N // 2]]
 again = (captioned.judged(judge.model, draw(tokens[some], 1.0)) == wanted[some]).all(axis=1)
-print(f"again, 20 steps, w = 1: {again[: N // 2].sum()} of 24 seen and {again[N // 2 :].sum()} of 24 held-out combinations are right")
+obeyed_again = again.reshape(2, N // 2).sum(axis=1)
+print(
+    "again, 20 steps, w = 1: {} of 24 seen and {} of 24 held-out captions obeyed".format(
+        *obeyed_again
+    )
+)
 
 # %% tags=["claims"]
 # @title Checked: w = 0 guesses, w = 1 obeys almost always, 1.5 to 5 always; held-out combinations are no worse
-chance = 1 / 864  # of 1,000 pictures about one is right by chance; 8 would be seven standard errors more
+chance = (
+    1 / 864
+)  # of 1,000 pictures about one is right by chance; 8 would be seven standard errors more
 assert card["w=0"]["all"] <= 8 / 1000 and card["w=0"]["samples"] == 1000
 assert card["w=1"]["all"] > 0.99 and all(card[f"w={w}"]["all"] == 1 for w in ("1.5", "2", "3", "5"))
 assert 0.99 < card["w=8"]["all"] < 1
 # 111 held-out captions: a standard error of .009 at a share of .99.
-assert card["w=1"]["held_out_samples"] == 111 and abs(card["w=1"]["seen"] - card["w=1"]["held_out"]) < 0.018
-assert again.sum() >= N - 2  # a share of .993 leaves three or more errors among 48 in one case of 200
+assert (
+    card["w=1"]["held_out_samples"] == 111
+    and abs(card["w=1"]["seen"] - card["w=1"]["held_out"]) < 0.018
+)
+assert (
+    again.sum() >= N - 2
+)  # a share of .993 leaves three or more errors among 48 in one case of 200
 
 # %% [markdown]
 # At $w = 0$ the caption counts for nothing, and a picture is right by chance, about once in 864. At $w = 1$ more than
@@ -356,6 +397,7 @@ assert again.sum() >= N - 2  # a share of .993 leaves three or more errors among
 # **The null caption is trained, it is not zero.** A popular short-cut puts vectors of zeros in the place of
 # the null caption. The network has never seen them. We measure with the loss of training: how well does each of
 # three contexts predict $v$ for 256 unseen pictures that are noised to time $t$?
+
 
 # %%
 class ZeroNull(nnx.Module):
@@ -380,7 +422,10 @@ zeroed = nnx.clone(model)
 zeroed.text = ZeroNull(zeroed.text)
 empty = np.full((256, 8), NULL, np.int32)
 told = {"own caption": (model, tokens[:256]), "null": (model, empty), "zeros": (zeroed, empty)}
-lost = {name: [float(error_of_v(m, unseen.x[:256], t, c)) for t in (0.9, 0.7, 0.5)] for name, (m, c) in told.items()}
+lost = {
+    name: [float(error_of_v(m, unseen.x[:256], t, c)) for t in (0.9, 0.7, 0.5)]
+    for name, (m, c) in told.items()
+}
 for name, values in lost.items():
     print(f"{name:12} error of v at t = 0.9, 0.7, 0.5:", *(f"{value:.4f}" for value in values))
 
@@ -427,11 +472,10 @@ assert abs(card["w=0"]["colour"] - 1 / 8) < 0.03  # three standard errors for 1,
 
 # %% [markdown]
 # More than half have one colour, and the negative prompt drives it out. But look at the first fact again. The data have
-# eight colours, equally often, and the caption says nothing of colour. Why are the pictures not of eight colours?
-# Because no caption of the training ever left a word out. For the network this is not an open question. It is a
-# sentence that it has never seen, and its answer is an accident. **A model of captions knows what a missing word means
-# only if the training left words out.** (The null caption it knows: at $w = 0$
-# the colours of the record are right as often as by chance.)
+# eight colours, equally often, and the caption says nothing of colour. But no caption of the training left a word out,
+# so nothing has told the network what that means. It is a sentence that it has never seen, and **its answer need not be
+# that of the data**. Who wants short captions to work must train with short captions. (The null caption was trained: at
+# $w = 0$ the colours of the record are right as often as by chance.)
 
 # %% [markdown]
 # ## 5 · Does one word change more than it says?
@@ -439,10 +483,12 @@ assert abs(card["w=0"]["colour"] - 1 / 8) < 0.03  # three standard errors for 1,
 # **Concept leakage** means that a word changes what it does not name: ask for another colour, and the shape
 # changes too. We change one word of each caption, keep the noise and everything else, and ask two questions. Does the judge
 # still find the other three attributes? And how much of the silhouette stays? The second answer is the
-# **intersection over union** (IoU) of the two silhouettes: 1 if they are equal. As a floor we draw the *same*
+# **intersection over union** (IoU) of the two silhouettes: 1 if they are equal. (A dark colour must not look like a small
+# shape, so a silhouette is where a picture has more than half of its own brightness.) As a floor we draw the *same*
 # caption from other noise, which moves and turns the shape a little.
 #
 # **Predict, then run.** We exchange the colour at the same noise. Will the IoU be nearer to 1 or to the floor?
+
 
 # %%
 def reworded(answers, column):
@@ -453,17 +499,43 @@ def reworded(answers, column):
     return tokenise(texts), new
 
 
-silhouette_iou = lambda a, b: np.asarray(control.agreement(control.silhouettes(a), control.silhouettes(b)))
+def silhouette(x):
+    """Where a picture has more than half of its own brightness: it does not depend on the colour."""
+    light = x.max(axis=-1, keepdims=True) + 1
+    return np.float32(light > light.max(axis=(1, 2), keepdims=True) / 2)
+
+
+silhouette_iou = lambda a, b: np.asarray(control.agreement(silhouette(a), silhouette(b)))
+
+# %%
 M = N // 3
-exchanged = {name: reworded(wanted[:M], list(shapes.ATTRIBUTES).index(name)) for name in ("colour", "shape", "size")}
+exchanged = {
+    name: reworded(wanted[:M], list(shapes.ATTRIBUTES).index(name))
+    for name in ("colour", "shape", "size")
+}
 new_words, new_answers = (np.concatenate(part) for part in zip(*exchanged.values(), strict=True))
 changed = draw(new_words, noise=jnp.tile(noise[:M], (3, 1, 1, 1)))
-kept = (captioned.judged(judge.model, changed) == new_answers).all(axis=1).reshape(3, M).mean(axis=1)
-overlap = dict(zip(exchanged, silhouette_iou(np.tile(first[:M], (3, 1, 1, 1)), changed).reshape(3, M), strict=True))
+kept = (
+    (captioned.judged(judge.model, changed) == new_answers).all(axis=1).reshape(3, M).mean(axis=1)
+)
+
+# %%
+overlap = dict(
+    zip(
+        exchanged,
+        silhouette_iou(np.tile(first[:M], (3, 1, 1, 1)), changed).reshape(3, M),
+        strict=True,
+    )
+)
 overlap["nothing, but other noise"] = silhouette_iou(first, draw(tokens[:N], noise=noise[::-1]))
-print(f"all four attributes as the new caption says, {M} captions each:", dict(zip(exchanged, kept, strict=True)))
+print(
+    f"all four attributes as the new caption says, {M} captions each:",
+    dict(zip(exchanged, kept, strict=True)),
+)
 for name, values in overlap.items():
-    print(f"IoU with the first picture, changed {name}: {values.mean():.2f} ± {values.std() / np.sqrt(len(values)):.2f}")
+    print(
+        f"IoU with the first picture, changed {name}: {values.mean():.2f} ± {values.std() / np.sqrt(len(values)):.2f}"
+    )
 
 # %% tags=["claims"]
 # @title Checked: the judge finds no leakage, and the colour's word still moves the outline, less than fresh noise does
@@ -516,7 +588,9 @@ z, c = (np.float64(v) for v in (pair.images(unseen.x), pair.captions(tokens)))  
 few = np.r_[0:60, 0:4]  # four captions stand twice in the batch
 for tau in (1.0, 14.0):
     theirs = info_nce(jnp.float32(tau * z[few] @ c[few].T), jnp.asarray(tokens[few]))
-    np.testing.assert_allclose(contrastive_loss(z[few], c[few], tau, tokens[few]), theirs, rtol=1e-4)
+    np.testing.assert_allclose(
+        contrastive_loss(z[few], c[few], tau, tokens[few]), theirs, rtol=1e-4
+    )
 np.testing.assert_allclose((z * c).sum(1), pair.score(unseen.x, tokens), atol=1e-5)
 
 # %% [markdown]
@@ -549,6 +623,7 @@ wrong = {name: (z * np.asarray(pair.captions(reworded(wanted, column)[0]))).sum(
 print(f"score of the own caption {own.mean():.3f};",
       *(f"one {k} wrong: {v.mean():.2f}, higher in {(v > own).mean():.1%};" for k, v in wrong.items()))  # fmt: skip
 
+
 # %%
 @jax.jit
 def climb(pair, z, captions):
@@ -563,20 +638,32 @@ for _ in range(60):
 climbed = np.tanh(climbed)
 
 # %%
-tops = {"real": own[:N], "drawn at w = 2": pair.score(first, tokens[:N]), "climbed": pair.score(climbed, tokens[:N])}
+tops = {
+    "real": own[:N],
+    "drawn at w = 2": pair.score(first, tokens[:N]),
+    "climbed": pair.score(climbed, tokens[:N]),
+}
 for name, x in {"real": unseen.x[:N], "drawn at w = 2": first, "climbed": climbed}.items():
     share = (captioned.judged(judge.model, x) == wanted[:N]).all(1).mean()
-    print(f"{name:15} score {np.mean(tops[name]):.3f}   the judge finds all four right in {share:.0%}")
-plots.image_grid([first[:10], climbed[:10]], ["drawn", "climbed"], "Which row has the higher score?")
+    print(
+        f"{name:15} score {np.mean(tops[name]):.3f}   the judge finds all four right in {share:.0%}"
+    )
+plots.image_grid(
+    [first[:10], climbed[:10]], ["drawn", "climbed"], "Which row has the higher score?"
+)
 plt.show()
 for w in ("1", "1.5", "2", "3", "5", "8"):
     of = said_of_pair[f"w={w}"]
-    print(f"recorded, {of['samples']} captions, w = {w:3}: score {of['score']:.4f}, all four right {of['all']:.3f}")
+    print(
+        f"recorded, {of['samples']} captions, w = {w:3}: score {of['score']:.4f}, all four right {of['all']:.3f}"
+    )
 print(f"recorded, real pictures: score {said_of_pair['score_of_real_images']:.4f}")
 
 # %% tags=["claims"]
 # @title Checked: perfect on real pictures; misled by length; highest at w = 2, above real pictures; easily climbed
-assert finds["captions"] == [1.0, 1.0] and finds["pictures"][0] == 1.0 and finds["pictures"][1] < 0.95
+assert (
+    finds["captions"] == [1.0, 1.0] and finds["pictures"][0] == 1.0 and finds["pictures"][1] < 0.95
+)
 assert all((values < own).all() for values in wrong.values())
 scores_of = {w: said_of_pair[f"w={w}"]["score"] for w in ("1", "1.5", "2", "3", "5", "8")}
 assert max(scores_of, key=scores_of.get) == "2"
@@ -618,11 +705,13 @@ assert (captioned.judged(judge.model, climbed) == wanted[:N]).all(1).mean() <= 0
 fresh = control.ControlNet(model, 1, rngs=nnx.Rngs(0))
 edge_maps = control.edges(unseen.x[:N])
 x_some, t_some = states[8, :8], jnp.full(8, when[8])
-plain = model(x_some, t_some, tokens[:8])
-steered = fresh(model, x_some, t_some, tokens[:8], image=edge_maps[:8])
+both_say = jax.jit(lambda net, model, *a, image: (model(*a), net(model, *a, image=image)))
+plain, steered = both_say(fresh, model, x_some, t_some, tokens[:8], image=edge_maps[:8])
 moved = np.asarray(steered != plain).sum()
+print(f"{moved} of {plain.size} numbers changed")
 
 
+# %%
 @jax.jit
 def first_gradient(base, control_net, x, drawing):
     """Largest gradient of the loss in the zero layers that join, and in all other parts of the control."""
@@ -637,10 +726,11 @@ def first_gradient(base, control_net, x, drawing):
     return largest(slopes["joints"]), largest([slopes[k] for k in slopes if k != "joints"])
 
 
-digits = weights.load("digits").model  # the small network of chapter 04: the same parts, faster to try
+digits = weights.load("digits").model  # a smaller U-Net with the same parts, faster to try
 eights = np.sign(noise[:4, :8, :8, :1])
-slopes = first_gradient(digits, control.ControlNet(digits, 1, rngs=nnx.Rngs(0)), eights, (eights + 1) / 2)
-print(f"{moved} of {plain.size} numbers changed")
+slopes = first_gradient(
+    digits, control.ControlNet(digits, 1, rngs=nnx.Rngs(0)), eights, (eights + 1) / 2
+)
 print("largest gradient: {:.1e} in the layers that join, {:.1e} elsewhere".format(*slopes))
 
 # %% tags=["claims"]
@@ -679,7 +769,10 @@ for adapter in adapters:
     trained.append(other)
 one_step = jax.jit(lambda m, c=tokens[:8]: m(x_some, t_some, c))
 base_says = one_step(model)
-says = {"B = 0": one_step(lora.apply(model, adapters[0])), "A, B": one_step(lora.apply(model, trained[0]))}
+says = {
+    "B = 0": one_step(lora.apply(model, adapters[0])),
+    "A, B": one_step(lora.apply(model, trained[0])),
+}
 back = lora.unmerge(lora.apply(model, trained[0]), trained[0])
 says |= {"merged and taken out": one_step(back), "both": one_step(lora.apply(model, trained)),
          "one after the other": one_step(lora.apply(lora.apply(model, trained[1]), trained[0]))}  # fmt: skip
@@ -690,9 +783,13 @@ for name, v in says.items():
 thin, flat = trained[0].factors()["cross.cross.q.kernel"]  # A and B
 W = model.cross.cross.q.kernel[...]
 by_hand = W + (2.0 / 4) * thin @ flat  # equation (5) with α = 2 and r = 4
-np.testing.assert_allclose(lora.apply(model, trained[0]).cross.cross.q.kernel[...], by_hand, atol=1e-6)
+np.testing.assert_allclose(
+    lora.apply(model, trained[0]).cross.cross.q.kernel[...], by_hand, atol=1e-6
+)
 x_in = jax.random.normal(jax.random.key(0), (5, len(W)))
-np.testing.assert_allclose(x_in @ by_hand, x_in @ W + 0.5 * (x_in @ thin) @ flat, atol=1e-5)  # merged or not
+np.testing.assert_allclose(
+    x_in @ by_hand, x_in @ W + 0.5 * (x_in @ thin) @ flat, atol=1e-5
+)  # merged or not
 
 # %% tags=["claims"]
 # @title Checked: B = 0 changes no bit; an adapter changes the output, can be taken out, and adapters add up
@@ -746,13 +843,24 @@ new_and_old = {}
 for name, x in changed_by.items():
     old = (captioned.judged(judge.model, x[N // 2 :]) == wanted[: N // 2]).all(1)
     new_and_old[name] = is_heart(x[: N // 2]).mean(), old.mean()
-    print("{:12}: hearts {:.2f} of the captions with *, old captions obeyed {:.2f}".format(name, *new_and_old[name]))
+    print(
+        "{:12}: hearts {:.2f} of the captions with *, old captions obeyed {:.2f}".format(
+            name, *new_and_old[name]
+        )
+    )
 print(f"the measure itself, on real hearts: {is_heart(wish.x).mean():.2f}")
 rows = [x[half : half + 14] for half in (0, N // 2) for x in changed_by.values()]
-plots.image_grid(rows, [f"{kind}, {name}" for kind in ("*", "old") for name in changed_by], scale=0.45)
+plots.image_grid(
+    rows, [f"{kind}, {name}" for kind in ("*", "old") for name in changed_by], scale=0.45
+)
 plt.show()
-recorded = {kind: kept_old.card.metrics["with it"][kind]["all"] for kind in ("new", "old")}
-print(f"recorded for the released adapter, {kept_old.card.metrics['samples']} captions of each kind: {recorded}")
+
+# %%
+BY_RANK = {0: (0.0, 1.0), 1: (0.5625, 1.0), 4: (0.796875, 1.0)}  # rank: hearts, old captions
+for rank, (new, old) in BY_RANK.items():
+    print(
+        f"recorded, 64 captions of each kind, rank {rank}: hearts {new:.2f}, old obeyed {old:.2f}"
+    )
 
 # %%
 # Textual inversion changes one row of the word vectors: here by hand, to see what else it moves.
@@ -761,20 +869,34 @@ star = shapes.WORDS.index(shapes.FREE)
 inverted.text.words.embedding[...] = model.text.words.embedding[...].at[star].set(1.0)
 moves = {name: np.abs(one_step(inverted, c) - one_step(model, c)).max()
          for name, c in {"old captions": tokens[:8], "captions with *": named[:8]}.items()}  # fmt: skip
-print(f"{model.text.words.embedding[...].shape[1]} numbers changed; the largest change of the output:", moves)
+print(
+    f"{model.text.words.embedding[...].shape[1]} numbers changed; the largest change of the output:",
+    moves,
+)
 
 # %% tags=["claims"]
 # @title Checked: both adapters draw hearts; the one of hearts alone forgets, the one that kept the old does not
-assert moves["old captions"] == 0 < moves["captions with *"] and len(model.text.words.embedding[0]) == 64
+assert (
+    moves["old captions"] == 0 < moves["captions with *"]
+    and len(model.text.words.embedding[0]) == 64
+)
 # 24 captions of each kind: a standard error of at most .1.
 assert new_and_old["no adapter"][0] <= 0.1 and new_and_old["no adapter"][1] == 1.0
 assert new_and_old["hearts alone"][0] >= 0.6 and new_and_old["hearts alone"][1] <= 0.95
 assert new_and_old["old kept"][0] >= 0.5 and new_and_old["old kept"][1] >= 23 / 24
 assert is_heart(wish.x).mean() >= 0.95 and 23_000 < count < 25_000
-assert recorded["old"] == 1.0 and abs(recorded["new"] - new_and_old["old kept"][0]) < 0.3
-assert np.array_equal(one_step(lora.apply(model, heart_adapter, 0.0)), base_says)  # scale 0: not a bit
+# Shares of .8 of 24 and of 64 captions differ by a standard error of .1.
+assert abs(BY_RANK[4][0] - new_and_old["old kept"][0]) < 0.3
+assert BY_RANK[4][0] - BY_RANK[1][0] > 0.16  # two standard errors of a difference of 64 and 64
+assert BY_RANK[4] == tuple(kept_old.card.metrics["with it"][k]["all"] for k in ("new", "old"))
+assert np.array_equal(
+    one_step(lora.apply(model, heart_adapter, 0.0)), base_says
+)  # scale 0: not a bit
 
 # %% [markdown]
+# **Rank against quality.** With rank 1 (30 kB) more than half of the hearts come, with rank 4 (121 kB) four in five.
+# One training of each rank: the order is worth more than the size of the gap. (`benchmarks/shapes_text.py ranks` trains more ranks.)
+#
 # Our adapter has learned hearts. But the network has also forgotten: some old shapes have become hearts, although their
 # captions never say "\*". All 24 pictures said "draw hearts", and a convolution does not read the caption.
 #
@@ -785,7 +907,8 @@ assert np.array_equal(one_step(lora.apply(model, heart_adapter, 0.0)), base_says
 # - **Keep the old.** The released adapter was trained on old pictures too. This is the idea of DreamBooth (Ruiz et al.
 #   2023), where the network draws the old pictures itself. It draws fewer hearts, and forgets nothing that we
 #   can measure. (The two trainings differ in more than this, so the table does not say which difference does what.)
-#
+
+# %% [markdown]
 # **Textual inversion** (Gal et al. 2023) is the smallest adapter. It trains the vector of the word "\*", 64 numbers, and
 # nothing else. No other caption reads this vector, so the answers to all other captions stay the same, bit for bit. It
 # cannot forget. But it adds no new way to draw: it can only find a name for what the network is able to draw.
@@ -812,7 +935,9 @@ RIGHT, TOP, BOTH, ALL = [2, 3], [1, 3], [3], [0, 1, 2, 3]
 
 def mixture(of, shares):
     """The exact denoiser of some of the clouds."""
-    return denoiser.gaussian_mixture(p, CLOUDS[of], np.full(len(of), STD), np.array(shares)[of] / sum(np.array(shares)[of]))
+    return denoiser.gaussian_mixture(
+        p, CLOUDS[of], np.full(len(of), STD), np.array(shares)[of] / sum(np.array(shares)[of])
+    )
 
 
 EVEN, UNEVEN = [0.25] * 4, [0.1, 0.4, 0.4, 0.1]  # uneven: what lies right is seldom at the top
@@ -856,11 +981,17 @@ noised = lambda t: process.add_noise(p, x_corner, jax.random.normal(jax.random.k
 for name, given in {"even": EVEN, "uneven": UNEVEN}.items():
     D_free, D_right, D_top = (mixture(of, given).denoise for of in (ALL, RIGHT, TOP))
     composed[name] = guidance.compose(D_free, [D_right, D_top], [1.0, 1.0])
-    gap = jax.jit(lambda t, D=composed[name]: jnp.mean((D(noised(t), t) - corner.denoise(noised(t), t)) ** 2))
+    gap = jax.jit(
+        lambda t, D=composed[name]: jnp.mean((D(noised(t), t) - corner.denoise(noised(t), t)) ** 2)
+    )
     gaps[name] = np.sqrt([gap(t) for t in LEVELS])
-run = lambda D: jax.jit(lambda x: sampling.sample(samplers.ddim(p), D, x, sampling.uniform(100), jax.random.key(0))[0])
+run = lambda D: jax.jit(
+    lambda x: sampling.sample(samplers.ddim(p), D, x, sampling.uniform(100), jax.random.key(0))[0]
+)
 begin = jax.random.normal(jax.random.key(4), (1000, 2))
-ends = {name: np.asarray(run(D)(begin)) for name, D in {"exact": corner.denoise, **composed}.items()}
+ends = {
+    name: np.asarray(run(D)(begin)) for name, D in {"exact": corner.denoise, **composed}.items()
+}
 plots.curves(LEVELS, gaps, xlabel="time $t$", ylabel="rms error of the composed denoiser")
 plots.panels(ends, "Right and top: exact, composed", behind=x_corner, limits=(-1.5, 2.5))
 plt.show()
@@ -875,7 +1006,9 @@ assert gaps["even"].max() < 1e-3  # float32
 # At t = 1 a denoiser returns the mean. Uneven: right (1, −.6), top (−.6, 1), all (0, 0): (.4, .4) in place of (1, 1).
 assert abs(gaps["uneven"][-1] - 0.6) < 0.01 and gaps["uneven"][0] < 1e-3
 assert np.abs(ends["even"] - ends["exact"]).max() < 0.05
-in_cloud = {name: (np.linalg.norm(x - CLOUDS[3], axis=1) < 3 * STD).mean() for name, x in ends.items()}
+in_cloud = {
+    name: (np.linalg.norm(x - CLOUDS[3], axis=1) < 3 * STD).mean() for name, x in ends.items()
+}
 # Three standard deviations in the plane hold 98.9 %; 1,000 points: a standard error of .3 %.
 assert in_cloud["exact"] > 0.98 and in_cloud["even"] > 0.98 and in_cloud["uneven"] < 0.95
 
@@ -923,11 +1056,23 @@ obeys = {name: (captioned.judged(judge.model, x) == np.tile(wanted[:16], (3, 1))
 null_error = {name: float(error_of_v(m, unseen.x[:256], 0.7, empty)) for name, m in
               {"masked": model, "forgotten": careless}.items()}  # fmt: skip
 for name in obeys:
-    print(f"{name:10} all four right at w = 1, 3, 8: {obeys[name]}, error of the null caption {null_error[name]:.4f}")
+    print(
+        f"{name:10} all four right at w = 1, 3, 8: {obeys[name]}, error of the null caption {null_error[name]:.4f}"
+    )
 plots.image_grid([x.reshape(3, 16, 32, 32, 3)[k, :12] for k in range(3) for x in by_mask.values()],
                  [f"{name}, w = {w}" for w in (1, 3, 8) for name in by_mask], scale=0.5)  # fmt: skip
 plt.show()
 
+
+# %% tags=["claims"]
+# @title Checked: the pictures hardly show it, the null caption does
+assert (obeys["masked"] >= 15 / 16).all() and obeys["forgotten"][0] >= 15 / 16
+assert null_error["forgotten"] > 1.1 * null_error["masked"]
+
+# %% [markdown]
+# TEXT OF THE BUG
+#
+# **The lesson.** Test the mask by itself, with longer padding, and test the null caption by itself, with its loss.
 
 # %% [markdown]
 # ## 11 · What large systems add
@@ -953,7 +1098,10 @@ plt.show()
 # %%
 light = unseen.x.max(-1) + 1  # [1000, 32, 32]
 shift = (light * (np.arange(32) - 15.5)).sum((1, 2)) / light.sum((1, 2))
-untold = {"shift to the right": (shift, 3), "brightness": (light.max((1, 2)), 1)}  # and its attribute
+untold = {
+    "shift to the right": (shift, 3),
+    "brightness": (light.max((1, 2)), 1),
+}  # and its attribute
 
 
 def readable(vectors, value, column):
@@ -968,7 +1116,9 @@ def readable(vectors, value, column):
 r_squared = {name: {what: readable(v, *value) for what, v in (("z", z), ("c", c))}
              for name, value in untold.items()}  # fmt: skip
 for name, both in r_squared.items():
-    print(f"{name:18} read from the picture's vector: R² {both['z']:.2f}, from the caption's: {both['c']:.2f}")
+    print(
+        f"{name:18} read from the picture's vector: R² {both['z']:.2f}, from the caption's: {both['c']:.2f}"
+    )
 
 # %% tags=["claims"]
 # @title Checked: the picture's vector knows what the caption cannot
