@@ -293,7 +293,7 @@ def held_out(data: Dataset, every: int = HELD_OUT) -> np.ndarray:
     Raises: ValueError for a data set without these attributes, or a smaller number.
 
     >>> int(held_out(load("test", n=900, size=8)).sum())  # about a ninth
-    99
+    105
     """
     return answers(data).sum(axis=1) % integer("every", every, minimum=2) == 0
 
