@@ -1,7 +1,9 @@
 """Recipes of captions: what they train on, where they start, and what their cards say."""
 
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from diffusion_course.models.layers import Linear
 from diffusion_course.training import captioned, objectives_text, recipes
 from diffusion_course.weights import card
 
+COURSE = Path(__file__).resolve().parent.parent
 IMAGES = {split: data.load("shapes", split, n=60, size=8) for split in ("train", "test")}
 HEARTS = {split: data.load("shapes", split, n=20, size=8, new=True) for split in ("train", "test")}
 
@@ -311,5 +314,24 @@ def test_the_released_adapter_is_small_and_its_card_says_what_it_changes():
     # Without it nothing is a heart; with it most are, and the six shapes are as they were.
     assert measured["without it"]["new"]["shape"] < 0.1 < 0.7 < measured["with it"]["new"]["shape"]
     assert measured["with it"]["old"]["all"] >= 0.97 <= measured["without it"]["old"]["all"]
+    recorded = json.loads((COURSE / "benchmarks/results/shapes_lora.json").read_text("utf-8"))
+    rows = {row["rank"]: row for row in recorded["rows"]}
+    for rank, name in ((0, "without it"), (4, "with it")):
+        assert {part: rows[rank][part] for part in ("new", "old")} == measured[name]
+    assert rows[1]["new"]["all"] < rows[4]["new"]["all"] and rows[1]["bytes"] < rows[4]["bytes"]
     # Both sides of every product have been trained: B is no longer zero.
     assert all(np.any(np.asarray(b) != 0) for _, b in found.model.factors().values())
+
+
+def test_the_released_control_steers_by_edges_and_its_card_says_how_far():
+    found, base = weights.load("shapes_control"), weights.load("shapes_text")
+    assert found.card.recipe["base_sha256"] == base.card.sha256
+    measured = found.card.metrics
+    without, alone = (measured[f"strength={s}, w=0"] for s in (0, 1))
+    # By the edges alone, without a caption: the agreement, and where the shape stands.
+    assert without["agreement"] < 0.15 and alone["agreement"] > without["agreement"] + 0.2
+    assert without["position"] < 0.4 < 0.8 < alone["position"]
+    told, both = (measured[f"strength={s}, w=2"] for s in (0, 1))
+    assert both["agreement"] >= told["agreement"] and both["all"] >= 0.95
+    joints = {n: a for n, a in card.flat_params(found.model).items() if n.startswith("joints")}
+    assert joints and all((a != 0).any() for n, a in joints.items() if n.endswith("kernel"))
