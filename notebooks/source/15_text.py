@@ -896,17 +896,16 @@ kept_old = weights.load("shapes_lora")  # trained on the same hearts, and on old
 networks = {"no adapter": model, "hearts alone": lora.apply(model, heart_adapter),
             "old kept": lora.apply(model, kept_old.model)}  # fmt: skip
 changed_by = {name: draw(both_kinds, model=network) for name, network in networks.items()}
-is_heart = lambda x: captioned.nearest_drawing(x) == "heart"
+asked_hearts = np.concatenate([wish.x, *(x[: N // 2] for x in changed_by.values())])
+is_heart = (captioned.nearest_drawing(asked_hearts) == "heart").reshape(4, N // 2).mean(axis=1)
+print(f"the measure itself, on real hearts: {is_heart[0]:.2f}")
 new_and_old = {}
-for name, x in changed_by.items():
-    old = (captioned.judged(judge.model, x[N // 2 :]) == wanted[: N // 2]).all(1)
-    new_and_old[name] = is_heart(x[: N // 2]).mean(), old.mean()
+for share, (name, x) in zip(is_heart[1:], changed_by.items(), strict=True):
+    obeys_old = (captioned.judged(judge.model, x[N // 2 :]) == wanted[: N // 2]).all(1).mean()
+    new_and_old[name] = share, obeys_old
     print(
-        "{:12}: hearts {:.2f} of the captions with *, old captions obeyed {:.2f}".format(
-            name, *new_and_old[name]
-        )
+        f"{name:12}: hearts {share:.2f} of the captions with *, old captions obeyed {obeys_old:.2f}"
     )
-print(f"the measure itself, on real hearts: {is_heart(wish.x).mean():.2f}")
 rows = [x[half : half + 14] for half in (0, N // 2) for x in changed_by.values()]
 plots.image_grid(
     rows, [f"{kind}, {name}" for kind in ("*", "old") for name in changed_by], scale=0.45
@@ -926,7 +925,7 @@ for rank, (new, old) in BY_RANK.items():
 assert new_and_old["no adapter"][0] <= 0.1 and new_and_old["no adapter"][1] == 1.0
 assert new_and_old["hearts alone"][0] >= 0.6 and new_and_old["hearts alone"][1] <= 0.95
 assert new_and_old["old kept"][0] >= 0.5 and new_and_old["old kept"][1] >= 23 / 24
-assert is_heart(wish.x).mean() >= 0.95 and 23_000 < count < 25_000
+assert is_heart[0] >= 0.95 and 23_000 < count < 25_000
 # Shares of .8 of 24 and of 64 captions differ by a standard error of .1.
 assert abs(BY_RANK[4][0] - new_and_old["old kept"][0]) < 0.3
 assert BY_RANK[4][0] - BY_RANK[1][0] > 0.16  # two standard errors of a difference of 64 and 64
@@ -953,44 +952,8 @@ assert np.array_equal(
 
 # %% [markdown]
 # **Textual inversion** (Gal et al. 2023) is the smallest adapter. It trains the vector of the word "\*", 64 numbers, and
-# nothing else. We give it 24 pictures of stars, each with "\*" in the place of "star".
-#
-# **Predict, then run.** Which word will the new vector be most like? And what happens to the old captions?
-
-# %%
-pool = shapes.load("train", n=200, size=32)
-of_stars = np.flatnonzero(pool.labels == list(shapes.SHAPES).index("star"))[:24]
-called = tokenise([c.replace("star", shapes.FREE) for c in pool.attributes["caption"][of_stars]])
-free_word = shapes.WORDS.index(shapes.FREE)
-chosen = np.arange(NULL + 1)[:, None] == free_word  # one row of the word vectors
-one_row = lora.trainable(model, lambda path: chosen if path == "text.words.embedding" else False)
-word_loss = lambda m, x, captions, key: losses.diffusion_loss(m, p, "v", x, captions, key)
-inverted = loop.fit(
-    model, word_loss, batches((pool.x[of_stars], called), 12, seed=0), steps=60, ema=0.8,
-    key=jax.random.key(0), optimizer=update.only(update.adam(0.1, 60), one_row), progress=False,
-).ema  # fmt: skip
-
-# %%
-after = draw(both_kinds, model=inverted)
-star = list(shapes.SHAPES).index("star")
-stars_in = lambda x: (captioned.judged(judge.model, x)[: N // 2, 0] == star).mean()
-vectors = np.asarray(inverted.text.words.embedding[...])
-lengths = np.linalg.norm(vectors, axis=1)
-cosines = vectors[:free_word] @ vectors[free_word] / lengths[:free_word] / lengths[free_word]
-before, now = stars_in(changed_by["no adapter"]), stars_in(after)
-print(f'captions with "*" that give stars: before {before:.2f}, after {now:.2f}')
-nearest, second = shapes.WORDS[cosines.argmax()], np.sort(cosines)[-2]
-print(f"the most similar word: {nearest!r}, cosine {cosines.max():.2f}; the next {second:.2f}")
-
-# %% tags=["claims"]
-# @title Checked: the new word means star, and no old picture has changed by a bit
-assert before <= 0.6 and now >= 0.9 and nearest == "star" and vectors.shape[1] == 64
-assert np.array_equal(after[N // 2 :], changed_by["no adapter"][N // 2 :])
-
-# %% [markdown]
-# The new vector is most like "star", a word that this training never read. And the old captions give the same
-# pictures, bit for bit, because no old caption reads the new vector. So textual inversion cannot forget. But the layers
-# that draw stay as they are. Try it with the 24 hearts: does it find them?
+# nothing else. No other caption reads this vector, so nothing else can change. The layers that draw stay as they are, too.
+# So ask yourself, before you try it with `lora.trainable` and `update.only`: can it find stars? And hearts?
 
 # %% [markdown]
 # ## 9 · Several conditions, exactly
@@ -1149,7 +1112,9 @@ assert (obeys["masked"] >= 15 / 16).all() and obeys["forgotten"][0] >= 15 / 16
 assert null_error["forgotten"] > 1.1 * null_error["masked"]
 
 # %% [markdown]
-# TEXT OF THE BUG
+# At $w = 1$ the pictures obey as before, since the null caption is not used. It is the null caption that suffers: all of its
+# eight tokens are padding, and without the mask they all speak. Its error is clearly larger, and guidance leads away
+# from a wrong place, the more so the larger $w$ is.
 #
 # **The lesson.** Test the mask by itself, with longer padding, and test the null caption by itself, with its loss.
 
