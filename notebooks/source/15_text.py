@@ -214,7 +214,7 @@ for bug in ("0", "no mask"):
 # %% [markdown]
 # With $-\infty$ only rounding changes. Both bugs are wrong by more than 5 % already at the usual length, and the
 # error grows with the padding. Nothing crashes, and the shapes are right. A test finds it: **a longer row of
-# padding must give the same output**. Section 10 shows what such a bug does to pictures.
+# padding must give the same output**. Section 10 asks whether pictures show such a bug.
 
 # %% [markdown]
 # ## 3 · Where each word acts
@@ -1107,16 +1107,18 @@ plt.show()
 
 
 # %% tags=["claims"]
-# @title Checked: the pictures hardly show it, the null caption does
-assert (obeys["masked"] >= 15 / 16).all() and obeys["forgotten"][0] >= 15 / 16
-assert null_error["forgotten"] > 1.1 * null_error["masked"]
+# @title Checked: neither the pictures nor the null caption show the bug, and the padding test does
+assert all((right == 1).all() for right in obeys.values())  # 16 captions at each w
+assert abs(null_error["forgotten"] / null_error["masked"] - 1) < 0.05
+assert wrong_by[8]["no mask"] > 0.05
 
 # %% [markdown]
-# At $w = 1$ the pictures obey as before, since the null caption is not used. It is the null caption that suffers: all of its
-# eight tokens are padding, and without the mask they all speak. Its error is clearly larger, and guidance leads away
-# from a wrong place, the more so the larger $w$ is.
+# Nothing shows. At each $w$ both rows obey all 16 captions, and even the error of the null caption, which is all padding, is the
+# same within 5 %. Our network is lucky. A likely reason: in our encoder the padding has the same word vector as the token
+# that stands first, so its vectors say nearly the same. Nobody planned this, and an encoder with a padding vector of its own
+# has no such luck. Only the padding test of section 2 sees the bug: what the pixels hear is wrong by more than 5 %.
 #
-# **The lesson.** Test the mask by itself, with longer padding, and test the null caption by itself, with its loss.
+# **The lesson.** Good pictures prove nothing about a mask. Test the mask by itself, with longer padding.
 
 # %% [markdown]
 # ## 11 · What large systems add
@@ -1133,7 +1135,7 @@ assert null_error["forgotten"] > 1.1 * null_error["masked"]
 #   picture's vector $z$ from the caption, and a second one draws the picture from $z$.
 
 # %% [markdown]
-# Why does unCLIP need a prior, if caption and picture have vectors in the same space? Because $z$ holds more than
+# Why does unCLIP need a prior, if caption and picture have vectors in the same space? Because $z$ may hold more than
 # the caption says. We can measure that. No caption says how a shape is shifted by a pixel, or how bright it is.
 # We try to read both from the vectors by linear regression: fitted on 700 pictures, tested on the other 300.
 #
@@ -1165,15 +1167,15 @@ for name, both in r_squared.items():
     )
 
 # %% tags=["claims"]
-# @title Checked: the picture's vector knows what the caption cannot
+# @title Checked: neither vector lets a line read what the caption does not say
 # From the caption nothing can be read; 33 useless inputs and 700 pictures make R² about −33/700 = −.05.
-assert all(-0.15 < both["c"] < 0.05 for both in r_squared.values())
-assert all(both["z"] > 0.15 for both in r_squared.values())
+assert all(-0.15 < value < 0.05 for both in r_squared.values() for value in both.values())
 
 # %% [markdown]
-# No. A part of the shift and of the brightness can be read from $z$, and nothing from $c$. So one caption belongs to
-# many vectors $z$, and the prior's task is to draw one of them. If a system feeds $c$ in the place of $z$, its pictures get
-# the average of all that the caption leaves open.
+# It has: a linear regression reads nothing of shift and brightness, neither from $c$ nor from $z$. Everything that helps to find
+# the caption stays, and what does not help is gone. So with *our* pair a prior would have nothing to add, and a picture drawn
+# from $z$ could not keep such details. Captions of the open world say more about a picture, and vary more. There $z$
+# holds more than one caption says, many $z$ belong to one caption, and drawing one of them is the prior's task.
 
 # %% [markdown]
 # ## 12 · What to inspect
