@@ -61,6 +61,13 @@ def test_chapter_11_shows_the_recorded_race_on_mnist():
     assert not found
 
 
+def test_chapter_15_shows_the_recorded_ranks():
+    found = {
+        row["rank"]: (row["new"]["all"], row["old"]["all"]) for row in record("shapes_lora")["rows"]
+    }
+    assert in_chapter("15_text", "BY_RANK") == found and record("shapes_lora")["samples"] == 64
+
+
 def test_chapter_12_shows_the_recorded_tables():
     found, seeds = record("edm"), 3
     mean = lambda rows, key: sum(row[key] for row in rows) / seeds  # noqa: E731
