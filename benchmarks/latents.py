@@ -2,13 +2,14 @@
 
     python benchmarks/latents.py train [--folder runs/latents]
     python benchmarks/latents.py measure [--folder runs/latents] [--out …/results/latents.json]
+    python benchmarks/latents.py time [--folder runs/latents] [--out …/results/latents.json]
 
 `train` makes the pixel model of the 32×32 shapes, by the recipe "shapes" but for the size of its
 images: a minute on a GPU, two hours on two cores. MNIST's pixel model and the latent models are
 released weights. `measure` draws as many samples of each model at the same guidance scales with
 DDIM, decodes those of latents, and has the released classifier judge both. The time for the
 samples, with the decoder's, is the median of several runs that take turns; what a training step
-costs is counted by the compiler.
+costs is counted by the compiler. `time` takes the times of a recording again, and leaves the rest.
 
 The training of the autoencoder stands in a column of its own: it is spent once, for every model
 that is later trained in its latents.
@@ -102,17 +103,40 @@ def seconds(draws: dict, classes: int) -> dict[str, float]:
     return {name: float(np.median(times[1:])) for name, times in taken.items()}
 
 
-def compare(name: str, folder: Path) -> dict:
-    """Both models of one data set."""
-    pixels, latents = PIXELS[name], recipes.RECIPES[f"{name}_latent"]
-    coder = recipes.RECIPES[latents.autoencoder]
-    train_set, test_set = (data.load(name, split, **latents.options) for split in ("train", "test"))
-    shape, space = train_set.x.shape[1:], weights.latent_space(latents.autoencoder)
+def rivals(name: str, folder: Path) -> tuple[dict, dict]:
+    """Both models of one data set, and the spaces that they work in."""
     models = {
         "pixels": weights.load("shapes_pixels", folder) if name == "shapes" else weights.load(name),
         "latents": weights.load(f"{name}_latent"),
     }
-    spaces = {"pixels": None, "latents": space}
+    space = weights.latent_space(recipes.RECIPES[f"{name}_latent"].autoencoder)
+    return models, {"pixels": None, "latents": space}
+
+
+def timed(models: dict, spaces: dict, shape: tuple[int, ...], classes: int) -> dict:
+    """What `seconds` finds, as entries of the rows."""
+    draws = {kind: sampler_of(models[kind], spaces[kind], shape) for kind in models}
+    return {
+        kind: {"seconds": taken, "samples_per_second": TIMED / taken}
+        for kind, taken in seconds(draws, classes).items()
+    }
+
+
+def again(name: str, rows: dict, folder: Path) -> dict:
+    """A recording's rows with new times."""
+    test_set = data.load(name, "test", **recipes.RECIPES[f"{name}_latent"].options)
+    new = timed(*rivals(name, folder), test_set.x.shape[1:], test_set.num_classes)
+    rows = rows | {kind: rows[kind] | new[kind] for kind in new}
+    return rows | {"ratios": ratios(rows)}
+
+
+def compare(name: str, folder: Path) -> dict:
+    """All that is measured on one data set."""
+    pixels, latents = PIXELS[name], recipes.RECIPES[f"{name}_latent"]
+    coder = recipes.RECIPES[latents.autoencoder]
+    train_set, test_set = (data.load(name, split, **latents.options) for split in ("train", "test"))
+    models, spaces = rivals(name, folder)
+    shape, space = train_set.x.shape[1:], spaces["latents"]
     expert = fitted(recipes.judge_for(name), shape)
     rows = {}
     for kind, found in models.items():
@@ -121,9 +145,8 @@ def compare(name: str, folder: Path) -> dict:
             scales=SCALES, samples=SAMPLES, steps=STEPS, space=spaces[kind],
         )  # fmt: skip
         rows[kind] = {"quality": {f"w={w:g}": asdict(q) for w, q in measured.items()}}
-    draws = {kind: sampler_of(models[kind], spaces[kind], shape) for kind in models}
-    for kind, taken in seconds(draws, train_set.num_classes).items():
-        rows[kind] |= {"seconds": taken, "samples_per_second": TIMED / taken}
+    for kind, times in timed(models, spaces, shape, train_set.num_classes).items():
+        rows[kind] |= times
     rows["pixels"]["training"] = training(pixels, shape)
     rows["latents"]["training"] = training(latents, space.shape(shape))
     rows["latents"]["training_of_the_autoencoder"] = training(coder, shape)
@@ -148,7 +171,7 @@ def ratios(rows: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["train", "measure"])
+    parser.add_argument("what", choices=["train", "measure", "time"])
     parser.add_argument("names", nargs="*", default=["shapes", "mnist"], metavar="NAME")
     parser.add_argument("--folder", type=Path, default=Path("runs/latents"))
     parser.add_argument(
@@ -158,12 +181,22 @@ def main() -> None:
     if given.what == "train":
         train(given.folder)
         return
+    if given.what == "time":
+        document = json.loads(given.out.read_text(encoding="utf-8"))
+        found = {name: again(name, document[name], given.folder) for name in given.names}
+        document |= found | {"machine_of_the_times": describe()}
+        write(given.out, document)
+        return
     found = {name: compare(name, given.folder) for name in given.names}
     settings = {"scales": SCALES, "samples": SAMPLES, "steps": STEPS, "timed": TIMED, "w": W}
     document = {"machine": describe(), "settings": settings} | found
-    given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    for name, rows in found.items():
-        print(name, json.dumps(rows["ratios"], indent=1))
+    write(given.out, document)
+
+
+def write(out: Path, document: dict) -> None:
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    for name in PIXELS.keys() & document.keys():
+        print(name, json.dumps(document[name]["ratios"], indent=1))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,19 @@ def test_chapter_15_shows_the_recorded_ranks():
     assert in_chapter("15_text", "BY_RANK") == found and record("shapes_lora")["samples"] == 64
 
 
+def test_chapter_14_shows_the_recorded_comparison():
+    shown = in_chapter("14_latent_diffusion", "RECORDED")
+    for name, row in shown.items():
+        found = record("latents")[name]
+        for w, pair in row.items():
+            if w.startswith("w="):
+                rows = [found[kind]["quality"][w] for kind in ("pixels", "latents")]
+                assert pair == tuple(quality["accuracy"] for quality in rows)
+                assert {quality["samples"] for quality in rows} == {1000}
+            else:
+                assert pair == pytest.approx(found["ratios"][w], abs=6e-4)
+
+
 def test_chapter_12_shows_the_recorded_tables():
     found, seeds = record("edm"), 3
     mean = lambda rows, key: sum(row[key] for row in rows) / seeds  # noqa: E731

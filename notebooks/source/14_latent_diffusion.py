@@ -894,12 +894,54 @@ for w in SCALES[1:]:
 # |---|---|
 # | accuracy ≥ 0.97 | 0.973 at $w = 1$, above 0.99 at 1.5, 2 and 3: **met** |
 # | training compute ≤ 0.5 | 0.42, although it sees twice as many images: **met** |
-# | the same, with the autoencoder's | 0.42 + 0.35 = 0.77: **not met** by one model; met if five share the autoencoder |
+# | the same, with the autoencoder's | about 0.42 + 0.35 = 0.77: **not met** by one model; met if five share the autoencoder |
 # | compute of a sample ≤ 1/3 | 0.22 with the decoder: **met** |
 #
 # Two remarks. At $w = 1$ the accuracy is above the bar by less than its standard error, and the Fréchet distance is
 # worse by half: without guidance the pixel model is better. And MNIST is small. At 28×28 pixels there is little to
 # save. The cost of a pixel model grows at least as fast as the number of pixels.
+
+# %% [markdown]
+# So the same comparison was made on the 32×32 shapes, with a pixel model that is not released, and recorded
+# (`benchmarks/latents.py`: 1,000 samples of each, DDIM with 50 steps, one seed). The recording holds measured times
+# too. It counts whole training steps: with the gradient, and with the judge in the autoencoder's feature loss.
+
+# %%
+RECORDED = {  # accuracy of pixels and of latents at three w, then ratios of latents to pixels
+    "mnist": {"w=1": (0.945, 0.914), "w=1.5": (0.994, 0.989), "w=2": (1.0, 0.998),
+              "training": 0.418, "training_with_the_autoencoder": 0.825, "sampling_time": 0.199},
+    "shapes": {"w=1": (0.892, 0.988), "w=1.5": (0.941, 0.995), "w=2": (0.958, 0.999),
+               "training": 0.465, "training_with_the_autoencoder": 1.99, "sampling_time": 0.223},
+}  # fmt: skip
+shares = {name: {w: row[w][1] / row[w][0] for w in SCALES[:3]} for name, row in RECORDED.items()}
+for name, row in RECORDED.items():
+    print(f"{name:7} latents / pixels: accuracy", *(f"{r:.3f}" for r in shares[name].values()),
+          f"; training {row['training']:.2f}, with the autoencoder's "
+          f"{row['training_with_the_autoencoder']:.2f}; time for samples {row['sampling_time']:.2f}")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: on the shapes the latent model is better, and the autoencoder is most of the cost
+assert all(share > 1.04 for share in shares["shapes"].values())
+low, error = RECORDED["mnist"]["w=1"], np.sqrt(0.055 / 0.945 / 1000 + 0.086 / 0.914 / 1000)
+assert shares["mnist"]["w=1"] < 0.97 < shares["mnist"]["w=1"] + error
+assert all(shares["mnist"][w] > 0.99 for w in SCALES[1:3])
+assert all(r["training"] <= 0.5 and r["sampling_time"] <= 1 / 3 for r in RECORDED.values())
+together = {n: r["training_with_the_autoencoder"] for n, r in RECORDED.items()}
+assert all(total > 0.5 for total in together.values())
+models = {n: (together[n] - r["training"]) / (0.5 - r["training"]) for n, r in RECORDED.items()}
+assert np.ceil(models["mnist"]) == 5 and 40 < models["shapes"] < 50
+assert 3 < together["shapes"] / RECORDED["shapes"]["training"] - 1 < 3.5
+# The measured time agrees with the count of operations: the decoder and the sampler cost little.
+assert abs(RECORDED["mnist"]["sampling_time"] / drawing - 1) < 0.2
+
+# %% [markdown]
+# On the shapes the latent model is *better*, at less than half of the training compute: 98.8 % against 89.2 % at
+# $w = 1$. It saw twice as many images there. On MNIST the recording has 0.967 at $w = 1$, the cards 0.973.
+# The standard error is 0.012, so these samples do not decide whether 0.97 is met at $w = 1$.
+#
+# The times agree with the count: a fifth for a sample. But the autoencoder of the shapes costs three times as much
+# training as the latent model itself. Alone, the pair costs twice the pixel model. The method saves training only
+# when many models share one autoencoder. It saved time for samples on both data sets.
 
 # %% [markdown]
 # ## 11 · Why not train both together?
