@@ -18,8 +18,8 @@
 # - build and train the three autoencoders of the field, and say what each of them pays for;
 # - measure the scale of latents, and predict what a wrong one does to the noise schedule;
 # - run every sampler and every editing method of this course in latents, without changing a line of them;
-# - say what a latent model can never draw, before you train it;
-# - recognise the chapter's silent bug by its symptom: pictures that hardly change, or vanish, in an edit.
+# - say what a latent model will not draw, before you train it;
+# - recognise the chapter's silent bug by its symptom: an edit that changes brightness and colour, or loses the picture.
 #
 # **You need** chapters 05 to 08. **Time**: about 80 minutes of reading. The cells run for about a minute
 # on two CPU cores.
@@ -137,8 +137,9 @@ assert recognised["images"] > 0.99 and recognised["images"] - recognised["decode
 #
 # $$R = \tfrac12\sum_i \big(\mu_i^2 + s_i^2 - 1 - \log s_i^2\big) \tag{3}$$
 #
-# It is zero when the cloud says nothing about the picture, and it grows when $\mu$ moves away or $s$ shrinks. In nats
-# it is the **rate**: what it costs to send a point of the cloud. The squared error is the **distortion**. The loss is
+# It is zero only for the standard normal cloud. If every picture has this cloud, it says nothing about the picture.
+# It grows when $\mu$ moves away or $s$ shrinks. In nats it is the **rate**: what it costs to send a point of the cloud.
+# The squared error is the **distortion**. The loss is
 #
 # $$\mathcal L_\beta = \tfrac1D\big(\|x - G(z)\|^2 + \beta\,R\big) \tag{4}$$
 #
@@ -243,11 +244,14 @@ vaes = {(beta, seed): train_vae(small(VAE, seed), X, jax.random.key(seed), beta)
 
 @jax.jit
 def examine(model, x, key):
-    """Distortion of the means, rate, their latents, and what random latents decode to."""
+    """Distortion of the means, rate, what the means decode to, and what random latents do."""
     code = model.encode(x)
-    prior = model.decode(jax.random.normal(key, (1000, 4, 4, 2)))
-    y = model.decode(code.mean)
-    return latent.reconstruction(x, y).mean(), code.kl().mean(), code.mean, y, prior
+    z = jax.random.normal(key, (1000, 4, 4, 2))
+    means, spread = code.mean.reshape(len(x), -1), jnp.exp(code.log_variance).mean(0).ravel()
+    all_latents = jnp.cov(means.T) + jnp.diag(spread)
+    fitted = jax.random.multivariate_normal(key, means.mean(0), all_latents, (1000,), method="svd")
+    y, drawn = model.decode(code.mean), (model.decode(z), model.decode(fitted.reshape(z.shape)))
+    return latent.reconstruction(x, y).mean(), code.kl().mean(), y, *drawn
 
 
 found = {k: examine(m, X_unseen, jax.random.key(9)) for k, m in vaes.items()}
@@ -263,32 +267,35 @@ def digits_distance(x):
 
 
 # %%
-prior_by, back_by = ({b: np.mean([digits_distance(found[b, s][i]) for s in range(3)])
-                      for b in BETAS} for i in (4, 3))  # fmt: skip
+back_by, prior_by, fitted_by = ({b: np.mean([digits_distance(found[b, s][i]) for s in range(3)])
+                                 for b in BETAS} for i in (2, 3, 4))  # fmt: skip
 for b in BETAS:
-    print(f"β = {b:4}: rate {R_by[b].mean():5.1f} ± {R_by[b].std():4.1f} nats, distortion "
-          f"{D_by[b].mean():.3f} ± {D_by[b].std():.3f}; Fréchet distance: decoded "
-          f"{back_by[b]:4.1f}, from random latents {prior_by[b]:5.1f}")  # fmt: skip
-rows = [X_unseen[:14], *(found[b, 0][3][:14] for b in BETAS), *(found[b, 0][4][:14] for b in BETAS)]
+    print(f"β = {b:4}: rate {R_by[b].mean():5.1f} ± {R_by[b].std():4.1f} nats, distortion of the "
+          f"means {D_by[b].mean():.4f} ± {D_by[b].std():.4f}; Fréchet distance: decoded "
+          f"{back_by[b]:4.1f}, random latents {prior_by[b]:5.1f}, fitted {fitted_by[b]:5.1f}")  # fmt: skip
+rows = [X_unseen[:14], *(found[b, 0][2][:14] for b in BETAS), *(found[b, 0][3][:14] for b in BETAS)]
 names = ["unseen", *(f"decoded, β = {b:g}" for b in BETAS), *(f"random, β = {b:g}" for b in BETAS)]
 plots.image_grid([np.asarray(row) for row in rows], names, scale=0.5)
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: each step of β lowers the rate and raises the distortion; no β gives good pictures from random latents
+# @title Checked: each step of β lowers the rate and raises the distortion; none of the five gives good random pictures
 for low, high in pairwise(BETAS):
     assert R_by[high].max() < R_by[low].min()  # further apart than the three seeds
-    assert D_by[high].mean() > D_by[low].mean()
+    assert D_by[high].min() > D_by[low].max()
 assert D_by[0.3].min() > 3 * D_by[0.0].max() and D_by[1.0].min() > 6 * D_by[0.0].max()
 digits_floor = digits_distance(X_unseen)
 assert min(prior_by.values()) > 10 * digits_floor
+for b in BETAS[:2]:  # a fitted normal distribution removes two thirds, and leaves the rest
+    assert 10 * digits_floor < fitted_by[b] < 0.45 * prior_by[b]
 assert back_by[0.01] < 3 * digits_floor
 print(f"floor: unseen digits themselves {digits_floor:.2f}")
 
 # %% [markdown]
-# With a small $\beta$ the decoded digits are clear, but random latents decode to scribbles: the clouds are so small
-# that they leave holes. With a large $\beta$ the clouds fill the space, but they overlap, and the decoder can only
-# answer with an average of the digits that it may have been.
+# With a small $\beta$ the decoded digits are clear, but random latents decode to scribbles, for two reasons. The latents
+# as a whole are not standard normal: drawing from a normal distribution with their own mean and covariance ("fitted")
+# removes more than half of the distance. The rest stays: no normal distribution has their shape, with its holes. With a
+# large $\beta$ the clouds overlap, and the decoder can only answer with an average of the digits that it may have been.
 #
 # So one knob cannot do both. **Latent diffusion does not ask it to.** It takes a *small* $\beta$, enough to fill the
 # smallest holes, and lets a diffusion model learn where the clouds are. The released autoencoder of the shapes was
@@ -297,8 +304,8 @@ print(f"floor: unseen digits themselves {digits_floor:.2f}")
 # %% [markdown]
 # ## 4 · A codebook
 #
-# A **VQ-VAE** (van den Oord et al. 2017) ends the question of scale in another way. It has a **codebook** of $K$
-# vectors $e_k$, and the latents may be nothing else: each vector that the encoder says is replaced by the nearest
+# A **VQ-VAE** (van den Oord et al. 2017) avoids the question of scale in another way. It has a **codebook** of $K$
+# vectors $e_k$, and the latents may be nothing else: each vector that the encoder gives is replaced by the nearest
 # code.
 #
 # $$z_q = e_{k^*}, \qquad k^* = \arg\min_k \|z - e_k\| \tag{5}$$
@@ -345,7 +352,8 @@ np.testing.assert_array_equal(through(jnp.array([[0.2, 1.7, -0.6]])), weigh)
 # the entropy of the codes' shares. It counts the codes in use: it is $K$ if all are used alike, and 1 if only one is.
 #
 # - *No commitment.* Nothing keeps the encoder near the codes.
-# - *Dead codes.* A code that is nobody's nearest gets no gradient. It never comes back.
+# - *Dead codes.* A code that is nobody's nearest gets no gradient. Unless the encoder happens to come near, it stays
+#   dead.
 #
 # To see the second, we begin with a codebook that is four times too large. The cure is to **revive** dead codes: now
 # and then, every code that a batch did not use is moved to one of the encoder's vectors (Dhariwal et al. 2020).
@@ -400,6 +408,7 @@ for name, table in codes.items():
 # %% tags=["claims"]
 # @title Checked: without commitment the encoder runs away; dead codes cost quality, and reviving them cures it
 assert codes["no commitment"][:, 3].min() > 10 * codes["usual"][:, 3].max()
+assert codes["no commitment"][:, 1].max() < 0.8 * codes["usual"][:, 1].min()  # perplexity
 assert codes["no commitment"][:, 0].min() > 1.4 * codes["usual"][:, 0].max()
 large, revived = codes["codebook too large"], codes["too large, revived"]
 assert large[:, 2].max() < 24 and revived[:, 2].min() >= 31  # codes used
@@ -516,7 +525,7 @@ wrong_std = (0.18215 * own).std((0, 1, 2))
 assert wrong_std.max() < 0.16 and wrong_std.min() > 0.09
 
 # %% [markdown]
-# It would be between 0.09 and 0.16. What does that do? If the data are $c$ times too small, the signal at
+# It would be between 0.09 and 0.16. What does that do? If the data are multiplied by $c$, the signal at
 # every time is $c\,\alpha_t$ instead of $\alpha_t$, and the log-SNR is lower by a constant:
 #
 # $$\log\frac{c^2\alpha_t^2}{\sigma_t^2} = \log\frac{\alpha_t^2}{\sigma_t^2} + 2\log c \tag{9}$$
@@ -619,6 +628,9 @@ samples = {w: np.asarray(draw(painter, space, z_start, classes, w)) for w in (1.
 shown_as = {w: seen_in(np.clip(x, -1, 1)) for w, x in samples.items()}
 accuracy = {w: float(np.mean(seen == classes)) for w, seen in shown_as.items()}
 print(f"recognised as asked for: {accuracy} of {N}")
+steepness = lambda x: float(np.mean(np.diff(np.clip(x, -1, 1), axis=1) ** 2))
+steep = {w: steepness(x) / steepness(unseen.x) for w, x in samples.items()}
+print("squared steps between neighbouring pixels, as a share of the unseen pictures':", steep)
 plots.image_grid([samples[w][:12] for w in samples], [f"w = {w:g}" for w in samples])
 plt.show()
 
@@ -633,12 +645,14 @@ per_example = [jax.jit(f)(painter, z_some, l_some, t_some, eps_some)
 np.testing.assert_allclose(*per_example, rtol=2e-3, atol=1e-5)
 
 # %% tags=["claims"]
-# @title Checked: the samples are what was asked for
+# @title Checked: the samples are what was asked for, and sharp with guidance
+assert steep[2.0] > 0.85 and steep[1.0] > 0.6
 # The card says .985 at w = 1 and .9995 at w = 2 (50 steps): 90 samples have standard errors of .013 and .0024.
 assert accuracy[1.0] > 0.985 - 4 * 0.013 and accuracy[2.0] > 0.9995 - 4 * 0.0024
 
 # %% [markdown]
-# The samples are sharp, and they are what was asked for. The denoiser does not know that it works on latents.
+# The samples are what was asked for, and with guidance they are as sharp as the pictures. The denoiser does not know
+# that it works on latents.
 
 # %% [markdown]
 # ## 8 · Everything you know works here
@@ -717,8 +731,9 @@ assert rms(z_back - z_few) < 0.05 and rms(back - floor_few) < rms(floor_few - x_
 
 # %% [markdown]
 # The latents left of the border are kept exactly. The pixels are not. Close to the border they change most, because
-# each pixel is decoded from a *neighbourhood* of latents, and some of these are new. Far from it the change is small,
-# but not zero. And even where nothing is edited, the decoded picture is not the original.
+# the convolutions mix each latent with its neighbours, and some of these are new. Far from it the change is small, but
+# not zero: the decoder's group normalisation takes its mean and variance over the whole picture. And even where
+# nothing is edited, the decoded picture is not the original.
 #
 # So a good program pastes the known pixels back after decoding, with a soft border. SDEdit kept the class, and
 # inversion comes back with an error below what the autoencoder costs anyway.
@@ -730,7 +745,7 @@ assert rms(z_back - z_few) < 0.05 and rms(back - floor_few) < rms(floor_few - x_
 # encoded and decoded, with no diffusion at all. No training of the diffusion model brings back what is lost here.
 # Measure it *before* you train.
 #
-# Two questions. Which details are lost? And which pictures can this decoder not draw?
+# Two questions. Which details are lost? And which pictures do not survive?
 #
 # **Predict, then run.** We sort the error by spatial frequency: waves that are long or short. Then we give the
 # autoencoder pictures of kinds that it has never seen: two shapes in one picture, a digit, stripes, and the negatives
@@ -778,7 +793,7 @@ print(f"Fréchet distance of the 1,000 decoded images to the same images: {by_de
 assert gone[4:].max() < 1.5 * gone[4:].min() and there[4:].max() > 50 * there[4:].min()
 assert lost[1:4].max() < 0.005 and lost[14:].min() > 0.05
 assert np.all(np.diff(lost[2::3]) > 0)
-assert part_lost["shapes"] < 0.01 < part_lost["two shapes"] < 0.2 < part_lost["digits"]
+assert part_lost["shapes"] < 0.01 < part_lost["two shapes"] < 0.2 and part_lost["digits"] > 0.4
 assert min(part_lost["stripes"], part_lost["negatives"]) > 1  # worse than a grey picture
 assert by_decoding < 0.1 * by_chance
 
@@ -788,9 +803,10 @@ assert by_decoding < 0.1 * by_chance
 # perfectly, and of the shortest more than 5 % is gone: fine detail loses the largest share. In large models this
 # shows as wrong letters and strange small faces.
 #
-# Two shapes in one picture survive roughly. Digits lose more than a fifth of their variance. Stripes and negatives come
-# back as something else, with an error larger than that of a plain grey picture. This decoder cannot draw them, so no
-# latent model that uses it can.
+# Two shapes in one picture survive roughly. Digits lose more than two fifths of their variance. Stripes and negatives
+# come back as something else, with an error larger than that of a plain grey picture. A latent model is trained on
+# what the encoder says. So even a perfect one, trained on these pictures, would draw what comes back here. (The decoder
+# alone is not to blame. There are latents, far outside unit scale, from which it draws the digits better: try it.)
 #
 # The judge hardly sees the floor. Decoding moves its distance less than a tenth as far as the choice of other real
 # pictures does, because it does not look at the finest details. (Chapter 13: a score sees what it was made to see.)
@@ -805,7 +821,7 @@ assert by_decoding < 0.1 * by_chance
 # Our bar for the latent model: at least 97 % of the pixel model's accuracy with at most half of its training compute,
 # and a third of its compute for a sample. We count compute in operations: every training step costs about three
 # evaluations of the network for each of its images, and the compiler counts the operations of one. The autoencoder's
-# own training is counted apart. It is spent once, for all models that are later trained in its latents.
+# own training comes further down. It is spent once, for all models that are later trained in its latents.
 #
 # **Predict, then run.** The latents have a quarter of the numbers of the pixels. Will an evaluation cost a quarter?
 
@@ -818,23 +834,13 @@ def operations(network, shape, *arguments):
     return program.cost_analysis()["flops"] / 8
 
 
-class Through(nnx.Module):
-    """An autoencoder's encoder and decoder, one after the other."""
-
-    def __init__(self, auto):
-        self.auto = auto
-
-    def __call__(self, x):
-        return self.auto.decode(self.auto.latents(x))
-
-
 # %%
-rivals = {name: weights.load(name) for name in ("mnist", "mnist_latent", "mnist_vae")}
+rivals = {name: weights.load(name) for name in ("mnist", "mnist_latent")}
+mnist_space = weights.latent_space("mnist_vae")
 time_and_class = (jnp.zeros(8), jnp.zeros(8, int))
 each = {"mnist": operations(rivals["mnist"].model, (28, 28, 1), *time_and_class),
         "mnist_latent": operations(rivals["mnist_latent"].model, (7, 7, 4), *time_and_class),
-        "mnist_vae": operations(Through(rivals["mnist_vae"].model), (28, 28, 1)),
-        "decoder": operations(rivals["mnist_vae"].model.decoder, (7, 7, 4))}  # fmt: skip
+        "decoder": operations(mnist_space.model.decoder, (7, 7, 4))}  # fmt: skip
 recipes_of = {name: rival.card.recipe for name, rival in rivals.items()}
 images = {name: recipe["steps"] * recipe["batch_size"] for name, recipe in recipes_of.items()}
 compute = {name: images[name] * each[name] / (images["mnist"] * each["mnist"]) for name in rivals}
@@ -856,7 +862,6 @@ for w in SCALES:
           f"latents {latent_row['frechet']:.2f}")  # fmt: skip
 
 # %%
-mnist_space = weights.latent_space("mnist_vae")
 digit_asked = jnp.arange(N) % 10
 mnist_z = jax.random.normal(jax.random.key(7), (N, *mnist_space.shape((28, 28, 1))))
 mnist_drawn = np.clip(
@@ -869,17 +874,15 @@ plots.image_grid([mnist_drawn[:14]], scale=0.7)
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: the bars are met, but not by one model together with its autoencoder's training
-assert min(ratios.values()) >= 0.97
+# @title Checked: every bar is met, the first one narrowly
+assert min(ratios.values()) >= 0.97 and abs(ratios["w=1"] - 0.973) < 0.001
 assert images["mnist_latent"] == 2 * images["mnist"]
-assert drawing <= 1 / 3 and each["decoder"] < 0.01 * EVALUATIONS * each["mnist"]
-assert compute["mnist_latent"] <= 0.5 < compute["mnist_latent"] + compute["mnist_vae"]
-shared_by = np.ceil(compute["mnist_vae"] / (0.5 - compute["mnist_latent"]))  # so many models
-assert shared_by == 5 and compute["mnist_vae"] < 0.5
+assert abs(drawing - 0.22) < 0.02 and each["decoder"] < 0.01 * EVALUATIONS * each["mnist"]
+assert abs(compute["mnist_latent"] - 0.42) < 0.02
 # The first ratio is above the bar by less than its own standard error.
 first = [cards[name]["w=1"]["accuracy"] for name in cards]
 assert ratios["w=1"] - 0.97 < np.sqrt(sum((1 - a) / a / 5000 for a in first))
-assert all(ratios[w] > 0.99 for w in SCALES[1:]) and 3.5 < each["mnist"] / each["mnist_latent"] < 6
+assert all(ratios[w] > 0.99 for w in SCALES[1:]) and 4.5 < each["mnist"] / each["mnist_latent"] < 5
 assert {(c["samples"]) for card in cards.values() for c in (card[w] for w in SCALES)} == {5000}
 # The card says .992: 90 samples have a standard error of .009.
 assert abs(again - cards["mnist_latent"]["w=1.5"]["accuracy"]) < 4 * 0.009
@@ -888,18 +891,19 @@ for w in SCALES[1:]:
     assert abs(cards["mnist_latent"][w]["frechet"] / cards["mnist"][w]["frechet"] - 1) < 0.02
 
 # %% [markdown]
-# More than a quarter: this network costs a fifth. It needs no stem that folds the pixels, and works on one level.
+# Less than a quarter: an evaluation costs about a fifth. This network has a quarter of the numbers to work on, needs
+# no stem that folds the pixels, and works on one level.
 #
 # | bar | latents, against pixels |
 # |---|---|
 # | accuracy ≥ 0.97 | 0.973 at $w = 1$, above 0.99 at 1.5, 2 and 3: **met** |
 # | training compute ≤ 0.5 | 0.42, although it sees twice as many images: **met** |
-# | the same, with the autoencoder's | about 0.42 + 0.35 = 0.77: **not met** by one model; met if five share the autoencoder |
 # | compute of a sample ≤ 1/3 | 0.22 with the decoder: **met** |
 #
-# Two remarks. At $w = 1$ the accuracy is above the bar by less than its standard error, and the Fréchet distance is
-# worse by half: without guidance the pixel model is better. And MNIST is small. At 28×28 pixels there is little to
-# save. The cost of a pixel model grows at least as fast as the number of pixels.
+# Three remarks. Each model was trained once, with one seed: another training may fall on the other side of the first
+# bar, because at $w = 1$ the accuracy is above it by less than the standard error of the samples alone. There the
+# Fréchet distance is worse by half: without guidance this pixel model is better. And MNIST is small. The cost of a
+# pixel model grows at least as fast as the number of pixels.
 
 # %% [markdown]
 # So the same comparison was made on the 32×32 shapes, with a pixel model that is not released, and recorded
@@ -929,7 +933,7 @@ assert all(r["training"] <= 0.5 and r["sampling_time"] <= 1 / 3 for r in RECORDE
 together = {n: r["training_with_the_autoencoder"] for n, r in RECORDED.items()}
 assert all(total > 0.5 for total in together.values())
 models = {n: (together[n] - r["training"]) / (0.5 - r["training"]) for n, r in RECORDED.items()}
-assert np.ceil(models["mnist"]) == 5 and 40 < models["shapes"] < 50
+assert 4.5 < models["mnist"] < 5.5 and 40 < models["shapes"] < 45
 assert 3 < together["shapes"] / RECORDED["shapes"]["training"] - 1 < 3.5
 # The measured time agrees with the count of operations: the decoder and the sampler cost little.
 assert abs(RECORDED["mnist"]["sampling_time"] / drawing - 1) < 0.2
@@ -939,9 +943,10 @@ assert abs(RECORDED["mnist"]["sampling_time"] / drawing - 1) < 0.2
 # $w = 1$. It saw twice as many images there. On MNIST the recording has 0.967 at $w = 1$, the cards 0.973.
 # The standard error is 0.012, so these samples do not decide whether 0.97 is met at $w = 1$.
 #
-# The times agree with the count: a fifth for a sample. But the autoencoder of the shapes costs three times as much
-# training as the latent model itself. Alone, the pair costs twice the pixel model. The method saves training only
-# when many models share one autoencoder. It saved time for samples on both data sets.
+# The times agree with the count: a fifth for a sample. But the autoencoders are dear. With the autoencoder's training
+# the pair costs 0.82 of the pixel model on MNIST, and twice as much on the shapes. The bar of one half is **not met**
+# then. It would be if some five models shared the autoencoder of the digits, and more than forty that of the shapes.
+# For samples the method saves time on both data sets.
 
 # %% [markdown]
 # ## 11 · Why not train both together?
@@ -952,13 +957,13 @@ assert abs(RECORDED["mnist"]["sampling_time"] / drawing - 1) < 0.2
 #
 # $$\mathbb E\,\|v - \hat v\|^2 = \frac{c^2}{\alpha_t^2c^2 + \sigma_t^2} \tag{10}$$
 #
-# per latent. It goes to zero with $c$, and reconstruction does not mind: a decoder can multiply by $1/c$. So
-# the encoder can always lower the sum by making the latents smaller. More generally it is paid for latents that are
-# *easy to predict*, and the easiest say nothing.
+# per latent, since $\alpha_t^2 + \sigma_t^2 = 1$ here. It goes to zero with $c$, and reconstruction does not mind: a
+# decoder can multiply by $1/c$. So the encoder can always lower the sum by making the latents smaller. More generally
+# it is paid for latents that are *easy to predict*, and the easiest say nothing.
 #
 # We train it: a dense autoencoder and a dense denoiser on the digits. The denoiser always learns in the same
-# way. Only the weight $\lambda$ with which its loss reaches the *encoder* differs. $\lambda = 0$ is the usual method:
-# a `stop_gradient` between the two.
+# way. Only the weight $\lambda$ with which its loss reaches the *encoder* differs. $\lambda = 0$ stands for the usual
+# method: a `stop_gradient` between the two, so that the encoder learns from reconstruction alone.
 #
 # **Predict, then run.** Which $\lambda$ will have the lowest diffusion loss? And which the best pictures?
 
@@ -998,7 +1003,8 @@ def examine_both(model, x, key):
     start = jax.random.normal(key, (500, 4, 4, 2))
     D = denoiser.denoiser(model, p, "v")
     drawn = sampling.sample(samplers.ddim(p), D, start, TIMES, key)[0]
-    return error, diffusion, z.std(), model.auto.decode(z), model.auto.decode(drawn)
+    over_pictures = jnp.sqrt(z.var(0).mean())
+    return error, diffusion, over_pictures, model.auto.decode(z), model.auto.decode(drawn)
 
 
 looked = {k: examine_both(m, X_unseen, jax.random.key(8)) for k, m in pairs.items()}
@@ -1007,7 +1013,9 @@ joint = {w: np.array([[*looked[w, s][:3], digits_distance(looked[w, s][4])] for 
 for w, table in joint.items():
     mean, scatter = table.mean(0), table.std(0)
     print(f"λ = {w:4}: " + ", ".join(f"{name} {m:.3f} ± {s:.3f}" for name, m, s in zip(
-        ("distortion", "diffusion loss", "std of latents", "Fréchet"), mean, scatter, strict=True)))  # fmt: skip
+        ("distortion", "diffusion loss", "std over pictures", "Fréchet"), mean, scatter, strict=True)))  # fmt: skip
+floors = {w: np.array([digits_distance(looked[w, s][3]) for s in range(3)]) for w in LAMBDAS}
+print("Fréchet distance of decoded real digits:", {w: f.round(2) for w, f in floors.items()})
 rows_joint = [X_unseen[:14]] + [looked[w, 0][3][:14] for w in LAMBDAS]
 plots.image_grid([np.asarray(row) for row in rows_joint],
                  ["unseen", *(f"decoded, λ = {w:g}" for w in LAMBDAS)], scale=0.5)  # fmt: skip
@@ -1028,13 +1036,19 @@ for low, high in pairwise(LAMBDAS):
     assert joint[high][:, 2].max() < joint[low][:, 2].min()  # scale
     assert joint[high][:, 0].min() > 1.5 * joint[low][:, 0].max()  # distortion
 assert joint[0.0][:, 1].min() > 5 * joint[10.0][:, 1].max()
-assert joint[10.0][:, 3].mean() > joint[0.0][:, 3].mean() - 2 * joint[0.0][:, 3].std()
+assert joint[0.0][:, 2].min() > 15 * joint[10.0][:, 2].max()
+for high in LAMBDAS[1:]:
+    assert joint[high][:, 3].mean() > joint[0.0][:, 3].mean() - 2 * joint[0.0][:, 3].std()
+assert floors[10.0].min() > 10 * floors[0.0].max() and floors[10.0].min() > 8
+assert min(t[:, 3].min() for t in joint.values()) > 10 * digits_floor
 
 # %% [markdown]
-# The diffusion loss falls to less than a fifth, and this looks like a triumph. But the latents have shrunk, and what
-# is decoded from them is blurred: **they say less**. The samples are no better (this small dense denoiser draws no
-# good digits from any of them). The loss fell because the task became easier, not because the model became better. So
-# never compare diffusion losses across autoencoders.
+# The diffusion loss falls to less than a fifth, and this looks like a triumph. But from picture to picture the latents
+# now differ less than a fifteenth as much, and what is decoded from them is blurred: **they say less**. The samples are
+# no better with any $\lambda$, for two different reasons. At $\lambda = 0$ the decoder is good, with a floor of 0.6, and
+# this small dense denoiser is not. At $\lambda = 10$ the decoder itself has a floor of more than 8. The loss fell
+# because the task became easier, not because the model became better. So never compare diffusion losses across
+# autoencoders.
 #
 # Joint training is possible if the objective is complete. The bound of chapter 05 contains a term that this sum
 # lacks, the entropy of the encoder's cloud. It punishes clouds that shrink (Vahdat et al. 2021). And one can train
@@ -1092,8 +1106,10 @@ np.testing.assert_allclose(answer_big, double(answer_small), atol=1e-3)  # a sof
 plain_small = ideal(twenty, halve(x_big) * 1.0, t_big, q)
 assert jnp.abs(answer_big - double(plain_small)).max() > 0.1  # without the shift it is not so
 np.testing.assert_allclose(flow.shift(q, 0.3, 3.0), 3 * 0.3 / (1 + 2 * 0.3), rtol=1e-4)
-assert abs(gain["noise"]) < 0.06  # independent values: exactly 0; 15,000 block means
-assert 1.15 < gain["pixels"] < 2 * np.log(2) and abs(gain["latents"]) < 0.35
+assert (
+    abs(gain["noise"]) < 0.06
+)  # independent values: exactly 0; 5,760 block means, standard error .02
+assert 1.15 < gain["pixels"] < 2 * np.log(2) and abs(gain["latents"]) < 0.15
 
 # %% [markdown]
 # The two answers agree: the shift is exact where neighbours repeat each other. For the pixels of our shapes almost all
@@ -1114,6 +1130,10 @@ assert 1.15 < gain["pixels"] < 2 * np.log(2) and abs(gain["latents"]) < 0.35
 
 # %%
 STEPS = 9
+place = unseen.attributes["position"]
+couples = np.random.default_rng(0).integers(len(unseen), size=(3000, 2))
+couples = couples[unseen.labels[couples[:, 0]] != unseen.labels[couples[:, 1]]]
+together_at = place[couples[:, 0]] == place[couples[:, 1]]
 way = np.linspace(0, 1, STEPS, dtype=np.float32)
 line = lambda u, v: u + way[:, None, None, None] * (v - u)
 COUPLES = {"square to star": (1, 8), "ring to triangle": (2, 9), "star to ring": (8, 10)}
@@ -1171,6 +1191,12 @@ mids = {where: np.array([lit(travel[name][where]).min() / lit(travel[name][where
                          for name in COUPLES]) for where in ("pixels", "latents", "noise")}  # fmt: skip
 for where, dimmest in mids.items():
     print(f"{where:8}: the dimmest picture on the way has brightness", dimmest.round(2))
+halfway = {}
+for name, some in (("same place", together_at), ("another place", ~together_at)):
+    k, j = couples[some][:100].T
+    middle = lit(latent.decode_all(space, (z_unseen[k] + z_unseen[j]) / 2))
+    halfway[name] = float(np.mean(middle / ((lit(decoded[k]) + lit(decoded[j])) / 2)))
+print("100 couples each, brightness of the decoded average of two latents:", halfway)
 steps_of = lambda x: rms(np.diff(x, axis=0), (1, 2, 3))
 largest_step = {where: np.array([steps_of(travel[name][where]).max() / steps_of(travel[name][where]).sum()
                                  for name in COUPLES]) for where in mids}  # fmt: skip
@@ -1189,7 +1215,11 @@ for c in range(4):
 # @title Checked: pixels and latents fade, the arc of noises jumps instead; what the channels do
 assert mids["pixels"].max() < 0.75 and mids["latents"].max() < 0.75 and mids["noise"].min() > 0.8
 np.testing.assert_allclose(largest_step["pixels"], 1 / 8, atol=0.01)  # all steps alike
+two_largest = [np.sort(steps_of(travel[name]["noise"]))[-2:].sum() for name in COUPLES]
+whole_way = [steps_of(travel[name]["noise"]).sum() for name in COUPLES]
+assert np.all(np.divide(two_largest, whole_way) > 0.5)
 assert largest_step["noise"].min() > 1.3 * largest_step["latents"].max()
+assert halfway["same place"] > 0.85 and halfway["another place"] < 0.65
 assert total[0][-1] > 10 * total[0][0]
 for c in (1, 2, 3):
     assert total[c][-1] / total[c][0] < 2.5 and total[c][0] / total[c][-1] < 2.5
@@ -1198,11 +1228,13 @@ for c in (1, 2, 3):
 # %% [markdown]
 # Not the latents. Halfway, the decoded average is a faint picture of both shapes, much like the average of the pixels.
 # The latents form a *grid*, each place describes its own part of the picture, and these shapes lie at different places.
-# So the average fades one shape out and the other one in. The VAE has filled the small holes, but not the large ones
+# So the average fades one shape out and the other one in. Of two shapes at the *same* place the average stays bright,
+# as the 100 couples show. The VAE has filled the small holes, but not the large ones
 # between two shapes.
 #
 # Only the way through the noise keeps a bright shape throughout, because there the diffusion model decides what exists.
-# And it jumps: most of its change is in few steps, since little lies between a square and a star.
+# And it jumps: more than half of its change is in two of the eight steps, perhaps because little lies between a square
+# and a star.
 #
 # The channels have meanings that nobody asked for. On this picture channel 0 is mainly brightness, and the other
 # three change the colour and leave the light within a factor of 2.5.
@@ -1229,6 +1261,8 @@ broken = {name: np.asarray(redrawn(bad, painter, for_test, jax.random.key(4)))
 passes = {name: float(np.mean((latent.decode_all(bad, latent.encode_all(bad, unseen.x[:500]))
                                - unseen.x[:500]) ** 2)) for name, bad in bad_spaces.items()}  # fmt: skip
 kept = {name: np.mean(seen_in(x) == unseen.labels[:100]) for name, x in broken.items()}
+light_kept = (broken["× 0.18215"] + 1).sum((1, 2, 3)) / (for_test + 1).sum((1, 2, 3))
+tint = {name: np.mean((x - for_test).mean((1, 2)) ** 2) for name, x in broken.items()}
 change = {name: float(np.mean((x - for_test) ** 2)) for name, x in broken.items()}
 for name in broken:
     print(f"{name:10} decode∘encode error {passes[name]:.1e}; after SDEdit: class kept "
@@ -1240,18 +1274,20 @@ plt.show()
 # @title Checked: the usual test passes, and the edit is wrong
 assert max(passes.values()) < 1.01 * min(passes.values())
 assert change["forgotten"] > 2 * change["right"] and change["× 0.18215"] > 20 * change["right"]
+assert tint["forgotten"] > 4 * tint["right"]  # squared change of each picture's mean colour
+assert np.mean(light_kept < 0.5) > 0.5
 # 100 pictures: four standard errors of a share are at most .2.
 assert kept["right"] > 0.97 and kept["forgotten"] > 0.9 and kept["× 0.18215"] < 0.5
 
 # %% [markdown]
-# With 0.18215 the latents are six to eleven times too small (section 6). The model sees almost pure noise, and draws
-# something of its own. The decoder then receives it as many times too large. This is easy to notice.
+# With 0.18215 the latents are six to eleven times too small (section 6). The model sees almost pure noise. What it
+# makes of it is decoded as many times too large, and most pictures come out nearly black. This is easy to notice.
 #
 # The forgotten scale is worse, because it is hard to notice. Our own scales are between 1.2 and 1.9. The classes
 # survive, but the pictures change more than twice as much as they should: the colours are off.
 #
 # **The symptom**: an edit changes brightness and colour at a strength that should keep them. **The test**:
-# `encode_all(space, unseen).std((0, 1, 2))`, which must be 1 within 2 %.
+# `latent.encode_all(space, unseen.x).std((0, 1, 2))`, which must be 1 within 2 % (of 1,000 pictures).
 
 # %% [markdown]
 # ## 15 · What to inspect
@@ -1262,7 +1298,7 @@ assert kept["right"] > 0.97 and kept["forgotten"] > 0.9 and kept["× 0.18215"] <
 # | mean and std of each channel, on unseen data | not 0 and 1: another scale (sections 6, 14) |
 # | real pictures, encoded and decoded | they miss what you need: no diffusion model brings it back (section 9) |
 # | power of the error, by frequency | it reaches the power of the pictures: detail is gone (section 9) |
-# | perplexity of a codebook | far below $K$: dead codes (section 4) |
+# | perplexity of a codebook | far below $K$: unequal use, or dead codes; count the used ones too (section 4) |
 # | the diffusion loss, for one autoencoder | it falls with another one: the task has changed (section 11) |
 # | variance that block means keep | decides whether a schedule is to be shifted (section 12) |
 
@@ -1271,10 +1307,12 @@ assert kept["right"] > 0.97 and kept["forgotten"] > 0.9 and kept["× 0.18215"] <
 #
 # 1. An autoencoder learns the details once, and a diffusion model draws the rest. $\beta$ is the exchange rate
 #    between rate and distortion; latent diffusion takes a small one.
-# 2. Squared error blurs because the average is its best answer. A codebook needs commitment and revived codes.
+# 2. Squared error blurs because the average is its best answer. A codebook needs commitment; dead codes can be revived.
 # 3. Shift and scale are measured on your own autoencoder. A wrong scale is a wrong schedule, by $2\log c$.
-# 4. A latent model is an ordinary denoiser: samplers, guidance and editing run unchanged. Only "known pixels" means less.
-# 5. What the decoder cannot draw, the model cannot draw. What the encoder may choose, it chooses to be easy.
+# 4. A latent model is an ordinary denoiser: samplers, guidance and editing run unchanged. Only "keep the known
+#    pixels" no longer holds exactly.
+# 5. What does not survive encoder and decoder, the model will not draw. An encoder that is paid by the diffusion loss
+#    makes its latents easy to predict.
 #
 # **Exercises:** [14 · exercises](../exercises/14_latent_diffusion.ipynb).
 
