@@ -549,6 +549,9 @@ READING = exercise(
     the first token is missing: it stands before every caption, and always counts
         counts = tokens != padding -> counts = (tokens != padding) & (tokens != first)
         return weights @ context -> return np.nan_to_num(weights) @ context
+    the first token is missing in the captions, though not in the null; it always counts
+        counts = tokens != padding -> counts = (tokens != padding) & (tokens != first)
+        read(np.full(captions.shape, padding)) -> np.broadcast_to(table[first], x.shape)
     a masked logit is −∞: exp of 0 is 1, so that padding is read
         logits, -np.inf) -> logits, 0.0)
     a masked logit is −∞: with a logit of 0 padding still takes its share of the softmax
@@ -791,6 +794,8 @@ EDITED = exercise(
         own = own * factors -> own = own * factors if i < kept else own
     the factors belong to every step, also to the first ones
         own = own * factors -> own = own * factors if i >= kept else own
+    each step multiplies its own map by the factor once: yours pile up from step to step
+        own = own * factors -> own = own * factors ** (i + 1)
     the factors are missing
         own = own * factors -> own = own * 1.0
     the map says where, the value says what: values are those of the target's words
