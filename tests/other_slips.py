@@ -22,6 +22,7 @@ LOSS = "jnp.mean((output - v) ** 2)"
 DDIM = "alpha_s * x0 + direction * eps + np.sqrt(variance) * noise"
 CLASSES = "jax.nn.softmax(logits, axis=-1)"
 DROPPED = "jnp.where(u < rate, null, labels)"
+CONTRAST = "jax.nn.log_softmax(logits, axis=1)"
 SDEDIT = "np.sqrt(level) * guide + np.sqrt(1 - level) * noise"
 PASTE = "alpha_s * guide + sigma_s * noises[i], free)"
 
@@ -58,4 +59,11 @@ SLIPS = [
     Slip("07.4", "jnp.concatenate([t, t])", "t", "expected shape"),
     Slip("08.1", f"return {SDEDIT}", f"_ = {SDEDIT}", "returned None"),
     Slip("08.5", PASTE, PASTE.replace("free", "x"), "differ"),
+    Slip(
+        "15.2",
+        CONTRAST,
+        "jnp.log(jnp.exp(logits) / jnp.exp(logits).sum(1, keepdims=True))",
+        "expected finite numbers",
+    ),
+    Slip("15.2", CONTRAST, "jnp.log(jax.nn.softmax(logits, axis=1) + 1e-8)", "the largest error"),
 ]

@@ -80,7 +80,8 @@ def chain_weights(w, v):
 # each of the $n_i$ captions of the batch that say the same as its own, itself included, and 0 for the others. The loss
 # is the cross-entropy with this target, $-\sum_j \text{target}_{ij}\log p_{ij}$. Here $p_{i\cdot}$ is the softmax of a row
 # of logits, and a logit is `scale` times a cosine. Take the mean over the images. Do the same for the columns, where
-# captions choose images. The loss is the average of the two.
+# captions choose images. The loss is the average of the two. The scale may be 100, as in CLIP: $e^{100}$ is too large
+# for 32 bits, and a probability may be as small as $10^{-20}$.
 
 # %% [markdown]
 # This loss does not fall to 0, however good the model is. Find the least value that *any* logits can approach

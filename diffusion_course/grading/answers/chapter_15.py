@@ -45,6 +45,9 @@ CHAIN = exercise(
         c[k] += v[k] -> c[0] += v[k]
     the negative prompt's difference begins at the evaluation before it, D_(k−1), not at D_0
         c[k] += v[k] -> c[0] += v[k]
+    the negative prompts are missing
+        c[K + 1 + k] -= v[k] -> c[K + 1 + k] -= 0
+        c[k] += v[k] -> c[k] += 0
     a negative prompt pushes away: its weight is −v_k
         c[K + 1 + k] -= v[k] -> c[K + 1 + k] += v[k]
         c[k] += v[k] -> c[k] -= v[k]
@@ -123,6 +126,15 @@ def _pairs(rng, *kinds):
         )
 
 
+def _trained(rng):
+    """CLIP's greatest scale: exp of it is beyond float32, and a twin's share is near e^-39."""
+    captions = np.append(np.ones((4, 1)), 0.8 * np.eye(4), axis=1)
+    x, captions = (captions + 0.02 * rng.normal(size=(4, 5)) for _ in range(2))
+    lengths = rng.uniform(0.6, 2.0, (4, 1))
+    ids = np.array([4, 9, 4, 7], np.int32)
+    return x.astype(np.float32), (captions * lengths).astype(np.float32), ids, 100.0
+
+
 CONTRASTIVE = exercise(
     "15.2 · A contrastive loss where captions repeat",
     contrastive,
@@ -130,15 +142,26 @@ CONTRASTIVE = exercise(
     Part(
         "some repeat",
         2,
-        lambda rng: _pairs(
-            rng,
-            ((0, 1, 1, 2, 2, 2, 3), 4),
-            ((0, 0, 1), 3),
-            ((0, 0, 0, 0, 1, 2, 2, 3, 4), 6),
-            ((0, 0, 0), 2),
-        ),
+        lambda rng: [
+            *_pairs(
+                rng,
+                ((0, 1, 1, 2, 2, 2, 3), 4),
+                ((0, 0, 1), 3),
+                ((0, 0, 0, 0, 1, 2, 2, 3, 4), 6),
+                ((0, 0, 0), 2),
+            ),
+            _trained(rng),
+        ],
     ),
     mistakes="""
+    the loss comes first, then its least value
+        return right[::-1]
+    that is the loss above its least value; here the loss is the cross-entropy itself
+        np.array([loss, -> np.array([loss - np.log(count).mean(),
+    the logarithm is the natural one, in the least value as in the loss
+        np.log(count).mean() -> np.log2(count).mean()
+    the least value is averaged over the two directions like the loss, not added
+        np.log(count).mean() -> 2 * np.log(count).mean()
     an image has several right captions here: yours counts its own alone
         same / count -> np.eye(len(ids))
     that leaves twins out of the sums, as the library does; here they are right answers
@@ -250,6 +273,10 @@ CONTROL = exercise(
         moved = Z_out - rate * h.T @ error -> moved = Z_out
     Z_out moved, then E, then Z_in, each seeing the one before: all belong to the old values
         return _one_by_one((2, 1, 0), x, c, base, target, Z_in, E, Z_out, rate, steps)
+    Z_out moved before E's gradient was taken, and E before Z_in's: all belong to the old values
+        back = error @ Z_out.T -> Z_out = Z_out - rate * h.T @ error; back = error @ Z_out.T
+        moved = Z_out - rate * h.T @ error -> moved = Z_out
+        E, Z_in = E - rate * u.T @ back, Z_in -> E = E - rate * u.T @ back; Z_in = Z_in
     E moved before the gradient of Z_in was taken: all belong to the old values
         E, Z_in = E - rate * u.T @ back, Z_in -> E = E - rate * u.T @ back; Z_in = Z_in
     Z_in moved before the others' gradients were taken: all belong to the old values
@@ -264,6 +291,14 @@ CONTROL = exercise(
         * (1 - h**2) ->
     the slope of tanh is 1 − h²: the square is missing
         (1 - h**2) -> (1 - h)
+    the slope of tanh is 1 − h², and h is the tanh already: yours takes tanh twice
+        (1 - h**2) -> (1 - np.tanh(h) ** 2)
+    the copy reads x as well as the control: x is missing in u
+        u = x + c @ Z_in -> u = c @ Z_in
+    the zero layers need not be 0 at the beginning: start from the matrices that are given
+        return first_steps(x, c, base, target, 0 * Z_in, E, 0 * Z_out, rate, steps)
+    return the matrices after the steps, not how far they moved
+        return right[0] - Z_in, right[1] - E, right[2] - Z_out
     a gradient points uphill: subtract it
         return first_steps(x, c, base, target, Z_in, E, Z_out, -rate, steps)
     the base's own output belongs to the prediction
@@ -276,6 +311,9 @@ CONTROL = exercise(
         E, Z_in = E - rate * u.T @ back, Z_in - rate * c.T @ (back @ E.T) -> E, Z_in = E, Z_in
     the gradient of E needs all that E reads, x and the control
         E - rate * u.T @ back -> E - rate * x.T @ back
+    one long step is not several steps: each has the gradients of where it begins
+        range(steps) -> [0]
+        moved = Z_out - rate -> rate = rate * steps; moved = Z_out - rate
     the steps must be repeated, each from where the last one ended
         range(steps) -> range(1)
     one step too few
@@ -306,6 +344,14 @@ def _each_cut(A, B, C, D, scales, alpha, rank):
     second = scales[1] * alpha / C.shape[1] * C @ D
     kept = _cut(first, rank) + _cut(second, rank)
     return kept, one_adapter(A, B, C, D, scales, alpha, rank)[1]
+
+
+def _first_columns(A, B, C, D, scales, alpha, rank):
+    """As if the best adapter were the first columns and rows of both, side by side."""
+    left = np.hstack([scales[0] * alpha / A.shape[1] * A, scales[1] * alpha / C.shape[1] * C])
+    right = np.vstack([B, D])
+    change = left[:, :rank] @ right[:rank]
+    return change, np.sum(change**2) / np.sum((left @ right) ** 2)
 
 
 def _adapters(rng, *kinds):
@@ -344,6 +390,17 @@ ADAPTERS = exercise(
     each adapter's factor is alpha over its rank: alpha is missing
         change = scales[0] * alpha / A.shape[1] -> change = scales[0] / A.shape[1]
         scales[1] * alpha / C.shape[1] -> scales[1] / C.shape[1]
+    the two ranks are exchanged
+        change = scales[0] * alpha / A.shape[1] -> change = scales[0] * alpha / C.shape[1]
+        change = change + scales[1] * alpha / C.shape[1]
+            -> change = change + scales[1] * alpha / A.shape[1]
+    each adapter's factor is alpha over its own rank: the second has that of the first
+        change = change + scales[1] * alpha / C.shape[1]
+            -> change = change + scales[1] * alpha / A.shape[1]
+    each adapter's factor is alpha over its rank, the side that A and B share, not over n
+        change = scales[0] * alpha / A.shape[1] -> change = scales[0] * alpha / A.shape[0]
+        change = change + scales[1] * alpha / C.shape[1]
+            -> change = change + scales[1] * alpha / C.shape[0]
     alpha is divided by the rank, not the rank by alpha
         change = scales[0] * alpha / A.shape[1] -> change = scales[0] / alpha * A.shape[1]
         scales[1] * alpha / C.shape[1] -> scales[1] / alpha * C.shape[1]
@@ -360,8 +417,13 @@ ADAPTERS = exercise(
         scales[1] * alpha / C.shape[1] -> scales[1] * alpha / both
     add first, then cut: two cut adapters together may have twice the wanted rank
         return _each_cut(A, B, C, D, scales, alpha, rank)
+    the first columns and rows are not the best ones: what counts is the singular values of the sum
+        return _first_columns(A, B, C, D, scales, alpha, rank)
     that is the whole change; it must have the wanted rank
         best = (U[:, :rank] * s[:rank]) @ V[:rank] -> best = change
+    nothing is cut: the change must have the wanted rank, and its share is less than 1
+        U, s, V = np.linalg.svd(change, full_matrices=False)
+            -> U, s, V = np.linalg.svd(change, full_matrices=False); rank = len(s)
     singular values must multiply their vectors
         best = (U[:, :rank] * s[:rank]) @ V[:rank] -> best = U[:, :rank] @ V[:rank]
     the largest singular values are kept, not the smallest
@@ -376,6 +438,13 @@ ADAPTERS = exercise(
         np.sum(s[:rank] ** 2) / np.sum(s**2) -> np.sum(s[:rank]) / np.sum(s)
     the share is one of squares: yours is the root of it
         np.sum(s[:rank] ** 2) / np.sum(s**2) -> np.sqrt(np.sum(s[:rank] ** 2) / np.sum(s**2))
+    the share is of the sum's own squared length: those of two adapters do not add up to it
+        / np.sum(s**2) -> / (np.sum((scales[0] * alpha / A.shape[1] * A @ B) ** 2)
+            + np.sum((scales[1] * alpha / C.shape[1] * C @ D) ** 2))
+    the share is 1 only if nothing is lost; norm(…, 2) is the largest singular value alone
+        np.sum(s[:rank] ** 2) / np.sum(s**2) -> np.float64(1)
+    that is the squared length that is kept, not its share
+        / np.sum(s**2) ->
     that is the share that is lost
         np.sum(s[:rank] ** 2) -> np.sum(s[rank:] ** 2)
     """,
@@ -398,6 +467,14 @@ def guided_reading(x, captions, table, w):
 
     told, untold = read(captions), read(np.full(captions.shape, padding))
     return untold + w * (told - untold)
+
+
+def _null_unmasked(x, captions, table):
+    """What is read if all the padding of a null caption counts."""
+    context = table[[len(table) - 2] + [len(table) - 1] * captions.shape[1]]
+    logits = x @ context.T / np.sqrt(x.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ context
 
 
 def _readings(rng, *kinds):
@@ -469,14 +546,31 @@ READING = exercise(
     the first token is masked where there are words; it always counts
         counts = tokens != padding -> counts = (tokens != padding) & (tokens != first)
             | (words == padding).all(-1, keepdims=True) & (tokens == first)
+    the first token is missing: it stands before every caption, and always counts
+        counts = tokens != padding -> counts = (tokens != padding) & (tokens != first)
+        return weights @ context -> return np.nan_to_num(weights) @ context
+    the first token is missing in the captions, though not in the null; it always counts
+        counts = tokens != padding -> counts = (tokens != padding) & (tokens != first)
+        read(np.full(captions.shape, padding)) -> np.broadcast_to(table[first], x.shape)
     a masked logit is −∞: exp of 0 is 1, so that padding is read
         logits, -np.inf) -> logits, 0.0)
+    a masked logit is −∞: with a logit of 0 padding still takes its share of the softmax
+        logits, -np.inf) -> logits, 0.0)
+        return weights @ context -> return (weights * counts[:, None]) @ context
+    a masked logit is −∞: with a logit of 0 padding takes its share of a caption; the null is right
+        logits, -np.inf) -> logits, 0.0)
+        return weights @ context -> return (weights * counts[:, None]) @ context
+        read(np.full(captions.shape, padding)) -> np.broadcast_to(table[first], x.shape)
     a masked logit is −∞: one that is only lowered leaves padding some weight
         logits, -np.inf) -> logits, logits - 10)
     nothing is masked any more: padding counts as a word
         counts = tokens != padding -> counts = tokens == tokens
+    the null caption is all padding; zeros are a caption of words with the number 0
+        read(np.full(captions.shape, padding)) -> read(0 * captions)
     the null caption is all padding, not words
         read(np.full(captions.shape, padding)) -> np.broadcast_to(table.mean(0), x.shape)
+    the null caption is read with a mask of its own: its padding counts in yours
+        read(np.full(captions.shape, padding)) -> _null_unmasked(x, captions, table)
     the null caption is read with its mask: padding does not count there either
         read(np.full(captions.shape, padding)) -> np.broadcast_to(table[padding], x.shape)
     guidance is missing
@@ -548,6 +642,17 @@ COMPOSED = exercise(
         return right[1], right[0]
     each condition adds its difference from the plain estimate
         w * (D - plain) -> w * D
+    each difference begins at the plain estimate, not at that of the condition before
+        sum(w * (D - plain) for w, D in zip(scales, told, strict=True))
+            -> sum(w * (D - E) for w, D, E in zip(scales, told, [plain, *told]))
+    the composed one scales differences of estimates; yours scales the log-likelihoods there, too
+        told = [estimate(row) for row in log_likelihoods]
+            -> told = [estimate(w * row) for w, row in zip(scales, log_likelihoods)]
+        w * (D - plain) -> (D - plain)
+    the differences are added, not averaged
+        composed = plain + sum( -> composed = plain + 1 / len(scales) * sum(
+    a sum of the told estimates is no composition: start from the plain one, and add differences
+        composed = plain + sum(w * (D - plain) -> composed = sum(w * D
     the plain estimate itself counts once before the differences
         composed = plain + sum( -> composed = sum(
     the scales are missing in the exact one: a scale is a power, a factor of the logarithm
@@ -572,6 +677,11 @@ COMPOSED = exercise(
         (2 * sigma**2) -> (2 * sigma)
     an estimate of x0 is a mean of points, not of their noisy places
         return right[0] * alpha, right[1] * alpha
+    log-likelihoods are added to the logits: in the exact one yours are no longer logarithms
+        estimate(scales @ log_likelihoods) -> estimate(np.exp(scales @ log_likelihoods))
+    the exact one, too, is given the noisy state: the distances are missing there
+        return composed, estimate(scales @ log_likelihoods)
+            -> return composed, estimate(scales @ log_likelihoods + far)
     the noisy state has its say in every estimate: the distances are missing
         logits = log_weights - far -> logits = log_weights - 0 * far
     """,
@@ -684,14 +794,47 @@ EDITED = exercise(
         own = own * factors -> own = own * factors if i < kept else own
     the factors belong to every step, also to the first ones
         own = own * factors -> own = own * factors if i >= kept else own
+    each step multiplies its own map by the factor once: yours pile up from step to step
+        own = own * factors -> own = own * factors ** (i + 1)
     the factors are missing
         own = own * factors -> own = own * 1.0
     the map says where, the value says what: values are those of the target's words
         own @ values[target] -> own @ values[np.where(places >= 0, source[places], target)]
+    the map says where, the value says what: also in the first steps values are the target's
+        own @ values[target]
+            -> own @ values[np.where((places >= 0) & (i < kept), source[places], target)]
+    each step takes the source's maps of that step; yours are those of the first one
+        theirs[:, places] -> maps(x, source)[:, places]
+    the source's maps are those before it steps: yours are of its next state
+        np.where(places >= 0, theirs[:, places], own)
+            -> np.where(places >= 0, maps(sigma[i + 1] / sigma[i] * old
+            + (alpha[i + 1] - alpha[i] * sigma[i + 1] / sigma[i]) * theirs @ values[source],
+            source)[:, places], own)
+    a map that is taken from the source is multiplied by its factor, too
+        theirs[:, places], own -> theirs[:, places] / factors, own
+    places count from 0: the first word of the source is one, too
+        places >= 0, -> places > 0,
+    a word's place in the source is places[j], not j
+        np.where(places >= 0, theirs[:, places], own)
+            -> np.where((places >= 0) & (np.arange(len(places)) < len(source)),
+            theirs[:, np.arange(len(places)) % len(source)], own)
+    the softmax is over the words, not over the pixels
+        logits.max(1, keepdims=True) -> logits.max(0, keepdims=True)
+        weights.sum(1, keepdims=True) -> weights.sum(0, keepdims=True)
+    keys say where, values say what: the estimate is the maps times the values
+        return edited(x, keys, keys, source, target, places, factors, kept, alpha, sigma)
     the source's state comes first
         return right[1], right[0]
     the logits are divided by √d
         / np.sqrt(x.shape[1]) ->
+    the logits are divided by √d: the root is missing
+        / np.sqrt(x.shape[1]) -> / x.shape[1]
+    the state holds α_i·σ_(i+1)/σ_i of the estimate already: add only what α_(i+1) is more
+        step = alpha[i + 1] - alpha[i] * shrink -> step = alpha[i + 1]
+    that is a step for data to which noise is only added, as if α were 1 in all steps
+        step = alpha[i + 1] - alpha[i] * shrink -> step = 1 - shrink
+    a DDIM step adds α_(i+1) − α_i·σ_(i+1)/σ_i times the estimate: α_i is missing
+        step = alpha[i + 1] - alpha[i] * shrink -> step = alpha[i + 1] - shrink
     """,
 )
 
