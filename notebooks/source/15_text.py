@@ -19,7 +19,7 @@
 # - write cross-attention with a mask, and say what a padding token may do (nothing);
 # - draw where each word of a caption acts while the noise falls;
 # - measure whether pictures obey their captions, and know what a contrastive score does not see;
-# - add a control to a frozen network, and teach it a new shape with 30 pictures and a file of kilobytes;
+# - add a control to a frozen network, and teach the network a new shape with 24 pictures and a file of kilobytes;
 # - say when several conditions may be added, and how large the error is when they may not.
 #
 # **You need** chapters 04 and 07. **Time**: about 80 minutes of reading. The cells run for about
@@ -274,7 +274,7 @@ print(f"without the words of the position: {without[0][3]:.1f} and {without[1][3
 print(f'attention to "the": {part[0, 6]:.2f} at t = 1, {part[-1, 6]:.2f} at t = {when[-1]}')
 
 # %% tags=["claims"]
-# @title Checked: the colour's word knows the place before there is a picture, since the encoder has mixed the words
+# @title Checked: the colour's word attends to the place before there is a picture, and needs the other words for it
 early, late = by_word[0], by_word[-1]  # at t = 1 and at t = 0.05
 assert early[3] > 2 * others[0, 3] and late[3] > 1.5 * early[3]
 # 48 pictures: the difference between own and other shapes has a standard error of about .2.
@@ -290,14 +290,15 @@ assert np.allclose(maps.sum(-1), 1, atol=1e-4)
 
 # %% [markdown]
 # It can. At $t = 1$ the state holds no picture, and the word of the colour already attends to the place where the
-# shape will be, more than twice as much as to the places of other shapes. The cause is the text encoder. Its self-attention
-# has told the *vector* of "red" what the other words say. We leave the words of the position out and change nothing
-# else: most of the difference is gone. So **the map of a word is not the map of that word alone**. Who edits a picture by the map of one
-# word changes what all words have told it.
+# shape will be, more than twice as much as to the places of other shapes. Two things bring it there. The
+# self-attention of the encoder has told the *vector* of "red" what the other words say. And the weights of (1) add up
+# to 1: the words of the position take attention away from "red" elsewhere. Without these words both are gone, and so
+# is most of the difference. So **the map of a word is not the map of that word alone**. If you edit a picture by this
+# map, you also edit what other words have put there.
 #
 # While the noise falls, the colour's map closes around the shape. The word "the" goes the other way. It has no
-# meaning here, and at the end it has the largest share of all attention, above 40 %, most of it on the background. Weights
-# must add up to 1, and a place that needs nothing has to put them somewhere.
+# meaning here, and at the end it has the largest share of all attention, above 40 %, most of it on the background.
+# Weights must add up to 1, and a place that needs nothing has to put them somewhere.
 
 # %% [markdown]
 # **The explorer.** Move the time. Watch where "red" and "ring" begin, and what takes over the background.
@@ -430,16 +431,17 @@ for name, values in lost.items():
     print(f"{name:12} error of v at t = 0.9, 0.7, 0.5:", *(f"{value:.4f}" for value in values))
 
 # %% tags=["claims"]
-# @title Checked: the learned null caption predicts better than zeros at each time, by 1 % to 20 %
+# @title Checked: the learned null caption predicts better than zeros at each time
 worse = np.divide(lost["zeros"], lost["null"]) - 1
 print("zeros are worse by", [f"{value:.1%}" for value in worse])
-assert (worse > 0).all() and 0.05 < worse[2] < 0.2 and worse[0] < 0.03
+assert 0 < worse[0] < 0.05 and worse[1] > 0 and 0.1 < worse[2] < 0.2
 assert (np.array(lost["own caption"]) < lost["null"]).all()
 
 # %% [markdown]
-# With zeros the error is larger at each of the three times: by about 1 % at high noise, by more than 5 % at $t = 0.5$. So
-# this network is not ruined, since zeros happen to act much like a caption that says nothing. But nothing promises that, and
-# guidance multiplies an error of $D_\varnothing$ by $w - 1$. Use the null that the training used.
+# With zeros the error is larger at each of the three times: by a few per cent at high noise, by more than a tenth at
+# $t = 0.5$. So this network is not ruined, since zeros happen to act much like a caption that says nothing. But
+# nothing promises that, and guidance multiplies an error of $D_\varnothing$ by $w - 1$. Use the null that the training
+# used.
 #
 # **A negative prompt** puts another caption in the place of the null: "not this" (chapter 07 shows why it says
 # more than "not"). It is useful where the caption leaves something open. We ask for "a large ring in the
@@ -456,10 +458,12 @@ often = np.bincount(hues["null"], minlength=8).argmax()
 negative = f"a large {list(shapes.COLOURS)[often]} ring in the centre"
 drawn["negative"] = draw(open_prompt, null=tokenise(negative))
 hues["negative"] = captioned.judged(judge.model, drawn["negative"])[:, 1]
+for w in (0.0, 1.0):
+    hues[f"w = {w:g}"] = captioned.judged(judge.model, draw(open_prompt, w))[:, 1]
 print("the negative prompt:", negative)
 for name, hue in hues.items():
     counts = np.bincount(hue, minlength=8)
-    print(f"led from {name:8}", dict(zip(shapes.COLOURS, counts.tolist(), strict=True)))
+    print(f"{name:8}", dict(zip(shapes.COLOURS, counts.tolist(), strict=True)))
 plots.image_grid([x[:12] for x in drawn.values()], [f"led from {name}" for name in drawn],
                  "A large ring in the centre", scale=0.5)  # fmt: skip
 plt.show()
@@ -468,24 +472,26 @@ plt.show()
 # @title Checked: without a colour in the caption one colour takes over, and a negative prompt drives it out
 # Even colours would give the most frequent one at most 14 of 48 in all but one case of a thousand.
 assert (hues["null"] == often).sum() > N / 2 and (hues["negative"] == often).sum() <= 5
-assert abs(card["w=0"]["colour"] - 1 / 8) < 0.03  # three standard errors for 1,000 pictures
+assert (hues["w = 1"] == often).sum() > N / 2  # without guidance, too
+assert np.bincount(hues["w = 0"]).max() < N / 3  # the null caption alone has no such colour
 
 # %% [markdown]
-# More than half have one colour, and the negative prompt drives it out. But look at the first fact again. The data have
-# eight colours, equally often, and the caption says nothing of colour. But no caption of the training left a word out,
-# so nothing has told the network what that means. It is a sentence that it has never seen, and **its answer need not be
-# that of the data**. Who wants short captions to work must train with short captions. (The null caption was trained: at
-# $w = 0$ the colours of the record are right as often as by chance.)
+# More than half have one colour, and the negative prompt drives it out. But look at the first fact again. The data
+# have eight colours, equally often, and the caption says nothing of colour. But no caption of the training left a
+# word out, so nothing has told the network what that means. It is a sentence that it has never seen, and **its answer
+# need not be that of the data**. Guidance is not the cause: at $w = 1$ the same colour takes over. And the null
+# caption is not the cause: it was trained, and at $w = 0$ no colour has a third of the pictures. Other short captions
+# may take another colour. If short captions are to work, you must train with short captions.
 
 # %% [markdown]
 # ## 5 · Does one word change more than it says?
 #
-# **Concept leakage** means that a word changes what it does not name: ask for another colour, and the shape
-# changes too. We change one word of each caption, keep the noise and everything else, and ask two questions. Does the judge
-# still find the other three attributes? And how much of the silhouette stays? The second answer is the
-# **intersection over union** (IoU) of the two silhouettes: 1 if they are equal. (A dark colour must not look like a small
-# shape, so a silhouette is where a picture has more than half of its own brightness.) As a floor we draw the *same*
-# caption from other noise, which moves and turns the shape a little.
+# **Concept leakage** means that a word changes what it does not name: ask for another colour, and the shape changes
+# too. We change one word of each caption, keep the noise and everything else, and ask two questions. Does the judge
+# still find the other three attributes? And how much of the silhouette stays? The second answer is the **intersection
+# over union** (IoU) of the two silhouettes: 1 if they are equal. (A dark colour must not look like a small shape, so
+# a silhouette is where a picture has more than half of its own brightness.) As a floor we draw the *same* caption
+# from other noise, which moves and turns the shape a little.
 #
 # **Predict, then run.** We exchange the colour at the same noise. Will the IoU be nearer to 1 or to the floor?
 
@@ -545,9 +551,9 @@ assert gap_of.mean() > 3 * gap_of.std() / np.sqrt(M)
 assert overlap["colour"].mean() + 3 * overlap["colour"].std() / np.sqrt(M) < 1
 
 # %% [markdown]
-# The judge finds almost no leakage: the new caption is obeyed, and the other three attributes stay. The IoU is finer. With
-# another colour the outline stays nearer to the first picture than with fresh noise, but it is not the same. So the
-# word of a colour moves the outline a little. Nothing in the data asks for this. A judge that answers with
+# The judge finds almost no leakage: the new caption is obeyed, and the other three attributes stay. The IoU is finer.
+# With another colour the outline stays nearer to the first picture than with fresh noise, but it is not the same. So
+# the word of a colour moves the outline a little. Nothing in the data asks for this. A judge that answers with
 # attributes cannot see it, and a measure of pixels can.
 
 # %% [markdown]
@@ -627,7 +633,7 @@ print(f"score of the own caption {own.mean():.3f};",
 # %%
 @jax.jit
 def climb(pair, z, captions):
-    """One step of 5 % of a pixel's range towards a higher score; tanh keeps the pixels in ±1."""
+    """One step of rms length 0.05 towards a higher score; tanh then keeps the pixels in ±1."""
     slope = jax.grad(lambda z: pair.score(jnp.tanh(z), captions).sum())(z)
     return z + 0.05 * slope / jnp.sqrt(jnp.mean(slope**2, axis=(1, 2, 3), keepdims=True))
 
@@ -660,7 +666,7 @@ for w in ("1", "1.5", "2", "3", "5", "8"):
 print(f"recorded, real pictures: score {said_of_pair['score_of_real_images']:.4f}")
 
 # %% tags=["claims"]
-# @title Checked: perfect on real pictures; misled by length; highest at w = 2, above real pictures; easily climbed
+# @title Checked: perfect on real pictures; misled by length; higher at w = 2 than at 5 and than on real ones; climbed
 assert (
     finds["captions"] == [1.0, 1.0] and finds["pictures"][0] == 1.0 and finds["pictures"][1] < 0.95
 )
@@ -668,8 +674,8 @@ length = np.linalg.norm(raw, axis=1)  # the pictures that win without the divisi
 assert length[(c @ raw.T).argmax(axis=1)].mean() > length.mean() + 5 * length.std() / np.sqrt(1000)
 assert all((values < own).all() for values in wrong.values())
 scores_of = {w: said_of_pair[f"w={w}"]["score"] for w in ("1", "1.5", "2", "3", "5", "8")}
-assert max(scores_of, key=scores_of.get) == "2"
 real_score, floor = said_of_pair["score_of_real_images"], own.std() / np.sqrt(1000)
+assert scores_of["2"] > scores_of["5"] + 5 * floor
 assert scores_of["2"] > real_score + 5 * floor and scores_of["8"] < real_score - 5 * floor
 assert abs(own.mean() - real_score) < 1e-3  # the same 1,000 pictures
 assert np.mean(tops["climbed"]) > np.mean(tops["real"]) + 5 * floor
@@ -682,7 +688,7 @@ assert (captioned.judged(judge.model, climbed) == wanted[:N]).all(1).mean() <= 0
 #
 # On drawn pictures it disagrees with the judge in three ways.
 #
-# - From $w = 1.5$ to 5 the judge sees no difference. The score does: it is highest at $w = 2$.
+# - From $w = 1.5$ to 5 the judge sees no difference. The score does: it is higher at $w = 2$ than at 5.
 # - At $w = 2$ it is **higher than that of real pictures**. A likely reason: guidance draws what is typical for a
 #   caption. Whatever the reason, no picture can be a better example than the data, so such a score is a warning.
 # - Pictures that climbed have a higher score than real ones, and to our eyes they are noise. If you choose or train by a
@@ -695,13 +701,15 @@ assert (captioned.judged(judge.model, climbed) == wanted[:N]).all(1).mean() <= 0
 # a map of edges, and leaves the trained network as it is:
 #
 # - the encoder of the U-Net is copied, and the copy also reads the edges;
-# - each of the copy's outputs is added to the U-Net's skip at the same place, through a 1×1 convolution;
+# - each of the copy's outputs, that of the middle too, is added to the U-Net at the same place, through a 1×1
+#   convolution;
 # - this convolution starts at **zero**, in weights and bias. So does the layer through which the edges come in.
 #
 # $$\text{skip}_i \leftarrow \text{skip}_i + Z_i\big(\text{copy}_i(x_t, t, c, \text{edges})\big), \qquad Z_i = 0
 # \text{ at first.} \tag{4}$$
 #
-# **Predict, then run.** If all that is added is multiplied by zero, does any parameter get a gradient in the first step?
+# **Predict, then run.** If all that is added is multiplied by zero, does any parameter get a gradient in the first
+# step?
 
 # %%
 fresh = control.ControlNet(model, 1, rngs=nnx.Rngs(0))
@@ -736,20 +744,20 @@ slopes = first_gradient(
 print("largest gradient: {:.1e} in the layers that join, {:.1e} elsewhere".format(*slopes))
 
 # %% tags=["claims"]
-# @title Checked: a new control changes no bit, and only its zero layers get a gradient
+# @title Checked: a new control changes no bit, and only the zero layers that join get a gradient
 assert moved == 0 and np.abs(plain).max() > 0.1
 assert slopes[0] > 1e-4 and slopes[1] == 0
 
 # %% [markdown]
-# Not one bit changes. And yes: the gradient of $Z_i$ is the product of its *input*, which is not zero, with what comes
-# back from the loss. Only the layers in front of it must wait, since their gradient passes through $Z_i = 0$. After the
-# first step $Z_i$ is no longer zero, and the whole copy begins to learn. So a zero convolution is a safe start. It
-# is not a cure for a control that does not work.
+# Not one bit changes. And yes: the gradient of $Z_i$ is the product of its *input*, which is not zero, with what
+# comes back from the loss. Only the layers in front of it must wait, since their gradient passes through $Z_i = 0$.
+# After the first step $Z_i$ is no longer zero, and the whole copy begins to learn. So a zero convolution is a safe
+# start. It is not a cure for a control that does not work.
 
 # %% [markdown]
 # The released control learned for 400 steps of 16 pictures, with half of the captions left out. Now it must show what
-# edges can do alone: we draw *without a caption*, from the edges of 48 unseen pictures. The **agreement** is the IoU of the
-# edges that we asked for and those of the picture. At strength 0 the control is off: this is the baseline.
+# edges can do alone: we draw *without a caption*, from the edges of 48 unseen pictures. The **agreement** is the IoU
+# of the edges that we asked for and those of the picture. At strength 0 the control is off: this is the baseline.
 #
 # **Predict, then run.** Which of the four attributes will be right, although no word names them?
 
@@ -783,7 +791,7 @@ for about in net.card.metrics.values():
     )
 
 # %% tags=["claims"]
-# @title Checked: edges alone set position and size, not the colour; with a caption the record shows no clear gain
+# @title Checked: edges alone set position and size, not the colour; with a caption the gain is below .05
 step_of_agreement = 4 * np.hypot(agreed[0.0].std(), agreed[1.0].std()) / np.sqrt(N)
 assert agreed[1.0].mean() > agreed[0.0].mean() + step_of_agreement
 assert (
@@ -791,16 +799,18 @@ assert (
     and correct[1.0]["size"] >= 0.85
     and correct[0.0]["position"] < 0.35
 )
-assert correct[1.0]["colour"] < 0.4 and correct[1.0]["shape"] < 0.6
+assert correct[1.0]["colour"] < 0.4
+# Two shares of 48: two standard errors of their difference are at most .2.
+assert abs(correct[1.0]["shape"] - correct[0.0]["shape"]) < 0.2
 said = {k: about["agreement"] for k, about in net.card.metrics.items()}
 assert abs(agreed[1.0].mean() - said["strength=1, w=0"]) < 0.1  # other noise
 assert abs(said["strength=1, w=2"] - said["strength=0, w=2"]) < 0.05
 
 # %% [markdown]
-# The control has learned *where* and *how large*, and not yet which shape: its training was short. The colour stays free, since
-# edges say nothing of it. With the caption beside the edges ($w = 2$) the recorded agreement is .72 with the control and .70
-# without: the caption says nearly all, and with 48 pictures this is no difference. **A control must be measured where
-# nothing else could give the answer.**
+# The control has learned *where* and *how large*, and not which shape: that is right no more often than without it. A
+# longer training may change this. The colour stays free, since edges say nothing of it. With the caption beside the
+# edges ($w = 2$) the recorded agreement is .72 with the control and .70 without. The gain is small, since the caption
+# says nearly all. **A control must be measured where nothing else could give the answer.**
 
 # %% [markdown]
 # ## 8 · LoRA: a new word from 24 pictures
@@ -812,10 +822,11 @@ assert abs(said["strength=1, w=2"] - said["strength=0, w=2"]) < 0.05
 #
 # and trains only $A$ and $B$. The **rank** $r$ is small. $A$ starts as random numbers and $B$ at zero, so at first
 # nothing changes. When the training is over, $AB$ can be added to $W$ once and for all (**merging**): the new
-# network costs what the old one did. (The paper calls the factors $B$ and $A$, in the other order.)
+# network costs what the old one did. (The paper multiplies from the left, so it writes $BA$. $A$ and $B$ have the same
+# roles.)
 #
-# The library writes this as a function of the parameters: `lora.apply(model, adapter)` returns a model. We write (5) out
-# for one matrix, and check four promises.
+# The library writes this as a function of the parameters: `lora.apply(model, adapter)` returns a model. We write (5)
+# out for one matrix, and check four promises.
 
 # %%
 rng = np.random.default_rng(0)
@@ -858,8 +869,8 @@ np.testing.assert_allclose(says["both"], says["one after the other"], atol=1e-4)
 
 # %% [markdown]
 # Now the heart. It has no name in our language, but the language keeps one word free, "\*", which no caption has ever
-# used. We train on 24 pictures with captions such as "a large red \* on the left", with the usual loss, and change only
-# the convolutions. The adapter has 24,000 numbers, a file of about 96 kilobytes.
+# used. We train on 24 pictures with captions such as "a large red \* on the left", with the usual loss, and change
+# only the convolutions. The adapter has 24,000 numbers, a file of about 96 kilobytes.
 #
 # The judge knows six shapes and no heart. So for hearts we use another measure: of 7,000 drawings of *seven* shapes,
 # which one has the silhouette that agrees best? Its own rate on unseen real hearts stands beside.
@@ -935,25 +946,28 @@ assert np.array_equal(
 )  # scale 0: not a bit
 
 # %% [markdown]
-# **Rank against quality.** With rank 1 (30 kB) more than half of the hearts come, with rank 4 (121 kB) four in five.
-# One training of each rank: the order is worth more than the size of the gap. (`benchmarks/shapes_text.py ranks` trains more ranks.)
+# **Rank against quality.** With rank 1 more than half of the hearts come, with rank 4 four in five. There is one
+# training of each rank: the order is worth more than the size of the gap. (`benchmarks/shapes_text.py ranks` trains
+# more.)
 
 # %% [markdown]
-# Our adapter has learned hearts. But the network has also forgotten: some old shapes have become hearts, although their
-# captions never say "\*". All 24 pictures said "draw hearts", and a convolution does not read the caption.
+# Our adapter has learned hearts. But the network has also forgotten: some of the old captions are no longer obeyed,
+# although they never say "\*". A likely reason: all 24 pictures were hearts, and nothing in the loss asked to keep the
+# other shapes.
 #
 # Two remedies are in use.
 #
 # - **Switch it off.** The base is untouched. At scale 0 each bit is as before, so an adapter can be applied only
 #   when it is wanted. With several adapters, each has its own scale.
 # - **Keep the old.** The released adapter was trained on old pictures too. This is the idea of DreamBooth (Ruiz et al.
-#   2023), where the network draws the old pictures itself. It draws fewer hearts, and forgets nothing that we
-#   can measure. (The two trainings differ in more than this, so the table does not say which difference does what.)
+#   2023), where the network draws the old pictures itself. It forgets nothing that we can measure in 24 captions.
+#   Whether it draws fewer hearts, 24 captions cannot say. (The two trainings differ in more than this, so the table
+#   does not say which difference does what. There is one training of each.)
 
 # %% [markdown]
-# **Textual inversion** (Gal et al. 2023) is the smallest adapter. It trains the vector of the word "\*", 64 numbers, and
-# nothing else. No other caption reads this vector, so nothing else can change. The layers that draw stay as they are, too.
-# So ask yourself, before you try it with `lora.trainable` and `update.only`: can it find stars? And hearts?
+# **Textual inversion** (Gal et al. 2023) is the smallest adapter. It trains the vector of the word "\*", 64 numbers,
+# and nothing else. No other caption reads this vector, so nothing else can change. The layers that draw stay as they
+# are, too. So ask yourself, before you try it with `lora.trainable` and `update.only`: can it find stars? And hearts?
 
 # %% [markdown]
 # ## 9 · Several conditions, exactly
@@ -1004,17 +1018,23 @@ both_one = guidance.two_scales(corner.denoise, right_side.denoise, free.denoise,
 np.testing.assert_allclose(both_one(x_plane, 0.5), corner.denoise(x_plane, 0.5), atol=1e-4)
 
 # %% [markdown]
-# **Two texts.** Nobody trains a model of "right *and* top". We have $D_R$, $D_T$ and $D_\varnothing$, and add (Liu et al. 2022):
+# This shows that (6) is the score of the product of the *noisy* densities. Only for $w_I = w_T = 1$ is that the noisy
+# density of a data set, namely of the data given $I$ and $T$: the last line of the cell. We come back to the other
+# scales below.
+
+# %% [markdown]
+# **Two texts.** Nobody trains a model of "right *and* top". We have $D_R$, $D_T$ and $D_\varnothing$, and add (Liu et
+# al. 2022):
 #
 # $$D = D_\varnothing + (D_R - D_\varnothing) + (D_T - D_\varnothing). \tag{7}$$
 #
-# At $t = 0$ this is right where the conditions are independent given $x$: $p(x\mid R, T) \propto p(x\mid R)\,p(x\mid T)/p(x)$.
-# With our clouds this holds always, since a clean point shows which cloud it is from. But a sampler uses (7)
-# at $t > 0$. There it would need that the *noisy* densities multiply in the same way. Noise makes clouds
-# overlap, and a noisy point does not show where it is from.
+# At $t = 0$ this is right where the conditions are independent given $x$: $p(x\mid R, T) \propto p(x\mid R)\,p(x\mid
+# T)/p(x)$. With our clouds this holds nearly always, since a clean point almost always shows which cloud it is from.
+# But a sampler uses (7) at $t > 0$. There it would need that the *noisy* densities multiply in the same way. Noise
+# makes clouds overlap, and a noisy point does not show where it is from.
 #
-# **Predict, then run.** Two data sets have the same clouds, once with even shares, once with uneven ones (what lies right
-# is seldom at the top). For which is (7) exact at all times?
+# **Predict, then run.** Two data sets have the same clouds, once with even shares, once with uneven ones (what lies
+# right is seldom at the top). For which is (7) exact at all times?
 
 # %%
 gaps, composed, LEVELS = {}, {}, np.linspace(0.02, 1, 50)
@@ -1046,31 +1066,52 @@ print(f"at t = 1: {gaps['uneven'][-1]:.3f}")
 # @title Checked: exact with even shares; with uneven ones a gap of 0.6 at t = 1, and points between the clouds
 assert gaps["even"].max() < 1e-3  # float32
 # At t = 1 a denoiser returns the mean. Uneven: right (1, −.6), top (−.6, 1), all (0, 0): (.4, .4) in place of (1, 1).
-assert abs(gaps["uneven"][-1] - 0.6) < 0.01 and gaps["uneven"][0] < 1e-3
+assert abs(gaps["uneven"][-1] - 0.6) < 0.01
 assert np.abs(ends["even"] - ends["exact"]).max() < 0.05
 in_cloud = {
     name: (np.linalg.norm(x - CLOUDS[3], axis=1) < 3 * STD).mean() for name, x in ends.items()
 }
 # Three standard deviations in the plane hold 98.9 %; 1,000 points: a standard error of .3 %.
-assert in_cloud["exact"] > 0.98 and in_cloud["even"] > 0.98 and in_cloud["uneven"] < 0.95
+assert in_cloud["exact"] > 0.98 and in_cloud["even"] > 0.98
+to_nearest = np.linalg.norm(ends["uneven"][:, None] - CLOUDS, axis=-1).min(axis=1)
+assert np.mean(to_nearest > 3 * STD) > 0.05  # in none of the four clouds
 
 # %% [markdown]
 # For the even one. There the two coordinates are independent at every noise level, and (7) is exact up to rounding.
 #
-# With uneven shares the error is 0 without noise and grows to 0.6. We can check the last number by hand. At $t = 1$ each
+# With uneven shares the error grows to 0.6. (That it is 0 without noise says nothing: there each denoiser returns its
+# input.) We can check the last number by hand. At $t = 1$ each
 # denoiser returns its mean: $(1, -0.6)$ for right, $(-0.6, 1)$ for top, $(0, 0)$ for all. The sum of
 # (7) is $(0.4, 0.4)$, and the truth $(1, 1)$. So the paths start in a wrong direction, and more than one in twenty
 # ends *between* the clouds, where there are no data at all.
 #
-# The sum of scores is the score of the product of the *noisy* densities. This is not the product's noisy density. Langevin
-# steps at each level repair it, if the model gives an energy or a good score (Du et al. 2023). Guidance with $w > 1$ has
-# the same fault (chapter 07).
+# The sum of scores is the score of the product of the *noisy* densities. This is not the product's noisy density.
+# Langevin steps at each level repair it, if the model gives an energy or a good score (Du et al. 2023). Two scales
+# above 1 have the same fault, as has guidance with $w > 1$ (chapter 07). We compare what (6) draws at $w_I = 1.5$,
+# $w_T = 3$ with the density that was asked for, on a grid.
+
+# %%
+axis = np.linspace(-3, 4, 141)
+plane = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+at_zero = [np.asarray(m.log_prob(plane, 1e-3)) for m in (free, right_side, corner)]
+log_asked = at_zero[0] + 1.5 * (at_zero[1] - at_zero[0]) + 3 * (at_zero[2] - at_zero[1])
+asked = np.exp(log_asked - log_asked.max())
+asked_mean = asked @ plane / asked.sum()
+scaled = run(guidance.two_scales(corner.denoise, right_side.denoise, free.denoise, 1.5, 3.0))(begin)
+scaled_mean = np.asarray(scaled.mean(axis=0))
+print("mean asked for:", asked_mean.round(2), " drawn with (6):", scaled_mean.round(2))
+
+# %% tags=["claims"]
+# @title Checked: with scales above 1, equation (6) does not draw the density that was asked for
+# 1,000 points with a std of at most .3: a standard error of .01.
+np.testing.assert_allclose(asked_mean, 1, atol=0.03)
+assert (scaled_mean - asked_mean > 0.1).all()
 
 # %% [markdown]
 # ## 10 · Break it on purpose: the mask that the sampler forgot
 #
-# Training used the mask. Then somebody writes the sampling code anew, calls the text encoder, and passes its vectors on
-# without the mask. All shapes fit.
+# Training used the mask. Then somebody writes the sampling code anew, calls the text encoder, and passes its vectors
+# on without the mask. All shapes fit.
 #
 # **Predict, then run.** Our captions have 7 or 8 words, so at most one of their 8 tokens is padding. Will the pictures
 # suffer? At which $w$?
@@ -1097,6 +1138,11 @@ obeys = {name: (captioned.judged(judge.model, x) == np.tile(wanted[:16], (3, 1))
          for name, x in by_mask.items()}  # fmt: skip
 null_error = {name: float(error_of_v(m, unseen.x[:256], 0.7, empty)) for name, m in
               {"masked": model, "forgotten": careless}.items()}  # fmt: skip
+longer = np.pad(tokens[:16], ((0, 0), (0, 8)), constant_values=NULL)
+at_some = jax.jit(lambda m, captions: m(noise[:16], jnp.full(16, 0.7), captions))
+padded = {name: float(jnp.std(at_some(m, longer) - at_some(m, tokens[:16])) / jnp.std(at_some(m, longer)))
+          for name, m in {"masked": model, "forgotten": careless}.items()}  # fmt: skip
+print("the padding test, 8 tokens against 16:", padded)
 for name in obeys:
     print(
         f"{name:10} all four right at w = 1, 3, 8: {obeys[name]}, error of the null caption {null_error[name]:.4f}"
@@ -1110,13 +1156,14 @@ plt.show()
 # @title Checked: neither the pictures nor the null caption show the bug, and the padding test does
 assert all((right == 1).all() for right in obeys.values())  # 16 captions at each w
 assert abs(null_error["forgotten"] / null_error["masked"] - 1) < 0.05
-assert wrong_by[8]["no mask"] > 0.05
+assert padded["masked"] < 1e-5 and padded["forgotten"] > 0.01
 
 # %% [markdown]
-# Nothing shows. At each $w$ both rows obey all 16 captions, and even the error of the null caption, which is all padding, is the
-# same within 5 %. Our network is lucky. A likely reason: in our encoder the padding has the same word vector as the token
-# that stands first, so its vectors say nearly the same. Nobody planned this, and an encoder with a padding vector of its own
-# has no such luck. Only the padding test of section 2 sees the bug: what the pixels hear is wrong by more than 5 %.
+# Nothing shows. At each $w$ both rows obey all 16 captions, and even the error of the null caption, which is all
+# padding, is the same within 5 %. Our network is lucky. A likely reason: in our encoder the padding has the same word
+# vector as the token that stands first, so its vectors say nearly the same. Nobody planned this, and an encoder with
+# a padding vector of its own has no such luck. Short captions, with more padding, were not tried here. The padding
+# test of section 2, which compares rows of 8 and of 16 tokens, sees the bug.
 #
 # **The lesson.** Good pictures prove nothing about a mask. Test the mask by itself, with longer padding.
 
@@ -1139,7 +1186,9 @@ assert wrong_by[8]["no mask"] > 0.05
 # the caption says. We can measure that. No caption says how a shape is shifted by a pixel, or how bright it is.
 # We try to read both from the vectors by linear regression: fitted on 700 pictures, tested on the other 300.
 #
-# **Predict, then run.** The pair was trained to ignore what no caption says. Has it?
+# The same is tried with the pixels, averaged over blocks of 4×4: there the answer must be.
+#
+# **Predict, then run.** Nothing in the training of the pair asked for what no caption says. Can a line read it?
 
 # %%
 light = unseen.x.max(-1) + 1  # [1000, 32, 32]
@@ -1159,22 +1208,24 @@ def readable(vectors, value, column):
     return 1 - ((rest - fitted)[700:] ** 2).sum() / (rest[700:] ** 2).sum()
 
 
-r_squared = {name: {what: readable(v, *value) for what, v in (("z", z), ("c", c))}
+blocks = unseen.x.reshape(1000, 8, 4, 8, 4, 3).mean((2, 4)).reshape(1000, -1)
+r_squared = {name: {what: readable(v, *value) for what, v in (("z", z), ("c", c), ("pixels", blocks))}
              for name, value in untold.items()}  # fmt: skip
 for name, both in r_squared.items():
     print(
-        f"{name:18} read from the picture's vector: R² {both['z']:.2f}, from the caption's: {both['c']:.2f}"
+        f"{name:18} read from the picture's vector: R² {both['z']:.2f}, from the caption's: {both['c']:.2f}, from the pixels: {both['pixels']:.2f}"
     )
 
 # %% tags=["claims"]
-# @title Checked: neither vector lets a line read what the caption does not say
+# @title Checked: a line reads neither from z nor from c; of brightness it reads nothing in the pixels either
 # From the caption nothing can be read; 33 useless inputs and 700 pictures make R² about −33/700 = −.05.
-assert all(-0.15 < value < 0.05 for both in r_squared.values() for value in both.values())
+assert all(-0.15 < both[what] < 0.05 for both in r_squared.values() for what in ("z", "c"))
+assert r_squared["brightness"]["pixels"] < 0.05
 
 # %% [markdown]
-# It has: a linear regression reads nothing of shift and brightness, neither from $c$ nor from $z$. Everything that helps to find
-# the caption stays, and what does not help is gone. So with *our* pair a prior would have nothing to add, and a picture drawn
-# from $z$ could not keep such details. Captions of the open world say more about a picture, and vary more. There $z$
+# One straight line for all captions reads nothing of shift and brightness, neither from $c$ nor from $z$. This does
+# not prove that they are gone: for brightness the line fails on the pixels themselves, since what it must do differs
+# from shape to shape. The contrastive loss has no use for what no caption says, but it does not forbid it. Where $z$
 # holds more than one caption says, many $z$ belong to one caption, and drawing one of them is the prior's task.
 
 # %% [markdown]
@@ -1197,8 +1248,9 @@ assert all(-0.15 < value < 0.05 for both in r_squared.values() for value in both
 #    them as it never saw them, if the data set keeps them independent.
 # 3. A contrastive score ranks captions of real pictures. On drawn ones it likes what is typical, and it can be climbed.
 # 4. ControlNet and LoRA start as an exact zero and train a small part. What they do to the rest must be measured.
-# 5. Sums of scores are exact for two scales of one chain of conditions. For independent conditions they are exact
-#    only if the noisy densities multiply too.
+# 5. A sum of scores is the score of a product of *noisy* densities. With both scales 1, equation (6) is the exact denoiser
+#    given both conditions. With other scales it is not exact as a sampler, and (7) is exact only if the noisy densities
+#    multiply.
 #
 # **Exercises:** [15 · exercises](../exercises/15_text.ipynb).
 
