@@ -366,6 +366,22 @@ def _just_enough(rng):
     return [(z, n, m, 0.5, 2.0)]
 
 
+def _onto_one_side(rng):
+    """A code moves towards its vectors: they were the furthest, and then those of another are.
+
+    They lie along an axis, and those of the other code across. Two codes die.
+    """
+    side, noise = rng.choice([-1, 1]), normal(rng, 8, 2, std=0.015)
+    one = normal(rng, 2, mean=0.8, std=0.5)
+    other = one + np.array([-2.0, 14.0])
+    z = one + np.outer(side * np.linspace(3.0, 3.5, 6), [1, 0])
+    z = np.concatenate([z, other + np.outer([2.8, -2.8], [0.5**0.5, 0.5**0.5])]) + noise
+    codes, n = np.stack([one, other, one + 60, one - 70]), np.array([4.0, 8.0, 0.4, 3.5])
+    order = rng.permutation(4)
+    n, m = n[order].astype(np.float32), (codes * n[:, None])[order].astype(np.float32)
+    yield rng.permutation(z).astype(np.float32), n, m, number(rng, 0.5, 0.55), 2.3
+
+
 FOLLOW = exercise(
     "14.5 · Codes that follow, and codes that are dead",
     follow,
@@ -373,7 +389,11 @@ FOLLOW = exercise(
     Part(
         "some are dead",
         2,
-        lambda rng: [*_codes(rng, (12, 3, 4, 1), (18, 2, 6, 3)), *_just_enough(rng)],
+        lambda rng: [
+            *_codes(rng, (12, 3, 4, 1), (18, 2, 6, 3)),
+            *_onto_one_side(rng),
+            *_just_enough(rng),
+        ],
     ),
     mistakes="""
     the old values have the weight decay, the new ones 1 − decay: yours are exchanged
