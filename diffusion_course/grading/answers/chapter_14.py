@@ -367,15 +367,16 @@ def _just_enough(rng):
 
 
 def _onto_one_side(rng):
-    """A code moves towards its vectors: they were the furthest, and then those of another are.
+    """A code moves towards its vectors, and then those of another are the furthest.
 
-    They lie along an axis, and those of the other code across. Two codes die.
+    They lie along an axis, the others across: the second furthest is another one where a
+    distance is no Euclidean one. Two codes die.
     """
-    side, noise = rng.choice([-1, 1]), normal(rng, 8, 2, std=0.015)
+    side, noise = rng.choice([-1, 1]), normal(rng, 8, 2, std=0.005)
     one = normal(rng, 2, mean=0.8, std=0.5)
     other = one + np.array([-2.0, 14.0])
-    z = one + np.outer(side * np.linspace(3.0, 3.5, 6), [1, 0])
-    z = np.concatenate([z, other + np.outer([2.8, -2.8], [0.5**0.5, 0.5**0.5])]) + noise
+    z = one + np.outer(side * np.linspace(3.05, 3.6, 6), [1, 0])
+    z = np.concatenate([z, other + np.outer([3.55, -3.5], [0.5**0.5, 0.5**0.5])]) + noise
     codes, n = np.stack([one, other, one + 60, one - 70]), np.array([4.0, 8.0, 0.4, 3.5])
     order = rng.permutation(4)
     n, m = n[order].astype(np.float32), (codes * n[:, None])[order].astype(np.float32)
