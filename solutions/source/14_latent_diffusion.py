@@ -137,7 +137,7 @@ def latent_scale(counts, means, stds, variances):
 
 # %% exercise="14.3" role="answer"
 def parts_of_the_rate(q, prior):
-    """q [N, L, K], prior [K], all positive -> information, dependence and misfit in bits, [3]."""
+    """q [N, L, K], positive prior [K] -> information, dependence and misfit in bits, [3]."""
     ### BEGIN SOLUTION return the three parts, an array [3]
     grids, alone = np.ones((len(q), 1)), np.ones(1)
     for place in range(q.shape[1]):

@@ -539,6 +539,11 @@ INPAINT = exercise(
         sigma[n + 1] * noise -> sigma[n] * noise
     signal and noise of what is pasted are those of one level: the signal is still the old one
         alpha[n + 1] * given -> alpha[n] * given
+    a state is what a step ends with: the known latents have been pasted into it
+        path.append(z) ->
+        z = np.where(whole, pasted, z) -> path.append(z); z = np.where(whole, pasted, z)
+    encoding multiplies by the scale: decoding divides by it
+        z / scale + shift -> z * scale + shift
     the scale divides once
         z / scale + shift -> z / scale**2 + shift
     one pixel of a block does not tell whether the block is known
