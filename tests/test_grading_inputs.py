@@ -13,6 +13,7 @@ from diffusion_course.grading.inputs import (
     FUNCTIONS,
     GaussianDenoiser,
     GaussianMeanVelocity,
+    SharedGaussianDenoiser,
     TwoGroupDenoiser,
 )
 
@@ -51,10 +52,23 @@ def test_the_slope_of_a_denoiser_is_the_posterior_variance(denoise):
     np.testing.assert_allclose(SIGMA**2 / ALPHA * slope, wanted, rtol=1e-4)
 
 
+def test_a_shared_denoiser_returns_the_posterior_mean_of_grids():
+    x = np.linspace(-2.0, 3.0, 24).reshape(2, 2, 3, 2) ** 3
+    rows = x.reshape(2, 12)
+    covariance = 1.3**2 * np.eye(12) + 0.6**2  # of the values of a grid
+    seen = ALPHA**2 * covariance + SIGMA**2 * np.eye(12)
+    wanted = 0.7 + np.linalg.solve(seen, (rows - ALPHA * 0.7).T).T @ (ALPHA * covariance)
+    np.testing.assert_allclose(SHARED(x, ALPHA, SIGMA).reshape(2, 12), wanted, rtol=1e-9)
+    np.testing.assert_allclose(SHARED(x[1], ALPHA, SIGMA).ravel(), wanted[1], rtol=1e-9)
+    in_jax = SHARED(jnp.asarray(x, jnp.float32), ALPHA, SIGMA).reshape(2, 12)
+    np.testing.assert_allclose(in_jax, wanted, rtol=1e-5, atol=1e-5)
+
+
+SHARED = SharedGaussianDenoiser(0.7, 1.3, 0.6)
 VELOCITY = GaussianMeanVelocity(0.7, 1.3)
 
 
-@pytest.mark.parametrize("function", [*DENOISERS, VELOCITY], ids=repr)
+@pytest.mark.parametrize("function", [*DENOISERS, SHARED, VELOCITY], ids=repr)
 def test_a_function_reaches_the_sandbox_as_an_equal_one(function):
     assert type(function).__name__ in FUNCTIONS
     assert wire.unpack(wire.pack(function)) == function

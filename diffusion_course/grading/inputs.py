@@ -48,6 +48,33 @@ class TwoGroupDenoiser:
 
 
 @dataclass(frozen=True, repr=False)
+class SharedGaussianDenoiser:
+    """The exact denoiser of grids [..., h, w, C] of ``mean + shared·u + std·v``.
+
+    u is one standard normal number for each grid, and v one for each value: a value tells
+    something of all others of its grid. Called and written like `GaussianDenoiser`.
+    """
+
+    mean: float
+    std: float
+    shared: float
+
+    def __call__(self, x, alpha, sigma):
+        values = x.shape[-3] * x.shape[-2] * x.shape[-1]
+        rest = x - alpha * self.mean
+        level = rest.mean(axis=(-3, -2, -1), keepdims=True)
+        # The level of a grid varies more than what is left without it; all else is alike.
+        own = self.std**2
+        wide = own + values * self.shared**2
+        gain, level_gain = (alpha * v / (alpha**2 * v + sigma**2) for v in (own, wide))
+        return self.mean + gain * (rest - level) + level_gain * level
+
+    def __repr__(self) -> str:
+        settings = f"mean={self.mean:.4g}, std={self.std:.4g}, shared={self.shared:.4g}"
+        return f"SharedGaussianDenoiser({settings})"
+
+
+@dataclass(frozen=True, repr=False)
 class GaussianMeanVelocity:
     """The mean velocity of the rectified flow of data N(mean, std²), ``u(x, t, s)``.
 
@@ -74,5 +101,5 @@ def _beside(time, x):
     return time.reshape(-1, *[1] * (x.ndim - 1)) if getattr(time, "ndim", 0) else time
 
 
-_KINDS = (GaussianDenoiser, TwoGroupDenoiser, GaussianMeanVelocity)
+_KINDS = (GaussianDenoiser, TwoGroupDenoiser, SharedGaussianDenoiser, GaussianMeanVelocity)
 FUNCTIONS = {kind.__name__: kind for kind in _KINDS}

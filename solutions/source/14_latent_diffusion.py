@@ -137,7 +137,7 @@ def latent_scale(counts, means, stds, variances):
 
 # %% exercise="14.3" role="answer"
 def parts_of_the_rate(q, prior):
-    """q [N, L, K], prior [K], all positive -> information, dependence and misfit in bits, [3]."""
+    """q [N, L, K], positive prior [K] -> information, dependence and misfit in bits, [3]."""
     ### BEGIN SOLUTION return the three parts, an array [3]
     grids, alone = np.ones((len(q), 1)), np.ones(1)
     for place in range(q.shape[1]):
@@ -285,8 +285,8 @@ assert abs(hole.mean() - 3) > 0.5  # 1600 latents of std 0.5: the standard error
 # %% [markdown]
 # There are **three** bugs. One of them has no effect when the shift is 0. The second one has none when the hole is made of
 # whole blocks, as here. The third one changes the known latents, which the denoiser of a real model sees beside those of
-# the hole. It does not show in the pictures here, because this denoiser looks at one latent at a time. Write the function
-# as it should be.
+# the hole. It does not show in the pictures here, because this denoiser looks at one latent at a time. The denoisers of
+# the check need whole grids: they look at all latents of a picture. Write the function as it should be.
 #
 # **Expected.** Two arrays: the latents after each step, `[N, B, h, w, C]`, and the pictures, `[B, H, W, C]`.
 #

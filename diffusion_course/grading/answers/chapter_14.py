@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 
-from diffusion_course.grading.answers.drawing import gaussian, images, normal, number
+from diffusion_course.grading.answers.drawing import images, normal, number
 from diffusion_course.grading.answers.writing import exercise
 from diffusion_course.grading.exercise import Part, Written
+from diffusion_course.grading.inputs import SharedGaussianDenoiser
 
 
 # --- 14.1 -----------------------------------------------------------------------------------
@@ -59,6 +60,8 @@ SMALLER = exercise(
         np.sum(weights) / -> 1 /
     the filter changes the noise by √(Σ w²), not by one over the root of the number of weights
         np.sum(weights) / np.sqrt(np.sum(weights**2)) -> np.sqrt(weights.size)
+    the number of pixels divides the variance of the noise, and its root the standard deviation
+        np.sum(weights) / np.sqrt(np.sum(weights**2)) -> weights.size
     a weight may be negative: it counts with its sign in the picture
         np.sum(weights) / -> np.sum(np.abs(weights)) /
     the small picture has less noise, and what remains of the picture is Σ w of it
@@ -117,6 +120,8 @@ LATENT_SCALE = exercise(
         within + between + drawn -> within + drawn
     the latents are drawn: the variance that the encoder gives them belongs to theirs
         within + between + drawn -> within + between
+    the latents differ within a batch, too: the square of stds belongs to the variance
+        within + between + drawn -> between + drawn
     the encoder's variances are variances already: do not square them
         share * variances -> share * variances**2
     the encoder's variances add to the variance of the means, as they are
@@ -140,6 +145,9 @@ LATENT_SCALE = exercise(
         between = np.sum(share * (means - shift) ** 2, axis=0) -> between = np.var(means, axis=0)
     latents are shifted by the mean, which is subtracted: shift is the mean itself
         return shift -> return -shift
+    the shift comes first, then the scale
+        return shift, 1 / np.sqrt(within + between + drawn)
+            -> return 1 / np.sqrt(within + between + drawn), shift
     """,
 )
 
@@ -230,6 +238,15 @@ def gradients(z, codebook, g, commitment):
     return dz, de
 
 
+def _not_divided(z, codebook, g, commitment):
+    """The derivatives of the loss without any division by lengths."""
+    k = np.argmin(np.sum((z[..., None, :] - codebook) ** 2, axis=-1), axis=-1)
+    apart = 2 * (z - codebook[k]) / z.size
+    at_codes = np.zeros(codebook.shape)
+    np.subtract.at(at_codes, k, apart)
+    return g + commitment * apart, at_codes
+
+
 def _vectors(rng, *cases, g=1.0):
     """(B, n, D, K), with more codes than are used; longer codes that are not nearer in angle."""
     for B, n, D, K in cases:
@@ -280,6 +297,14 @@ GRADIENTS = exercise(
         at_codes[k[place]] -= apart[place] -> at_codes[k[place]] -= (1 + commitment) * apart[place]
     each loss moves one side only: the codebook loss must not move z
         at_unit = g + commitment * apart -> at_unit = g + (1 + commitment) * apart
+    each loss moves one side only: without sg, both move z and the codes
+        at_unit = g + commitment * apart -> at_unit = g + (1 + commitment) * apart
+        at_codes[k[place]] -= apart[place] -> at_codes[k[place]] -= (1 + commitment) * apart[place]
+    the commitment is the loss that moves z: its weight stands at the other loss
+        at_unit = g + commitment * apart -> at_unit = g + apart
+        at_codes[k[place]] -= apart[place] -> at_codes[k[place]] -= commitment * apart[place]
+    z and codes are compared after the division by their lengths: this is the loss of the chapter
+        return _not_divided(z, codebook, g, commitment)
     the losses are means over all numbers of the batch, not sums over each example
         / z.size -> / len(z)
     a code that serves many vectors gets the sum of their gradients
@@ -308,12 +333,19 @@ def follow(z, n, m, decay, least):
 
 
 def _codes(rng, *cases):
-    """(N, D, K, number of codes that die). Codes that die lie far away from all vectors."""
+    """(N, D, K, number of codes that die). Codes that die lie far away from all vectors.
+
+    If others are left, one of them has a single vector of the batch and lives.
+    """
     for N, D, K, dying in cases:
         codes = normal(rng, K, D, mean=0.8, std=2.0)
         n = rng.uniform(6.0, 12.0, K).astype(np.float32)
         weak = min(dying, 1)  # a code that has one vector of the batch, and dies all the same
-        z = codes[rng.integers(dying + weak, K, N)] + normal(rng, N, D, mean=0.3, std=1.6)
+        first = dying + weak  # of those that have vectors
+        if first < K - 1:
+            codes[first] -= 30
+            first += 1
+        z = codes[rng.integers(first, K, N)] + normal(rng, N, D, mean=0.3, std=1.6)
         z[: K - dying] = codes[dying:] + normal(rng, K - dying, D, std=0.3)
         decay, least = number(rng, 0.6, 0.8), number(rng, 2.3, 2.9)
         codes[:dying] += 60 * (1 + np.arange(dying)[:, None])
@@ -334,6 +366,23 @@ def _just_enough(rng):
     return [(z, n, m, 0.5, 2.0)]
 
 
+def _onto_one_side(rng):
+    """A code moves towards its vectors, and then those of another are the furthest.
+
+    They lie along an axis, the others across: the second furthest is another one where a
+    distance is no Euclidean one. Two codes die.
+    """
+    side, noise = rng.choice([-1, 1]), normal(rng, 8, 2, std=0.005)
+    one = normal(rng, 2, mean=0.8, std=0.5)
+    other = one + np.array([-2.0, 14.0])
+    z = one + np.outer(side * np.linspace(3.05, 3.6, 6), [1, 0])
+    z = np.concatenate([z, other + np.outer([3.55, -3.5], [0.5**0.5, 0.5**0.5])]) + noise
+    codes, n = np.stack([one, other, one + 60, one - 70]), np.array([4.0, 8.0, 0.4, 3.5])
+    order = rng.permutation(4)
+    n, m = n[order].astype(np.float32), (codes * n[:, None])[order].astype(np.float32)
+    yield rng.permutation(z).astype(np.float32), n, m, number(rng, 0.5, 0.55), 2.3
+
+
 FOLLOW = exercise(
     "14.5 · Codes that follow, and codes that are dead",
     follow,
@@ -341,7 +390,11 @@ FOLLOW = exercise(
     Part(
         "some are dead",
         2,
-        lambda rng: [*_codes(rng, (12, 3, 4, 1), (18, 2, 6, 3)), *_just_enough(rng)],
+        lambda rng: [
+            *_codes(rng, (12, 3, 4, 1), (18, 2, 6, 3)),
+            *_onto_one_side(rng),
+            *_just_enough(rng),
+        ],
     ),
     mistakes="""
     the old values have the weight decay, the new ones 1 − decay: yours are exchanged
@@ -358,6 +411,8 @@ FOLLOW = exercise(
         new_n < least -> new_n < 0
     a code is dead if its average is low, even if this batch has used it, and not by this count
         new_n < least -> np.bincount(k, minlength=len(n)) == 0
+    a code with few vectors in this batch lives, as long as its average is high enough
+        new_n < least -> np.bincount(k, minlength=len(n)) < least
     the average of this batch included decides which codes are dead, not the old one
         new_n < least -> n < least
     least itself is enough: dead is below it
@@ -422,7 +477,11 @@ def _pictures(rng, *cases, blocks=True):
         sigma = np.sort(rng.uniform(0.3, 1.2, steps + 1))[::-1].copy()
         if to_data:
             alpha[-1], sigma[-1] = 1, 0
-        denoise = gaussian(rng, (-2.1, -1.2), (1.3, 1.9)) if number_of % 2 else gaussian(rng)
+        mean, std = ((-2.1, -1.2), (1.3, 1.9)) if number_of % 2 else ((1.1, 2.3), (0.4, 0.8))
+        # Only a denoiser of whole grids shows what stood in its state beside the hole.
+        denoise = SharedGaussianDenoiser(
+            number(rng, *mean), number(rng, *std), number(rng, 0.7, 1.1)
+        )
         x, shape = images(rng, B, h * f, w * g, C), (B, h, w, C)
         shift, scale = normal(rng, C, mean=1.6, std=0.3), rng.uniform(1.8, 2.9, C)
         yield (
@@ -480,6 +539,11 @@ INPAINT = exercise(
         sigma[n + 1] * noise -> sigma[n] * noise
     signal and noise of what is pasted are those of one level: the signal is still the old one
         alpha[n + 1] * given -> alpha[n] * given
+    a state is what a step ends with: the known latents have been pasted into it
+        path.append(z) ->
+        z = np.where(whole, pasted, z) -> path.append(z); z = np.where(whole, pasted, z)
+    encoding multiplies by the scale: decoding divides by it
+        z / scale + shift -> z * scale + shift
     the scale divides once
         z / scale + shift -> z / scale**2 + shift
     one pixel of a block does not tell whether the block is known
@@ -494,6 +558,12 @@ INPAINT = exercise(
             -> x.reshape(cut).mean(axis=(2, 4)) * scale - shift
     the known latents are pasted in each step, not only in the last one
         whole, pasted, z) -> (n == len(noises) - 1) * whole, pasted, z)
+    the next step starts from the state with what is pasted: the denoiser sees it beside the hole
+        z = np.where(whole, pasted, z) -> shown = np.where(whole, pasted, z)
+        path.append(z) -> path.append(shown)
+    nothing is pasted before the first step: it starts from `start` as it is
+        z, path = start, []
+            -> path = []; z = np.where(whole, alpha[0] * given + sigma[0] * noises[0], start)
     what is pasted needs its noise
         + sigma[n + 1] * noise ->
     """,
@@ -579,6 +649,8 @@ BEST_CODE = exercise(
             -> keep = np.sqrt(1 - level / np.maximum(lam, level))
     A cuts off the weak axes only: the others shrink, too, since their latents are noisy
         keep = 1 - level / np.maximum(lam, level) -> keep = (lam > level) * 1.0
+    the distortion comes first, then β
+        return np.mean(d), 2 * level, A -> return 2 * level, np.mean(d), A
     the matrix of axes is on the wrong side: its columns are the axes
         (axes * keep) @ axes.T -> (axes.T * keep) @ axes
     that is the error of reconstructions from the mean latents: the latents are drawn
