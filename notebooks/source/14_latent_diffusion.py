@@ -926,8 +926,8 @@ for name, row in RECORDED.items():
 # %% tags=["claims"]
 # @title Checked: on the shapes the latent model is better, and the autoencoder is most of the cost
 assert all(share > 1.04 for share in shares["shapes"].values())
-low, error = RECORDED["mnist"]["w=1"], np.sqrt(0.055 / 0.945 / 1000 + 0.086 / 0.914 / 1000)
-assert shares["mnist"]["w=1"] < 0.97 < shares["mnist"]["w=1"] + error
+of_a_ratio = np.sqrt(0.055 / 0.945 / 1000 + 0.086 / 0.914 / 1000)  # its standard error
+assert shares["mnist"]["w=1"] < 0.97 < shares["mnist"]["w=1"] + of_a_ratio
 assert all(shares["mnist"][w] > 0.99 for w in SCALES[1:3])
 assert all(r["training"] <= 0.5 and r["sampling_time"] <= 1 / 3 for r in RECORDED.values())
 together = {n: r["training_with_the_autoencoder"] for n, r in RECORDED.items()}
@@ -1130,10 +1130,6 @@ assert 1.15 < gain["pixels"] < 2 * np.log(2) and abs(gain["latents"]) < 0.15
 
 # %%
 STEPS = 9
-place = unseen.attributes["position"]
-couples = np.random.default_rng(0).integers(len(unseen), size=(3000, 2))
-couples = couples[unseen.labels[couples[:, 0]] != unseen.labels[couples[:, 1]]]
-together_at = place[couples[:, 0]] == place[couples[:, 1]]
 way = np.linspace(0, 1, STEPS, dtype=np.float32)
 line = lambda u, v: u + way[:, None, None, None] * (v - u)
 COUPLES = {"square to star": (1, 8), "ring to triangle": (2, 9), "star to ring": (8, 10)}
@@ -1191,12 +1187,19 @@ mids = {where: np.array([lit(travel[name][where]).min() / lit(travel[name][where
                          for name in COUPLES]) for where in ("pixels", "latents", "noise")}  # fmt: skip
 for where, dimmest in mids.items():
     print(f"{where:8}: the dimmest picture on the way has brightness", dimmest.round(2))
-halfway = {}
-for name, some in (("same place", together_at), ("another place", ~together_at)):
-    k, j = couples[some][:100].T
+
+# %%
+place, halfway = unseen.attributes["position"], {}
+couples = np.random.default_rng(0).integers(len(unseen), size=(3000, 2))
+couples = couples[unseen.labels[couples[:, 0]] != unseen.labels[couples[:, 1]]]
+together_at = place[couples[:, 0]] == place[couples[:, 1]]
+for name, chosen in (("same place", together_at), ("another place", ~together_at)):
+    k, j = couples[chosen][:100].T
     middle = lit(latent.decode_all(space, (z_unseen[k] + z_unseen[j]) / 2))
     halfway[name] = float(np.mean(middle / ((lit(decoded[k]) + lit(decoded[j])) / 2)))
 print("100 couples each, brightness of the decoded average of two latents:", halfway)
+
+# %%
 steps_of = lambda x: rms(np.diff(x, axis=0), (1, 2, 3))
 largest_step = {where: np.array([steps_of(travel[name][where]).max() / steps_of(travel[name][where]).sum()
                                  for name in COUPLES]) for where in mids}  # fmt: skip

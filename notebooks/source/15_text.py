@@ -1138,6 +1138,8 @@ obeys = {name: (captioned.judged(judge.model, x) == np.tile(wanted[:16], (3, 1))
          for name, x in by_mask.items()}  # fmt: skip
 null_error = {name: float(error_of_v(m, unseen.x[:256], 0.7, empty)) for name, m in
               {"masked": model, "forgotten": careless}.items()}  # fmt: skip
+
+# %%
 longer = np.pad(tokens[:16], ((0, 0), (0, 8)), constant_values=NULL)
 at_some = jax.jit(lambda m, captions: m(noise[:16], jnp.full(16, 0.7), captions))
 padded = {name: float(jnp.std(at_some(m, longer) - at_some(m, tokens[:16])) / jnp.std(at_some(m, longer)))
