@@ -628,8 +628,8 @@ samples = {w: np.asarray(draw(painter, space, z_start, classes, w)) for w in (1.
 shown_as = {w: seen_in(np.clip(x, -1, 1)) for w, x in samples.items()}
 accuracy = {w: float(np.mean(seen == classes)) for w, seen in shown_as.items()}
 print(f"recognised as asked for: {accuracy} of {N}")
-steepness = lambda x: float(np.mean(np.diff(np.clip(x, -1, 1), axis=1) ** 2))
-steep = {w: steepness(x) / steepness(unseen.x) for w, x in samples.items()}
+squared_steps = lambda x: float(np.mean(np.diff(np.clip(x, -1, 1), axis=1) ** 2))
+steep = {w: squared_steps(x) / squared_steps(unseen.x) for w, x in samples.items()}
 print("squared steps between neighbouring pixels, as a share of the unseen pictures':", steep)
 plots.image_grid([samples[w][:12] for w in samples], [f"w = {w:g}" for w in samples])
 plt.show()
@@ -807,7 +807,8 @@ assert by_decoding < 0.1 * by_chance
 # come back as something else, with an error larger than that of a plain grey picture. A latent model is trained on
 # what the encoder says. So even a perfect one, trained on these pictures, would draw what comes back here. (The decoder
 # alone is not to blame. There are latents, far outside unit scale, from which it draws the digits better: try it.)
-#
+
+# %% [markdown]
 # The judge hardly sees the floor. Decoding moves its distance less than a tenth as far as the choice of other real
 # pictures does, because it does not look at the finest details. (Chapter 13: a score sees what it was made to see.)
 

@@ -295,7 +295,8 @@ assert np.allclose(maps.sum(-1), 1, atol=1e-4)
 # to 1: the words of the position take attention away from "red" elsewhere. Without these words both are gone, and so
 # is most of the difference. So **the map of a word is not the map of that word alone**. If you edit a picture by this
 # map, you also edit what other words have put there.
-#
+
+# %% [markdown]
 # While the noise falls, the colour's map closes around the shape. The word "the" goes the other way. It has no
 # meaning here, and at the end it has the largest share of all attention, above 40 %, most of it on the background.
 # Weights must add up to 1, and a place that needs nothing has to put them somewhere.
