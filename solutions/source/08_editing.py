@@ -184,7 +184,8 @@ assert off > 0.1 and moved == 0
 # There are **two** bugs, and neither raises an error. Write the editor as it should be. `abar` has as
 # many entries as there are `noises`; its first is the level of the start and its last is 1.
 # `noises[0]` belongs to the start, `noises[1]` to the paste after the first step, and so on: a step from
-# `abar[i - 1]` to `abar[i]` is followed by a paste with `noises[i]`.
+# `abar[i - 1]` to `abar[i]` is followed by a paste with `noises[i]`. The pictures of the check are `[h, w, C]`
+# or `[B, h, w, C]`, and its exact denoiser looks at all pixels of a picture, the pasted ones, too.
 #
 # **Expected.** All states, an array `[N - 1, ...]`: the one after every step. The last is the edited
 # picture, and its known pixels are the guide's, exactly.

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from diffusion_course.grading.answers.drawing import gaussian, images, levels, mask, normal, number
+from diffusion_course.grading.answers.drawing import images, levels, mask, normal, number
 from diffusion_course.grading.answers.writing import exercise
 from diffusion_course.grading.exercise import Part, Written
+from diffusion_course.grading.inputs import SharedGaussianDenoiser
 
 
 def _levels(rng):
@@ -226,17 +227,21 @@ def _run(rng, noisy, *shape):
     """From the first of these levels, through the others, to the data."""
     steps = len(noisy)
     guide, noises = images(rng, *shape), normal(rng, steps + 1, *shape)
-    return gaussian(rng, (1, 2)), guide, mask(rng, *shape), noises, np.append(noisy, 1.0)
+    # Only a denoiser of whole pictures shows what was pasted into its state beside a free pixel.
+    denoise = SharedGaussianDenoiser(
+        number(rng, 1, 2), number(rng, 0.4, 0.8), number(rng, 0.7, 1.1)
+    )
+    return denoise, guide, mask(rng, *shape), noises, np.append(noisy, 1.0)
 
 
 def _single_steps(rng):
-    return [_run(rng, [level], 6) for level in (number(rng, 0.2, 0.9), NEAR_DATA[0])]
+    return [_run(rng, [level], 2, 3, 1) for level in (number(rng, 0.2, 0.9), NEAR_DATA[0])]
 
 
 def _whole_runs(rng):
     """One in the middle, and one that begins and ends where a number added for stability shows."""
     middle = np.sort(rng.uniform(0.2, 0.9, 5))
-    return [_run(rng, middle, 6), _run(rng, [2e-4, 6e-4, NEAR_DATA[0]], 2, 4)]
+    return [_run(rng, middle, 2, 3, 1), _run(rng, [2e-4, 6e-4, NEAR_DATA[0]], 2, 1, 3, 2)]
 
 
 EDITOR = exercise(
@@ -247,7 +252,7 @@ EDITOR = exercise(
     # Of the two starts with too little noise the first is true of both: in a single step they are
     # the same.
     mistakes="""
-    one bug is left: the guide never reaches the start, so the free part ignores it
+    one bug is left: the guide never reaches the start, so the free part begins without it
         _noised(guide, noises[0], abar[0]) -> noises[0]
     one bug is left: the copy has the level where the step began, and is never clean
         _noised(guide, noise, abar_s) -> _noised(guide, noise, abar_t)
@@ -273,6 +278,21 @@ EDITOR = exercise(
             -> _noised(guess, eps, abar_s)
     the paste uses the noise of another step
         noises[1:] -> noises[:-1]
+    the next step must begin at the pasted state: yours pastes into the states that it returns only
+        x = np.where(mask, _noised(guide, noise, abar_s), _noised(guess, eps, abar_s))
+            -> x = _noised(guess, eps, abar_s)
+        states.append(x) -> states.append(np.where(mask, _noised(guide, noise, abar_s), x))
+    the next step must begin at the state that is returned, with noise in its known part
+        states.append(x) -> states.append(x); x = np.where(mask, guide, x)
+    the known part is pasted after every step, not only after the last one
+        np.where(mask, _noised -> np.where(mask & (abar_s == 1), _noised
+    the guide is noised as a whole for the start, its known part as well
+        _noised(guide, noises[0], abar[0])
+            -> np.where(mask, noises[0], _noised(guide, noises[0], abar[0]))
+    a state is what a step ends with: the known part has been pasted into it
+        x = np.where(mask, _noised(guide, noise, abar_s), _noised(guess, eps, abar_s))
+            -> x = _noised(guess, eps, abar_s)
+        states.append(x) -> states.append(x); x = np.where(mask, _noised(guide, noise, abar_s), x)
     """,
     library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
