@@ -477,7 +477,8 @@ GUIDED_STEP = exercise(
         1,
         lambda rng: _guidances(
             rng,
-            ("letters", (3, 2, 4), number(rng, 0.2, 0.7), (0.0, 1.0, 2.4), True),
+            # At a w of 0.03 a large negative number is no -inf.
+            ("letters", (3, 2, 4), number(rng, 0.2, 0.7), (0.0, 0.03, 2.4), True),
             ("step", (2, 3, 5), number(rng, 0.2, 0.7), (0.0, 1.7), True),
         ),
     ),
@@ -496,6 +497,8 @@ GUIDED_STEP = exercise(
     at w = 0 the condition plays no part: a letter that it forbids keeps its probability
         power = np.where(w > 0, np.where(w > 0, w, 1) * ratio, 0)
             -> power = np.where(ratio > -np.inf, w * ratio, -np.inf)
+    what the condition forbids is impossible at any w > 0: a small number in the place of 0 is not
+        np.where(some, log_c, 0) -> np.where(some, np.log(np.exp(log_c) + 1e-10), 0)
     the probabilities are mixed: guidance mixes their logarithms
         guided = np.where(some, np.exp(log_u + power), 0)
             -> guided = np.exp(log_u) + w * (np.exp(log_c) - np.exp(log_u))
