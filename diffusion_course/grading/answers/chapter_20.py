@@ -173,6 +173,8 @@ STEP_BACK = exercise(
         (Q_s @ Q_ts)[:K, here] -> (Q_s @ Q_ts)[here, :K]
     q(x_t | x_s = j) for all j is a column of Q_ts, not a row
         Q_ts[:, here] -> Q_ts[here]
+    the rows of Q_ts belong to the earlier state, x_s: yours is transposed
+        return step_back(x, p0, Q_s, Q_ts.T)
     q(x_s | x_0 = k) is a row of Q_s, not a column
         Q_s[k] -> Q_s[:, k]
     Q_s comes first: the product of the matrices is in the wrong order
@@ -236,6 +238,11 @@ OWN_PACE = exercise(
         _cost(1 - true, 1 - p.sum(-1)) -> (p.sum(-1) - true)
     the model's letters need not add up to 1: its mask may stay, too
         _cost(true, said) + _cost(1 - true, 1 - p.sum(-1)) -> -true * np.log(said / p.sum(-1))
+    the network has seen the mask: do not weigh its letters by the chance to be masked once more
+        p = np.exp(log_p) * lift -> p = np.exp(log_p) * (1 - alpha_t);
+            p = p / p.sum(-1, keepdims=True) * lift
+    the model's mask may become any letter: it stays with 1 minus the sum over all of them
+        1 - p.sum(-1) -> 1 - said
     the two distributions are exchanged: the true posterior stands first in the KL divergence
         _cost(true, said) + _cost(1 - true, 1 - p.sum(-1))
             -> _cost(said, true) + _cost(1 - p.sum(-1), 1 - true)
@@ -310,6 +317,9 @@ TOGETHER = exercise(
         np.sum(1 - (1 - lifts) ** L) -> np.sum((1 - lifts) ** L)
     in company means with one at least of the *other* L − 1 tokens
         ** (L - 1) -> ** L
+    each of the L tokens may be the one that is alone: the chance of one of them counts L times
+        np.sum(L * lifts * (1 - (1 - lifts) ** (L - 1)))
+            -> (L - np.sum(lifts * (1 - lifts) ** (L - 1)))
     the second number counts tokens: yours counts the steps that lift more than one
         np.sum(L * lifts * (1 - (1 - lifts) ** (L - 1)))
             -> np.sum(1 - (1 - lifts) ** L - L * lifts * (1 - lifts) ** (L - 1))
@@ -396,6 +406,8 @@ BROKEN = exercise(
         (x == K) & (np.arange(L) < lengths[:, None]) -> x == K
     a bug is left: masks behind the end still count in the number of masks
         masked.sum(-1) * cost -> (x == K).sum(-1) * cost
+    a bug is left: masks behind the end still count in the sum
+        cost = np.where(masked -> cost = np.where(x == K
     each string has its own length: the mean of products is not the product of means
         return np.mean(lengths / masked.sum(-1) * cost)
             -> return np.mean(lengths) * np.mean(cost / masked.sum(-1))
