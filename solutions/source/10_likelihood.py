@@ -48,7 +48,7 @@ from diffusion_course.grading import check
 # Pixels with $K$ levels lie in $[-1, 1]$, equally spaced, and were dequantised. Then each number was
 # **standardised**: the model sees $y = (x - \text{mean})/\text{std}$, with a mean and a std of its own for
 # each place and channel. You get the log-densities of some images $y$. How many bits per dimension do the
-# pixels cost?
+# pixels cost? An image may have hundreds of numbers.
 #
 # **Expected.** An array `[N]`. It does not depend on the means.
 #

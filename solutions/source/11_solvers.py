@@ -79,8 +79,8 @@ def moments(h, eta, K):
 # $$x_s = \frac{\alpha_s}{\alpha_t}\,x_t - \sigma_s\int_0^h e^{h-u}\,\hat\varepsilon(\lambda_t + u)\,du.$$
 #
 # Put the polynomial through $K$ estimates $\hat\varepsilon_k$ in the place of $\hat\varepsilon$. They were made at
-# the places $u =$ `nodes` (differences of $\lambda$ from $\lambda_t$). Then the integral is
-# $\sum_k w_k\,\hat\varepsilon_k$. Find the weights $w_k$.
+# the places $u =$ `nodes` (differences of $\lambda$ from $\lambda_t$, in any order; none need be 0). Then the
+# integral is $\sum_k w_k\,\hat\varepsilon_k$. Find the weights $w_k$.
 #
 # **Expected.** An array `[K]`, whose sum is $e^h - 1$.
 #

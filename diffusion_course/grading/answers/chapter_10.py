@@ -43,7 +43,11 @@ PIXEL_BITS = exercise(
         "a scale for each number",
         1,
         lambda rng: _log_densities(
-            rng, (17, 0.2, 0.9, (5, 4, 1)), (256, 0.3, 2.4, (6,)), (2, 0.1, 0.5, (2, 3, 3))
+            rng,
+            (17, 0.2, 0.9, (5, 4, 1)),
+            (256, 0.3, 2.4, (6,)),
+            (2, 0.1, 0.5, (2, 3, 3)),
+            (256, 0.05, 0.3, (28, 28, 1)),  # so many that their product is 0, also in float64
         ),
     ),
     mistakes="""
@@ -73,6 +77,12 @@ PIXEL_BITS = exercise(
         np.log(width).mean() -> np.log(2 / (levels - 1)) - np.log(std.astype(float)).sum()
     an image has height times width times channels numbers
         log_p / std.size -> log_p / std.shape[0]
+    the product of many stds is 0 for the computer: add their logarithms
+        np.log(width).mean() -> np.log(2 / (levels - 1)) - np.log(std.prod()) / std.size
+    the product of many widths is 0 for the computer: add their logarithms
+        np.log(width).mean() -> np.log(width.prod()) / std.size
+    the width was divided by the mean of the stds: average their logarithms
+        np.log(width).mean() -> np.log(2 / (levels - 1) / std.astype(float).mean())
     """,
 )
 
@@ -134,6 +144,16 @@ FLOW_DIVERGENCE = exercise(
             on_output = d_alpha - alpha * d_sigma / sigma
     α and σ are exchanged
         return flow_divergence(jacobian, kind, sigma, alpha, d_sigma, d_alpha)
+    that is half of the flow: the other estimate follows from x_t and this one, and moves too
+        if kind == "x0": -> if True:
+        on_state, on_output = d_sigma / sigma, d_alpha - alpha * d_sigma / sigma ->
+            on_state, on_output = 0 * sigma, d_alpha if kind == "x0" else d_sigma
+    that is the flow for α = 1: α moves too
+        trace = np.trace( -> alpha, d_alpha = 1.0, 0.0 * d_alpha; trace = np.trace(
+    that is the flow for α² + σ² = 1: here σ moves as it will
+        on_state, on_output = d_sigma / sigma, d_alpha - alpha * d_sigma / sigma ->
+            f = d_alpha / alpha; on_state, on_output = f - f / sigma**2, f * alpha / sigma**2
+        d_sigma - sigma * d_alpha / alpha -> -d_alpha / (alpha * sigma)
     """,
 )
 
@@ -199,6 +219,9 @@ PROBE_VARIANCE = exercise(
         2 * square + (fourth - 3) * diagonal -> (fourth - 1) * diagonal
     that is the standard deviation: it is its square that is wanted
         return right**0.5
+    the squares of the diagonal are added: yours is the square of their sum
+        2 * square + (fourth - 3) * diagonal -> 2 * (square - diagonal)
+            + (fourth - 1) * np.trace(S, axis1=1, axis2=2) ** 2
     that is the second moment: the square of the trace must go
         return right + np.trace(A, axis1=1, axis2=2)**2
     """,
@@ -282,6 +305,12 @@ TWO_ACCOUNTS = exercise(
         np.log(1 + h * growth) -> -np.log(1 - h * growth)
     the slope belongs to the beginning of the step: yours has the level of its end
         _flow(denoise, x, now) -> _flow(denoise, x, then)
+    both derivatives belong to the beginning of the step: yours are those of the moved state
+        slope, growth = _flow(denoise, x, now) -> slope = _flow(denoise, x, now)[0];
+            growth = _flow(denoise, x + h * slope, now)[1]
+    the last state's standard deviation is σ, its variance σ²: yours is too wide or too narrow
+        (x / sigma[-1]) ** 2 -> (x / sigma[-1] ** 2) ** 2
+        np.pi * sigma[-1] ** 2 -> np.pi * sigma[-1] ** 4
     the length of the step is missing in what the log-density gains
         (h * growth).sum(1) -> growth.sum(1)
         np.log(1 + h * growth) -> np.log(1 + growth)
@@ -343,6 +372,12 @@ BROKEN = exercise(
         .sum(2).mean(0) -> .sum(2).mean()
     only the first probe of each step is used
         .sum(2).mean(0) -> .sum(2)[0]
+    the count of the probes is P, the second axis: yours is always 2
+        .mean(0) -> .sum(0) / 2
+    the estimates are averaged: yours is one estimate, with the mean of the probes
+        (probes[n] ** 2 * growth).sum(2).mean(0) -> (probes[n].mean(0) ** 2 * growth).sum(1)
+    each step has probes of its own: yours are those of the first step
+        probes[n] ** 2 -> probes[0] ** 2
     """,
     library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
@@ -404,6 +439,14 @@ NATS = exercise(
         signal = 1 / (1 + np.exp(-log_snr)) -> signal = 1 / (1 + np.exp(log_snr))
     log_snr is log γ itself, a ratio of variances: no factor 2
         np.exp(-log_snr) -> np.exp(-2 * log_snr)
+    log_snr is log γ itself, a ratio of variances: no factor 2, and none on its steps
+        np.exp(-log_snr) -> np.exp(-2 * log_snr)
+        np.diff(log_snr) -> 2 * np.diff(log_snr)
+    dγ is γ·dλ: the γ is missing in the integral between the tails
+        np.diff(log_snr) * (gap[:, 1:] -> np.diff(log_snr) * (gap[:, 1:] / np.exp(log_snr[1:])
+        gap[:, :-1]) / 2 -> gap[:, :-1] / np.exp(log_snr[:-1])) / 2
+    nats are wanted: yours are bits
+        return right / np.log(2)
     a network that errs less than the Gaussian makes the image likelier: the sign of the integral
         - 0.5 * (inside -> + 0.5 * (inside
     the integral has the factor 1/2
@@ -475,6 +518,10 @@ PIXEL_COSTS = exercise(
         width**2 / 12 -> 0
     a uniform number on an interval of width w has the variance w²/12
         width**2 / 12 -> width**2 / 3
+    the log of a Gaussian has half of the square: yours adds the whole variance w²/12
+        width**2 / 12 -> width**2 / 6
+    the third is exact: the probability of the bin, not the density in its middle times the width
+        -np.log(bins).sum(1) * to_bits -> -(log_p(x).sum(1) + volume) * to_bits
     u is in units of a bin: multiply it by the width
         x + width * u -> x + u
     a mean over the draws, not a sum
@@ -489,6 +536,10 @@ PIXEL_COSTS = exercise(
         2 / (levels - 1) -> 2 / levels
     a density times the width is a probability: the width is missing in the first two
         volume = x.shape[1] * np.log(width) -> volume = 0
+    the width enters once for each number: yours enters the weighted price once for each image
+        np.log(len(u)) + volume -> np.log(len(u)) + np.log(width)
+    u is drawn around 0 already: nothing is to be taken off it
+        x + width * u -> x + width * (u - 0.5)
     the width enters once for each number
         volume = x.shape[1] * np.log(width) -> volume = np.log(width)
     those are nats: divide by log 2

@@ -40,6 +40,14 @@ MOMENTS = exercise(
         [1 - np.exp(-c * h)] -> [np.exp(-c * h)]
     c·h takes the place of h in the exponent only; the powers are those of u
         h**j - -> (c * h)**j -
+    by parts, the boundary term is h^j: the integral of the weight itself has no c
+        h**j - j / c -> c * h**j - j
+    the derivative of u^j has the factor j
+        j / c -> 1 / c
+    c is 1 + η²: yours is 1 for every η
+        1 + eta**2 -> 1
+    the weight is e^(−c(h − u)), large at the end of the step: yours is e^(−cu)
+        h**j - j / c * m[-1] -> j / c * m[-1] - h**j * np.exp(-c * h)
     """,
 )
 
@@ -58,11 +66,16 @@ def _nodes(rng, *counts):
         yield np.append(0.0, back), number(rng, 0.4, 1.2)
 
 
+def _scattered(rng):
+    """Places in no order, and none of them at the beginning of the step."""
+    yield np.array([-0.8, 0.6, -0.3]) + rng.uniform(-0.1, 0.1, 3), number(rng, 0.4, 1.2)
+
+
 NOISE_WEIGHTS = exercise(
     "11.2 · The same for ε",
     noise_weights,
     Part("one and two estimates", 1, lambda rng: _nodes(rng, 1, 2)),
-    Part("any number, at any places", 2, lambda rng: _nodes(rng, 3, 4)),
+    Part("any number, at any places", 2, lambda rng: [*_nodes(rng, 3, 4), *_scattered(rng)]),
     mistakes="""
     these are the weights for x0, with e^(u − h); for ε the exponential is e^(h − u)
         np.exp(h) - 1 -> 1 - np.exp(-h)
@@ -79,6 +92,14 @@ NOISE_WEIGHTS = exercise(
         np.exp(h) - 1 -> np.exp(h)
     the sign belongs to the step, not to the weights, whose sum is e^h − 1
         return -right
+    the places are measured from λ_t: yours are measured from the first of them
+        np.vander(nodes, -> np.vander(nodes - nodes[0],
+    the exponential is e^(h − u), large at the beginning of the step: yours is e^u
+        j * n[-1] - h**j -> h**j * np.exp(h) - j * n[-1]
+    the nodes are lengths in λ, like h: yours are divided by h
+        np.vander(nodes, -> np.vander(nodes / h,
+    the derivative of u^j has the factor j
+        j * n[-1] -> n[-1]
     """,
 )
 
@@ -101,8 +122,8 @@ def _attempts(rng, *errors):
         size = tolerance * np.maximum(1, np.maximum(np.abs(x), np.abs(low)))
         rough = normal(rng, *shape)
         rms = np.sqrt(np.mean(rough.reshape(len(x), -1) ** 2, axis=1))
-        share = np.append(1.0, rng.uniform(0.2, 0.9, len(x) - 1)) / rms
-        high = low + error * size * rough * rng.permutation(share).reshape(-1, *[1] * (x.ndim - 1))
+        share = rng.permutation(np.append(1.0, rng.uniform(0.2, 0.9, len(x) - 1))) / rms
+        high = low + error * size * rough * share.reshape(-1, *[1] * (x.ndim - 1))
         yield low, high.astype(np.float32), x, number(rng, 0.3, 0.9), tolerance
 
 
@@ -138,6 +159,35 @@ CONTROL = exercise(
         tolerance * np.maximum(1, np.maximum(np.abs(x), np.abs(low))) -> tolerance
     it is never stricter than the tolerance itself: max(1, |x|, |low|)
         np.maximum(1, np.maximum(np.abs(x), np.abs(low))) -> np.maximum(np.abs(x), np.abs(low))
+    the order: first 1 or 0, then the next length
+        return right[::-1]
+    the worst example decides, not the best
+        .max() -> .min()
+    a rms is the root of the mean of the squares: yours is the root of their sum
+        np.mean(scaled**2, axis=1) -> np.sum(scaled**2, axis=1)
+    a rms is the root of the mean of the squares: the root is missing
+        np.sqrt(np.mean(scaled**2, axis=1)) -> np.mean(scaled**2, axis=1)
+    an example may be an image: its rms is over all its numbers
+        .reshape(len(x), -1) ->
+    the differences are scaled number by number: yours have one scale, from the largest number
+        np.maximum(1, np.maximum(np.abs(x), np.abs(low))) ->
+            max(1, np.abs(x).max(), np.abs(low).max())
+    the scale is of sizes, |x| and |low|: a large negative number is large, too
+        np.maximum(np.abs(x), np.abs(low)) -> np.maximum(x, low)
+    the scale looks at x, too, and not at low alone
+        np.maximum(np.abs(x), np.abs(low)) -> np.abs(low)
+    the scale looks at low, too, and not at x alone
+        np.maximum(np.abs(x), np.abs(low)) -> np.abs(x)
+    the limits are 0.2·h and 5·h: yours are 0.2 and 5
+        h * factor -> np.clip(0.9 * h * error ** (-1 / 3), 0.2, 5)
+    after an accepted step the next length changes, too
+        h * factor -> h if error <= 1 else h * factor
+    after a rejected step the next length changes, too
+        h * factor -> h * factor if error <= 1 else h
+    a step is accepted if the error is at most 1; whether the next one is longer doesn't matter
+        error <= 1 -> factor >= 1
+    the differences were divided by the tolerance already: accept up to an error of 1
+        error <= 1 -> error <= tolerance
     """,
 )
 
@@ -198,6 +248,16 @@ CORRECTED = exercise(
         + fresh * noise ->
     the weights belong to the probability flow; with noise c is 1 + η²
         c = 1 + eta**2 -> c = 1
+    only the estimate at the end is used: the line goes through both
+        return corrected(x_t, x0_s, x0_s, noise, at_t, at_s, eta)
+    η is squared: in c, in what is kept and in the fresh variance
+        return corrected(x_t, x0_t, x0_s, noise, at_t, at_s, eta**0.5)
+    the estimates are multiplied by α at the end of the step
+        + alpha_s * -> + alpha_t *
+    the fresh noise has the size that belongs to σ at the end of the step
+        fresh = sigma_s -> fresh = sigma_t
+    a level is the pair (alpha, sigma): yours is read in the other order
+        return corrected(x_t, x0_t, x0_s, noise, at_t[::-1], at_s[::-1], eta)
     """,
 )
 
@@ -270,6 +330,12 @@ BROKEN = exercise(
         (1 - np.exp(-2 * h)) * ahead -> (1 - np.exp(-h)) * ahead
     with less kept noise there is no reverse SDE: e^(−h) was right
         np.exp(-h) * x -> np.exp(-h / 2) * x
+    what is kept was right: σ_s/σ_t times e^(−h), not e^(−2h)
+        np.exp(-h) * x -> np.exp(-2 * h) * x
+    fresh noise is multiplied by its standard deviation: the root was right
+        np.sqrt(1 - np.exp(-2 * h)) -> (1 - np.exp(-2 * h))
+    the fresh noise has the size that belongs to σ at the end of the step
+        + sigma[n + 1] * np.sqrt -> + sigma[n] * np.sqrt
     """,
     library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
@@ -312,6 +378,10 @@ PICARD = exercise(
         alpha[i], sigma[i]) -> alpha[i + 1], sigma[i + 1])
     the first guess is the start itself at every time
         path = [x] * (n + 1) -> path = [0 * x] * (n + 1)
+    the first guess is the start itself at every later time, not 0
+        path = [x] * (n + 1) -> path = [x] + [0 * x] * n
+    each sweep begins at the start again: yours begins where the sweep before it has ended
+        old, path = path, [x] -> old, path = path, [path[-1]]
     """,
 )
 
@@ -376,6 +446,28 @@ STRETCH = exercise(
         -2 * eta**2 -> -(eta**2)
     the corrector's line rises from the old estimate to the new one: yours falls
         (said[i] - said[i - 1]) -> (said[i - 1] - said[i])
+    the step before began at a corrected state: yours is repeated from the predicted one
+        said.append( -> guess = x; said.append(
+        start, before = x, noise -> start, before = guess, noise
+    the step before is repeated from the state where it began: yours starts from where it ended
+        move(start, i - 1, -> move(x, i - 1,
+    one evaluation per step: the line goes on through what was said at the predicted state
+        slope, before) -> slope, before); at_x, said[i] = said[i], denoise(x, alpha[i], sigma[i]);
+            slope = (said[i] - said[i - 1]) / (lam[i] - lam[i - 1])
+        return said[i] -> return at_x if i else said[i]
+    the corrector repeats a step with the noise of that step: yours has none
+        slope, before) -> slope, 0.0)
+    with noise c is 1 + η²: yours is 1 for every η
+        c, before = 1 + eta**2, None -> c, before = 1, None
+    the line is integrated with its weight in (4): half of h is right for a constant weight only
+        (h - whole / c) -> whole * h / 2
+    the line goes on from the newest estimate: yours begins at the one before
+        x = move(x, i, slope, noise) -> said[i], at_x = said[i - (i > 0)], said[i];
+            x = move(x, i, slope, noise); said[i] = at_x
+    the last state stays as it was predicted: there is no evaluation left to correct it
+        return x -> said.append(denoise(x, alpha[-1], sigma[-1]));
+            lam.append(np.log(alpha[-1] / sigma[-1]));
+            return move(start, i, (said[-1] - said[i]) / (lam[-1] - lam[i]), noise)
     """,
 )
 
