@@ -243,9 +243,7 @@ def _lattice(rng, *sizes):
         x[: N // 3] -= 18  # each set has a part that the other one lacks
         real[: M // 2] += 16
         x[1], real[1] = x[0], real[0]
-        if (
-            k == 1
-        ):  # far away rows that lie twice in their set: no row of the other one is that near
+        if k == 1:  # and far away, rows that lie twice in their set: their balls have radius 0
             x[-4:-2], real[-4:-2] = -60, -57
             x[-2:], real[-2:] = 63, 60
         yield x.astype(np.float64), real.astype(np.float64), k
