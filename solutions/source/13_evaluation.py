@@ -261,7 +261,7 @@ def energy_test(x, real, orders):
 # are equal, and each order of them is equally likely. Find the largest $m$ that keeps the promise.
 #
 # **Expected.** An array of two numbers: $m$, and the probability of more than `allowed` flags with it. If no $m$
-# in $1 \dots n$ keeps the promise, return $[0, 0]$.
+# in $1 \dots n$ keeps the promise, return `np.zeros(2)`.
 #
 # <details><summary>Hint</summary>
 # Sort all n + N. More than `allowed` samples come before the m-th unseen image exactly if samples take more

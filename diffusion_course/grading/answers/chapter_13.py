@@ -69,6 +69,8 @@ MERGED = exercise(
         (n - 1) -> (n - len(counts))
     the sum over all rows is divided by n − 1, not by n
         (n - 1) -> n
+    that is the pooled spread within the chunks: chunks differ in mean, too
+        (within + between) / (n - 1) -> within / (n - len(counts))
     those are sums of squares: a covariance divides them by n − 1
         (within + between) / (n - 1) -> within + between
     the means scatter about the mean of the whole set, not about 0
@@ -138,6 +140,9 @@ EXPECTED_SCORE = exercise(
     N rows leave N − 1 degrees of freedom, since their own mean is taken off
         np.sqrt(2 / (n - 1)) * np.exp(gammaln(n / 2) - gammaln((n - 1) / 2)) ->
             np.sqrt(2 / n) * np.exp(gammaln((n + 1) / 2) - gammaln(n / 2))
+    the real examples have M rows, not N: their mean and their std scatter less or more
+        std**2 / N + real_std**2 / M -> std**2 / N + real_std**2 / N
+        shrinkage(N) * std * shrinkage(M) * real_std -> shrinkage(N) ** 2 * std * real_std
     both roots shrink the product, the real examples' too
         shrinkage(N) * std * shrinkage(M) * real_std -> shrinkage(N) * std * real_std
     that is equation (3) and the true distance: exact for many rows only
@@ -238,13 +243,16 @@ def _lattice(rng, *sizes):
         x[: N // 3] -= 18  # each set has a part that the other one lacks
         real[: M // 2] += 16
         x[1], real[1] = x[0], real[0]
+        if k == 1:  # and far away, rows that lie twice in their set: their balls have radius 0
+            x[-4:-2], real[-4:-2] = -60, -57
+            x[-2:], real[-2:] = 63, 60
         yield x.astype(np.float64), real.astype(np.float64), k
 
 
 BROKEN = exercise(
     "13.4 · These measures are broken",
     precision_recall,
-    Part("the nearest neighbour", 2, lambda rng: _lattice(rng, (21, 30, 2, 1), (16, 11, 1, 1))),
+    Part("the nearest neighbour", 2, lambda rng: _lattice(rng, (25, 34, 2, 1), (20, 15, 1, 1))),
     Part("the k-th neighbour", 2, lambda rng: _lattice(rng, (24, 17, 2, 3), (14, 26, 3, 2))),
     mistakes="""
     both bugs are still there
@@ -304,19 +312,26 @@ def _orders(rng, N, M, P):
 
 def _tests(rng, shift, *sizes):
     for N, M, D, P in sizes:
-        far = shift * np.ones(D)
-        yield (
-            rng.normal(0.4, 1.7, (N, D)) + far,
-            rng.normal(0.4, 1.1, (M, D)),
-            _orders(rng, N, M, P),
-        )
+        x, real = rng.normal(0.4, 1.7, (N, D)) + shift, rng.normal(0.4, 1.1, (M, D))
+        yield x, real, _orders(rng, N, M, P)
+
+
+def _like_twins(rng):
+    """Sets that are more alike than chance makes them: the observed distance is negative."""
+    x, real = rng.normal(0.4, 1.7, (6, 2)), rng.normal(0.4, 1.1, (7, 2))
+    real[:6] = x + 0.1 * real[:6]
+    yield x, real, _orders(rng, 6, 7, 20)
 
 
 ENERGY = exercise(
     "13.5 · More than chance?",
     energy_test,
     Part("sets that differ", 1, lambda rng: _tests(rng, 2.5, (6, 5, 2, 30), (4, 9, 1, 25))),
-    Part("sets that are alike", 2, lambda rng: _tests(rng, 0.2, (5, 8, 3, 24), (7, 4, 2, 41))),
+    Part(
+        "sets that are alike",
+        2,
+        lambda rng: [*_tests(rng, 0.2, (5, 8, 3, 24), (7, 4, 2, 41)), *_like_twins(rng)],
+    ),
     mistakes="""
     no pair of a row with itself counts, so the mean is over n(n − 1) pairs: yours is too small
         (n * (n - 1)) -> (n * n)
@@ -345,6 +360,8 @@ ENERGY = exercise(
         >= found - 1e-5 -> < found - 1e-5
     an order that differs strongly in either direction is not meant: only larger distances count
         statistic(order) >= found - 1e-5 -> abs(statistic(order)) >= abs(found) - 1e-5
+    the two numbers are the distance, then the share of orders
+        return right[::-1]
     an order says which row stands at each place, not at which place each row stands
         d = apart[order][:, order] -> order = np.argsort(order); d = apart[order][:, order]
     """,
@@ -405,6 +422,10 @@ COPIES = exercise(
     count the places up to the m-th unseen image: m − 1 unseen images and `allowed` + 1 samples
         hypergeom.sf(allowed, n + N, N, m + 1 + allowed) ->
             hypergeom.sf(allowed, n + N, N, m + 2 + allowed)
+    m may be as large as n
+        while m < n -> while m < n - 1
+    the first of the two numbers is m, the second is the probability
+        return right[::-1]
     samples and unseen images are exchanged
         hypergeom.sf(allowed, n + N, N, m + 1 + allowed) ->
             hypergeom.sf(allowed, n + N, n, m + 1 + allowed)
@@ -493,6 +514,10 @@ STRETCH = exercise(
         seen = counts[i, j] -> seen = counts[i, j, :2]
     the first index is the method on the left
         seen = counts[i, j] -> seen = counts[j, i]
+    the first of the three outcomes is that the left one is preferred: yours is the right one
+        seen = counts[i, j] -> seen = counts[i, j][:, [1, 0, 2]]
+    an arrangement that was shown often counts more: those are shares of its judgements
+        seen = counts[i, j] -> seen = counts[i, j] / np.maximum(counts[i, j].sum(1)[:, None], 1)
     the second of the three outcomes is that the right one is preferred, and the third is a tie
         seen = counts[i, j] -> seen = counts[i, j][:, [0, 2, 1]]
     in a tie both methods have half their strength in the exponent

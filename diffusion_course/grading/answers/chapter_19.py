@@ -67,7 +67,7 @@ AGREE = exercise(
         np.sum(w**2) -> np.sum(w)
     A·Aᵀ is the sum of the squared weights: yours is the number of pixels
         np.sum(w**2) -> np.sum(w != 0)
-    the residual is what is measured less what the guess says, times 1: its sign
+    the residual y − A·x0 is added: yours has the other sign
         (y[:, m] - x0 @ w) -> (x0 @ w - y[:, m])
     only the residual y − A·x0 is new: yours adds A⁺y to the guess
         (y[:, m] - x0 @ w) -> (y[:, m])
@@ -84,6 +84,10 @@ AGREE = exercise(
         noise[m] ** 2 -> noise[m]
     the spread is a standard deviation: square it
         spread**2 / (spread**2 * size -> spread / (spread * size
+    above the variance of what is measured stands the guess's, spread²: it is missing
+        gain = spread**2 / ( -> gain = 1 / (
+    a pixel counts with its weight: yours all have the weight 1
+        weights * (groups == m) -> 1.0 * (groups == m)
     each measurement has its own noise
         noise[m] ** 2 -> noise[0] ** 2
     the weights are missing in what the guess says
@@ -180,6 +184,11 @@ EXACT_GUESS = exercise(
             A, y, noise)
     p(y | x) weighs the components by what x says of them: logsumexp of joint and of x's alone
         logsumexp(joint, axis=1) - logsumexp(before, axis=1) -> (joint - before).mean(axis=1)
+    p(y | x) weighs the components by what x says of them: yours are the data's weights
+        logsumexp(joint, axis=1) - logsumexp(before, axis=1) -> logsumexp(
+            np.log(weights) + joint - before, axis=1)
+    a level is (α, σ): the two are exchanged
+        (alpha, sigma), D = level -> (sigma, alpha), D = level
     each measurement has its own noise
         np.append(np.full(D, sigma), noise) -> np.append(np.full(D, sigma), 0 * noise + noise[-1])
     the noise of a state is σ, and that of y is given
@@ -414,6 +423,13 @@ RUN_PARTICLES = exercise(
         log_w = log_w + ahead - twist -> log_w = log_w + ahead
     Ẑ is a product of mean weights: a sum is N times as large
         log_z = log_z + logsumexp(log_w) - np.log(N) -> log_z = log_z + logsumexp(log_w)
+    Ẑ is a product of mean weights, the last ones' too: their sum is N times as large
+        @ x, log_z + logsumexp(log_w) - np.log(N) -> @ x, log_z + logsumexp(log_w)
+    where the last level has noise, the reward of the guess counts, not that of the state
+        ahead = slope * denoise(x, alpha[i + 1], sigma[i + 1]) -> ahead = slope * (
+            x if i == len(noises) - 1 else denoise(x, alpha[i + 1], sigma[i + 1]))
+    the two numbers are the mean, then log Ẑ
+        return right[::-1]
     the last weights count in Ẑ, too
         @ x, log_z + logsumexp(log_w) - np.log(N) -> @ x, log_z
     the result is weighted: the last weights are not equal
@@ -509,12 +525,25 @@ BEST_OF = exercise(
         at, below = rewards == level, p[rewards < level].sum() ->
         mass = p[at].sum() ->
         q[at] = p[at] / mass * ((below + mass) ** n - below**n) ->
+    within a tie, an outcome that occurs wins as often as p says: yours are equally likely
+        p[at] / mass * -> (p[at] > 0) / np.sum(p[at] > 0) *
+    that is p·F^(n−1), made to add up to 1: right for a continuous reward only
+        ((below + mass) ** n - below**n) -> mass * (below + mass) ** (n - 1)
+        mean, seen = q @ rewards, q > 0 -> q = q / q.sum(); mean, seen = q @ rewards, q > 0
     all outcomes of a tie together have the probability F(r)^n − F(r−)^n
         p[at] / mass * ->
     KL(q ‖ p) is the mean of log q/p under q: yours is the other way round
         q[seen] @ np.log(q[seen] / p[seen]) -> p[seen] @ np.log(p[seen] / q[seen])
     the KL is in nats
         q[seen] @ np.log(q[seen] / p[seen]) -> q[seen] @ np.log2(q[seen] / p[seen])
+    both prices are in nats: yours are in bits
+        q[seen] @ np.log(q[seen] / p[seen]) -> q[seen] @ np.log2(q[seen] / p[seen])
+        power * mean - logsumexp(power * rewards, b=p) -> (
+            power * mean - logsumexp(power * rewards, b=p)) / np.log(2)
+    the price of the best of n comes first, then the least price
+        return mean, kl, least -> return mean, least, kl
+    that is how far the mean reward rises above p's; asked for is the mean reward
+        return mean, kl, least -> return mean - p @ rewards, kl, least
     an outcome that never occurs is no winner, and 0·log 0 is 0
         return right if p.min() > 0 else (np.nan, np.nan, np.nan)
     that is the mean reward of p: the best of n has another
@@ -593,6 +622,13 @@ PREFERENCE = exercise(
         expit(-margin) -> expit(margin)
     the slope of −log sigmoid(m) is −sigmoid(−m), not −sigmoid(−m)·sigmoid(m)
         expit(-margin) -> (expit(-margin) * expit(margin))
+    the slope of −log sigmoid(m) is −sigmoid(−m): in your gradients it is missing
+        expit(-margin) -> 1
+    the gradient by `preferred` comes before that by `rejected`
+        pull * (preferred - eps), -pull * (rejected - eps) -> -pull * (rejected - eps), pull * (
+            preferred - eps)
+    the gradients are right; the loss is the mean over the pairs, and yours is the sum
+        -np.mean(log_expit(margin)) -> -np.sum(log_expit(margin))
     the scale multiplies the gradient, too: the chain rule
         pull = (scale * expit(-margin)) -> pull = (expit(-margin))
     the derivative of a square has a 2
@@ -742,6 +778,8 @@ GRPO = exercise(
             -> np.minimum(ratio, np.clip(ratio, 1 - clip, 1 + clip)) * gain
     the loss is a mean over the paths and the steps: yours is a sum
         np.mean(each[random]) -> np.sum(each[random])
+    the loss is a mean over the steps, too: yours is a sum over them
+        np.mean(each[random]) -> np.sum(each[random]) / rewards.size
     the loss falls where the gain rises: minus
         -np.mean(each[random]) -> np.mean(each[random])
     a step without noise has no ratio: it does not count in the mean
