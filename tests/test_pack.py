@@ -8,6 +8,7 @@ import re
 import shutil
 import zipfile
 from importlib import metadata
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -106,6 +107,18 @@ def test_only_links_to_notebooks_are_changed():
 # The wheel
 
 
+def test_what_a_build_leaves_in_the_source_tree_is_not_taken_for_the_installation(
+    tmp_path, monkeypatch
+):
+    before = wheel.wheel()
+    left = tmp_path / "diffusion_course.egg-info"
+    left.mkdir()
+    (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: diffusion-course\nVersion: 9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert metadata.version("diffusion-course") == "9"  # it is found first
+    assert wheel.wheel() == before
+
+
 def test_the_wheel_holds_the_package_and_its_record_is_right(wheel_files):
     root = COURSE / "diffusion_course"
     here = {p.relative_to(COURSE).as_posix() for p in root.rglob("*") if p.is_file()}
@@ -120,7 +133,7 @@ def test_the_wheel_holds_the_package_and_its_record_is_right(wheel_files):
             assert digest == "sha256=" + base64.urlsafe_b64encode(found).decode().rstrip("=")
             assert int(size) == len(wheel_files[name])
     about = {name.split(".dist-info/")[1] for name in wheel_files if ".dist-info/" in name}
-    assert {"METADATA", "WHEEL", "RECORD", "entry_points.txt"} < about
+    assert {"METADATA", "WHEEL", "RECORD", "entry_points.txt"} <= about
     assert any(name.endswith("LICENSE") for name in about)  # the licence asks for it
 
 
@@ -141,10 +154,7 @@ def test_pyproject_packs_the_same_files_and_the_chapters(wheel_files):
 
 
 def test_a_course_that_is_not_installed_is_told_so(monkeypatch, capsys, tmp_path):
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(wheel.metadata, "distribution", missing)
+    monkeypatch.setattr(wheel.metadata, "distributions", lambda name: [])
     code, err = command(capsys, "pack", "03", "--out", str(tmp_path / "x.zip"))
     assert code == 2 and "not installed" in err and "make lab" in err
     assert not list(tmp_path.iterdir())
@@ -275,7 +285,7 @@ def test_chapters_that_the_wheel_brought_are_found(small, tmp_path, monkeypatch)
 
     monkeypatch.setattr(runner, "course_folder", nowhere)
     monkeypatch.setattr(pack.paths, "source_tree", lambda: tmp_path / "site")
-    monkeypatch.setattr(pack.metadata, "files", lambda name: None)
+    monkeypatch.setattr(wheel, "installed", lambda: None)
     with pytest.raises(runner.Mistake):
         pack.course_folder()
     # pip install --target puts it beside the package …
@@ -291,5 +301,5 @@ def test_chapters_that_the_wheel_brought_are_found(small, tmp_path, monkeypatch)
         def locate(self):
             return small / "notebooks" / "chapters.toml"
 
-    monkeypatch.setattr(pack.metadata, "files", lambda name: [Installed()])
+    monkeypatch.setattr(wheel, "installed", lambda: SimpleNamespace(files=[Installed()]))
     assert pack.course_folder() == small.resolve()

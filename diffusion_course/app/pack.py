@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from diffusion_course import files, paths
@@ -33,10 +32,8 @@ def course_folder(start: str | None = None) -> Path:
 
 def _from_the_wheel() -> Path | None:
     """share/diffusion-course, where the installer of the wheel has put it."""
-    try:
-        names = metadata.files(wheel.DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:
-        names = []
+    distribution = wheel.installed()
+    names = (distribution.files if distribution else None) or []
     folders = [Path(name.locate()).parent.parent for name in names if name.name == table.NAME]
     folders.append(paths.source_tree() / "share" / wheel.DISTRIBUTION)  # pip install --target
     return next((f.resolve() for f in folders if (f / "notebooks" / table.NAME).exists()), None)

@@ -32,13 +32,12 @@ def wheel() -> tuple[str, bytes]:
 
     Raises: runner.Mistake if the course is not installed: its metadata stand in no other place.
     """
-    try:
-        distribution = metadata.distribution(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
+    distribution = installed()
+    if distribution is None:
         raise runner.Mistake(
             "the course is not installed, so its wheel cannot be made; "
             'run pip install -e ".[lab]" in its folder (or make lab)'
-        ) from None
+        )
     name = f"{DISTRIBUTION.replace('-', '_')}-{distribution.version}"
     info = f"{name}.dist-info"
     files = _package() | {f"{info}/{key}": text for key, text in _about(distribution).items()}
@@ -46,6 +45,16 @@ def wheel() -> tuple[str, bytes]:
     record.append(f"{info}/RECORD,,")
     files[f"{info}/RECORD"] = "".join(f"{row}\n" for row in record).encode()
     return f"{name}-{BUILD}-{TAG}.whl", archive(files)
+
+
+def installed() -> metadata.Distribution | None:
+    """What an installer has written about the course; None if none did.
+
+    A build leaves diffusion_course.egg-info in the source tree, which Python finds first where that
+    is the working folder. It holds neither the licence nor what an installer reads.
+    """
+    found = metadata.distributions(name=DISTRIBUTION)
+    return next((one for one in found if one.read_text("METADATA")), None)
 
 
 def _package() -> dict[str, bytes]:
