@@ -180,7 +180,7 @@ def test_a_flow_is_undone_and_its_volume_is_that_of_the_jacobian(dim, depth):
     model = flow(dim, depth)
     x, cond = jnp.asarray(RNG.normal(0.3, 1.2, (4, dim)), jnp.float32), np.array([0, 2, 3, 1])
     z, log_det = model(x, cond)
-    np.testing.assert_allclose(model.inverse(z, cond), x, atol=3e-4)  # rounding, stretched by each coupling
+    np.testing.assert_allclose(model.inverse(z, cond), x, atol=3e-4)  # stretched rounding
     one = lambda row, label: model(row[None], label[None])[0][0]  # noqa: E731
     jacobian = jax.vmap(jax.jacfwd(one))(x, jnp.asarray(cond))
     sign, expected = np.linalg.slogdet(np.asarray(jacobian, np.float64))
