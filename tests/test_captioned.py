@@ -196,7 +196,7 @@ def knowing(monkeypatch):
 def test_a_contrastive_pair_is_asked_for_its_captions_and_beside_the_judge(monkeypatch, knowing):
     unseen, own = IMAGES["test"], captions_of(IMAGES["test"])
 
-    def painter(recipe):
+    def painter(recipe, size):
         return lambda model, captions, w: unseen.x[:30] if w else unseen.x[:30] * 0
 
     class Pair(nnx.Module):

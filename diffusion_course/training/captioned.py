@@ -74,17 +74,18 @@ def _silhouettes(x: np.ndarray) -> np.ndarray:
 
 
 def painter(
-    recipe: TextRecipe | AdapterRecipe,
+    recipe: TextRecipe | AdapterRecipe, size: int
 ) -> Callable[[nnx.Module, np.ndarray, float], np.ndarray]:
     """Compiles the drawing of captions, with DDIM in as many steps as the recipe says.
 
     Args:
       recipe: of the model that draws.
+      size: height and width of the images.
 
     Returns: ``draw(model, captions, w) -> images``, of captions [N, L] and the guidance scale w. It
       draws the same noise at every call.
     """
-    p, size = weights.build_process(recipe.process), recipe.options["size"]
+    p = weights.build_process(recipe.process)
     times = sampling.uniform(recipe.sampling_steps)
     generate = sampling.generator(p, recipe.kind, samplers.ddim(p), times, (size, size, 3))
 
@@ -134,7 +135,7 @@ def measure_text(recipe: TextRecipe, model: nnx.Module, test: Dataset) -> dict:
     some = test.subset(np.arange(recipe.samples))
     wanted, held = shapes.answers(some), shapes.held_out(some, recipe.held_out)
     captions = shapes.LANGUAGE(some.attributes["caption"].tolist())
-    draw, expert = painter(recipe), weights.load(recipe.judge).model
+    draw, expert = painter(recipe, some.x.shape[1]), weights.load(recipe.judge).model
     found = {}
     for w in recipe.scales:
         right = judged(expert, draw(model, captions, w)) == wanted
@@ -173,7 +174,7 @@ def measure_contrastive(recipe: ContrastiveRecipe, model: nnx.Module, test: Data
         "caption_found": float(own.mean()),
         "score_of_real_images": float(score(model, some.x, captions)),
     }
-    draw, expert = painter(by), weights.load(by.judge).model
+    draw, expert = painter(by, some.x.shape[1]), weights.load(by.judge).model
     artist = weights.load(recipe.painter).model
     for w in by.scales:
         x = draw(artist, captions, w)
@@ -261,11 +262,13 @@ def new_and_old(recipe: AdapterRecipe, model: nnx.Module) -> dict:
     Returns: "new" and "old" -> the shares of samples with each attribute of their caption, and with
       all of them. The new shape is told by `nearest_drawing`, since the judge does not know it.
     """
-    expert, draw = weights.load(recipe.judge).model, painter(recipe)
+    sets = {
+        name: shapes.load("test", **(recipe.options | {"n": recipe.samples, "new": name == "new"}))
+        for name in ("new", "old")
+    }
+    expert, draw = weights.load(recipe.judge).model, painter(recipe, sets["new"].x.shape[1])
     found = {}
-    for name in ("new", "old"):
-        about = {"n": recipe.samples, "size": recipe.options["size"], "new": name == "new"}
-        wanted = shapes.load("test", **about)
+    for name, wanted in sets.items():
         captions = shapes.LANGUAGE(wanted.attributes["caption"].tolist())
         x = draw(model, captions, recipe.guidance)
         found[name] = shares(_right(expert, x, wanted))

@@ -249,8 +249,8 @@ def examine(model, x, key):
     z = jax.random.normal(key, (1000, 4, 4, 2))
     means, spread = code.mean.reshape(len(x), -1), jnp.exp(code.log_variance).mean(0).ravel()
     all_latents = jnp.cov(means.T) + jnp.diag(spread)
-    fitted = jax.random.multivariate_normal(key, means.mean(0), all_latents, (1000,), method="svd")
-    y, drawn = model.decode(code.mean), (model.decode(z), model.decode(fitted.reshape(z.shape)))
+    normal = jax.random.multivariate_normal(key, means.mean(0), all_latents, (1000,), method="svd")
+    y, drawn = model.decode(code.mean), (model.decode(z), model.decode(normal.reshape(z.shape)))
     return latent.reconstruction(x, y).mean(), code.kl().mean(), y, *drawn
 
 
@@ -286,7 +286,7 @@ for low, high in pairwise(BETAS):
 assert D_by[0.3].min() > 3 * D_by[0.0].max() and D_by[1.0].min() > 6 * D_by[0.0].max()
 digits_floor = digits_distance(X_unseen)
 assert min(prior_by.values()) > 10 * digits_floor
-for b in BETAS[:2]:  # a fitted normal distribution removes two thirds, and leaves the rest
+for b in BETAS[:2]:  # a fitted normal distribution removes more than half
     assert 10 * digits_floor < fitted_by[b] < 0.45 * prior_by[b]
 assert back_by[0.01] < 3 * digits_floor
 print(f"floor: unseen digits themselves {digits_floor:.2f}")
@@ -476,12 +476,16 @@ spread = np.mean([by_pixels(x, answers["average"]) for x in copies], axis=0)
 gap_to_mean = by_pixels(answers["middle copy"], answers["average"])
 np.testing.assert_allclose(cost[by_pixels, "middle copy"], spread + gap_to_mean, rtol=1e-4)
 assert prefers[by_pixels] == 1.0
+# The middle copy is one of the nine. Without it among them:
+average_of_others = (9 * cost[by_features, "average"] - by_features(copies[4], copies.mean(0))) / 8
+assert np.mean(average_of_others < 9 / 8 * cost[by_features, "middle copy"]) <= 0.25
 assert prefers[by_features] <= 0.25  # by chance 12 of 24; at most 6 has a probability of 1 %
 assert steepness["average"] < 0.5 * steepness["middle copy"]
 
 # %% [markdown]
 # The squared error prefers the average every time: equation (7) says so. The feature loss takes the sharp copy for
-# most of them, although it is the same copies and the same two answers.
+# most of them, although it is the same copies and the same two answers. (The middle copy is one of the nine. It is
+# preferred without this advantage too.)
 #
 # The feature loss alone is no good loss: it does not care about much that we can see. The released autoencoders add
 # it with weight 0.02. (Rombach et al. add a discriminator as well, which demands that the decoded picture
@@ -1040,7 +1044,7 @@ assert joint[0.0][:, 1].min() > 5 * joint[10.0][:, 1].max()
 assert joint[0.0][:, 2].min() > 15 * joint[10.0][:, 2].max()
 for high in LAMBDAS[1:]:
     assert joint[high][:, 3].mean() > joint[0.0][:, 3].mean() - 2 * joint[0.0][:, 3].std()
-assert floors[10.0].min() > 10 * floors[0.0].max() and floors[10.0].min() > 8
+assert floors[10.0].min() > 8 and floors[0.0].min() > 0.5 and floors[0.0].max() < 0.7
 assert min(t[:, 3].min() for t in joint.values()) > 10 * digits_floor
 
 # %% [markdown]

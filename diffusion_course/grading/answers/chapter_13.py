@@ -246,6 +246,10 @@ def _lattice(rng, *sizes):
         if k == 1:  # and far away, rows that lie twice in their set: their balls have radius 0
             x[-4:-2], real[-4:-2] = -60, -57
             x[-2:], real[-2:] = 63, 60
+        if (
+            k == 1 and D == 2
+        ):  # where another norm has another answer: a ball of radius 5 = ‖(3, 4)‖
+            x[-6:-4], real[-4:-2] = [[200, 194], [196, 196]], [[200, 200], [203, 204]]
         yield x.astype(np.float64), real.astype(np.float64), k
 
 
@@ -276,6 +280,12 @@ BROKEN = exercise(
     a point on the rim of a ball is inside
         between <= radii(real) -> between < radii(real)
         between <= radii(x)[:, None] -> between < radii(x)[:, None]
+    the distance was right: it is the Euclidean one
+        within = cdist(points, points) -> within = cdist(points, points, "cityblock")
+        between = cdist(x, real) -> between = cdist(x, real, "cityblock")
+    the distance was right: it is the Euclidean one, not the greatest difference of a feature
+        within = cdist(points, points) -> within = cdist(points, points, "chebyshev")
+        between = cdist(x, real) -> between = cdist(x, real, "chebyshev")
     the distances were right; their squares need squared radii
         between = cdist(x, real) -> between = cdist(x, real) ** 2
     that is density, which counts the balls
