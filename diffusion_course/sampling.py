@@ -224,7 +224,9 @@ def karras(
     """
     n = checks.integer("n", n, 1)
     checks.above("rho", rho, 0)
-    end = float(p.sigma(1.0) / p.alpha(1.0))
+    # A grid is made of numbers, also while a function is traced that asks for one.
+    with jax.ensure_compile_time_eval():
+        end = float(p.sigma(1.0) / p.alpha(1.0))
     sigma_max = end if sigma_max is None else sigma_max
     if not (0 < sigma_min < sigma_max < np.inf and sigma_max <= end * (1 + 1e-5)):
         raise ValueError(
@@ -257,10 +259,11 @@ def log_snr_uniform(p: Process, n: int, t_min: float = 1e-3, t_max: float = 1.0)
         raise ValueError(
             f"t_min and t_max must satisfy 0 < t_min < t_max <= 1, got {t_min} and {t_max}"
         )
-    first, last = float(p.log_snr(t_max)), float(p.log_snr(t_min))
-    if not np.isfinite(first):
-        times = np.arange(1000, dtype=np.float32) / 1000
+    times = np.arange(1000, dtype=np.float32) / 1000
+    with jax.ensure_compile_time_eval():
+        first, last = float(p.log_snr(t_max)), float(p.log_snr(t_min))
         finite = times[np.isfinite(p.log_snr(times))]
+    if not np.isfinite(first):
         raise ValueError(
             f"t_max must have a finite log-SNR, got t_max = {t_max} where it is {first}; "
             f"for this process pass at most t_max = {finite.max(initial=0):g}"
@@ -274,4 +277,6 @@ def log_snr_uniform(p: Process, n: int, t_min: float = 1e-3, t_max: float = 1.0)
 
 def _grid_from_log_snr(p: Process, n: int, values: np.ndarray) -> np.ndarray:
     """Times of falling noise level with these log-SNRs; the first becomes 1, and 0 is added."""
-    return _grid(n, np.concatenate([[1.0], np.asarray(time_at(p, values))[1:], [0.0]]))
+    with jax.ensure_compile_time_eval():
+        times = np.asarray(time_at(p, values))
+    return _grid(n, np.concatenate([[1.0], times[1:], [0.0]]))

@@ -83,6 +83,20 @@ def test_log_snr_uniform_has_equal_steps_of_log_snr(name):
 # ----------------------------------------------------------------------------------------- sample
 
 
+@pytest.mark.parametrize("grid", [sampling.karras, sampling.log_snr_uniform])
+def test_a_grid_asked_for_while_a_function_is_traced_is_made_of_numbers(grid):
+    p, seen = process.edm(), []
+
+    @jax.jit
+    def traced(x):
+        seen.append(grid(p, 5))
+        return x * seen[0][1]
+
+    traced(1.0)
+    assert isinstance(seen[0], np.ndarray)
+    np.testing.assert_array_equal(seen[0], grid(p, 5))
+
+
 @pytest.mark.parametrize(("make", "n"), [(samplers.ddpm, 37), (samplers.ddim, 1)])
 def test_the_denoiser_is_evaluated_once_per_step_at_the_step_s_own_time(make, n):
     p, called, traced = process.vp_cosine(), [], []
