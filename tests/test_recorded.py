@@ -151,3 +151,14 @@ def test_chapter_18_shows_the_recorded_wall():
         for value, column, most in zip(values, columns, rounding, strict=True):
             assert abs(value - row[column]) <= most, (row["method"], row["evaluations"], column)
     assert len(found["rows"]) == sum(map(len, shown.values()))
+
+
+def test_chapter_04_shows_the_recorded_networks_without_a_part_and_averages():
+    found = record("network_parts")
+    assert in_chapter("04_networks", "RECORDED") == found["parts"]
+    columns = ("0.0", "0.9", "0.99", None, "warm-up", "0.9999")  # None: the best of the grid
+    for n, shown in in_chapter("04_networks", "OTHER_RUNS").items():
+        assert len(shown) == len(found["averages"]) == 3
+        for row, run in zip(shown, found["averages"], strict=True):
+            grid = [error for d, error in run[str(n)].items() if d != "warm-up"]
+            assert row == tuple(run[str(n)][d] if d else min(grid) for d in columns)
