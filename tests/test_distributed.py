@@ -36,7 +36,7 @@ def data():
     rng = np.random.default_rng(0)
     return rng.normal(0.3, 0.7, (50, 2)).astype(np.float32), rng.integers(0, 10, 50)
 
-optimizer = optax.sgd(0.1, momentum=0.9)
+optimizer = optax.flatten(optax.sgd(0.1, momentum=0.9))
 
 def train(rows=slice(None), batches_from=batches, **options):
     start = int(options["state"].step) if options.get("state") is not None else 0
@@ -64,7 +64,7 @@ def deadly(*args, **options):
         yield batch
 
 with Checkpoints(folder) as saved:
-    like = create_state(model(), optax.flatten(optimizer))
+    like = create_state(model(), optimizer)
     state = saved.restore(like) if saved.latest_step() else None
     # At first with a copy on each device, then cut among all of them.
     result = train(distributed.own_rows(16), deadly, state=state, fsdp=not dies,
