@@ -59,40 +59,49 @@ def read() -> dict:
     return {"programs": {}}
 
 
-def wanted() -> list[dict]:
-    """The programs, the most important first."""
-    from tpu_programs import ACCELERATOR_BATCH, Program, recipes
-
-    step, draw, half, full = "training step", "sampler", "bfloat16", "float32"
-    own = {name: recipe.batch_size for name, recipe in recipes.RECIPES.items()}
-    large = ACCELERATOR_BATCH
-    rest = [name for name in own if name not in _FIRST]
-    chosen = [(name, step, half, own[name], "v5e-1") for name in _FIRST[:1]]
-    chosen += [("mnist", step, full, own["mnist"], "v5e-1")]
-    chosen += [(name, step, half, own[name], "v5e-1") for name in _FIRST[1:]]
-    chosen += [("mnist", step, dtype, large, "v5e-1") for dtype in (half, full)]
-    chosen += [(name, step, half, large, "v5e-8") for name in ("mnist", "mnist_dit")]
-    chosen += [("mnist_dit", step, half, large, "v5e-1")]
-    chosen += [(name, step, half, own[name], "v6e-1") for name in ("mnist", "mnist_dit")]
-    chosen += [("mnist", step, half, large, "v6e-1")]
-    chosen += [(name, draw, half, large, "v5e-1") for name in _DRAWN]
-    chosen += [(name, step, half, own[name], "v5e-1") for name in rest]
-    chosen += [(name, step, full, own[name], "v5e-1") for name in _FIRST[1:]]
-    chosen += [(name, step, half, large, "v2-8") for name in ("mnist", "mnist_dit")]
-    chosen += [(name, step, half, large, "v5e-8") for name in ("toy2d", "mnist_latent")]
-    chosen += [(name, step, full, own[name], "v5e-1") for name in rest]
-    chosen += [(name, draw, full, large, "v5e-1") for name in _DRAWN]
-    chosen += [(name, step, half, large, "v2-8") for name in ("toy2d", "mnist_latent")]
-    for dtype in (half, full):
-        chosen += [(name, step, dtype, own[name], "v6e-1") for name in own]
-        chosen += [(name, draw, dtype, large, "v6e-1") for name in _DRAWN]
-    return [Program(*row)._asdict() for row in dict.fromkeys(chosen)]
-
-
-_FIRST = ("mnist", "digits", "shapes", "mnist_dit", "mnist_latent")
 # One sampler of each family: a U-Net, a DiT, one in latents, an MLP, captions, and few steps.
 _DRAWN = ("mnist", "mnist_dit", "mnist_latent", "toy2d", "shapes_text", "mnist_consistency",
           "mnist_meanflow")  # fmt: skip
+_FIRST = ("mnist", "digits", "shapes", "mnist_dit", "mnist_latent")
+
+
+def wanted() -> list[dict]:
+    """The programs, the most important first; in bfloat16 those whose networks compute in it."""
+    from tpu_programs import ACCELERATOR_BATCH, Program, in_bfloat16, recipes
+
+    step, draw, half, full = "training step", "sampler", "bfloat16", "float32"
+    own = {name: recipe.batch_size for name, recipe in recipes.RECIPES.items()}
+    rest, large = [name for name in own if name not in _FIRST], ACCELERATOR_BATCH
+
+    def steps(names, dtype, topology, batch=None):
+        return [(name, step, dtype, batch or own[name], topology) for name in names]
+
+    def drawn(dtype, topology):
+        return [(name, draw, dtype, large, topology) for name in _DRAWN]
+
+    chosen = [
+        *steps(_FIRST[:1], half, "v5e-1"),
+        *steps(_FIRST[:1], full, "v5e-1"),
+        *steps(_FIRST, half, "v5e-1"),
+        *steps(("mnist", "mnist_dit"), half, "v5e-8", large),
+        *steps(("mnist", "mnist_dit"), half, "v5e-1", large),
+        *steps(("mnist", "mnist_dit"), half, "v6e-1"),
+        *drawn(half, "v5e-1"),
+        *steps(rest, half, "v5e-1"),
+        *steps(own, full, "v5e-1"),
+        *drawn(full, "v5e-1"),
+        *steps(("mnist", "mnist_dit"), half, "v2-8", large),
+        *steps(("mnist_latent",), half, "v5e-8", large),
+        *steps(("mnist_latent",), half, "v2-8", large),
+        *steps(("toy2d",), full, "v5e-8", large),
+        *steps(("toy2d",), full, "v2-8", large),
+    ]
+    for dtype in (half, full):
+        chosen += steps(own, dtype, "v6e-1") + drawn(dtype, "v6e-1")
+    programs = [Program(*row) for row in dict.fromkeys(chosen)]
+    return [
+        p._asdict() for p in programs if p.dtype == full or in_bfloat16(recipes.RECIPES[p.recipe])
+    ]
 
 
 def name_of(program: dict) -> str:

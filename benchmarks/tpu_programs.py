@@ -89,6 +89,15 @@ def evaluations(name: str) -> int:
     return getattr(recipe, "sampling_steps", 0) or max(recipe.evaluations)
 
 
+def in_bfloat16(recipe) -> bool:
+    """Whether a recipe's network can compute in bfloat16."""
+    model = recipe.model
+    # A ControlNet and an adapter compute as their base does, whose description they hold.
+    while inner := [value for value in model.values() if isinstance(value, dict)]:
+        (model,) = inner
+    return model["class"] in ("UNet", "DiT")
+
+
 def example(recipe, batch: int) -> tuple:
     """The shapes of a batch (x, labels) of a recipe."""
     size = {"mnist": (28, 28, 1), "digits": (8, 8, 1)}.get(recipe.dataset)

@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from jax import export
+
+from diffusion_course import weights
 
 COURSE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(COURSE / "benchmarks"))
@@ -144,7 +145,7 @@ def test_the_chips_are_those_of_the_topologies():
 
 def lowered(batch):
     function, shapes, _ = programs.training("toy2d", "float32", batch)
-    return export.export(function, platforms=["tpu"])(*shapes).mlir_module()
+    return function.trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
 
 
 def test_a_compilation_s_name_depends_on_program_devices_and_compiler_alone():
@@ -172,28 +173,47 @@ def test_the_cost_of_a_loop_is_that_of_one_turn():
     assert turns(3) == pytest.approx(turns(30), rel=0.01)
 
 
-def test_programs_of_all_kinds_have_the_shapes_of_their_recipes():
-    step, (state, (x, labels), key), split = programs.training("digits", "bfloat16", 6)
-    assert x.shape == (6, 8, 8, 1) and labels.shape == (6,) and split == (False, True, False)
+def test_programs_have_the_shapes_of_their_recipes():
+    step, (state, (x, labels), key), split = programs.training("toy2d", "float32", 6)
+    assert (x.shape, labels.shape, split) == ((6, 2), (6,), (False, True, False))
     new, loss = jax.eval_shape(step, state, (x, labels), key)
-    assert loss.shape == () and jax.tree.map(lambda a, b: a.shape == b.shape, state, new)
+    assert loss.shape == () and new.params.shape == state.params.shape
     draw, shapes, split = programs.sampler("toy2d", "float32", 6)
     assert jax.eval_shape(draw, *shapes).shape == (6, 2) and len(split) == len(shapes)
-    draw, shapes, _ = programs.sampler("mnist_latent", "float32", 2)
-    assert jax.eval_shape(draw, *shapes).shape == (2, 7, 7, 4)
+    found = {
+        name: tuple(a.shape for a in programs.example(programs.recipes.RECIPES[name], 5))
+        for name in ("mnist", "mnist_latent", "shapes_judge", "shapes_text")
+    }
+    assert found == {
+        "mnist": ((5, 28, 28, 1), (5,)),
+        "mnist_latent": ((5, 7, 7, 4), (5,)),
+        "shapes_judge": ((5, 32, 32, 3), (5, 4)),
+        "shapes_text": ((5, 32, 32, 3), (5, 8)),
+    }
     assert programs.evaluations("mnist") == 25 and programs.evaluations("mnist_meanflow") == 4
 
 
 def test_wanted_programs_are_named_once_and_cover_every_recipe():
-    wanted = script.wanted()
+    wanted, known = script.wanted(), programs.recipes.RECIPES
     names = [script.name_of(program) for program in wanted]
     assert len(set(names)) == len(names)
-    assert names[0] == "mnist, training step, bfloat16, 64, v5e-1"
+    assert names[:2] == [f"mnist, training step, {d}, 64, v5e-1" for d in ("bfloat16", "float32")]
+    half = {name for name, recipe in known.items() if programs.in_bfloat16(recipe)}
     for topology in ("v5e-1", "v6e-1"):
-        for dtype in ("float32", "bfloat16"):
+        for dtype, able in (("float32", set(known)), ("bfloat16", half)):
             kept = [p for p in wanted if (p["topology"], p["dtype"]) == (topology, dtype)]
-            steps = {p["recipe"] for p in kept if p["what"] == "training step"}
-            assert steps == set(programs.recipes.RECIPES)
-            assert {p["recipe"] for p in kept if p["what"] == "sampler"} == set(script._DRAWN)
-    sharded = {p["recipe"] for p in wanted if p["topology"].endswith("-8")}
-    assert sharded == {"mnist", "mnist_dit", "mnist_latent", "toy2d"}
+            assert {p["recipe"] for p in kept if p["what"] == "training step"} == able
+            drawn = {p["recipe"] for p in kept if p["what"] == "sampler"}
+            assert drawn == set(script._DRAWN) & able
+    for topology in ("v5e-8", "v2-8"):
+        sharded = {p["recipe"] for p in wanted if p["topology"] == topology}
+        assert sharded == {"mnist", "mnist_dit", "mnist_latent", "toy2d"}
+
+
+def test_what_is_left_out_in_bfloat16_cannot_compute_in_it():
+    known = programs.recipes.RECIPES
+    able = {name: programs.in_bfloat16(recipe) for name, recipe in known.items()}
+    assert able["shapes_control"] and able["shapes_lora"] and not all(able.values())
+    for name in (name for name, yes in able.items() if not yes):
+        with pytest.raises(ValueError, match="dtype"):
+            weights.build(known[name].model, dtype="bfloat16")
