@@ -167,6 +167,8 @@ def environment() -> dict[str, str]:
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+        # There is no TPU that two processes could fight for.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
 
 

@@ -217,3 +217,52 @@ def test_what_is_left_out_in_bfloat16_cannot_compute_in_it():
     for name in (name for name, yes in able.items() if not yes):
         with pytest.raises(ValueError, match="dtype"):
             weights.build(known[name].model, dtype="bfloat16")
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """An empty record, four programs, and a compiler that says when it was asked for what."""
+    topologies = ("v5e-1", "v6e-1", "v5e-8", "v2-8")
+    wanted = [
+        programs.Program("toy2d", "training step", "float32", 8, t)._asdict() for t in topologies
+    ]
+    asked = []
+
+    def attempt(program):
+        asked.append((program["topology"], program["known"]))
+        if program["known"] == "as before":
+            return "unchanged"
+        if program["topology"] == "v6e-1":
+            return script._plain(program) | {"failed": "no such chip"}
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return script._plain(program) | {"key": "as before", "compile_seconds": 1.0}
+
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "record.json")
+    monkeypatch.setattr(script, "wanted", lambda: wanted)
+    monkeypatch.setattr(script, "attempt", attempt)
+    monkeypatch.setattr(script, "compiler_version", lambda: "1.0")
+    return asked
+
+
+def test_a_run_that_is_stopped_goes_on_where_it_was(recorded):
+    with pytest.raises(KeyboardInterrupt):
+        script.compile_missing([], 1)
+    kept = script.read()
+    assert [row["topology"] for row in kept["programs"].values()] == ["v5e-1", "v6e-1"]
+    assert [name.split(", ")[-1] for name in kept["missing"]] == ["v5e-8", "v2-8"]
+    recorded += [("", "")]  # the third question is behind us
+    script.compile_missing([], 1)
+    # What has failed or was cut off is tried again; what was done is only looked at.
+    assert [k for t, k in recorded if t] == [None, None, None, "as before", None, None, None]
+    found = script.read()
+    assert not found["missing"] and not found["complete"]  # one has failed
+    assert len(found["programs"]) == 4
+
+
+def test_words_choose_programs_and_a_limit_of_time_starts_no_other(recorded):
+    script.compile_missing(["v5e", "float32"], 0)
+    assert recorded == []
+    script.compile_missing(["v5e-1", "float32"], 1)
+    assert [topology for topology, _ in recorded] == ["v5e-1"]
+    assert len(script.read()["missing"]) == 3
