@@ -316,3 +316,6 @@ def test_what_the_page_says_of_the_plane_s_network():
     assert round(eight["flops"] / one["flops"], 2) == 0.14
     assert eight["collectives"] == {"all-reduce": {"count": 1, "bytes": 4 * (parameters + 1)}}
     assert round(1e6 * eight["bound"]["network_seconds"], 1) == 2.9
+    drawn = RECORD["programs"]["toy2d, sampler, float32, 512, v5e-1"]
+    assert drawn["bound"]["limit"] == "compute" and drawn["turns"] == 50
+    assert round(50 * 4 * parameters / 1e6) == 17 and round(drawn["hbm_bytes"] / 1e6, 1) == 2.4
