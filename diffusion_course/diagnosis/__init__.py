@@ -29,10 +29,10 @@ class Check(NamedTuple):
 
 
 _NUMBERS = ("finite",)
-_NETWORK = (*_NUMBERS, "hidden", "time", "batch")
+_NETWORK = (*_NUMBERS, "modes", "hidden", "time", "batch")
 _TRAINED = (*_NETWORK, "condition", "gradient", "step", "history")
 _LEVELS = (*_TRAINED, "kind", "schedule", "learnt")
-_SAMPLES = ("pixels", *_LEVELS, "modes", "start", "end", "sampler")
+_SAMPLES = ("pixels", *_LEVELS, "start", "end", "sampler")
 
 # In the order in which they are made.
 CHECKS = (
@@ -47,7 +47,7 @@ CHECKS = (
     Check("gradient", of_training.gradient, _NUMBERS),
     Check("step", of_training.step, _NUMBERS),
     Check("history", of_training.history, _NETWORK),
-    Check("kind", of_levels.kind, _NETWORK),
+    Check("kind", of_levels.kind, _TRAINED),
     Check("schedule", of_levels.schedule, (*_TRAINED, "kind")),
     Check("learnt", of_levels.linear, (*_TRAINED, "kind", "schedule")),
     Check("average", of_levels.average, _NETWORK),

@@ -21,6 +21,7 @@ from diffusion_course.parameterization import KINDS, determinant, to_x0
 from diffusion_course.process import Process, add_noise, levels, time_at
 
 ROWS = 64  # examples in every call of the network: one compiled program serves all checks
+_LOSSES = 100  # of a history that is judged
 _MOST = 4000  # rows of the data that statistics are made from
 _STEPS = 25  # of the default sampler
 # Noise-to-signal ratios sigma/(alpha·s), s the data's deviation: from nearly clean to nearly noise.
@@ -118,13 +119,23 @@ class Case:
         for name in ("loss", "step", "generate"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ValueError(f"{name} must be a function, got {getattr(self, name)!r}")
+        if self.average is not None and not callable(self.average):
+            raise ValueError(f"average must be callable as model(x, t, cond), got {self.average!r}")
         if self.samples is not None:
-            self.samples = np.asarray(checks.state("samples", self.samples))
-            if self.samples.shape[1:] != self.x.shape[1:] or len(self.samples) < 2:
-                raise ValueError(
-                    f"samples must have shape [n, …] = [n, {str(list(self.x.shape[1:]))[1:-1]}] "
-                    f"with n >= 2, got shape {list(self.samples.shape)}"
-                )
+            self.samples = self._checked_samples()
+        if self.history is not None:
+            self.history = _losses(self.history)
+        if self.control is not None:
+            self.control = _control(self.control)
+
+    def _checked_samples(self) -> np.ndarray:
+        samples = np.asarray(checks.state("samples", self.samples))
+        if samples.shape[1:] != self.x.shape[1:] or len(samples) < 2:
+            raise ValueError(
+                f"samples must have shape [n, …] of the data's examples, {list(self.x.shape[1:])}, "
+                f"with n >= 2, got shape {list(samples.shape)}"
+            )
+        return samples
 
     # ------------------------------------------------------------------------ the data
 
@@ -288,6 +299,31 @@ def _pair(data) -> tuple[np.ndarray, np.ndarray | None]:
             raise ValueError(f"data must hold {len(x)} labels, one per example, got {len(labels)}")
     few = np.linspace(0, len(x) - 1, min(len(x), _MOST)).round().astype(int)
     return x[few], None if labels is None else labels[few].astype(np.int32)
+
+
+def _losses(history) -> np.ndarray:
+    """A row of losses, long enough for its parts to be compared; ValueError for anything else."""
+    try:
+        losses = np.asarray(history, np.float64)
+    except (TypeError, ValueError):
+        losses = np.zeros(0)
+    if losses.ndim != 1 or len(losses) < _LOSSES:
+        raise ValueError(
+            f"history must hold at least {_LOSSES} losses in one row, "
+            f"got shape {list(losses.shape)}"
+        )
+    return losses
+
+
+def _control(control) -> tuple[Callable, Array]:
+    """A function and ROWS images for it; ValueError for anything else."""
+    steer, images = control if isinstance(control, tuple) and len(control) == 2 else (None, None)
+    if not callable(steer) or np.ndim(images) < 2 or len(images) < ROWS:
+        raise ValueError(
+            f"control must be a pair (steer, images) with at least {ROWS} images, "
+            f"got {type(control).__name__}"
+        )
+    return steer, jnp.asarray(images, jnp.float32)[:ROWS]
 
 
 def call(model, x, t, cond):

@@ -13,6 +13,8 @@ from diffusion_course.parameterization import determinant
 # A change of the output that is taken for none. Rounding in float32 gives about 1e-6, and the
 # weakest response of a released network to anything that it is told is 2e-2 (tests).
 DEAF = 1e-3
+# Error with a label against that without: for a label that says nothing it is 1, on average.
+_NO_HELP = 1.05
 # Hidden numbers against parameters: a position's table may be as large as that, and few layers are
 # as small.
 _HIDDEN = 0.1
@@ -78,6 +80,16 @@ def finite(case: Case) -> Outcome:
                 "04",
             )
             return Outcome(f"the output at t = {t:g} is not finite", (finding,))
+    if not y.any():
+        finding = Finding(
+            "nothing learnt",
+            "the output is exactly 0 for every example",
+            "the last layer still has the zeros that it starts from: the network was not trained, "
+            "its weights were not loaded, or another copy of it was trained",
+            "compare the model's parameters before and after one step, and after loading",
+            "04",
+        )
+        return Outcome("the output is 0", (finding,))
     if float(determinant(case.kind, case.process, start)) == 0:
         finding = Finding(
             "NaN at the start",
@@ -92,27 +104,24 @@ def finite(case: Case) -> Outcome:
 
 
 def modes(case: Case) -> Outcome:
-    """Is the network set for sampling, not for training?"""
+    """Is dropout off? (A normalisation by the batch shows in `batch`.)"""
     if not case.module:
         raise Unchecked("the model is a function, and its layers are out of sight")
     found = []
     for _, node in nnx.iter_graph(case.model):
         if isinstance(node, nnx.Dropout) and node.rate > 0 and not node.deterministic:
             found.append(f"Dropout({node.rate:g})")
-        if isinstance(node, nnx.BatchNorm) and not node.use_running_average:
-            found.append("BatchNorm")
     if not found:
-        return Outcome("no layer is set for training")
+        return Outcome("no dropout is on")
+    listed = ", ".join(sorted(set(found)))
     finding = Finding(
         "training mode",
-        f"{len(found)} layer{'s are' if len(found) > 1 else ' is'} set for training: "
-        + ", ".join(sorted(set(found))),
-        "model.eval() was not called, so every evaluation of a sampler drops other units, or "
-        "measures its own batch",
+        f"dropout is on in {len(found)} layer{'s' if len(found) > 1 else ''}: {listed}",
+        "model.eval() was not called, so every evaluation of a sampler drops other units",
         "model.eval() before sampling and before measuring, model.train() after it",
         "04",
     )
-    return Outcome(f"{len(found)} layers are set for training", (finding,))
+    return Outcome(finding.evidence, (finding,))
 
 
 def hidden(case: Case) -> Outcome:
@@ -184,13 +193,18 @@ def condition(case: Case) -> Outcome:
     if order is None:
         raise Unchecked("the data have one label only")
     wrong = case.cond[order]
-    changes, right_error, wrong_error = [], 0.0, 0.0
-    for level in case.levels:
-        y = case.predict(case.scaled(level.x_t, level.t), level.t, wrong)
+    changes = []
+    right, other, none = (np.zeros(len(case.levels)) for _ in range(3))
+    null = None if case.null is None else case.nulls(case.cond)
+    for i, level in enumerate(case.levels):
+        x = case.scaled(level.x_t, level.t)
+        y = case.predict(x, level.t, wrong)
         changes.append(relative(y, level.y))
-        right_error += case.error_at(level) / level.linear
-        wrong_error += case.error_at(level, y) / level.linear
-    gain = wrong_error / right_error
+        right[i] = case.error_at(level) / level.linear
+        other[i] = case.error_at(level, y) / level.linear
+        if null is not None:
+            y = case.predict(x, level.t, null)
+            none[i] = case.error_at(level, y) / level.linear
     measured = f"another label changes the output by up to {max(changes):.2g} of its size"
     if max(changes) < DEAF:
         finding = Finding(
@@ -203,14 +217,16 @@ def condition(case: Case) -> Outcome:
             "07",
         )
         return Outcome(measured, (finding,))
-    measured += f"; the error with a wrong label is {gain:.3g} times that with the right one"
-    if gain > 1 or case.few_steps:
+    against, what = (other, "a wrong one") if null is None else (none, "no label")
+    gain = float(right.mean() / max(against.mean(), 1e-30))
+    measured += f"; with its own label the error is {gain:.3g} times that with {what}"
+    if gain <= _NO_HELP or case.few_steps:
         return Outcome(measured)
     finding = Finding(
         "labels of other images",
         f"{measured}: the labels that come with the data make the prediction no better",
         "images and labels were shuffled apart, classes are counted from 1 here and from 0 there, "
-        "or the model was trained with labels that say nothing",
+        "or the null label was never trained",
         "look at twenty training images with their labels; shuffle both with one permutation",
         "07",
     )
@@ -240,8 +256,9 @@ def batch(case: Case) -> Outcome:
     finding = Finding(
         "batch in one example",
         f"{measured}; rounding alone gives about 1e-6",
-        "batch normalisation, or a mean over the axis of the batch: noise levels of one batch are "
-        "mixed, and a sample depends on which others are drawn with it",
+        "batch normalisation (in training mode, where model.eval() is missing), or a mean over the "
+        "axis of the batch: noise levels of one batch are mixed, and a sample depends on which "
+        "others are drawn with it",
         "group or layer normalisation, over the axes of one example",
         "04",
     )
@@ -252,18 +269,7 @@ def control(case: Case) -> Outcome:
     """Does another controlling image change the output?"""
     if case.control is None:
         raise Unchecked("no control: pass control=(steer, images), steer(images) -> model")
-    try:
-        steer, images = case.control
-        images = jnp.asarray(images, jnp.float32)[: len(case.rows)]
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"control must be a pair (steer, images), got {type(case.control).__name__}"
-        ) from None
-    if not callable(steer) or len(images) != len(case.rows):
-        raise ValueError(
-            f"control must be (steer, images) with at least {len(case.rows)} images, "
-            f"got {len(images)}"
-        )
+    steer, images = case.control
     middle = case.levels[len(case.levels) // 2]
     t = jnp.full(len(images), middle.t)
 

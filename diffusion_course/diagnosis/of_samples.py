@@ -1,5 +1,7 @@
 """Checks of a sampler on data that are known exactly, and of its samples against the data."""
 
+from typing import ClassVar
+
 import jax
 import numpy as np
 from flax import nnx
@@ -77,9 +79,11 @@ def exact(case: Case) -> Outcome:
         return float(np.hypot(p.alpha(t) * std, p.sigma(t)))
 
     x = p.alpha(t) * mean + deviation(t) * jax.random.normal(case.key("exact"), (_POINTS, 1))
-    run = jax.jit(
-        lambda x: sampling.sample(case.sampler, oracle.denoise, x, grid, case.key("e"))[0]
-    )
+
+    @jax.jit
+    def run(x):
+        return sampling.sample(case.sampler, oracle.denoise, x, grid, case.key("noise"))[0]
+
     found = np.asarray(run(x))
     ratio = float(found.std() / deviation(s))
     shift = float((found.mean() - p.alpha(s) * mean) / deviation(s))
@@ -158,8 +162,8 @@ def compiled(case: Case) -> Outcome:
 class _Compilations:
     """Counts the programs that are compiled while it is open."""
 
-    open: "list[_Compilations]" = []
-    listening = False
+    open: ClassVar[list] = []
+    listening: ClassVar[bool] = False
 
     def __init__(self):
         self.count = 0

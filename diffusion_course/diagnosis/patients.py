@@ -270,7 +270,7 @@ PATIENTS = {
     "blur": Patient(
         "digits are soft smudges",
         "blur",
-        _with(_digits, times=lambda: sampling.uniform(2)),
+        _with(_digits, times=lambda: sampling.uniform(1)),
     ),
     "unstable": Patient(
         "the loss jumps up again and again, and ends higher than it was",
