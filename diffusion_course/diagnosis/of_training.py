@@ -30,16 +30,16 @@ def gradient(case: Case) -> Outcome:
     case.state()
     graph, params, rest = nnx.split(case.model, nnx.Param, ...)
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(case.key("gradient"), len(leaves))
-    noise = [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
-    moved = [a + _MOVED * n for a, n in zip(leaves, noise, strict=True)]
+    rng = np.random.default_rng(case.seed)
+    noise = [rng.normal(0, _MOVED, leaf.shape).astype(leaf.dtype) for leaf in leaves]
+    moved = [leaf + n for leaf, n in zip(leaves, noise, strict=True)]
     params = jax.tree.unflatten(tree, moved)
 
     def objective(params):
         return case.loss(nnx.merge(graph, params, rest), case.x0, case.cond, case.key("loss"))
 
     value, found = jax.jit(jax.value_and_grad(objective))(params)
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.flatten_with_path(found)[0]]
+    paths = [_name(path) for path, _ in jax.tree.flatten_with_path(found)[0]]
     sizes = [int(a.size) for a in jax.tree.leaves(found)]
     still = [bool((a == 0).all()) for a in jax.tree.leaves(found)]
     return _still(paths, sizes, still, f"a loss of {float(value):.3g}", "a gradient of exactly 0")
@@ -60,11 +60,17 @@ def step(case: Case) -> Outcome:
     finally:
         nnx.update(case.model, before)
     old = jax.tree.flatten_with_path(nnx.state(case.model, nnx.Param))[0]
-    paths = [jax.tree_util.keystr(path) for path, _ in old]
+    paths = [_name(path) for path, _ in old]
     sizes = [int(a.size) for _, a in old]
     still = [bool((a == b).all()) for (_, a), b in zip(old, jax.tree.leaves(after), strict=True)]
     shown = f"losses of {', '.join(f'{loss:.3g}' for loss in losses)}"
     return _still(paths, sizes, still, shown, f"not moved after {_STEPS} steps")
+
+
+def _name(path) -> str:
+    """A parameter's place in the model, as one would write it: "hidden.0.kernel"."""
+    parts = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
+    return ".".join(part for part in parts if part != "value")
 
 
 def _still(paths, sizes, still, shown: str, how: str) -> Outcome:
