@@ -28,11 +28,11 @@ class Check(NamedTuple):
     after: tuple[str, ...] = ()
 
 
-_NUMBERS = ("finite",)
+_NUMBERS = ("pixels", "finite")
 _NETWORK = (*_NUMBERS, "modes", "hidden", "time", "batch")
 _TRAINED = (*_NETWORK, "condition", "gradient", "step", "history")
 _LEVELS = (*_TRAINED, "kind", "schedule", "learnt")
-_SAMPLES = ("pixels", *_LEVELS, "start", "end", "sampler")
+_SAMPLES = (*_LEVELS, "start", "end", "sampler")
 
 # In the order in which they are made.
 CHECKS = (

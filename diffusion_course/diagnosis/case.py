@@ -183,13 +183,15 @@ class Case:
         if isinstance(model, nnx.Module):
             graph, state = nnx.split(model)
             return _of_module(graph, state, x, t, cond)
-        return self._of_function(model)(x, t, cond)
+        return self._of_function(model, x, t, cond)
 
-    def _of_function(self, model) -> Callable:
-        known = self.__dict__.setdefault("_functions", {})
-        if id(model) not in known:
-            known[id(model)] = (model, jax.jit(partial(call, model)))
-        return known[id(model)][1]
+    def _of_function(self, model, *inputs) -> Array:
+        known = vars(self).setdefault("_functions", {})
+        # The model stays in the table, so that no other one gets its identity.
+        place = (id(model), *(None if a is None else jnp.shape(a) for a in inputs))
+        if place not in known:
+            known[place] = (model, compiled(partial(call, model), *inputs))
+        return known[place][1](*inputs)
 
     def scaled(self, x: Array, t) -> Array:
         """The network's input: only the kind "edm" scales it."""
@@ -220,9 +222,9 @@ class Case:
         """The examples at up to five noise levels; Unchecked if the process has none of them."""
         p, found = self.process, []
         eps = jax.random.normal(self.key("levels"), self.x0.shape)
-        for ratio in _RATIOS:
-            t = float(time_at(p, -2 * np.log(ratio * self.std)))
-            alpha, sigma = float(p.alpha(t)), float(p.sigma(t))
+        times = time_at(p, -2 * np.log(np.array(_RATIOS) * self.std))
+        rows = (np.asarray(a).tolist() for a in (times, p.alpha(times), p.sigma(times)))
+        for ratio, t, alpha, sigma in zip(_RATIOS, *rows, strict=True):
             # A chain's times lie where they are; a level that the process does not have is none.
             if not (0 < t < 1 and 0.5 < sigma / max(alpha * self.std, 1e-30) / ratio < 2):
                 continue
@@ -330,6 +332,17 @@ def call(model, x, t, cond):
     """The model's output, in float32; a model of two arguments is not told the condition."""
     y = model(x, t, cond) if takes_condition(model) else model(x, t)
     return jnp.asarray(y, jnp.float32)
+
+
+def compiled(f: Callable, *inputs) -> Callable:
+    """The function, compiled for such inputs; arrays that it closes over become arguments.
+
+    As constants, a network's weights would be folded into the program, which takes long.
+    """
+    closed = jax.make_jaxpr(f)(*inputs)
+    constants = [jnp.asarray(constant) for constant in closed.consts]
+    run = jax.jit(partial(jax.core.eval_jaxpr, closed.jaxpr))
+    return lambda *inputs: run(constants, *jax.tree.leaves(inputs))[0]
 
 
 def takes_condition(model) -> bool:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_course import checks
-from diffusion_course.diagnosis.case import Case, Outcome, Unchecked
+from diffusion_course.diagnosis.case import Case, Level, Outcome, Unchecked
 from diffusion_course.diagnosis.report import Finding
 from diffusion_course.parameterization import KINDS
 
@@ -15,6 +15,7 @@ from diffusion_course.parameterization import KINDS
 _OTHER_KIND = 0.67
 # A released network loses at most a few per cent against the best time that it could be told.
 _OTHER_TIME = 1.25
+_NONE = 0.01  # an error, against the linear denoiser's, that doesn't matter
 # Times that the schedule check tries beside the process's own.
 _TRIED = 16
 # A trained network beats the linear denoiser wherever the data are not Gaussian noise.
@@ -66,7 +67,7 @@ def schedule(case: Case) -> Outcome:
     """At each noise level, would the network do better if it were told another time?"""
     _needs_denoiser(case)
     rows = _told(case)
-    ratios = [told.own / told.best for told in rows]
+    ratios = [_ratio(told.own, told.best, v) for told, v in zip(rows, case.levels, strict=True)]
     worst = int(np.argmax(ratios))
     level = case.levels[worst]
     measured = (
@@ -145,7 +146,7 @@ def average(case: Case) -> Outcome:
     for level in case.levels:
         y = case.predict(case.scaled(level.x_t, level.t), level.t, case.cond, case.average)
         checks.same_shape("the output of average", y, "x", level.x_t)
-        ratios.append(case.error_at(level, y) / case.error_at(level))
+        ratios.append(_ratio(case.error_at(level, y), case.error_at(level), level))
     ratio = float(jnp.mean(jnp.array(ratios)))
     measured = f"the averaged model has {ratio:.3g} times the error of the last one"
     # An average is at most a few per cent worse, where training still moves fast.
@@ -161,6 +162,12 @@ def average(case: Case) -> Outcome:
         "04",
     )
     return Outcome(measured, (finding,))
+
+
+def _ratio(error: float, other: float, level: Level) -> float:
+    """error/other, where errors below _NONE of the linear denoiser's are as good as none."""
+    least = _NONE * level.linear
+    return (error + least) / (other + least)
 
 
 def _needs_denoiser(case: Case) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from diffusion_course import checks
-from diffusion_course.diagnosis.case import Case, Outcome, Unchecked, call, relative
+from diffusion_course.diagnosis.case import Case, Outcome, Unchecked, call, compiled, relative
 from diffusion_course.diagnosis.report import Finding
 from diffusion_course.parameterization import determinant
 
@@ -273,12 +273,12 @@ def control(case: Case) -> Outcome:
     middle = case.levels[len(case.levels) // 2]
     t = jnp.full(len(images), middle.t)
 
-    @jax.jit
     def steered(images):
         return steer(images)(case.scaled(middle.x_t, middle.t), t, case.cond)
 
+    answer = compiled(steered, images)
     # In reverse order: an image's neighbours in the data may be like it.
-    change = relative(steered(images[::-1]), steered(images))
+    change = relative(answer(images[::-1]), answer(images))
     measured = f"another controlling image changes the output by {change:.2g} of its size"
     if change >= DEAF:
         return Outcome(measured)

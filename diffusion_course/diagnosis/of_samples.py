@@ -134,13 +134,13 @@ def compiled(case: Case) -> Outcome:
     case.generated(case.key("samples"))
     with _Compilations() as again:
         case.generated(case.key("other"))
-    measured = f"a second call with another key compiles {again.count} programs"
+    measured = f"programs compiled by a second call, with another key: {again.count}"
     if case.module:
         graph, state = nnx.split(case.model)
         moved = nnx.merge(graph, jax.tree.map(lambda a: a * 1, state))
         with _Compilations() as other:
             case.generated(case.key("other"), moved)
-        measured += f", one with another model of the same shape {other.count}"
+        measured += f"; by a third, with another model of the same shape: {other.count}"
     else:
         other = again
     if not again.count and not other.count:

@@ -210,12 +210,17 @@ def _bytes(case: Case, n: int) -> int:
     def forward(params, x, cond):
         return call(nnx.merge(graph, params, rest), x, jnp.full(len(x), 0.5), cond)
 
-    def backward(params, x, cond):
-        return jax.grad(
-            lambda params: case.loss(nnx.merge(graph, params, rest), x, cond, case.key("loss"))
-        )(params)
+    # The key is an argument: numbers of a known key would be drawn while the program is compiled.
+    def backward(params, x, cond, key):
+        return jax.grad(lambda params: case.loss(nnx.merge(graph, params, rest), x, cond, key))(
+            params
+        )
 
-    program = jax.jit(forward if case.loss is None else backward).lower(params, x, cond).compile()
+    if case.loss is None:
+        lowered = jax.jit(forward).lower(params, x, cond)
+    else:
+        lowered = jax.jit(backward).lower(params, x, cond, case.key("loss"))
+    program = lowered.compile()
     found = program.memory_analysis()
     if found is None:
         raise Unchecked("this backend doesn't say what a program allocates")

@@ -265,7 +265,7 @@ def _plain(model, loss=None) -> dict:
 
 
 def _broken_average() -> dict:
-    model, average, _ = trained(2e-3, 1500, decay=0.9999)
+    model, average, _ = trained(5e-3, 400, decay=0.9999)
     return _toy() | {"model": model, "average": average}
 
 
@@ -330,7 +330,7 @@ PATIENTS = {
         "plateau that is none",
         lambda: (
             _toy()
-            | dict(zip(("model", "history"), trained(1e-5, 600, "released")[::2], strict=True))
+            | dict(zip(("model", "history"), trained(1e-5, 300, "released")[::2], strict=True))
         ),
     ),
     "guidance too strong": Patient(
