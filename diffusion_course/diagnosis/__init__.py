@@ -31,7 +31,7 @@ class Check(NamedTuple):
 _NUMBERS = ("pixels", "finite")
 _NETWORK = (*_NUMBERS, "modes", "hidden", "time", "batch")
 _TRAINED = (*_NETWORK, "condition", "gradient", "step", "history")
-_LEVELS = (*_TRAINED, "kind", "schedule", "learnt")
+_LEVELS = (*_TRAINED, "kind", "labels", "schedule", "learnt")
 _SAMPLES = (*_LEVELS, "start", "end", "sampler")
 
 # In the order in which they are made.
@@ -48,8 +48,9 @@ CHECKS = (
     Check("step", of_training.step, _NUMBERS),
     Check("history", of_training.history, _NETWORK),
     Check("kind", of_levels.kind, _TRAINED),
-    Check("schedule", of_levels.schedule, (*_TRAINED, "kind")),
-    Check("learnt", of_levels.linear, (*_TRAINED, "kind", "schedule")),
+    Check("labels", of_network.labels, (*_TRAINED, "kind")),
+    Check("schedule", of_levels.schedule, (*_TRAINED, "kind", "labels")),
+    Check("learnt", of_levels.linear, (*_TRAINED, "kind", "labels", "schedule")),
     Check("average", of_levels.average, _NETWORK),
     Check("memory", of_training.memory),
     Check("start", of_samples.start),

@@ -17,7 +17,7 @@ _OTHER_KIND = 0.67
 _OTHER_TIME = 1.25
 _NONE = 0.01  # an error, against the linear denoiser's, that doesn't matter
 # Times that the schedule check tries beside the process's own.
-_TRIED = 16
+_TRIED = 12
 # A trained network beats the linear denoiser wherever the data are not Gaussian noise.
 _WORSE = 1.1
 

@@ -186,41 +186,40 @@ def time(case: Case) -> Outcome:
 
 
 def condition(case: Case) -> Outcome:
-    """Does the output change with the label, and do the right labels help?"""
-    if case.cond is None:
-        raise Unchecked("data holds no labels: pass data=(x, labels)")
-    order = _others(np.asarray(case.cond))
-    if order is None:
-        raise Unchecked("the data have one label only")
-    wrong = case.cond[order]
-    changes = []
-    right, other, none = (np.zeros(len(case.levels)) for _ in range(3))
-    null = None if case.null is None else case.nulls(case.cond)
-    for i, level in enumerate(case.levels):
-        x = case.scaled(level.x_t, level.t)
-        y = case.predict(x, level.t, wrong)
-        changes.append(relative(y, level.y))
-        right[i] = case.error_at(level) / level.linear
-        other[i] = case.error_at(level, y) / level.linear
-        if null is not None:
-            y = case.predict(x, level.t, null)
-            none[i] = case.error_at(level, y) / level.linear
+    """Does the output change with the label?"""
+    wrong = _other_labels(case)
+    changes = [
+        relative(case.predict(case.scaled(v.x_t, v.t), v.t, wrong), v.y) for v in case.levels
+    ]
     measured = f"another label changes the output by up to {max(changes):.2g} of its size"
-    if max(changes) < DEAF:
-        finding = Finding(
-            "condition ignored",
-            f"{measured}; below {DEAF:g} is as good as nothing",
-            "the label's vector is made and not used, the label is dropped in every training "
-            "step, or the sampler passes the null label for both halves of the guidance",
-            "follow the label from the batch to the first layer that uses it; drop it with a rate "
-            "of .1 to .2, not 1",
-            "07",
-        )
-        return Outcome(measured, (finding,))
-    against, what = (other, "a wrong one") if null is None else (none, "no label")
-    gain = float(right.mean() / max(against.mean(), 1e-30))
-    measured += f"; with its own label the error is {gain:.3g} times that with {what}"
-    if gain <= _NO_HELP or case.few_steps:
+    if max(changes) >= DEAF:
+        return Outcome(measured)
+    finding = Finding(
+        "condition ignored",
+        f"{measured}; below {DEAF:g} is as good as nothing",
+        "the label's vector is made and not used, the label is dropped in every training "
+        "step, or the sampler passes the null label for both halves of the guidance",
+        "follow the label from the batch to the first layer that uses it; drop it with a rate "
+        "of .1 to .2, not 1",
+        "07",
+    )
+    return Outcome(measured, (finding,))
+
+
+def labels(case: Case) -> Outcome:
+    """Do the labels that come with the data make the prediction better?"""
+    wrong = _other_labels(case)
+    if case.few_steps:
+        raise Unchecked("a few-step model gives samples, not the mean that this compares with")
+    cond, what = (wrong, "a wrong one") if case.null is None else (case.null, "no label")
+    cond = jnp.broadcast_to(jnp.asarray(cond, wrong.dtype), wrong.shape)
+    others = [
+        case.error_at(v, case.predict(case.scaled(v.x_t, v.t), v.t, cond)) / v.linear
+        for v in case.levels
+    ]
+    gain = float(case.errors.mean() / max(np.mean(others), 1e-30))
+    measured = f"with its own label an example's error is {gain:.3g} times that with {what}"
+    if gain <= _NO_HELP:
         return Outcome(measured)
     finding = Finding(
         "labels of other images",
@@ -231,6 +230,16 @@ def condition(case: Case) -> Outcome:
         "07",
     )
     return Outcome(measured, (finding,))
+
+
+def _other_labels(case: Case):
+    """For every example the label of another one; Unchecked without any."""
+    if case.cond is None:
+        raise Unchecked("data holds no labels: pass data=(x, labels)")
+    order = _others(np.asarray(case.cond))
+    if order is None:
+        raise Unchecked("the data have one label only")
+    return case.cond[order]
 
 
 def _others(cond: np.ndarray) -> np.ndarray | None:

@@ -20,6 +20,7 @@ _BLOCKS = 20  # that a history of losses is cut into
 _RISEN = 2.0
 # A batch of released recipes is at most 4 times the median of its block.
 _SPIKE = 10.0
+_SPIKES = 2  # that may be chance
 _FLAT = 0.05  # change of the loss over the second half of a run that nobody sees
 
 
@@ -126,14 +127,17 @@ def history(case: Case) -> Outcome:
     spikes = sum(int((p > _SPIKE * m).sum()) for p, m in zip(parts, medians, strict=True))
     # Spikes of the last block are in its median already, if they are many.
     risen = float(medians[-1] / max(medians.min(), 1e-30))
+    # A loss that falls is never far above its first values.
+    burst = float(medians.max() / max(abs(losses[:3].mean()), 1e-30))
     measured = (
-        f"the loss ends at {risen:.3g} times its lowest; {spikes} of {len(losses):,} batches are "
-        f"above {_SPIKE:g} times the median around them"
+        f"the loss is at most {burst:.3g} times its first values, and ends at {risen:.3g} times "
+        f"its lowest; {spikes} of {len(losses):,} batches are above {_SPIKE:g} times the median "
+        "around them"
     )
-    if risen > _RISEN or spikes > 2:
+    if risen > _RISEN or burst > _SPIKE or spikes > _SPIKES:
         finding = Finding(
             "unstable training",
-            f"{measured}, for limits of {_RISEN:g} and 2",
+            f"{measured}; limits are {_SPIKE:g}, {_RISEN:g} and {_SPIKES}",
             "too high a learning rate without warm-up or clipping; or a weight of the loss that is "
             "huge at a few times",
             "a third of the learning rate, warm-up over the first tenth, the gradient's norm "
