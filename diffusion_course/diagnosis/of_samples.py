@@ -190,7 +190,7 @@ def _heard(event: str, seconds: float, **_) -> None:
 
 # Shares and ratios, each between what healthy released networks give and what the patients do.
 _OUTSIDE, _WIDE = 0.03, 1.3
-_DULL = 0.6
+_DULL = 0.45
 _SAME = 0.4
 _COPY = 0.25
 _SHIFT, _ERRORS = 0.15, 5.0
