@@ -100,6 +100,8 @@ def test_a_control_that_answers_is_not_ignored():
     digits = weights.load("digits")
     images = data.load("digits").x[:200]
     control = ControlNet(digits.model, rngs=nnx.Rngs(0))
+    # Both ends start at zero: where the image comes in, and where it is added.
+    control.first.kernel[...] = 0.1 * jnp.ones_like(control.first.kernel[...])
     for joint in control.joints:
         joint.kernel[...] = 0.02 * jnp.ones_like(joint.kernel[...])
     steer = lambda images: control.steer(digits.model, images)  # noqa: E731
