@@ -276,12 +276,9 @@ PATIENTS = {
         _with(_digits, times=lambda: sampling.uniform(1)),
     ),
     "unstable": Patient(
-        "fine-tuning: the loss explodes in its first steps, and doesn't come back",
+        "the loss explodes in its first steps, and doesn't come back",
         "unstable training",
-        lambda: (
-            _toy()
-            | dict(zip(("model", "history"), trained(0.1, 150, "released")[::2], strict=True))
-        ),
+        lambda: _toy() | dict(zip(("model", "history"), trained(0.3, 300)[::2], strict=True)),
     ),
     "slow": Patient(
         "every call of the sampler takes as long as the first",
