@@ -10,10 +10,10 @@ from diffusion_course.diagnosis.case import Case, Level, Outcome, Unchecked
 from diffusion_course.diagnosis.report import Finding
 from diffusion_course.parameterization import KINDS
 
-# An error that is this much smaller in another reading of the same output is no accident. Of the
-# released networks the next best reading has at least 1.4 times the error of the right one.
+# An error that is this much smaller in another reading of the same output is no accident. No
+# released network is better in another reading (benchmarks/results/diagnosis.json).
 _OTHER_KIND = 0.67
-# At its own time a released network is as good as at any other (a factor of at most 1).
+# A released network loses at most a few per cent (the same record).
 _OTHER_TIME = 1.25
 _NONE = 0.01  # an error, against the linear denoiser's, that doesn't matter
 # Times that the schedule check tries beside the process's own.

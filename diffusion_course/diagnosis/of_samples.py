@@ -294,7 +294,7 @@ def sharpness(case: Case) -> Outcome:
     measured = f"the samples have {fine:.2f} times the data's power at high frequencies"
     if fine >= _DULL:
         return Outcome(measured)
-    evidence, cause = f"{measured}; a released network has at least {_DULL:g} times", None
+    evidence, cause = f"{measured}; below {_DULL:g} they are blurred", None
     if case.samples is None and case.generate is None and len(case.times) < 50:
         times = _more(case.times)
         again = _fine(case.draw(times=times)) / _fine(real)
