@@ -13,7 +13,7 @@ from diffusion_course.parameterization import KINDS
 # An error that is this much smaller in another reading of the same output is no accident. No
 # released network is better in another reading (benchmarks/results/diagnosis.json).
 _OTHER_KIND = 0.67
-# A released network loses at most a few per cent (the same record).
+# No released network would gain from another time (a factor of at most 1, the same record).
 _OTHER_TIME = 1.25
 _NONE = 0.01  # an error, against the linear denoiser's, that doesn't matter
 # Times that the schedule check tries beside the process's own.
