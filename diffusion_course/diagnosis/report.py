@@ -11,7 +11,7 @@ class Finding:
     """One thing that is wrong, and how it shows.
 
     Attributes:
-      name: of the finding, one of `diffusion_course.diagnosis.NAMES`.
+      name: of the finding, in a few words.
       evidence: what was measured, with its numbers and the limit it was held against.
       cause: the likely cause.
       cure: what to change.
