@@ -196,7 +196,7 @@ def test_the_data_page_names_every_data_set():
     assert sorted(named) == sorted(data.names())
 
 
-@pytest.mark.parametrize("name", ["data.md", "library.md"])
+@pytest.mark.parametrize("name", ["data.md", "diagnose.md", "library.md"])
 def test_the_python_of_a_page_runs(name, capsys):
     for code in blocks(read(COURSE / "docs" / name), "python"):
         exec(code, {})
