@@ -240,7 +240,7 @@ inside = p_line + q_line > 1e-12
 assert np.abs(found - np.log(p_line / q_line))[inside].max() < 1e-6
 # The grid ends at six standard deviations of q, where 2e-9 of it are left.
 assert abs(-paid - (2 * jensen_shannon(p_line, q_line) - np.log(4))) < 1e-8
-assert np.abs(equal).max() < 1e-12
+assert np.abs(equal).max() < 1e-12 and paid < 1 < np.log(4)
 assert pulls[-1, 0] < 1e-3 and 7.9 < pulls[-1, 1] <= 8
 for m in (0.5, 1.5, 3.0):  # central differences, step 1e-3: error of order 1e-6
     slope = (jensen_shannon(bell(0, 1), bell(m + 1e-3, 1))
@@ -297,7 +297,7 @@ data_mean = integral(line * p_line)
 data_std = np.sqrt(integral((line - data_mean) ** 2 * p_line))
 best_mean, best_width = fits["KL(p ‖ q)"]
 assert abs(best_mean - data_mean) < 0.1 and abs(best_width / data_std - 1) < 0.1
-assert between["KL(p ‖ q)"] > 0.3 and 0.3 < right["KL(p ‖ q)"] < 0.5
+assert abs(between["KL(p ‖ q)"] - 0.4) < 0.03 and 0.3 < right["KL(p ‖ q)"] < 0.5
 assert right["KL(q ‖ p)"] < 0.01 and between["KL(q ‖ p)"] < 0.05
 assert abs(fits["KL(q ‖ p)"][0] + 1.5) < 0.1 and abs(fits["KL(q ‖ p)"][1] / 0.4 - 1) < 0.1
 assert max(abs(a - b) for a, b in zip(fits["JSD"], fits["KL(q ‖ p)"], strict=True)) < 0.1
@@ -420,17 +420,21 @@ def log_product(params, x, kind):
 
 
 @partial(jax.jit, static_argnames="kind")
-def learn_pixels(params, kind):
+def pixel_step(params, memory, kind):
     every, chances = jnp.asarray(ALL_81), jnp.float32(p_81)
     loss = lambda params: -jnp.sum(chances * log_product(params, every, kind))
+    value, slope = jax.value_and_grad(loss)(params)
+    change, memory = adam.update(slope, memory)
+    return optax.apply_updates(params, change), memory, value
 
-    def step(carry, _):
-        params, memory = carry
-        value, slope = jax.value_and_grad(loss)(params)
-        change, memory = adam.update(slope, memory)
-        return (optax.apply_updates(params, change), memory), value
 
-    return jax.lax.scan(step, (params, adam.init(params)), None, 300)
+def learn_pixels(params, kind):
+    """The trained parameters, and the 300 losses on the way."""
+    memory, losses = adam.init(params), []
+    for _ in range(300):
+        params, memory, value = pixel_step(params, memory, kind)
+        losses.append(value)
+    return params, np.array(losses)
 
 
 # %%
@@ -438,7 +442,7 @@ curves_of, spent, drawn_off = {}, {}, {}
 product_of = jax.jit(log_product, static_argnames="kind")
 paint = jax.jit(lambda model, key: autoregressive.sample(model, 8000, key))
 for kind in seen_by:
-    (params, _), curves_of[kind] = learn_pixels(pixel_start, kind)
+    params, curves_of[kind] = learn_pixels(pixel_start, kind)
     pixel_model = nnx.merge(pixel_graph, params)
     spent[kind] = float(np.exp(np.float64(product_of(params, jnp.asarray(ALL_81), kind))).sum())
     draws = np.asarray(paint(pixel_model, jax.random.key(4))).reshape(-1, 4)
@@ -567,8 +571,8 @@ np.testing.assert_allclose(log_joint.mean(axis=0) - rate_by_hand, elbo(W, x_seen
 # (chapter 05). **A worse bound need not be a worse model.**
 
 # %% [markdown]
-# Maximum likelihood covers both clouds and draws two fifths of its points where nearly nothing is: a data point
-# with $q \approx 0$ would cost infinitely much. The other two keep the larger cloud alone: $\mathrm{KL}(q \,\|\, p)$
+# Maximum likelihood covers both clouds and draws two fifths of its points where nearly nothing is: for a data point
+# where $q$ vanishes, $-\log q$ grows without limit. The other two keep the larger cloud alone: $\mathrm{KL}(q \,\|\, p)$
 # does not pay for what it leaves out, and JSD at most $\log 2$.
 #
 # Careful with the conclusion. Here the *distance* was the only thing that changed, so it is the cause. A real GAN
@@ -676,7 +680,7 @@ print(f"the discriminator's loss in the last 100 rounds: {game_losses[-100:].mea
 # straight line through the noise; its colour runs along it. Look where the line's picture crosses from one cloud to
 # another.
 #
-# **Predict, then move.** Can any of the three avoid to cross the gaps?
+# **Predict, then move.** Can any of the three avoid crossing the gaps?
 
 # %%
 along = jnp.linspace(-2.5, 2.5, 600)
@@ -707,7 +711,8 @@ assert min(in_gap["GAN"], in_gap["flow"]) > 2 * in_gap["data"]
 for name in ("flow", "diffusion"):
     assert np.abs(clouds_of[name] - SHARES).max() < 0.06
 assert min(clouds_of["GAN"]) > 0.05  # this one found all three
-assert in_gap["flow"] > 0.05 and in_gap["GAN"] > 0.05
+# Another processor rounds otherwise, and 1,500 rounds of a game carry that far.
+assert 0.04 < in_gap["flow"] < 0.2 and 0.04 < in_gap["GAN"] < 0.25
 # The discriminator pays log 4 when it can tell nothing. The mean of 100 rounds scatters by about .01.
 assert abs(float(game_losses[-100:].mean()) - np.log(4)) < 0.05
 
@@ -742,11 +747,11 @@ def counted(model):
 
 
 class CountedPixels:
-    """A `PixelCNN` that counts."""
+    """What `autoregressive.sample` needs of a model; all levels are equally probable."""
 
-    def __init__(self, levels, size):
-        small = PixelCNN(levels, size, width=8, depth=1, rngs=nnx.Rngs(0))
-        self.size, self.call = small.size, counted(small)
+    def __init__(self, levels, side):
+        self.size = (side, side)
+        self.call = counted(lambda x, cond: jnp.zeros((*x.shape, levels)))
 
     def __call__(self, x, cond=None):
         return self.call(x, cond)
@@ -767,7 +772,6 @@ def walk(steps, w=None):
 
 # %%
 WAYS = {  # each draws five images
-    "GAN, VAE": lambda: counted(lambda z: z)(jnp.zeros((5, 16))),
     "pixel by pixel": lambda: autoregressive.sample(CountedPixels(17, 8), 5, jax.random.key(0)),
     "4×4 codes": lambda: autoregressive.sample(CountedPixels(64, 4), 5, jax.random.key(0)),
     "diffusion, 50": lambda: walk(50),
@@ -784,7 +788,7 @@ print(evaluations)
 
 # %% tags=["claims"]
 # @title Checked: evaluations for one image
-assert list(evaluations.values()) == [1, 64, 16, 50, 100, 4]
+assert list(evaluations.values()) == [64, 16, 50, 100, 4]
 
 # %% [markdown]
 # An autoregressive model needs one evaluation for each number (the codes need one more, of the decoder). Diffusion
