@@ -303,6 +303,15 @@ assert abs(fits["KL(q ‖ p)"][0] + 1.5) < 0.1 and abs(fits["KL(q ‖ p)"][1] / 
 assert max(abs(a - b) for a, b in zip(fits["JSD"], fits["KL(q ‖ p)"], strict=True)) < 0.1
 
 # %% [markdown]
+# Maximum likelihood covers both clouds and draws two fifths of its points where nearly nothing is: for a data point
+# where $q$ vanishes, $-\log q$ grows without limit. The other two keep the larger cloud alone: $\mathrm{KL}(q \,\|\, p)$
+# does not pay for what it leaves out, and JSD at most $\log 2$.
+#
+# Careful with the conclusion. Here the *distance* was the only thing that changed, so it is the cause. A real GAN
+# follows none of these three exactly, and loses modes for other reasons too: two networks that chase each other. And a
+# large enough model has the same optimum under all three.
+
+# %% [markdown]
 # ## 4 · Densities that add up to 1
 #
 # A model with an *exact* likelihood must spend exactly 1 unit of probability. There are two ways to build this in.
@@ -363,7 +372,8 @@ log_ratio = np.float64(exact.log_prob(fresh, 0.0) - log_q(trained, fresh))
 kl_of_flow, error_of_kl = log_ratio.mean(), log_ratio.std() / np.sqrt(len(log_ratio))
 print(f"KL(p ‖ q) = {kl_of_flow:.3f} ± {error_of_kl:.3f} nats")
 z = jax.random.normal(jax.random.key(3), (1500, 2))
-plots.panels({"data": fresh[:1500], "flow": to_data(trained, z)}, limits=(-1.4, 1.4), scale=2.2)
+draws_of = {"before training": to_data(flow, z), "after training": to_data(trained, z)}
+plots.panels(draws_of, behind=fresh[:1500], limits=(-2.5, 2.5), scale=2.4)
 plt.show()
 
 
@@ -428,6 +438,7 @@ def pixel_step(params, memory, kind):
     return optax.apply_updates(params, change), memory, value
 
 
+# %%
 def learn_pixels(params, kind):
     """The trained parameters, and the 300 losses on the way."""
     memory, losses = adam.init(params), []
@@ -569,15 +580,6 @@ np.testing.assert_allclose(log_joint.mean(axis=0) - rate_by_hand, elbo(W, x_seen
 # only where the columns of $W$ are orthogonal, since there the latents are independent given $x$ (Rolínek, Zietlow &
 # Martius 2019). So a VAE's "bits" are bits of the model *and its encoder*. The same holds for diffusion's bound
 # (chapter 05). **A worse bound need not be a worse model.**
-
-# %% [markdown]
-# Maximum likelihood covers both clouds and draws two fifths of its points where nearly nothing is: for a data point
-# where $q$ vanishes, $-\log q$ grows without limit. The other two keep the larger cloud alone: $\mathrm{KL}(q \,\|\, p)$
-# does not pay for what it leaves out, and JSD at most $\log 2$.
-#
-# Careful with the conclusion. Here the *distance* was the only thing that changed, so it is the cause. A real GAN
-# follows none of these three exactly, and loses modes for other reasons too: two networks that chase each other. And a
-# large enough model has the same optimum under all three.
 
 # %% [markdown]
 # ## 6 · Three maps from noise, and what a sample costs
@@ -1151,8 +1153,8 @@ assert max(copied[name] for name in networks) < 0.01
 # %% [markdown]
 # ## 9 · What to inspect
 #
-# 1. **The baselines.** Unseen data, retrieval and a Gaussian, with the same judges. A model that loses to the
-#    Gaussians has learnt little.
+# 1. **The baselines.** Unseen data, retrieval and a Gaussian, with the same judges. If a model loses to the
+#    Gaussians in a column, ask why.
 # 2. **Better than real?** Precision or coverage above that of unseen data is a warning: the model sits on its
 #    training set.
 # 3. **Bits of training and of unseen data**, side by side.
