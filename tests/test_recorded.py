@@ -1,8 +1,10 @@
 """The numbers that a chapter shows from a recorded benchmark are those of the record."""
 
 import ast
+import base64
 import json
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,66 @@ def test_chapter_04_shows_the_recorded_networks_without_a_part_and_averages():
         for row, run in zip(shown, found["averages"], strict=True):
             grid = [error for d, error in run[str(n)].items() if d != "warm-up"]
             assert row == tuple(run[str(n)][d] if d else min(grid) for d in columns)
+
+
+def test_chapter_21_shows_the_recorded_race():
+    found, chapter = record("which_model"), "21_which_model"
+    assert found["complete"] and found["budget"] == 30
+    judge = found["sha256"]["digits_classifier"]
+    assert judge == weights.load("digits_classifier").card.sha256
+    rows = {name: [r for r in found["rows"] if r["model"] == name] for name in found["summary"]}
+    race, more = in_chapter(chapter, "RACE"), in_chapter(chapter, "MORE")
+    assert list(race) == list(more) == list(rows)
+    keys = ("precision", "recall", "recognised", "copies", "processor seconds per 100")
+
+    def rounding(key, value):
+        return 6e-4 if "seconds" not in key else 6e-5 if value < 1 else 6e-3
+
+    for name, seeds in rows.items():
+        assert [r["seed"] for r in seeds] == list(range(len(seeds)))
+        distances, covered = race[name]
+        assert list(distances) == pytest.approx([r["frechet"] for r in seeds], abs=6e-3)
+        assert list(covered) == pytest.approx([r["coverage"] for r in seeds], abs=6e-4)
+        for value, key in zip(more[name], keys, strict=True):
+            if value is None:
+                assert key not in seeds[0]
+                continue
+            mean = sum(r[key] for r in seeds) / len(seeds)
+            assert value == pytest.approx(mean, abs=rounding(key, mean))
+    for name, parts in in_chapter(chapter, "BITS").items():
+        for values, part in zip(parts, ("test", "train"), strict=True):
+            bits = [r[f"bits, {part}"] for r in rows[name]]
+            assert list(values) == pytest.approx(bits, abs=6e-4)
+    worst = in_chapter(chapter, "WORST_CLASS_OF_GAN")
+    assert list(worst) == [r["worst class"] for r in rows["GAN"]]
+
+
+def test_chapter_21_tells_what_the_runs_took():
+    rows = [r for r in record("which_model")["rows"] if "steps" in r]
+    took = [r["processor seconds"] for r in rows]
+    assert min(took) >= 24 and max(took) < 39
+    assert {r["steps"] for r in rows if r["contender"] == "diffusion"} == {590}
+    sizes = [r["parameters"] for r in rows]
+    assert 4.8 < max(sizes) / min(sizes) < 5.3
+    assert all(r["finite"] and not r["failed"] for r in rows)
+    assert max(record("many_steps")["frechet"]["eta = 0, 50 steps"]) < 1  # the released digits
+
+
+def test_chapter_21_shows_the_recorded_pictures():
+    chapter, rows = "21_which_model", record("which_model")["rows"]
+    source = (COURSE / "notebooks" / "source" / f"{chapter}.py").read_text(encoding="utf-8")
+    drawn = next(
+        node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DRAWN"
+    )
+    for key, names in zip(drawn.keys, drawn.values, strict=True):
+        packed = in_chapter(chapter, key.id)
+        levels = zlib.decompress(base64.b85decode("".join(packed.split())))
+        expected = [
+            "0123456789abcdefg".index(k)
+            for name in ast.literal_eval(names)
+            for image in next(r for r in rows if r["model"] == name and r["seed"] == 0)["images"]
+            for k in image
+        ]
+        assert list(levels) == expected
