@@ -32,10 +32,10 @@ from diffusion_course import setup
 course = setup()
 
 # %% role="setup"
-import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import logsumexp, xlogy
+from scipy.special import expit, log_softmax, logsumexp, xlogy
+from scipy.stats import norm
 
 from diffusion_course.grading import check
 
@@ -54,8 +54,8 @@ from diffusion_course.grading import check
 # **Expected.** A tuple: two numbers, and an array `[M]`. The slopes are never positive.
 #
 # <details><summary>Hint</summary>
-# The logarithm of 1 − sigmoid(d) is −softplus(d), and jax.nn.softplus holds for any d. The slope of softplus is the
-# sigmoid. What does 1 − sigmoid(d) become if you change the sign of d?
+# The logarithm of 1 − sigmoid(d) is −softplus(d), which is −np.logaddexp(0, d) for any d. The slope of softplus is the
+# sigmoid, or expit, which is imported above. What does 1 − sigmoid(d) become if you change the sign of d?
 # </details>
 
 
@@ -63,10 +63,10 @@ from diffusion_course.grading import check
 def pay(real, fake, smooth, game):
     """Logits real [N] and fake [M], the number smooth, game -> two losses, the slopes [M]."""
     ### BEGIN SOLUTION return a tuple: the losses of both players, and the slopes [M]
-    judge = jnp.mean(jax.nn.softplus(-real) + smooth * real) + jnp.mean(jax.nn.softplus(fake))
+    judge = np.mean(np.logaddexp(0, -real) + smooth * real) + np.mean(np.logaddexp(0, fake))
     sign = 1 if game == "saturating" else -1
-    loss = -sign * jnp.mean(jax.nn.softplus(sign * fake))
-    return judge, loss, -jax.nn.sigmoid(sign * fake) / len(fake)
+    loss = -sign * np.mean(np.logaddexp(0, sign * fake))
+    return judge, loss, -expit(sign * fake) / len(fake)
     ### END SOLUTION
 
 
@@ -130,7 +130,7 @@ def best_judge(p, q, share):
 # **Expected.** An array `[B]`: bits per drawn token. Each string has at least one.
 #
 # <details><summary>Hint</summary>
-# Put start before the logits, and drop the last ones. Then use jax.nn.log_softmax. And 0·∞ is no number: choose with
+# Put start before the logits, and drop the last ones. Then use log_softmax, which is imported above. And 0·∞ is no number: choose with
 # where instead of multiplying by a mask.
 # </details>
 
@@ -139,12 +139,13 @@ def best_judge(p, q, share):
 def after_prompt(logits, start, x, prompt, temperature):
     """logits [B, L, K], start [K], x [B, L], prompt [B], temperature -> bits per drawn token, [B]."""
     ### BEGIN SOLUTION return the bits, an array [B]
+    x, prompt = np.asarray(x), np.asarray(prompt)
     B, L, K = logits.shape
-    first = jnp.broadcast_to(start, (B, 1, K))
-    about = jnp.concatenate([first, logits[:, :-1]], axis=1) / temperature
-    log_p = jnp.take_along_axis(jax.nn.log_softmax(about), x[..., None], axis=-1)[..., 0]
-    drawn = jnp.arange(L) >= prompt[:, None]
-    return -jnp.where(drawn, log_p, 0.0).sum(axis=1) / drawn.sum(axis=1) / jnp.log(2)
+    first = np.broadcast_to(start, (B, 1, K))
+    about = np.concatenate([first, logits[:, :-1]], axis=1) / temperature
+    log_p = np.take_along_axis(log_softmax(about, axis=-1), x[..., None], axis=-1)[..., 0]
+    drawn = np.arange(L) >= prompt[:, None]
+    return -np.where(drawn, log_p, 0.0).sum(axis=1) / (L - prompt) / np.log(2)
     ### END SOLUTION
 
 
@@ -160,16 +161,20 @@ def after_prompt(logits, start, x, prompt, temperature):
 
 # %%
 def broken_flow(x, z, masks, weights, biases, temperature):
+    def coupling(i, state):
+        h = jnp.tanh((masks[i] * state) @ weights[i] + biases[i])
+        return jnp.split(h, 2, axis=1)
+
     log_det = 0.0
-    for mask, W, b in zip(masks, weights, biases):
-        log_scale, shift = jnp.split(jnp.tanh((mask * x) @ W + b), 2, axis=1)
+    for i, mask in enumerate(masks):
+        log_scale, shift = coupling(i, x)
         x = jnp.where(mask == 1, x, x * jnp.exp(log_scale) + shift)
         log_det = log_det + log_scale.sum(axis=1)
     noise = x / temperature
     log_p = -0.5 * (noise**2 + jnp.log(2 * jnp.pi)).sum(axis=1) + log_det
     z = z * temperature
-    for mask, W, b in zip(masks, weights, biases):
-        log_scale, shift = jnp.split(jnp.tanh((mask * z) @ W + b), 2, axis=1)
+    for i, mask in enumerate(masks):
+        log_scale, shift = coupling(i, z)
         z = jnp.where(mask == 1, z, (z - shift) * jnp.exp(-log_scale))
     return log_p, z
 
@@ -179,18 +184,14 @@ rng = np.random.default_rng(1)
 masks = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
 net = masks, rng.normal(0, 0.9, (3, 2, 4)), rng.normal(0, 0.5, (3, 4))
 side = np.arange(-12, 12, 0.05)
-grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
-noise, found = rng.normal(size=(20_000, 2)), {}
-for temperature in (1.0, 0.5):
-    log_p, draws = broken_flow(grid, noise, *net, temperature)
+grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+z, found = rng.normal(size=(20_000, 2)), {}
+for T in (1.0, 0.5):
+    log_p, draws = broken_flow(grid, z, *net, T)
     mass = np.exp(log_p) * 0.05**2
-    found[temperature] = mass.sum(), (mass * grid[:, 0]).sum() / mass.sum(), draws[:, 0].mean()
-    print(
-        "T = {}: the density adds up to {:.2f}, ".format(temperature, found[temperature][0]), end=""
-    )
-    print("its mean of x₀ is {:.2f}, and that of the draws {:.2f}".format(*found[temperature][1:]))
-# The grid's sum errs by less than 1 %, and a mean of 20,000 draws has a standard error of about 0.01.
-for total, mean, drawn in found.values():
+    total, mean, drawn = mass.sum(), (mass * grid[:, 0]).sum() / mass.sum(), draws[:, 0].mean()
+    print(f"T = {T}: the density adds up to {total:.2f}. x₀: mean {mean:.2f}, of draws {drawn:.2f}")
+    # The grid's sum errs by less than 1 %; a mean of 20,000 draws has an error of about 0.01.
     assert abs(total - 1) > 0.1 and abs(mean - drawn) > 0.1
 
 # %% [markdown]
@@ -210,20 +211,21 @@ def flow(x, z, masks, weights, biases, temperature):
     """x [B, D], z [N, D], masks [n, D], weights [n, D, 2D], biases [n, 2D], number -> [B], [N, D]."""
     ### BEGIN SOLUTION return a tuple: the log-density [B] and the draws [N, D]
 
-    def coupling(state, mask, W, b):
-        log_scale, shift = jnp.split(jnp.tanh((mask * state) @ W + b), 2, axis=1)
-        return jnp.where(mask == 1, 0.0, log_scale), jnp.where(mask == 1, 0.0, shift)
+    def coupling(i, state):
+        h = np.tanh((masks[i] * state) @ weights[i] + biases[i])
+        log_scale, shift = np.split(h, 2, axis=1)
+        return (1 - masks[i]) * log_scale, (1 - masks[i]) * shift
 
-    layers, volume = list(zip(masks, weights, biases)), 0.0
-    for layer in layers:
-        log_scale, shift = coupling(x, *layer)
-        x = x * jnp.exp(log_scale) + shift
-        volume = volume + log_scale.sum(axis=1)
-    log_p = jax.scipy.stats.norm.logpdf(x, scale=temperature).sum(axis=1) + volume
+    log_p = 0.0
+    for i in range(len(masks)):
+        log_scale, shift = coupling(i, x)
+        x = x * np.exp(log_scale) + shift
+        log_p = log_p + log_scale.sum(axis=1)
+    log_p = log_p + norm.logpdf(x, scale=temperature).sum(axis=1)
     z = temperature * z
-    for layer in layers[::-1]:
-        log_scale, shift = coupling(z, *layer)
-        z = (z - shift) * jnp.exp(-log_scale)
+    for i in reversed(range(len(masks))):
+        log_scale, shift = coupling(i, z)
+        z = (z - shift) * np.exp(-log_scale)
     return log_p, z
     ### END SOLUTION
 
@@ -301,8 +303,9 @@ def cheapest(train, calls, copies, fixed, each, distance, limit, most, counts):
     ### BEGIN SOLUTION return a tuple: indices [C], whole numbers, and seconds [C]
     S = distance.shape[1]
     good = distance.mean(axis=1) + 2 * distance.std(axis=1, ddof=1) / np.sqrt(S) <= limit
-    N = np.asarray(counts)[:, None]
-    batches = np.ceil(N / (most // np.asarray(copies)))
+    calls, copies, counts = map(np.asarray, (calls, copies, counts))
+    N = counts[:, None]
+    batches = np.ceil(N / (most // copies))
     seconds = train + calls * (batches * fixed + N * copies * each)
     seconds = np.where(good, seconds, np.inf)
     return np.where(good.any(), seconds.argmin(axis=1), -1), seconds.min(axis=1)
@@ -338,7 +341,7 @@ def cheapest(train, calls, copies, fixed, each, distance, limit, most, counts):
 def one_code(x, codebook, std, start, move):
     """x [B, L, D], codebook [K, D], std, start [K], move [K, K] -> −log p(x), two excesses, [B] each."""
     ### BEGIN SOLUTION return a tuple of three arrays [B]
-    far = np.sum((np.asarray(x)[:, :, None] - codebook) ** 2, axis=-1)  # [B, L, K]
+    far = np.sum((x[:, :, None] - codebook) ** 2, axis=-1)  # [B, L, K]
     fit = -far / (2 * std**2) - x.shape[-1] * np.log(2 * np.pi * std**2) / 2
     nearest = far.argmin(axis=-1)
     with np.errstate(divide="ignore"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffusion_course.grading.answers.drawing import normal, number
+from diffusion_course.grading.answers.drawing import number
 from diffusion_course.grading.answers.writing import exercise
 from diffusion_course.grading.exercise import Part, Written
 
@@ -27,7 +27,7 @@ def _sigmoid(d):
 def _games(rng, *rows):
     """Rows of (data, samples, game, whether some logits are huge)."""
     for N, M, game, huge in rows:
-        real, fake = normal(rng, N, mean=0.8, std=1.4), normal(rng, M, mean=-0.5, std=1.6)
+        real, fake = rng.normal(0.8, 1.4, N), rng.normal(-0.5, 1.6, M)
         if huge:
             real[:2], fake[:3] = (700, -900), (1000, -600, -1.3)
         yield real, fake, number(rng, 0.06, 0.2), game
@@ -45,7 +45,7 @@ PAY = exercise(
             (5, 3, "non-saturating", False),
             (4, 6, "non-saturating", False),
         ),
-    ),  # fmt: skip
+    ),
     Part(
         "huge logits",
         1,
@@ -93,7 +93,7 @@ PAY = exercise(
 
 def _clipped(real, fake, smooth, game):
     """With probabilities, and a small number that keeps the logarithms finite."""
-    D_real, D_fake = (np.clip(_sigmoid(d.astype(float)), 1e-7, 1 - 1e-7) for d in (real, fake))
+    D_real, D_fake = (np.clip(_sigmoid(d), 1e-7, 1 - 1e-7) for d in (real, fake))
     hedged = -(1 - smooth) * np.log(D_real) - smooth * np.log(1 - D_real)
     judge = np.mean(hedged) - np.mean(np.log(1 - D_fake))
     if game == "saturating":
@@ -156,7 +156,7 @@ BEST_JUDGE = exercise(
     the logit is large for data: its sign is wrong
         _log(data) - _log(made) -> _log(made) - _log(data)
     data and samples are exchanged
-        return best_judge(q, p, 1 - share)
+        return best_judge(q, p, share)
     the loss forgets the share: data are shown with probability share
         _pays(data, made) + _pays(made, data)
             -> _pays(data, made) / share[b] + _pays(made, data) / (1 - share[b])
@@ -187,7 +187,7 @@ BEST_JUDGE = exercise(
 
 # --- 21.3 -----------------------------------------------------------------------------------
 def after_prompt(logits, start, x, prompt, temperature):
-    B, L, K = logits.shape
+    B, L = x.shape
     bits = np.zeros(B)
     for b in range(B):
         said = np.concatenate([start[None], logits[b]])  # row i is about token i
@@ -201,10 +201,10 @@ def after_prompt(logits, start, x, prompt, temperature):
 def _strings(rng, *rows):
     """Rows of (shape, prompts, temperature or None, kind)."""
     for (B, L, K), prompt, temperature, kind in rows:
-        logits, start = normal(rng, B, L, K, std=1.6), normal(rng, K, mean=0.4, std=1.6)
+        logits, start = rng.normal(0.2, 1.6, (B, L, K)), rng.normal(0.4, 1.6, K)
         x = rng.integers(K, size=(B, L)).astype(np.int32)
         if kind == "huge":
-            logits += np.float32(300) * rng.choice([-2, -1, 1, 2], (B, L, 1)).astype(np.float32)
+            logits += 300 * rng.choice([-2.0, -1.0, 1.0, 2.0], (B, L, 1))
             logits[..., 0] += 90
             start += 400
         if kind == "forbidden":
@@ -310,7 +310,7 @@ def _flows(rng, *rows):
             masks[1] = 1 - masks[0]
             masks[2] = 0  # it changes all coordinates, and reads none
         weights, biases = rng.normal(0, 0.9, (n, D, 2 * D)), rng.normal(0.3, 0.7, (n, 2 * D))
-        x, z = normal(rng, B, D, mean=0.4, std=1.3), normal(rng, B + 1, D)
+        x, z = rng.normal(0.4, 1.3, (B, D)), rng.normal(size=(B + 1, D))
         t = number(rng, 0.6, 0.85) if temperature is None else temperature
         yield x, z, masks, weights, biases, t
 
@@ -394,7 +394,7 @@ def _vaes(rng, *rows):
         if kind == "any":
             A, a = A + rng.normal(0, 0.2, (d, D)), a + rng.normal(0.2, 0.3, d)
             s = s * rng.uniform(0.6, 1.7, d)
-        yield normal(rng, B, D, mean=0.5, std=1.2), W, b, noise, A, a, s
+        yield rng.normal(0.5, 1.2, (B, D)), W, b, noise, A, a, s
 
 
 VAE_GAP = exercise(
@@ -502,7 +502,9 @@ _KINDS = {
     "good": (0.5, 0.1),
     "just good": (0.6, 0.37),  # two standard deviations would be more than the limit
     "not quite": (0.7, 0.32),  # divided by √S and not √(S − 1), as if S were all
-    "lucky": (0.9, 0.2),  # its mean is below the limit
+    "one error": (0.8, 0.37),  # with one standard error
+    "half": (0.88, 0.22),  # with an error that is divided by S, and not by its root
+    "lucky": (0.95, 0.15),  # its mean alone is below the limit
     "diverged": (0.4, 0.05),
     "none": (1.1, 0.1),
 }
@@ -520,7 +522,7 @@ CHEAPEST = exercise(
             (5, 3, (50, 2500), "good"),
             (4, 3, (12,), "good"),
         ),
-    ),  # fmt: skip
+    ),
     Part(
         "near the limit",
         1,
@@ -528,9 +530,11 @@ CHEAPEST = exercise(
             rng,
             (4, 4, (9, 5000), "just good"),
             (3, 3, (30, 700, 3001), "not quite"),
+            (4, 3, (80, 4000), "one error"),
+            (3, 5, (20, 1000), "half"),
             (5, 5, (64, 9000), "lucky"),
         ),
-    ),  # fmt: skip
+    ),
     Part(
         "runs that diverged, and no model at all",
         1,
@@ -540,7 +544,7 @@ CHEAPEST = exercise(
             (3, 4, (5, 90, 3000), "none"),
             (5, 4, (33, 6000), "good"),
         ),
-    ),  # fmt: skip
+    ),
     mistakes="""
     a mean may be below the limit by luck: two of its standard errors must fit in, too
         np.mean(runs) + 2 * error <= limit -> np.mean(runs) <= limit
@@ -662,7 +666,7 @@ def _codes(rng, *rows):
             x[-1] = codebook[z[-1]]
         if kind == "long":
             std = 0.3 * std
-        yield x.astype(np.float32), codebook, std, start, move
+        yield x, codebook, std, start, move
 
 
 ONE_CODE = exercise(
