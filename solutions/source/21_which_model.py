@@ -48,14 +48,14 @@ from diffusion_course.grading import check
 # not 1 but $1 - \text{smooth}$, so that the logits stay small (Salimans et al. 2016, section 3.4, arXiv:1606.03498).
 #
 # The generator's loss is the mean of $\log(1 - D)$ over its samples if `game` is `"saturating"`, and of $-\log D$ if
-# it is `"non-saturating"`. Return the two losses, and the slopes of the generator's loss by its logits. No automatic
-# differentiation is needed. Logits may be as large as $\pm 1000$.
+# it is `"non-saturating"`. Return the two losses, and the slopes of the generator's loss by its logits, without
+# automatic differentiation. Logits may be as large as $\pm 1000$.
 #
 # **Expected.** A tuple: two numbers, and an array `[M]`. The slopes are never positive.
 #
 # <details><summary>Hint</summary>
-# The logarithm of 1 − sigmoid(d) is −softplus(d), which is −np.logaddexp(0, d) for any d. The slope of softplus is the
-# sigmoid, or expit, which is imported above. What does 1 − sigmoid(d) become if you change the sign of d?
+# The logarithm of 1 − sigmoid(d) is −softplus(d), which is −np.logaddexp(0, d) for any d. The slope of softplus is
+# the sigmoid, or expit, which is imported above. What does 1 − sigmoid(d) become if you change the sign of d?
 # </details>
 
 
@@ -110,9 +110,10 @@ def best_judge(p, q, share):
 
 
 # %% [markdown]
-# At `share` = ½, $\log 2$ minus the second number is the Jensen–Shannon divergence of $p$ and $q$, and twice the third
-# minus 1 is their total variation. So a classifier of data against samples, trained after the race, bounds both from
-# below, for any model. But a judge of 90 % samples that is right in 90 % of all cases has learned nothing.
+# At `share` = ½, $\log 2$ minus the second number is the Jensen–Shannon divergence of $p$ and $q$, and twice the
+# third minus 1 is their total variation. No other judge does better. So any classifier of data against samples, judged
+# on examples that it has not seen, gives lower bounds on both, up to the noise of its test. But a judge that is shown
+# 90 % samples and is right in 90 % of all cases may have learned nothing.
 
 # %% [markdown]
 # ## 21.3
@@ -130,8 +131,8 @@ def best_judge(p, q, share):
 # **Expected.** An array `[B]`: bits per drawn token. Each string has at least one.
 #
 # <details><summary>Hint</summary>
-# Put start before the logits, and drop the last ones. Then use log_softmax, which is imported above. And 0·∞ is no number: choose with
-# where instead of multiplying by a mask.
+# Put start before the logits, and drop the last ones. Then use log_softmax, which is imported above. And 0·∞ is no
+# number: choose with where instead of multiplying by a mask.
 # </details>
 
 
@@ -195,8 +196,8 @@ for T in (1.0, 0.5):
     assert abs(total - 1) > 0.1 and abs(mean - drawn) > 0.1
 
 # %% [markdown]
-# There are **three** bugs. One of them has no effect at temperature 1, and another one has none with a single coupling.
-# Write the function as it should be.
+# There are **three** bugs. One of them has no effect at temperature 1, and another one has none with a single
+# coupling. Write the function as it should be.
 #
 # **Expected.** A tuple: the log-density of `x` in nats, `[B]`, and the draws, `[N, D]`.
 #
@@ -272,21 +273,23 @@ def vae_gap(x, W, b, noise, A, a, s):
 
 
 # %% [markdown]
-# So "bits of a VAE" are those of a pair, and a bad encoder makes a good decoder look bad. Training minimises the sum of
-# the two, and a decoder may even get worse for it: it then prefers latents that are independent given $x$.
+# So the bits of a VAE are those of decoder *and* encoder, and a bad encoder makes a good decoder look bad. In this
+# linear model a rotation of the latents leaves $p(x)$ as it is, and some rotation makes the precision diagonal: then the
+# least gap is 0. With a network as decoder, the posterior's precision is another one for each $x$, and no rotation does
+# this for all of them.
 
 # %% [markdown]
 # ## 21.6
 # *implement · 25 minutes*
 #
-# Which model should make $N$ images? To draw a batch, model $m$ is evaluated `calls[m]` times, one evaluation after the
+# Which model should make $N$ images? For a batch, model $m$ is evaluated `calls[m]` times, one evaluation after the
 # other. In each of them an image takes `copies[m]` rows (2 with guidance). All rows of an image stand in the same
-# batch, and a batch has at most `most` rows. An evaluation takes `fixed[m]` seconds, and `each[m]` seconds more for each
-# row. The last batch may be smaller. Before all this, training took `train[m]` seconds.
+# batch, of at most `most` rows. An evaluation takes `fixed[m]` seconds, and `each[m]` more for each row. The last
+# batch may be smaller. Before all this, training took `train[m]` seconds.
 #
-# Model $m$ was trained with $S$ seeds, and `distance[m]` holds their Fréchet distances. NaN means that a run diverged.
-# It is good enough if no run diverged, and if the mean plus two standard errors of the mean is at most `limit`. Find the
-# good model with the least total time, for each number of images in `counts`.
+# `distance[m]` holds the Fréchet distances of $S$ runs with different seeds; NaN means that a run diverged. A model is
+# good enough if no run diverged, and if their mean plus two standard errors of the mean is at most `limit`. For
+# each $N$ in `counts`, find the good model with the least total time.
 #
 # **Expected.** A tuple: the index of the model `[C]`, whole numbers, and the seconds `[C]`. Where no model is good
 # enough, they are −1 and $\infty$.
@@ -316,17 +319,15 @@ def cheapest(train, calls, copies, fixed, each, distance, limit, most, counts):
 # ## 21.7
 # *stretch · 40 minutes*
 #
-# The chapter's model of VQ codes has no exact likelihood: an image's probability is a sum over all codes. Here is one
-# that has it. An image has $L$ places with $D$ numbers each. The code of the first place has the probabilities
-# `start`, and `move[i, j]` is the probability of the code $j$ after the code $i$. A place with the code $k$ is
-# $N(\text{codebook}_k, \text{std}^2 I)$. Find
+# An image's probability under a model of codes is a sum over all codes, too many to list. Here is a model whose sum
+# can be found. An image has $L$ places with $D$ numbers each. The first code has the probabilities `start`, and
+# `move[i, j]` is the probability of the code $j$ after the code $i$; some moves are impossible. A place with the code
+# $k$ is $N(\text{codebook}_k, \text{std}^2 I)$. Find
 #
 # 1. $-\log p(x)$, exactly;
 # 2. how much more it costs to tell only one code and the image given this code, $-\log p(z) - \log p(x \mid z)$,
 #    for the code $z$ of the nearest entries, place by place;
 # 3. the same for the code $z$ with the least cost.
-#
-# Some moves are impossible. There may be 100 places, and $K^{100}$ codes are too many to list.
 #
 # **Expected.** A tuple of three arrays `[B]`, in nats. The second is $\infty$ where the nearest entries are an
 # impossible code. The third is never larger than the second, and neither is negative.
@@ -358,52 +359,50 @@ def one_code(x, codebook, std, start, move):
 
 
 # %% [markdown]
-# The excess is $-\log p(z \mid x)$: it is small if the image leaves no doubt about its code. A VQ-VAE that is judged by
-# the bits of its nearest code pays for doubt that a sum over the codes would not.
+# The excess is $-\log p(z \mid x)$: it is small if the image leaves no doubt about its code. With doubt, the bits of the
+# nearest code are more than those of the model.
 
 # %% [markdown]
 # ## 21.8
 # *written · 20 minutes*
 #
-# A team trained four models for the same time. The numbers are invented. The Fréchet distance is a mean over five
-# seeds with its standard error; unseen data have 0.6. All times are those of a batch of 100.
+# Four models, trained for the same time. The numbers are invented. The distance is a mean of five seeds with its
+# standard error (unseen data: 0.6).
 #
-# | | distance | recall | bits per dimension | seconds for 100 |
+# | | distance | recall | bits per dimension | 100 samples |
 # |---|---|---|---|---|
-# | GAN | 1.5 ± 0.3 | 0.41 | none | 0.005 |
-# | few-step, 2 evaluations | 1.6 ± 0.1 | 0.80 | none | 0.03 |
-# | diffusion, 50 steps | 1.2 ± 0.1 | 0.88 | at most 1.95 | 0.6 |
-# | autoregressive, pixels | 1.5 ± 0.1 | 0.87 | 1.79, exact | 2 |
+# | GAN | 1.5 ± 0.3 | 0.41 | none | 0.005 s |
+# | few-step, 2 evaluations | 1.6 ± 0.1 | 0.80 | none | 0.03 s |
+# | diffusion | 1.2 ± 0.1 | 0.88 | at most 1.95 | 0.6 s |
+# | autoregressive | 1.5 ± 0.1 | 0.87 | 1.79 | 2 s |
 #
-# 1. A game shows a new picture whenever a player opens a door, within 10 ms. Players see hundreds of them.
-# 2. An observatory wants to store a million pictures without loss, in as few bytes as possible.
-# 3. A school has 40 photographs of each of 30 plants. It wants to generate 1000 more of each, to train a classifier.
+# 1. A game shows a new picture within 10 ms whenever a player opens a door. Players see hundreds.
+# 2. An observatory stores a million pictures without loss, in as few bytes as possible.
+# 3. A school has 40 photographs of each of 30 plants, and wants to generate 1000 more of each to train a classifier.
 #
-# For each case, say in about 50 words which model you would choose, if any, and why; and which number
-# that is not in the table you would measure before you build it. *(1 point each)*
+# For each, say in about 50 words which model you would choose, if any, and why; and what that is not in the table
+# you would measure first. *(1 point each)*
 #
 # <details><summary>Hint</summary>
-# Is the time of one picture a hundredth of the time of 100? Which of the two likelihoods could be turned into a file, and
-# at which speed? What must a generated plant know that the 40 photographs do not show?
+# Is the time of one picture a hundredth of that of 100? Which likelihood becomes a file, and how fast is it read back?
+# What must a generated plant know that the 40 photographs do not show?
 # </details>
 
 # %% [markdown] exercise="21.8" role="written"
 # ### BEGIN SOLUTION
-# 1. The few-step model: its distance cannot be told from the GAN's, and with a recall of 0.41 the GAN would soon show the
-#    same kinds of pictures again. 50 evaluations, or one for each pixel, are probably too many. Measure the time of a
-#    batch of *one* on the players' machines: it is more than a hundredth of the time of 100.
-# 2. The autoregressive model: an arithmetic coder reaches its 1.79 bits but for a few bits per picture. Distance does
-#    not matter here, and without a likelihood there is no code. Diffusion's number is only a bound, and such a file has
-#    to be made differently (by coding latents with bits back). Measure the time to *decode*, pixel by pixel, and the
-#    bits of an ordinary compressor.
-# 3. None at first. A model of these 40 photographs adds no information about the plants that they do not have; it may copy
-#    them, or mix classes up. Train the classifier on the photographs with shifts, flips and other
-#    augmentations, or on features of a pretrained network. Measure its accuracy on *unseen photographs* with
-#    and without generated ones.
+# 1. Few-step: its distance cannot be told from the GAN's, and with a recall of 0.41 the GAN would soon repeat itself.
+#    Many evaluations are probably too slow. Measure the time of *one* picture on the players' machines: it is
+#    more than a hundredth of that of 100.
+# 2. Autoregressive: an arithmetic coder comes within two bits per picture of its likelihood. Distance does not matter
+#    here. Diffusion's number is a bound, and worse; GAN and few-step have no code. Measure the time to *decode*, pixel
+#    by pixel, and the bits of an ordinary compressor.
+# 3. None at first. A model of these photographs knows nothing about the plants that they do not show; it may copy
+#    them or mix classes up. Use augmentation, or features of a pretrained network. Measure accuracy on unseen
+#    *photographs*, with and without generated ones.
 #
-# *One point for each. The first needs recall (or the error bars) and the latency of a single picture; the second the
-# likelihood as length of a file and the time to decode, or an ordinary compressor; the third a baseline without
-# generation, and accuracy on real, unseen photographs. A different choice with a measured reason counts, too.*
+# *One point each. The first needs recall or the error bars, and the latency of one picture; the second the likelihood
+# as length of a file, and decoding time or an ordinary compressor; the third a baseline without generation, and
+# accuracy on unseen photographs. Another choice with a measured reason counts, too.*
 # ### END SOLUTION
 
 # %% [markdown]
