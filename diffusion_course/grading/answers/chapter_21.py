@@ -388,13 +388,15 @@ def _vaes(rng, *rows):
     for B, D, d, kind in rows:
         W, b = rng.normal(0, 0.6, (D, d)) + 0.5, rng.normal(0.5, 0.6, D)
         noise = rng.uniform(0.4, 1.2, D)
+        noise[-1] = 0.05  # a pixel that is nearly free of noise
         precision = np.eye(d) + W.T / noise**2 @ W
         A = np.linalg.solve(precision, W.T / noise**2)
         a, s = -A @ b, 1 / np.sqrt(np.diag(precision))
         if kind == "any":
             A, a = A + rng.normal(0, 0.2, (d, D)), a + rng.normal(0.2, 0.3, d)
             s = s * rng.uniform(0.6, 1.7, d)
-        yield rng.normal(0.5, 1.2, (B, D)), W, b, noise, A, a, s
+        x = b + 1.3 * rng.normal(size=(B, d)) @ W.T + 1.2 * noise * rng.normal(size=(B, D))
+        yield x, W, b, noise, A, a, s
 
 
 VAE_GAP = exercise(
@@ -475,7 +477,7 @@ def _offers(rng, *rows):
         calls = rng.permutation([3, 50, 8, 1, 20, 12])[:M]
         copies = np.resize([2, 1, 2, 3, 1], M)
         fixed, each = rng.uniform(0.05, 0.2, M) / calls, rng.uniform(5e-3, 2e-2, M) / calls
-        most, limit = 25 if M == 4 else 33, number(rng, 1.2, 1.9)
+        most, limit = 25 if M == 4 else 33, round(64 * number(rng, 1.2, 1.9)) / 64
         middle, width = rng.uniform(0.4, 0.6, M), rng.uniform(0.05, 0.12, M)
         middle[1] = 1.3  # the cheapest, and not good enough
         train[0] *= 0.1
@@ -489,6 +491,8 @@ def _offers(rng, *rows):
             middle[:] = 1.1
         apart = rng.normal(size=(M, S))
         apart -= apart.mean(1, keepdims=True)
+        # The run that is farthest from the mean is a good one: the worst may be below the limit.
+        apart *= np.where(apart.max(1) > -apart.min(1), -1, 1)[:, None]
         apart /= np.sqrt((apart**2).sum(1, keepdims=True) / (S - 1))
         distance = limit * (middle[:, None] + width[:, None] * np.sqrt(S) / 2 * apart)
         if kind == "diverged":
@@ -501,7 +505,8 @@ def _offers(rng, *rows):
 _KINDS = {
     "good": (0.5, 0.1),
     "just good": (0.6, 0.37),  # two standard deviations would be more than the limit
-    "not quite": (0.7, 0.32),  # divided by √S and not √(S − 1), as if S were all
+    "not quite": (0.7, 0.304),  # divided by √S and not √(S − 1), as if S were all
+    "exact": (1.0, 0.0),  # every run has the limit's distance, which is still good enough
     "one error": (0.8, 0.37),  # with one standard error
     "half": (0.88, 0.22),  # with an error that is divided by S, and not by its root
     "lucky": (0.95, 0.15),  # its mean alone is below the limit
@@ -518,9 +523,9 @@ CHEAPEST = exercise(
         2,
         lambda rng: _offers(
             rng,
-            (3, 4, (7, 400, 30000), "good"),
+            (3, 4, (7, 528, 30000), "good"),
             (5, 3, (50, 2500), "good"),
-            (4, 3, (12,), "good"),
+            (4, 3, (600,), "good"),
         ),
     ),
     Part(
@@ -528,10 +533,11 @@ CHEAPEST = exercise(
         1,
         lambda rng: _offers(
             rng,
-            (4, 4, (9, 5000), "just good"),
-            (3, 3, (30, 700, 3001), "not quite"),
+            (3, 4, (9, 5000), "just good"),
+            (5, 3, (30, 700, 3001), "not quite"),
             (4, 3, (80, 4000), "one error"),
             (3, 5, (20, 1000), "half"),
+            (4, 4, (15, 600), "exact"),
             (5, 5, (64, 9000), "lucky"),
         ),
     ),
