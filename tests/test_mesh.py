@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from diffusion_course.training.mesh import data_mesh, shard_batch
+from diffusion_course.training.mesh import device_mesh, shard_batch
 
 SCRIPT = """
 import json, sys
@@ -16,7 +16,7 @@ import jax, numpy as np
 from flax import nnx
 from diffusion_course import losses, process
 from diffusion_course.training import loop
-from diffusion_course.training.mesh import data_mesh, replicate, shard_batch
+from diffusion_course.training.mesh import device_mesh, replicate, shard_batch
 from diffusion_course.models.classifier import Classifier
 from diffusion_course.models.mlp import MLP
 
@@ -35,7 +35,7 @@ graph, params = nnx.split(model)
 params = jax.tree.map(lambda p: p + 0.02, params)  # no zero-initialised layer hides a gradient
 
 def gradients(devices):
-    mesh = data_mesh(devices)
+    mesh = device_mesh(devices=devices)
     x, labels = shard_batch(mesh, batch)
     key = jax.random.key(3)
     grad = jax.jit(jax.grad(lambda p: image_loss(nnx.merge(graph, p), x, labels, key)))
@@ -56,7 +56,7 @@ def batches():
 key = jax.device_put(jax.random.key(1), jax.devices()[0])  # committed to one device
 results = {
     n: loop.fit(small, loss, batches(), steps=5, key=key, progress=False,
-                 mesh=data_mesh(jax.devices()[:n]))
+                 mesh=device_mesh(devices=jax.devices()[:n]))
     for n in (1, 8)
 }
 run = {n: result.history.loss for n, result in results.items()}
@@ -95,7 +95,7 @@ def test_sharded_training_follows_the_run_on_one_device(report):
 
 
 def test_a_batch_that_does_not_divide_is_an_error():
-    mesh = data_mesh()
+    mesh = device_mesh()
 
     class Three:
         size = 3
@@ -107,9 +107,9 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 def test_no_device_and_a_number_for_a_batch_are_errors():
     with pytest.raises(ValueError, match="devices must hold at least one device, got none"):
-        data_mesh([])
+        device_mesh(devices=[])
     with pytest.raises(ValueError, match=r"batch must hold arrays \[B, …\], got the number 3"):
-        shard_batch(data_mesh(), 3)
+        shard_batch(device_mesh(), 3)
 
 
 def test_trained_models_can_be_used_with_arrays_on_one_device(report):

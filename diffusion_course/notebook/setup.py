@@ -6,6 +6,7 @@ what it found. The cells that follow read ``course.profile`` and are the same on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -58,7 +59,11 @@ class Course:
 
 
 def setup(
-    profile: str | None = None, cache: bool = True, quiet: bool = False, wait: bool = True
+    profile: str | None = None,
+    cache: bool = True,
+    quiet: bool = False,
+    wait: bool = True,
+    devices: int | None = None,
 ) -> Course:
     """Prepare a notebook; may be called any number of times.
 
@@ -71,15 +76,21 @@ def setup(
       wait: on a CPU, have compiled calls finish before they return, in memory that is kept
         (`diffusion_course.notebook.memory`): training is up to a quarter faster. It takes effect
         if this comes before JAX's first computation. An accelerator always returns at once.
+      devices: how many devices to simulate where JAX runs on the CPU, to try out what is meant for
+        several. They share its cores, so they are no faster than one. Where there is an
+        accelerator, its own devices are used.
 
     Raises:
-      ValueError: there is no such profile.
+      ValueError: there is no such profile, or devices is below 1.
+      RuntimeError: JAX has started already with any other number of devices.
     """
     chosen = choose_profile(profile)  # before JAX starts, so that a typing error shows at once
     import jax
 
     if wait:
         memory.keep_freed_memory()
+    if devices is not None:
+        _simulate(devices)
     folder = compile_cache_folder() if cache else None
     if folder is not None and not is_writable(folder):
         folder = None
@@ -90,6 +101,24 @@ def setup(
     if not quiet:
         print(report(course, folder))
     return course
+
+
+def _simulate(devices: int) -> None:
+    """Has JAX make this many devices of the CPU. Raises: RuntimeError if it has made others."""
+    import jax
+
+    from diffusion_course import checks
+
+    checks.integer("devices", devices, minimum=1)
+    # Set twice, JAX refuses to start.
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # it has started; perhaps with as many
+            jax.config.update("jax_num_cpu_devices", devices)
+    if jax.default_backend() == "cpu" and len(jax.devices()) != devices:
+        raise RuntimeError(
+            f"devices must be chosen before JAX starts, got {devices} after it has started with "
+            f"{len(jax.devices())}: restart the kernel, and call setup(devices={devices}) first"
+        )
 
 
 def choose_profile(name: str | None = None) -> Profile | None:

@@ -18,6 +18,7 @@ from diffusion_course.models.adversarial import (
     non_saturating,
 )
 from diffusion_course.training import update
+from diffusion_course.training.mesh import Layout, device_mesh
 from diffusion_course.training.record import Result, Run
 
 
@@ -91,8 +92,9 @@ def fit(
     game = non_saturating() if game is None else game
     optimizer = optax.flatten(optax.adam(1e-3, b1=0.0, b2=0.99)) if optimizer is None else optimizer
     take = make_steps(generator, discriminator, game, penalty, optimizer, ema)
+    layout = Layout(device_mesh(devices=jax.devices()[:1]))
     g, d = (
-        Run(model, update.create_state(model, optimizer), 0, jax.devices()[0])
+        Run(model, update.create_state(model, optimizer), 0, layout)
         for model in (generator, discriminator)
     )
     key_g, key_d = jax.random.split(key)

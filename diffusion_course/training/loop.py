@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from diffusion_course import checks
 from diffusion_course.data.types import check_batch
-from diffusion_course.training.mesh import data_mesh, replicate, shard_batch
+from diffusion_course.training.mesh import Layout, device_mesh, replicate, shard_batch
 from diffusion_course.training.record import Result, Run
 from diffusion_course.training.update import (
     Loss,
@@ -63,6 +63,7 @@ def fit(
     state: TrainState | None = None,
     stop: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    fsdp: bool = False,
     progress: bool = True,
     check_every: int = 20,
 ) -> Result:
@@ -92,8 +93,12 @@ def fit(
       save: see `Save`.
       state: where to go on from.
       stop: the step to stop at, by default `steps`.
-      mesh: devices to share each batch among; all devices by default. The returned models lie on
-        the first of them.
+      mesh: of the devices that share the work, from `device_mesh`; by default all devices, each
+        with a part of the batch. With several columns the model must be a DiT, whose blocks are
+        divided (`tensor_parallel`). The returned models lie on the first device of this process.
+      fsdp: whether the state is cut among the devices, not copied to each (`mesh.Layout`). What
+        `save` gets and what is returned has the model's own shapes either way. The optimiser sees
+        all parameters as one vector, so it must not treat them by name.
       progress: whether to show a bar with loss and images per second.
       check_every: steps between looks at the loss on the host; a failure is reported with the
         exact step all the same.
@@ -107,14 +112,17 @@ def fit(
     stop = steps if stop is None else stop
     _check_lengths(steps, stop, check_every, [*callbacks, *([save] if save else [])])
     optimizer = adam(3e-3, steps) if optimizer is None else optimizer
-    mesh = data_mesh() if mesh is None else mesh
+    layout = Layout(device_mesh() if mesh is None else mesh, fsdp)
+    mesh = layout.mesh
+    if fsdp:
+        optimizer = optax.flatten(optimizer)  # of the parameters as one vector, which can be cut
     start = create_state(model, optimizer) if state is None else _copy(state, model)
     done = int(start.step)
     if done >= stop:
         raise ValueError(f"steps (or stop) must exceed the state's {done} steps, got {stop}")
     key = replicate(mesh, key)
-    run = Run(model, replicate(mesh, start), done, mesh.devices.flat[0])
-    options, guide = {"averaged": averaged}, ()
+    run = Run(model, start, done, layout)
+    options, guide = {"averaged": averaged, "layout": layout}, ()
     if teacher is not None:
         options["teacher"], params = split(teacher, "teacher")
         guide = (replicate(mesh, params),)
@@ -125,7 +133,7 @@ def fit(
             batch = _next(source, needed=stop - done, got=n - 1 - done)
             if n == done + 1:
                 _check_batch(model, batch)
-            run.advance(step, shard_batch(mesh, batch), key, *guide)
+            run.advance(step, batch, key, *guide)
             due = [c for c in callbacks if n % c.every == 0 or n == stop]
             save_now = save is not None and (n % save.every == 0 or n == stop)
             if n == done + 1 or n % check_every == 0 or n == stop or due or save_now:
@@ -134,9 +142,9 @@ def fit(
                 bar.update(n - bar.n)
                 with run.clock_stopped():
                     for callback in due:
-                        callback.function(n, run.model_with(run.state.ema))
+                        callback.function(n, run.model_with(run.whole().ema))
                     if save_now:
-                        save.function(run.state)
+                        save.function(run.whole())
     return run.result()
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from diffusion_course import checks
+from diffusion_course.training.mesh import Layout, shard_batch
 from diffusion_course.training.update import TrainState, merge
 
 _LARGE = 30.0  # pixels 0 … 255 lie far above it, points in the plane and unit noise below
@@ -114,23 +115,26 @@ class Result:
 class Run:
     """The bookkeeping of a run: its state, the losses not yet looked at, and the clock."""
 
-    def __init__(self, model: nnx.Module, state: TrainState, done: int, device: jax.Device):
-        self.model, self.state, self.device = model, state, device
+    def __init__(self, model: nnx.Module, state: TrainState, done: int, layout: Layout):
+        self.model, self.layout = model, layout
+        self.shapes = jax.eval_shape(lambda: state)
+        self.state = layout.place(state)
         self.history = History(first_step=done + 1)
-        # Losses that the host has not looked at yet, and the batches they belong to.
+        # Losses that the host has not looked at yet, and this process's batches they belong to.
         self.pending: list[tuple[Array, tuple]] = []
         self.begin = time.perf_counter()
         self.compiled: float | None = None
         self.images = 0
 
     def advance(self, step, batch, key, *guide) -> None:
-        self.state, loss = step(self.state, batch, key, *guide)
+        placed = shard_batch(self.layout.mesh, batch)
+        self.state, loss = step(self.state, placed, key, *guide)
         self.pending.append((loss, batch))
         if self.compiled is None:
             jax.block_until_ready(loss)
             self.compiled = time.perf_counter()
         else:
-            self.images += batch[0].shape[0]
+            self.images += placed[0].shape[0]
 
     def check(self) -> None:
         """Moves losses to the host, and raises if one of the steps since the last check failed."""
@@ -161,9 +165,14 @@ class Run:
         return {"loss": f"{recent:.4f}", "images/s": f"{self.history.images_per_second:.0f}"}
 
     def model_with(self, params) -> nnx.Module:
-        with jax.default_device(self.device):
+        with jax.default_device(self.layout.mesh.local_devices[0]):
             return merge(self.model, params)
 
+    def whole(self) -> TrainState:
+        """The state in the model's own shapes, however it lies on the devices."""
+        return self.layout.whole(self.state, self.shapes)
+
     def result(self) -> Result:
-        model, ema = self.model_with(self.state.params), self.model_with(self.state.ema)
-        return Result(model, ema, self.history, self.state)
+        state = self.whole()
+        model, ema = self.model_with(state.params), self.model_with(state.ema)
+        return Result(model, ema, self.history, state)

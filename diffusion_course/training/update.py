@@ -17,6 +17,8 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from diffusion_course import checks
+from diffusion_course.training import tensor_parallel
+from diffusion_course.training.mesh import Layout, device_mesh
 
 # loss(model, x, labels, key) -> scalar; x [B, …], labels [B]. See `make_step` for what else a loss
 # may be given, by name.
@@ -149,6 +151,7 @@ def make_step(
     *,
     teacher: nnx.GraphDef | None = None,
     averaged: bool = False,
+    layout: Layout | None = None,
 ) -> Callable[..., tuple[TrainState, Array]]:
     """Compiles ``step(state, (x, labels), key) -> state, loss``; the old state is used up.
 
@@ -165,26 +168,33 @@ def make_step(
         not trained.
       averaged: whether the loss gets the averaged weights, as of before the step, in a model that
         is its argument ``averaged``. No gradient flows into them.
+      layout: where the state lies that the step takes and returns, as ``layout.place(state)`` puts
+        it there; by default wherever it is. With FSDP the optimiser must be one of vectors,
+        ``optax.flatten(…)``, as `adam` is.
 
     Raises: ValueError unless decay is in [0, 1).
     """
     checks.within("ema", decay, 0, 1, ends="[)")
-    graph, like = split(model)
-    _, unflatten = ravel_pytree(like)
+    layout = Layout(device_mesh()) if layout is None else layout
+    graph, like = split(tensor_parallel.divide(model, layout.mesh))
+    vector, unflatten = ravel_pytree(like)
+    size = vector.size
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: tuple, key: Array, teacher_params=None):
         x, labels = batch
         key = jax.random.fold_in(key, state.step)
-        fixed = {"averaged": nnx.merge(graph, unflatten(state.ema))} if averaged else {}
+        fixed = {"averaged": nnx.merge(graph, unflatten(layout.gather(state.ema, size)))} if averaged else {}
         if teacher is not None:
             fixed["teacher"] = nnx.merge(teacher, teacher_params)
 
         def objective(params):
             return loss(nnx.merge(graph, params), x, labels, key, **fixed)
 
-        params = unflatten(state.params)
+        params = unflatten(layout.gather(state.params, size))
         value, gradient = jax.value_and_grad(objective)(params)
+        if layout.fsdp:  # the optimiser sees this device's part of the vectors
+            params, gradient = state.params, layout.cut(_flatten(gradient))
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = state.params + _flatten(updates)
         ema = ema_update(state.ema, params, ema_decay(state.step, decay))
