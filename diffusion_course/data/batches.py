@@ -10,7 +10,9 @@ from diffusion_course.data.types import Dataset, check_pairs
 Batch = tuple[np.ndarray, np.ndarray]
 
 
-def batches(data: Dataset | Batch, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+def batches(
+    data: Dataset | Batch, size: int, seed: int, start: int = 0, rows: slice = slice(None)
+) -> Iterator[Batch]:
     """Shuffled batches without end.
 
     Each epoch visits the examples in a new order that depends only on `seed` and the number of
@@ -24,9 +26,11 @@ def batches(data: Dataset | Batch, size: int, seed: int, start: int = 0) -> Iter
       size: examples in a batch, in [1, N].
       seed: whole number, at least 0.
       start: number of the first batch, at least 0.
+      rows: which rows of each batch to yield, by default all. The others are not read: a process
+        takes its own part of the batches that several processes share.
 
     Returns:
-      An iterator over (x [size, ...], labels [size]).
+      An iterator over (x [size, ...], labels [size]), or these rows of it.
 
     Raises:
       ValueError: an argument breaks these rules. Raised at the call, not at the first batch.
@@ -40,16 +44,16 @@ def batches(data: Dataset | Batch, size: int, seed: int, start: int = 0) -> Iter
     size = integer("size", size, minimum=1, maximum=len(x))
     seed = integer("seed", seed, minimum=0)
     start = integer("start", start, minimum=0)
-    return _batches(x, labels, size, seed, start)
+    return _batches(x, labels, size, seed, start, rows)
 
 
-def _batches(x, labels, size: int, seed: int, start: int) -> Iterator[Batch]:
+def _batches(x, labels, size: int, seed: int, start: int, rows: slice) -> Iterator[Batch]:
     per_epoch = len(x) // size
     epoch, position = divmod(start, per_epoch)
     while True:
         order = np.random.default_rng([seed, epoch]).permutation(len(x))
         for i in range(position, per_epoch):
-            chosen = order[i * size : (i + 1) * size]
+            chosen = order[i * size : (i + 1) * size][rows]
             yield x[chosen], labels[chosen]
         epoch, position = epoch + 1, 0
 

@@ -1,5 +1,9 @@
 """Train states on disk, saved with orbax, each with a list of what it holds.
 
+A state is saved whole, whatever devices and processes it was cut among, so a run can go on with
+others. With several processes number 0 alone writes and reads, and the others get from it what it
+has read: they need no common disk.
+
 Orbax stores arrays without a checksum: a byte that changes on the disk comes back as another
 number, and a damaged file ends in many lines of its own text. So every state keeps the shapes of
 its arrays and the SHA-256 of its files, and they are compared before orbax reads anything.
@@ -16,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from diffusion_course import checks, files
+from diffusion_course.training import distributed
 
 _CONTENTS = "contents.json"
 
@@ -28,8 +33,8 @@ class Checkpoints:
     """A folder of train states, the newest few of which are kept.
 
     A run that goes on from a saved state equals one that was never interrupted, bit for bit on
-    one device, if its batches go on from the same step (`diffusion_course.data.batches` with
-    ``start=int(state.step)``).
+    the same devices, if its batches go on from the same step (`diffusion_course.data.batches` with
+    ``start=int(state.step)``). With several processes each of them calls every method.
 
     Args:
       folder: where to save; it is made if it does not exist.
@@ -40,15 +45,26 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int = 3):
         checks.integer("keep", keep, minimum=1)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.folder = Path(folder).absolute()
+        if jax.process_index() > 0:
+            self._manager = None
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # With several processes orbax would wait for the others, which leave it to this one.
+        alone = {"active_processes": {0}} if jax.process_count() > 1 else {}
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, **alone),
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
     def save(self, state) -> None:
         """Saves a train state under its step number, and waits until it is on the disk.
@@ -58,7 +74,12 @@ class Checkpoints:
 
         Raises: ValueError if this step or a later one is saved already: two runs need two folders.
         """
-        step, newest = int(state.step), self.latest_step()
+        if jax.process_count() > 1:
+            state = jax.device_get(state)
+        distributed.from_first(lambda: self._save(state))
+
+    def _save(self, state) -> None:
+        step, newest = int(state.step), max(self._manager.all_steps(), default=None)
         if newest is not None and step <= newest:
             raise ValueError(
                 f"the state's step must exceed the newest in {self.folder}, {newest}, got {step}"
@@ -70,7 +91,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The saved steps, oldest first."""
-        return sorted(self._manager.all_steps())
+        return distributed.from_first(lambda: sorted(self._manager.all_steps()))
 
     def latest_step(self) -> int | None:
         """The newest saved step, or None for an empty folder."""
@@ -91,7 +112,11 @@ class Checkpoints:
           DamagedState: it, or every state, is damaged.
           ValueError: it is the state of another model or optimiser; what differs is named.
         """
-        saved = self.steps()
+        leaves = distributed.from_first(lambda: self._restore(like, step))
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _restore(self, like, step: int | None) -> list:
+        saved = sorted(self._manager.all_steps())
         if not saved or step not in (None, *saved):
             raise FileNotFoundError(
                 f"no state of step {step} in {self.folder}; saved steps: {saved or 'none'}"
@@ -106,7 +131,9 @@ class Checkpoints:
             _compare(self._place(number), contents["arrays"], _describe(like))
             arrays = self._manager.restore(number, args=ocp.args.StandardRestore(_tree(like)))
             self._set_aside(damaged, number)
-            return jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in sorted(arrays)])
+            if jax.process_count() > 1:
+                arrays = jax.device_get(arrays)
+            return [arrays[k] for k in sorted(arrays)]
         reasons = "; ".join(damaged.values())
         others = [n for n in saved if n not in damaged]
         raise DamagedState(f"{reasons}. Other saved steps: {others or 'none'}")
@@ -120,7 +147,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)  # of an earlier accident
             self._place(step).rename(aside)
             warnings.warn(
-                f"{reason}. It is now in {aside.name}; going on from step {used}", stacklevel=3
+                f"{reason}. It is now in {aside.name}; going on from step {used}", stacklevel=5
             )
         if damaged:
             self._manager.reload()
@@ -128,8 +155,10 @@ class Checkpoints:
 
 def _tree(state) -> dict[str, jax.Array]:
     """A flat dictionary of arrays: readable by any version of Flax, whatever its own classes."""
-    # Old versions of orbax know arrays only, not NumPy scalars.
-    return {f"{i:05d}": jax.numpy.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+    # Old versions of orbax know arrays only, not NumPy scalars. And with several processes it takes
+    # an array of JAX for one that all of them hold a part of.
+    array = np.asarray if jax.process_count() > 1 else jax.numpy.asarray
+    return {f"{i:05d}": array(x) for i, x in enumerate(jax.tree.leaves(state))}
 
 
 def _describe(state) -> dict[str, str]:

@@ -77,7 +77,8 @@ def fit(
       model: an NNX module that holds parameters only; it is not changed.
       loss: ``loss(model, x, labels, key) -> scalar``.
       batches: yields (x [B, …], labels [B]), one per step, from the state's step on; x of
-        floating-point numbers. For a model with labels they are whole numbers from 0 to below its
+        floating-point numbers. With several processes each yields its own rows of the batch
+        (`distributed.own_rows`), and everything else is the same in all of them. For a model with labels they are whole numbers from 0 to below its
         null_label. A tuple or a dictionary of arrays
         in the place of the labels is left to the loss.
       steps: the run's whole length, which the default optimiser's schedule spans.
@@ -127,8 +128,8 @@ def fit(
         options["teacher"], params = split(teacher, "teacher")
         guide = (replicate(mesh, params),)
     step = make_step(model, loss, optimizer, ema, **options)
-    source = iter(batches)
-    with tqdm(total=steps, initial=done, disable=not progress, unit="step") as bar:
+    source, quiet = iter(batches), not progress or jax.process_index() > 0
+    with tqdm(total=steps, initial=done, disable=quiet, unit="step") as bar:
         for n in range(done + 1, stop + 1):
             batch = _next(source, needed=stop - done, got=n - 1 - done)
             if n == done + 1:

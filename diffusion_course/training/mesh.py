@@ -101,7 +101,18 @@ def replicate(mesh: Mesh, tree):
 
     Returns: the tree, on the mesh.
     """
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
+
+
+def _put(leaf, sharding: NamedSharding) -> Array:
+    """An array that every process has, where the sharding says."""
+    if not sharding.mesh.is_multi_process:
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ class Layout:
             return replicate(self.mesh, state)
         # Made on the host, so that no device needs room for the whole.
         padded = jax.tree.map(lambda leaf: self._padded(np.asarray(leaf), np), state)
-        return jax.device_put(padded, jax.tree.map(self._sharding, padded))
+        return jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), padded)
 
     def whole(self, placed, like):
         """The state in its own shapes again, a copy on each device: what `place` undoes.

@@ -1,0 +1,207 @@
+"""Two processes with two devices each train as one process does, and a death ends in clear words."""
+
+import json
+import os
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from diffusion_course import losses, process
+from diffusion_course.data import batches
+from diffusion_course.models.mlp import MLP
+from diffusion_course.training import distributed, loop
+
+# What the processes and this one run alike. Plain descent with momentum: Adam would turn a
+# difference in the last bits of a small gradient into one of its sign.
+SETTING = """
+import json, os, signal, sys
+import jax, numpy as np, optax
+from flax import nnx
+from diffusion_course import losses, process
+from diffusion_course.data import batches
+from diffusion_course.models.mlp import MLP
+from diffusion_course.training import distributed, loop
+
+def loss(model, x, labels, key):
+    return losses.diffusion_loss(model, process.vp_cosine(), "v", x, labels, key)
+
+def model():
+    return MLP(2, width=16, num_classes=10, rngs=nnx.Rngs(0))
+
+def data():
+    rng = np.random.default_rng(0)
+    return rng.normal(0.3, 0.7, (50, 2)).astype(np.float32), rng.integers(0, 10, 50)
+
+optimizer = optax.sgd(0.1, momentum=0.9)
+
+def train(rows=slice(None), batches_from=batches, **options):
+    start = int(options["state"].step) if options.get("state") is not None else 0
+    source = batches_from(data(), 16, seed=1, start=start, rows=rows)
+    return loop.fit(model(), loss, source, steps=6, key=jax.random.key(5), optimizer=optimizer,
+                    ema=0.9, progress=False, **options)
+"""
+exec(SETTING)
+
+SCRIPT = (
+    SETTING
+    + """
+distributed.connect()
+from diffusion_course.training.checkpoints import Checkpoints
+from diffusion_course.training.mesh import device_mesh
+from diffusion_course.training.update import create_state
+
+folder, dies = sys.argv[1], sys.argv[2] == "dies"
+
+def deadly(*args, **options):
+    for n, batch in enumerate(batches(*args, **options)):
+        assert len(batch[0]) == 8  # its own half
+        if dies and n == 3 and jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
+
+with Checkpoints(folder) as saved:
+    like = create_state(model(), optax.flatten(optimizer))
+    state = saved.restore(like) if saved.latest_step() else None
+    # At first with a copy on each device, then cut among all of them.
+    result = train(distributed.own_rows(16), deadly, state=state, fsdp=not dies,
+                   save=loop.Save(2, saved.save))
+    try:
+        saved.save(result.state)
+    except ValueError as error:
+        told = str(error)
+print(json.dumps({
+    "first": result.history.first_step, "loss": result.history.loss,
+    "params": np.asarray(result.state.params).tolist(),
+    "ema": jax.tree.leaves(nnx.state(result.ema))[0].sum().item(),
+    "devices": len(jax.devices()), "steps": saved.steps(), "told": told,
+}))
+"""
+)
+HANGS = """
+import os, signal
+from diffusion_course.training import distributed
+distributed.connect()
+import jax
+if jax.process_index() == 1:
+    os.kill(os.getpid(), signal.SIGSTOP)
+import time
+time.sleep(60)
+"""
+RAISES = """
+import os, sys, time
+if os.environ["DIFFUSION_COURSE_PROCESS"].split(",")[2] == "1":
+    raise ValueError("batch of process 1")
+time.sleep(60)
+"""
+
+
+def script(folder, text):
+    path = folder / "script.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run whose second process is killed before step 4; then the same run again, to its end."""
+    folder = tmp_path_factory.mktemp("two")
+    file, states = script(folder, SCRIPT), str(folder / "states")
+    begin = time.monotonic()
+    with pytest.raises(distributed.ProcessFailed) as death:
+        distributed.launch(file, states, "dies", processes=2, devices=2, heartbeat=5)
+    seconds = time.monotonic() - begin
+    printed = distributed.launch(file, states, "lives", processes=2, devices=2)
+    return death.value, seconds, [json.loads(text) for text in printed]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train()
+
+
+def test_a_killed_process_ends_the_run_with_a_clear_error(runs):
+    error, seconds, _ = runs
+    assert str(error).startswith("process 1 of 2 was ended by SIGKILL after")
+    assert "can go on from its last saved state" in str(error)
+    assert (error.process, error.code) == (1, -9)
+    assert seconds < 60
+
+
+def test_it_goes_on_from_the_last_state_in_every_process(runs):
+    _, _, printed = runs
+    assert [result["first"] for result in printed] == [3, 3]
+    assert [result["devices"] for result in printed] == [4, 4]
+    assert [result["steps"] for result in printed] == [[2, 4, 6]] * 2
+    assert printed[0]["params"] == printed[1]["params"]
+    assert printed[0]["ema"] == printed[1]["ema"]
+
+
+def test_an_error_of_process_0_is_raised_in_all(runs):
+    for result in runs[2]:
+        assert "the state's step must exceed the newest" in result["told"]
+
+
+def test_losses_and_parameters_are_those_of_one_process(runs, alone):
+    # Sums in another order: the last bits of float32, over six steps.
+    for result in runs[2]:
+        np.testing.assert_allclose(result["loss"], alone.history.loss[2:], rtol=1e-5)
+        np.testing.assert_allclose(result["params"], alone.state.params, rtol=0, atol=1e-5)
+    start = np.asarray(loop.create_state(model(), optimizer).params)
+    assert np.abs(start - alone.state.params).max() > 1e-2  # there is something to compare
+
+
+def test_a_process_that_no_longer_answers_is_named(tmp_path):
+    file = script(tmp_path, HANGS)
+    begin = time.monotonic()
+    with pytest.raises(distributed.ProcessFailed, match="process 1 of 2 no longer answers.* 2 s"):
+        distributed.launch(file, heartbeat=2, timeout=60)
+    assert time.monotonic() - begin < 40
+
+
+def test_an_error_is_shown_with_its_text(tmp_path):
+    file = script(tmp_path, RAISES)
+    with pytest.raises(distributed.ProcessFailed, match=r"(?s)process 1 of 2 ended with exit code"
+                       r" 1 .*ValueError: batch of process 1"):
+        distributed.launch(file)
+
+
+def test_a_run_that_takes_too_long_is_stopped(tmp_path):
+    file = script(tmp_path, "import time; time.sleep(60)")
+    with pytest.raises(distributed.ProcessFailed, match=r"process 0 of 2 has not ended after 0.2 s"):
+        distributed.launch(file, timeout=0.2)
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="script must be a Python file, got nowhere.py"):
+        distributed.launch("nowhere.py")
+    file = script(tmp_path, "")
+    with pytest.raises(ValueError, match="processes must be .* at least 1, got 0"):
+        distributed.launch(file, processes=0)
+    with pytest.raises(ValueError, match="belong together, got address=h:1, processes=2"):
+        distributed.connect("h:1", 2)
+    with pytest.raises(ValueError, match="index must be"):
+        distributed.connect("h:1", 2, 2)
+
+
+def test_without_launch_a_script_trains_alone(monkeypatch):
+    distributed.connect()
+    assert distributed.own_rows(7) == slice(0, 7)
+    assert distributed.from_first(lambda: 3) == 3
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert distributed.own_rows(6) == slice(3, 6)
+    with pytest.raises(ValueError, match="size must be a multiple of the 2 processes, got 7"):
+        distributed.own_rows(7)
+
+
+def test_own_rows_of_the_batches_make_up_the_batch():
+    whole, first, second = (
+        next(batches(data(), 6, seed=2, start=3, rows=rows))
+        for rows in (slice(None), slice(0, 3), slice(3, 6))
+    )
+    for full, one, two in zip(whole, first, second, strict=True):
+        np.testing.assert_array_equal(full, np.concatenate([one, two]))
