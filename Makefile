@@ -24,6 +24,11 @@ COLAB_PYTHON ?= $(PYTHON)
 # the commit chooses.
 QUARTER      ?= all
 
+# The TPU's compiler, of the version that this jax names, has one too: 1.3 GB.
+TPU     := .venv-tpu
+# Start no further compilation after so many minutes; the next run goes on.
+MINUTES ?= 600
+
 # Runs a command and prints its wall time:  $(PHASE) NAME COMMAND
 PHASE  := .ci/phase
 # Each phase's line, for the end of  make test.
@@ -34,7 +39,7 @@ CORES  := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 SHARED := NPROC=$(shell expr $(CORES) / $(JOBS) 2>/dev/null | grep -v '^0$$' || echo 1)
 NBVAL  := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n $(JOBS) --dist loadscope
 
-.PHONY: help lab test quick lint unit check-notebooks colab notebooks chapter clean
+.PHONY: help lab test quick lint unit check-notebooks colab tpu notebooks chapter clean
 .NOTPARALLEL:
 
 help:
@@ -45,6 +50,7 @@ help:
 	@echo "make unit       unit tests                      make unit PYTEST='-k ddim'"
 	@echo "make check-notebooks   run every committed notebook from top to bottom"
 	@echo "make colab      what depends on versions, with those of Google Colab   QUARTER=0 .. 3"
+	@echo "make tpu        compile the course's programs for TPUs, without one: hours   MINUTES=30"
 	@echo "make notebooks  write and execute every *.ipynb from its source/*.py, and exercises/"
 	@echo "make chapter    lay out a new chapter           make chapter N=09 NAME=score_sdes TITLE='Score matching and SDEs'"
 	@echo "make clean      remove .venv and everything else that can be made again"
@@ -84,6 +90,15 @@ $(COLAB)/.installed: pyproject.toml .ci/colab-constraints.txt
 	  -c .ci/colab-constraints.txt -e ".[dev]"
 	@touch $@
 
+tpu: $(TPU)/.installed
+	@$(TPU)/bin/python benchmarks/tpu_compile.py --compile --minutes $(MINUTES)
+
+$(TPU)/.installed: pyproject.toml constraints.txt
+	"$(PYTHON)" -m venv --clear $(TPU)
+	@$(PHASE) "install for TPUs" $(TPU)/bin/python -m pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e . "jax[tpu]"
+	@touch $@
+
 notebooks: $(DEV)
 	$(PY) notebooks/chapters.py
 	$(PY) notebooks/build.py
@@ -120,6 +135,6 @@ $(VENV)/.created:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(COLAB) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(COLAB) $(TPU) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis \
 	  .jupyter-state runs notebooks/.ipynb_checkpoints
 	find diffusion_course tests notebooks benchmarks solutions -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -76,11 +76,13 @@ __all__ = [
     "contrastive_objective",
     "control_objective",
     "diffusion_objective",
+    "examples",
     "few_steps",
     "judge_for",
     "mean_flow_objective",
     "measure",
     "names",
+    "prepared",
     "run",
     "train",
 ]
@@ -108,13 +110,26 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
     state = options.get("state")
     start = 0 if state is None else int(state.step)
     batches = data.batches(
-        _examples(recipe, dataset), size=recipe.batch_size, seed=recipe.seed, start=start
+        examples(recipe, dataset), size=recipe.batch_size, seed=recipe.seed, start=start
     )
-    settings = {"ema": recipe.ema, "steps": recipe.steps, "optimizer": _optimizer(recipe)}
-    model, others = _start(recipe, dtype)
+    model, objective, settings = prepared(recipe, dtype)
     key = jax.random.key(recipe.seed)
-    objective = _OBJECTIVES[type(recipe)](recipe)
-    return loop.fit(model, objective, batches, key=key, **(settings | others | options))
+    return loop.fit(model, objective, batches, key=key, **(settings | options))
+
+
+def prepared(recipe: Recipe, dtype: str = "float32") -> tuple[nnx.Module, update.Loss, dict]:
+    """What `run` gives to `loop.fit` besides the batches and the key.
+
+    Args:
+      recipe: from `RECIPES`, or your own.
+      dtype: as in `run`.
+
+    Returns: the model before the first step, its loss, and the other arguments by name: ema, steps,
+      optimizer, and the teacher where the loss needs one.
+    """
+    model, others = _start(recipe, dtype)
+    settings = {"ema": recipe.ema, "steps": recipe.steps, "optimizer": _optimizer(recipe)}
+    return model, _OBJECTIVES[type(recipe)](recipe), settings | others
 
 
 def _start(recipe: Recipe, dtype: str) -> tuple[nnx.Module, dict]:
@@ -136,8 +151,15 @@ def _start(recipe: Recipe, dtype: str) -> tuple[nnx.Module, dict]:
     return model, {}
 
 
-def _examples(recipe: Recipe, dataset: Dataset) -> Dataset | tuple[np.ndarray, np.ndarray]:
-    """What is trained on: the data set, its latents, or its images with answers or captions."""
+def examples(recipe: Recipe, dataset: Dataset) -> Dataset | tuple[np.ndarray, np.ndarray]:
+    """What is trained on: the data set, its latents, or its images with answers or captions.
+
+    Args:
+      recipe: from `RECIPES`, or your own.
+      dataset: as `run` is given it.
+
+    Returns: what `data.batches` takes.
+    """
     if isinstance(recipe, LatentRecipe):
         space = weights.latent_space(recipe.autoencoder)
         return latent.encode_all(space, dataset.x), dataset.labels
