@@ -151,3 +151,13 @@ def test_chapter_18_shows_the_recorded_wall():
         for value, column, most in zip(values, columns, rounding, strict=True):
             assert abs(value - row[column]) <= most, (row["method"], row["evaluations"], column)
     assert len(found["rows"]) == sum(map(len, shown.values()))
+
+
+def test_chapter_22_shows_the_recorded_program_of_a_tpu():
+    found = record("tpu_compile")
+    for name, (flops, moved, seconds) in in_chapter("22_scaling", "RECORDED_TPU").items():
+        program = found["programs"][name]
+        assert (flops, moved) == (program["flops"], program["hbm_bytes"])
+        assert seconds == pytest.approx(program["bound"]["seconds"], rel=2e-3)
+    for chip, numbers in in_chapter("22_scaling", "CHIPS").items():
+        assert list(numbers) == [found["chips"][chip][k] for k in ("flops", "hbm", "ici")]

@@ -787,14 +787,14 @@ print("ridge:", {chip: round(peak / memory) for chip, (peak, memory, _) in CHIPS
 # %% tags=["claims"]
 # @title Checked: ridges, the tokens that a dense layer needs, and the recorded program
 assert round(197e12 / 819e9) == 241 and round(918e12 / 1640e9) == 560
-assert enough == {"v5e": 512, "v6e": 1024}
+assert enough == {"v5e": 512, "v6e": 2048}
 ((F, moved_bytes, seconds),) = RECORDED_TPU.values()
 assert abs(F / moved_bytes - 91) < 0.5 and F / moved_bytes < 197e12 / 819e9
 assert abs(moved_bytes / 819e9 / seconds - 1) < 0.01 and 197e12 * seconds > 2 * F
 
 # %% [markdown]
 # The ridge of a v5e lies at 241 operations for each byte, that of a v6e at 560. A dense layer of this width needs 512
-# tokens (of the powers of two) on the one and 1,024 on the other. So a chip with fast arithmetic wants *more* tokens:
+# tokens (of the powers of two) on the one and 2,048 on the other. So a chip with fast arithmetic wants *more* tokens:
 # if a batch is cut among many devices, each may fall below.
 #
 # The recorded program is a training step of the small network for points in the plane, 512 points. Its intensity is
@@ -980,7 +980,7 @@ paper = {(name, n): on_paper(name, n, WEIGHTS, TOKENS, 0, BLOCKS)[0] / 1e9
 assert all(paper[name, 1] == 0 for name in NAMES)
 for name in NAMES:
     assert 1 < paper[name, 256] / paper[name, 8] < 1.15
-assert paper["FSDP", 8] == 1.5 * paper["data parallel", 8]
+assert math.isclose(paper["FSDP", 8], 1.5 * paper["data parallel", 8])
 assert paper["tensor parallel", 8] < paper["data parallel", 8]
 
 # %% [markdown]
