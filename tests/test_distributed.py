@@ -1,86 +1,20 @@
-"""Two processes with two devices each train as one process does, and a death ends in clear words."""
+"""Two processes with two devices each train as one does, and a death ends in clear words."""
 
 import json
-import os
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
-from flax import nnx
+from two_processes import OPTIMIZER, data, model, train
 
-from diffusion_course import losses, process
 from diffusion_course.data import batches
-from diffusion_course.models.mlp import MLP
-from diffusion_course.training import distributed, loop
-
-# What the processes and this one run alike. Plain descent with momentum: Adam would turn a
-# difference in the last bits of a small gradient into one of its sign.
-SETTING = """
-import json, os, signal, sys
-import jax, numpy as np, optax
-from flax import nnx
-from diffusion_course import losses, process
-from diffusion_course.data import batches
-from diffusion_course.models.mlp import MLP
-from diffusion_course.training import distributed, loop
-
-def loss(model, x, labels, key):
-    return losses.diffusion_loss(model, process.vp_cosine(), "v", x, labels, key)
-
-def model():
-    return MLP(2, width=16, num_classes=10, rngs=nnx.Rngs(0))
-
-def data():
-    rng = np.random.default_rng(0)
-    return rng.normal(0.3, 0.7, (50, 2)).astype(np.float32), rng.integers(0, 10, 50)
-
-optimizer = optax.sgd(0.1, momentum=0.9)
-
-def train(rows=slice(None), batches_from=batches, **options):
-    start = int(options["state"].step) if options.get("state") is not None else 0
-    source = batches_from(data(), 16, seed=1, start=start, rows=rows)
-    return loop.fit(model(), loss, source, steps=6, key=jax.random.key(5), optimizer=optimizer,
-                    ema=0.9, progress=False, **options)
-"""
-exec(SETTING)
-
-SCRIPT = (
-    SETTING
-    + """
-distributed.connect()
-from diffusion_course.training.checkpoints import Checkpoints
-from diffusion_course.training.mesh import device_mesh
+from diffusion_course.training import distributed
 from diffusion_course.training.update import create_state
 
-folder, dies = sys.argv[1], sys.argv[2] == "dies"
+FILE = Path(__file__).with_name("two_processes.py")
 
-def deadly(*args, **options):
-    for n, batch in enumerate(batches(*args, **options)):
-        assert len(batch[0]) == 8  # its own half
-        if dies and n == 3 and jax.process_index() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield batch
-
-with Checkpoints(folder) as saved:
-    like = create_state(model(), optax.flatten(optimizer))
-    state = saved.restore(like) if saved.latest_step() else None
-    # At first with a copy on each device, then cut among all of them.
-    result = train(distributed.own_rows(16), deadly, state=state, fsdp=not dies,
-                   save=loop.Save(2, saved.save))
-    try:
-        saved.save(result.state)
-    except ValueError as error:
-        told = str(error)
-print(json.dumps({
-    "first": result.history.first_step, "loss": result.history.loss,
-    "params": np.asarray(result.state.params).tolist(),
-    "ema": jax.tree.leaves(nnx.state(result.ema))[0].sum().item(),
-    "devices": len(jax.devices()), "steps": saved.steps(), "told": told,
-}))
-"""
-)
 HANGS = """
 import os, signal
 from diffusion_course.training import distributed
@@ -109,7 +43,7 @@ def script(folder, text):
 def runs(tmp_path_factory):
     """A run whose second process is killed before step 4; then the same run again, to its end."""
     folder = tmp_path_factory.mktemp("two")
-    file, states = script(folder, SCRIPT), str(folder / "states")
+    file, states = FILE, str(folder / "states")
     begin = time.monotonic()
     with pytest.raises(distributed.ProcessFailed) as death:
         distributed.launch(file, states, "dies", processes=2, devices=2, heartbeat=5)
@@ -150,36 +84,41 @@ def test_losses_and_parameters_are_those_of_one_process(runs, alone):
     for result in runs[2]:
         np.testing.assert_allclose(result["loss"], alone.history.loss[2:], rtol=1e-5)
         np.testing.assert_allclose(result["params"], alone.state.params, rtol=0, atol=1e-5)
-    start = np.asarray(loop.create_state(model(), optimizer).params)
+    start = np.asarray(create_state(model(), OPTIMIZER).params)
     assert np.abs(start - alone.state.params).max() > 1e-2  # there is something to compare
 
 
 def test_a_process_that_no_longer_answers_is_named(tmp_path):
     file = script(tmp_path, HANGS)
     begin = time.monotonic()
-    with pytest.raises(distributed.ProcessFailed, match="process 1 of 2 no longer answers.* 2 s"):
+    with pytest.raises(distributed.ProcessFailed, match=r"process 1 of 2 no longer answers.* 2 s"):
         distributed.launch(file, heartbeat=2, timeout=60)
     assert time.monotonic() - begin < 40
 
 
 def test_an_error_is_shown_with_its_text(tmp_path):
     file = script(tmp_path, RAISES)
-    with pytest.raises(distributed.ProcessFailed, match=r"(?s)process 1 of 2 ended with exit code"
-                       r" 1 .*ValueError: batch of process 1"):
+    with pytest.raises(
+        distributed.ProcessFailed,
+        match=r"(?s)process 1 of 2 ended with exit code"
+        r" 1 .*ValueError: batch of process 1",
+    ):
         distributed.launch(file)
 
 
 def test_a_run_that_takes_too_long_is_stopped(tmp_path):
     file = script(tmp_path, "import time; time.sleep(60)")
-    with pytest.raises(distributed.ProcessFailed, match=r"process 0 of 2 has not ended after 0.2 s"):
+    with pytest.raises(
+        distributed.ProcessFailed, match=r"process 0 of 2 has not ended after 0.2 s"
+    ):
         distributed.launch(file, timeout=0.2)
 
 
 def test_wrong_arguments_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="script must be a Python file, got nowhere.py"):
+    with pytest.raises(FileNotFoundError, match=r"script must be a Python file, got nowhere\.py"):
         distributed.launch("nowhere.py")
     file = script(tmp_path, "")
-    with pytest.raises(ValueError, match="processes must be .* at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"processes must be .* at least 1, got 0"):
         distributed.launch(file, processes=0)
     with pytest.raises(ValueError, match="belong together, got address=h:1, processes=2"):
         distributed.connect("h:1", 2)

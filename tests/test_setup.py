@@ -164,3 +164,25 @@ def test_importing_the_package_does_not_import_jax():
         "import sys, diffusion_course.app.cli; print('jax' in sys.modules, 'numpy' in sys.modules)"
     )
     assert python(code).split() == ["False", "False"]
+
+
+DEVICES = """
+from diffusion_course import setup
+print(len(setup("cpu", quiet=True, devices=3).devices), len(setup("cpu", quiet=True).devices))
+setup("cpu", quiet=True, devices=3)  # again: a cell may be run twice
+try:
+    setup("cpu", quiet=True, devices=2)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_devices_are_simulated_if_jax_has_not_started():
+    first, said = python(DEVICES).splitlines()
+    assert first == "3 3"
+    assert said.startswith("devices must be chosen before JAX starts, got 2 after it has started")
+
+
+def test_fewer_than_one_device_is_an_error():
+    with pytest.raises(ValueError, match="devices must be"):
+        setup.setup(quiet=True, devices=0)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from diffusion_course import checks
 from diffusion_course.data.types import check_batch
-from diffusion_course.training.mesh import Layout, device_mesh, replicate, shard_batch
+from diffusion_course.training.mesh import Layout, device_mesh, replicate
 from diffusion_course.training.record import Result, Run
 from diffusion_course.training.update import (
     Loss,
@@ -78,9 +78,9 @@ def fit(
       loss: ``loss(model, x, labels, key) -> scalar``.
       batches: yields (x [B, …], labels [B]), one per step, from the state's step on; x of
         floating-point numbers. With several processes each yields its own rows of the batch
-        (`distributed.own_rows`), and everything else is the same in all of them. For a model with labels they are whole numbers from 0 to below its
-        null_label. A tuple or a dictionary of arrays
-        in the place of the labels is left to the loss.
+        (`distributed.own_rows`), and everything else is the same in all of them. For a model with
+        labels they are whole numbers from 0 to below its null_label. A tuple or a dictionary of
+        arrays in the place of the labels is left to the loss.
       steps: the run's whole length, which the default optimiser's schedule spans.
       key: a random key; step n uses ``fold_in(key, n)``.
       optimizer: by default ``adam(3e-3, steps)``.

@@ -10,7 +10,6 @@ the gradients of what the devices read in common are added up: two more.
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
@@ -21,7 +20,7 @@ from diffusion_course.training.mesh import DATA, MODEL
 
 # How a block's parameters are cut. What is not named here is copied: modulation, norms, the layer
 # of a long skip, attention to a context, and the biases that are added to a sum. The columns of
-# `qkv` are queries, keys and values by head, [C, 3, H, d]: each device takes its heads of all three.
+# `qkv` are queries, keys and values by head, [C, 3, H, d]: a device takes its heads of all three.
 PARTS = {
     ("qkv", "kernel"): P(None, None, MODEL, None),
     ("qkv", "bias"): P(None, MODEL, None),
@@ -105,15 +104,10 @@ def _own_part(graph, params, x, told, skip, angles):
     """What one device does: a block with its own heads and channels only."""
     heads = params["qkv"]["bias"].shape[-2]
     params["qkv"] = {k: w.reshape(*w.shape[:-3], -1) for k, w in params["qkv"].items()}
-    block = _merged(graph, params)
+    block = nnx.merge(graph, nnx.State(params))
     block.heads = heads
     block.out, block.mlp_out = SummedLinear(block.out), SummedLinear(block.mlp_out)
     return block(x, told, skip, angles)
-
-
-def _merged(graph, params: dict) -> Block:
-    state = nnx.State(params)
-    return nnx.merge(graph, state)
 
 
 class SummedLinear(nnx.Module):
@@ -123,5 +117,7 @@ class SummedLinear(nnx.Module):
         self.linear = linear
 
     def __call__(self, x: Array) -> Array:
-        kernel, bias = (w[...].astype(self.linear.dtype) for w in (self.linear.kernel, self.linear.bias))
+        kernel, bias = (
+            w[...].astype(self.linear.dtype) for w in (self.linear.kernel, self.linear.bias)
+        )
         return jax.lax.psum(x.astype(kernel.dtype) @ kernel, MODEL) + bias

@@ -184,7 +184,11 @@ def make_step(
     def step(state: TrainState, batch: tuple, key: Array, teacher_params=None):
         x, labels = batch
         key = jax.random.fold_in(key, state.step)
-        fixed = {"averaged": nnx.merge(graph, unflatten(layout.gather(state.ema, size)))} if averaged else {}
+        fixed = (
+            {"averaged": nnx.merge(graph, unflatten(layout.gather(state.ema, size)))}
+            if averaged
+            else {}
+        )
         if teacher is not None:
             fixed["teacher"] = nnx.merge(teacher, teacher_params)
 
