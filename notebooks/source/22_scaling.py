@@ -622,9 +622,9 @@ assert halved[0] == 2**15 and min(halved) < 2**15 < max(scale_of["float16, dynam
 #   skipped, and after 400 steps nothing has been learnt. (Without the skip, the weights would be NaN.)
 # - A **dynamic** scale finds its way in both, and so does **bfloat16** without any.
 #
-# bfloat16 has fewer digits: it arrives with an error below 0.3 %, float16 with one below 0.05 %. Kalamkar et al. 2019 report
-# trainings of large networks in bfloat16 that end as those in float32 do. What must be precise stays float32: the
-# weights, their sums, the loss, and the time (chapter 04).
+# bfloat16 has fewer digits: it arrives with an error below 0.3 %, float16 with one below 0.05 %. Kalamkar et al. 2019
+# report trainings of large networks in bfloat16 that end as those in float32 do. What must be precise stays float32:
+# the weights, their sums, the loss, and the time (chapter 04).
 
 # %% [markdown]
 # ## 8 · The loop around it
@@ -740,8 +740,7 @@ assert first[3] == second[3] and abs(first[3] / alone_row[3] - 1) < 1e-6
 # ```
 #
 # It takes a minute or more, so the course keeps a record (`benchmarks/tpu_compile.py`). From such numbers follows a
-# lower
-# bound of the time of a step, with $F$ operations, $b$ bytes to and from memory, and $b_{net}$ bytes sent:
+# lower bound of the time of a step, with $F$ operations, $b$ bytes to and from memory, and $b_{net}$ bytes sent:
 #
 # $$t \ge \max\Big(\frac{F}{\text{peak}},\; \frac{b}{\text{memory bandwidth}},\; \frac{b_{net}}{\text{network
 # bandwidth}}\Big) \tag{5}$$
