@@ -95,7 +95,7 @@ def problem_of_the_course(given):
 
 def problem_of_make(words, course):
     known = set(re.findall(r"(?m)^([a-z-]+):(?!=)", (course / "Makefile").read_text("utf-8")))
-    variables = {"PYTHON", "PYTEST", "JOBS", "QUARTER", "N", "NAME", "TITLE"}
+    variables = {"PYTHON", "PYTEST", "JOBS", "QUARTER", "MINUTES", "N", "NAME", "TITLE"}
     for word in words:
         name = word.partition("=")[0]
         if name not in (variables if "=" in word else known):

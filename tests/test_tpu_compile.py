@@ -266,3 +266,56 @@ def test_words_choose_programs_and_a_limit_of_time_starts_no_other(recorded):
     script.compile_missing(["v5e-1", "float32"], 1)
     assert [topology for topology, _ in recorded] == ["v5e-1"]
     assert len(script.read()["missing"]) == 3
+
+
+RECORD = script.read()  # before a test looks elsewhere
+SHOWN = (COURSE / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_what_is_recorded():
+    shown = [
+        line for line in SHOWN.splitlines() if "training step, " in line or "sampler, " in line
+    ]
+    rows = script.table(RECORD).splitlines()
+    assert shown and set(shown) <= set(rows)
+
+
+def test_the_recorded_bounds_follow_from_the_recorded_numbers():
+    good = {name: row for name, row in RECORD["programs"].items() if "failed" not in row}
+    assert good and set(good).isdisjoint(RECORD["missing"])
+    for name, row in good.items():
+        assert (
+            script.name_of(row) == name and row["devices"] == script.TOPOLOGIES[row["topology"]][1]
+        )
+        chip = roofline.CHIPS[row["topology"].split("-")[0]]
+        flops = row["turns"] * row["flops"]
+        found = roofline.bound(chip, flops, row["hbm_bytes"], row["collectives"], row["devices"])
+        assert found == pytest.approx(row["bound"])
+        assert row["images_per_second_at_most"] == pytest.approx(row["batch"] / found["seconds"])
+        assert row["memory"]["peak"] < chip.memory
+        assert 0 < row["hbm_bytes_unpadded"] <= row["hbm_bytes"]
+
+
+def test_what_the_page_says_of_the_plane_s_network():
+    one, eight = (
+        RECORD["programs"][f"toy2d, training step, float32, 512, v5e-{n}"] for n in (1, 8)
+    )
+    parameters = 83_714
+    assert f"{parameters:,}" in SHOWN and RECORD["libtpu"] in SHOWN and one["date"] in SHOWN
+    on_chip = one["vmem_bytes"] / (one["vmem_bytes"] + one["hbm_bytes"])
+    assert 0.9 < on_chip < 0.92
+    # Read and written: weights, average, two moments.
+    assert 2 * 4 * 4 * parameters / one["hbm_bytes"] == pytest.approx(0.98, abs=5e-3)
+    assert round(one["bytes_accessed"] / 1e6) == 36
+    assert round(one["bytes_accessed"] / one["hbm_bytes"]) == 13
+    vectors = one["padding"][0]
+    assert vectors["array"] == f"f32[{parameters}]"
+    assert vectors["padded"] / vectors["bytes"] - 1 == pytest.approx(3e-3, abs=5e-4)
+    assert (one["bound"]["limit"], eight["bound"]["limit"]) == ("memory", "memory")
+    assert eight["bound"]["seconds"] == pytest.approx(one["bound"]["seconds"], rel=1e-3)
+    assert round(eight["flops"] / one["flops"], 2) == 0.14
+    assert eight["collectives"] == {"all-reduce": {"count": 1, "bytes": 4 * (parameters + 1)}}
+    assert round(1e6 * eight["bound"]["network_seconds"], 1) == 2.9
+    drawn = RECORD["programs"]["toy2d, sampler, float32, 512, v5e-1"]
+    assert drawn["bound"]["limit"] == "compute" and drawn["turns"] == 50
+    assert round(50 * 4 * parameters / 1e6) == 17 and round(drawn["hbm_bytes"] / 1e6, 1) == 2.4
