@@ -227,3 +227,13 @@ def test_chapter_21_shows_the_recorded_pictures():
             for k in image
         ]
         assert list(levels) == expected
+
+
+def test_chapter_22_shows_the_recorded_program_of_a_tpu():
+    found = record("tpu_compile")
+    for name, (flops, moved, seconds) in in_chapter("22_scaling", "RECORDED_TPU").items():
+        program = found["programs"][name]
+        assert (flops, moved) == (program["flops"], program["hbm_bytes"])
+        assert seconds == pytest.approx(program["bound"]["seconds"], rel=2e-3)
+    for chip, numbers in in_chapter("22_scaling", "CHIPS").items():
+        assert list(numbers) == [found["chips"][chip][k] for k in ("flops", "hbm", "ici")]
