@@ -78,24 +78,22 @@ def accumulate(means, sizes):
 # ## 22.2
 # *implement · 25 minutes*
 #
-# $N$ devices stand in a ring, and each holds $P$ numbers, a row of `x`. They want the sum of all rows, and none has
-# room for the rows of all. Each cuts its row into $N$ chunks of equal size, chunk 0 first. If $N$ does not divide
-# $P$, zeros are appended: as few as will do. Then they work in rounds:
+# $N$ devices stand in a ring. Each holds a row of `x`, and wants the sum of all rows. It cuts its row into $N$ chunks of
+# equal size, chunk 0 first. If $N$ does not divide $P$, zeros are appended: as few as will do. Then come rounds:
 #
 # - In round 0, device $d$ sends its chunk $d$ to device $d + 1$. The last device sends to device 0.
 # - In every later round, a device sends on the chunk that it received in the round before, as it now holds it.
 # - In the first $N - 1$ rounds (*reduce-scatter*), who receives a chunk adds it to its own. In the next $N - 1$ rounds
 #   (*all-gather*), it replaces its own.
 #
-# Return what the devices hold after `rounds` rounds, without the padding. Return also how many numbers each device has
-# sent, divided by $P$.
+# Return what the devices hold after `rounds` rounds, without the padding, and how many numbers each has sent, divided by
+# $P$.
 #
-# **Expected.** An array `[N, P]`, and a number. `rounds` is between 0 and $2(N - 1)$. After $2(N-1)$ rounds all rows are
-# the sum. $P$ may be less than $N$.
+# **Expected.** An array `[N, P]`, and a number. `rounds` is between 0 and $2(N - 1)$, where all rows are the sum.
+# $P$ may be less than $N$.
 #
 # <details><summary>Hint</summary>
-# Which chunk does device d send in round r? In one round all devices send at the same time. The padding travels,
-# too.
+# Which chunk does device d send in round r? All send at the same time. The padding travels, too.
 # </details>
 
 
@@ -154,7 +152,7 @@ bias = rng.normal(size=24)
 whole = broken_attention(x, qkv, out, bias, heads, 1)
 for N in (1, 2, 4):
     apart = np.abs(broken_attention(x, qkv, out, bias, heads, N) - whole).max()
-    print(f"{N} devices: the largest error is {apart:.2f}")
+    print(f"N = {N}: the largest error is {apart:.2f}")
     assert (apart > 0.5) == (N > 1)
 
 # %% [markdown]
@@ -274,22 +272,21 @@ def to_load(orders, owner, host, batch, step):
 # ## 22.6
 # *derive and check · 20 minutes*
 #
-# What must each of $N$ devices hold? Training keeps five numbers in float32 for each parameter: the weight, its
-# average, Adam's two moments, and the gradient. Three schemes:
+# Training keeps five float32 numbers for each parameter: weight, average, Adam's two moments, and gradient. What
+# must each of $N$ devices hold? Three schemes:
 #
 # 1. data parallel: every device holds everything;
 # 2. as 1, but the average and the moments are split over the devices;
 # 3. FSDP: all five are split.
 #
-# JAX splits a tensor along one axis, whose size $N$ must divide. Where $N$ divides no axis, every device holds the tensor
-# whole. In all schemes, a layer computes with a copy of its whole weights in bfloat16. While a layer computes, the copy
-# of the next one is made. So at most two neighbouring layers have copies at the same time.
+# A tensor is split along one axis, whose size $N$ must divide. Where $N$ divides none, every device holds it whole.
+# In all schemes, a layer computes with a bfloat16 copy of its whole weights. Meanwhile the next layer's copy is made. So
+# at most two neighbouring layers have copies at once.
 #
-# Row $i$ of `shapes` is the shape of tensor $i$, filled up with ones from the left. It belongs to the layer `layer[i]`,
-# and layers are numbered from 0, in their order. A network may have one layer only. Activations are not counted.
+# Row $i$ of `shapes` is the shape of tensor $i$, filled up with ones from the left. It belongs to layer `layer[i]`;
+# layers are numbered from 0, in order. There may be only one. Do not count activations.
 #
-# **Expected.** An array of three numbers: the kilobytes (of 1000 bytes) on one device when most is held, in each scheme.
-# $N \ge 2$.
+# **Expected.** Three numbers in an array: the most that a device holds at once, in kilobytes of 1000 bytes. $N \ge 2$.
 #
 # <details><summary>Hint</summary>
 # A tensor (6, 10) has 60 numbers, and 4 divides 60. Can four devices share it?
@@ -329,13 +326,14 @@ def memory(shapes, layer, N):
 #   A device receives `link` bytes per second.
 #
 # Within a layer the three go on at the same time, so it takes the longest of them. The layers follow one another.
-#
+
+# %% [markdown]
 # **Expected.** A tuple of
 #
 # 1. the times `[K, 3]` of computing, memory and link for each layer, in microseconds;
 # 2. the share of `peak` that the step reaches;
-# 3. for each layer, the fewest tokens per device (not rounded) at which computing takes as long as both others, or longer:
-#    `[K]`. It is infinite where no number is enough.
+# 3. for each layer, the fewest tokens per device (not rounded) at which neither of the others takes longer than
+#    computing: `[K]`. It is infinite where no number is enough.
 #
 # <details><summary>Hint</summary>
 # Only the time of computing and the states' part of the bytes grow with b. Compare how fast. A device receives
@@ -387,20 +385,18 @@ def roofline(layers, tokens, N, size, peak, bandwidth, link):
 
 # %% [markdown] exercise="22.8" role="written"
 # ### BEGIN SOLUTION
-# 1. Time whole steps in the steady state: without the compilation and with `block_until_ready`, since JAX returns
-#    before the device has finished. The roofline gives the expectation: with 1/8 of the batch each, and the same traffic
-#    for the gradients, less than 8 times may be right. "Busy" counts waiting in a collective, too.
-# 2. First the input: feed one and the same batch from the device again and again. If the step gets fast, the
-#    host is the cause. Then the compiled program: shardings and collectives (a batch or weights that are
-#    replicated, an all-gather too many), against the bytes that the scheme needs. Then the size: vary the batch per
-#    device. If the step's time hardly falls with the batch, traffic, memory or launches bound it; a profile shows which.
-# 3. Input: prefetch, or more workers; it costs memory. Shardings: state them, and assert them in a test;
-#    a layout may need more memory. Size: a larger batch (which may need another learning rate, and beyond the noise
-#    scale helps little), or fewer exchanges by accumulation, which has the same price.
+# 1. Time whole steps without compilation, and with `block_until_ready`: JAX returns before the device has finished. A
+#    roofline gives the expectation: with 1/8 of the batch each, and gradients to exchange, less than 8 times may be
+#    right. "Busy" includes waiting in a collective.
+# 2. First the input, which is cheap to test: train on one batch that lies on the devices. If this is fast, the
+#    host is slow. Then the compiled program: its shardings, and its collectives' bytes against what the scheme needs.
+#    Last the size: if a step hardly gets faster with a smaller batch, traffic, memory or launches bound it. A profile
+#    shows which.
+# 3. Prefetch, or more workers: host memory. State the shardings, and assert them: perhaps more memory. A
+#    larger batch, or accumulation: another learning rate, and little gain beyond the noise scale.
 #
-# *One point for each. The first needs an honest timing (waiting for the device, no compilation) and an expectation from
-# a count, not from the number of devices; the second three causes with a measurement that separates them, the cheap
-# one first; the third a change for each with its price.*
+# *One point for each. The first needs an honest timing and an expectation from a count; the second three causes and
+# measurements that separate them; the third a change for each, with its price.*
 # ### END SOLUTION
 
 # %% [markdown]
