@@ -286,7 +286,7 @@ def to_load(orders, owner, host, batch, step):
 # Row $i$ of `shapes` is the shape of tensor $i$, filled up with ones from the left. It belongs to layer `layer[i]`;
 # layers are numbered from 0, in order. There may be only one. Do not count activations.
 #
-# **Expected.** Three numbers in an array: the most that a device holds at once, in kilobytes of 1000 bytes. $N \ge 2$.
+# **Expected.** Three numbers: the most that a device holds at once, in kilobytes of 1000 bytes. $N \ge 2$.
 #
 # <details><summary>Hint</summary>
 # A tensor (6, 10) has 60 numbers, and 4 divides 60. Can four devices share it?
@@ -296,7 +296,7 @@ def to_load(orders, owner, host, batch, step):
 # %% exercise="22.6" role="answer"
 def memory(shapes, layer, N):
     """shapes [K, A] and layer [K], whole numbers, and N -> kilobytes in each scheme, [3]."""
-    ### BEGIN SOLUTION return three numbers in an array
+    ### BEGIN SOLUTION return three numbers, in an array or a tuple
     shapes, layer = np.asarray(shapes, float), np.asarray(layer)
     P = np.prod(shapes, axis=1)
     share = P / np.where(np.any(shapes % N == 0, axis=1), N, 1)

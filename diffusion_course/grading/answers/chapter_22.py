@@ -556,14 +556,15 @@ def memory(shapes, layer, N):
     whole = 20 * np.sum(sizes) + max(pairs)
     moments = 8 * np.sum(sizes) + 12 * np.sum(held) + max(pairs)
     everything = 20 * np.sum(held) + max(pairs)
-    return np.array([whole, moments, everything]) / 1000
+    return whole / 1000, moments / 1000, everything / 1000
 
 
 def _networks(rng, *cases):
     """(N, how many axes, the tensors of each layer).
 
     A tensor is a word with a letter for each of its last axes: m for a multiple of N, o for any
-    other size; or "half", which is no multiple of N in any axis, but in its number of values.
+    other size, O for one that is larger than all of these; or "half", which is a multiple of N
+    in its number of values, and in none of its axes.
     """
     for N, axes, layers in cases:
         shapes, layer = [], []
@@ -574,6 +575,7 @@ def _networks(rng, *cases):
                     shape = [N // 2 * odd[0], 2 * odd[1]]
                 else:
                     m, o = N * rng.integers(2, 7, 4), N * rng.integers(1, 5, 4) + 1
+                    o = [7 * N + 1 if letter == "O" else o[j] for j, letter in enumerate(word)]
                     shape = [m[j] if letter == "m" else o[j] for j, letter in enumerate(word)]
                 shapes.append([1] * (axes - len(shape)) + shape)
                 layer.append(i)
@@ -588,7 +590,7 @@ MEMORY = exercise(
         1,
         lambda rng: _networks(
             rng,
-            (3, 2, ("mo m", "om mm m", "mm mo", "m")),
+            (3, 2, ("mO m", "om mm m", "mm mo", "m")),
             (4, 2, ("m", "mo m om", "mo om mm mm m")),
             (5, 4, ("omom mm", "m", "m", "mm")),
         ),
@@ -598,7 +600,7 @@ MEMORY = exercise(
         2,
         lambda rng: _networks(
             rng,
-            (4, 2, ("half o", "mo half m", "o oo", "om half")),
+            (4, 2, ("half o", "mo half m", "o oo", "Om half")),
             (6, 4, ("omoo half", "oo half mm")),
             (3, 2, ("oo o mm", "mo oo", "m o", "oo m mo", "o oo")),
             (8, 2, ("mm half o oo",)),
@@ -653,10 +655,10 @@ MEMORY = exercise(
         20 * np.sum(sizes) -> 16 * np.sum(sizes)
         8 * np.sum(sizes) -> 4 * np.sum(sizes)
         20 * np.sum(held) -> 16 * np.sum(held)
-    kilobytes of 1000 bytes
-        / 1000 -> / 1024
-    that is in bytes
-        / 1000 -> / 1
+    a kilobyte has 1000 bytes here: yours has 1024
+        return tuple(1000 * kilobytes / 1024 for kilobytes in right)
+    the results are in kilobytes: yours are in bytes
+        return tuple(1000 * kilobytes for kilobytes in right)
     """,
 )
 
