@@ -251,7 +251,7 @@ assert largest < 0.02
 # |---|---|---|
 # | 20 | [Discrete diffusion](20_discrete.ipynb) | a sentence that fills in any order |
 # | 21 | [Which generative model?](21_which_model.ipynb) | seven kinds of model and three baselines, one budget |
-# | 22 | Scaling out | throughput, memory and traffic against devices |
+# | 22 | [Scaling out](22_scaling.ipynb) | throughput, memory and traffic against devices |
 # | 23 | Cascades and video | a clip whose frames agree |
 # | 24 | 3-D, sound, molecules | an object that appears from 2-D scores |
 # | 25 | From notebook to product | quality against bytes and milliseconds |
