@@ -766,13 +766,13 @@ def dense_layer(T, c=1152, bytes_each=2):
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.4))
 intensity = np.logspace(0, 4, 100)
-for (chip, (peak, width, _)), color in zip(CHIPS.items(), plots.SERIES, strict=False):
-    ax.loglog(intensity, np.minimum(peak, intensity * width) / 1e12, color=color)
+for (chip, (peak, hbm, _)), color in zip(CHIPS.items(), plots.SERIES, strict=False):
+    ax.loglog(intensity, np.minimum(peak, intensity * hbm) / 1e12, color=color)
     ax.annotate(chip, (4000, peak / 1e12), (0, 4), textcoords="offset points", color=color)
-peak, width, _ = CHIPS["v5e"]
+peak, hbm, _ = CHIPS["v5e"]
 for T, offset in ((16, (6, -12)), (256, (8, -22)), (4096, (4, -12))):
     F, moved_bytes = dense_layer(T)
-    place = F / moved_bytes, min(peak, width * F / moved_bytes) / 1e12
+    place = F / moved_bytes, min(peak, hbm * F / moved_bytes) / 1e12
     ax.plot(*place, "o", color=plots.PREDICTION)
     ax.annotate(f"{T} tokens", place, offset, textcoords="offset points")
 for F, moved_bytes, seconds in RECORDED_TPU.values():
@@ -781,9 +781,9 @@ for F, moved_bytes, seconds in RECORDED_TPU.values():
                 textcoords="offset points")  # fmt: skip
 ax.set(xlabel="intensity, FLOP per byte", ylabel="TFLOP/s at most")
 plt.show()
-enough = {chip: next(int(T) for T in tokens if np.divide(*dense_layer(T)) > peak / width)
-          for chip, (peak, width, _) in CHIPS.items()}  # fmt: skip
-print("ridge:", {chip: round(peak / width) for chip, (peak, width, _) in CHIPS.items()},
+enough = {chip: next(int(T) for T in tokens if np.divide(*dense_layer(T)) > peak / hbm)
+          for chip, (peak, hbm, _) in CHIPS.items()}  # fmt: skip
+print("ridge:", {chip: round(peak / hbm) for chip, (peak, hbm, _) in CHIPS.items()},
       "tokens needed (powers of 2):", enough)  # fmt: skip
 
 # %% tags=["claims"]
