@@ -669,8 +669,8 @@ with tempfile.TemporaryDirectory() as folder:
     with checkpoints.Checkpoints(folder) as states:
         states.save(half)
     with checkpoints.Checkpoints(folder) as states:
-        found = states.restore(update.create_state(net, sgd))
-resumed = {where: descend(where, 4, found) for where in ("8, FSDP", "1", "2 × 4, FSDP")}
+        restored = states.restore(update.create_state(net, sgd))
+resumed = {where: descend(where, 4, restored) for where in ("8, FSDP", "1", "2 × 4, FSDP")}
 whole_run = np.asarray(ends["8, FSDP"].params)
 off = {k: np.abs(np.asarray(s.params) - whole_run).max() / moved for k, s in resumed.items()}
 print({where: f"{value:.0e}" for where, value in off.items()})
@@ -766,13 +766,13 @@ def dense_layer(T, c=1152, bytes_each=2):
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.4))
 intensity = np.logspace(0, 4, 100)
-for (chip, (peak, memory, _)), color in zip(CHIPS.items(), plots.SERIES, strict=False):
-    ax.loglog(intensity, np.minimum(peak, intensity * memory) / 1e12, color=color)
+for (chip, (peak, hbm, _)), color in zip(CHIPS.items(), plots.SERIES, strict=False):
+    ax.loglog(intensity, np.minimum(peak, intensity * hbm) / 1e12, color=color)
     ax.annotate(chip, (4000, peak / 1e12), (0, 4), textcoords="offset points", color=color)
-peak, memory, _ = CHIPS["v5e"]
+peak, hbm, _ = CHIPS["v5e"]
 for T, offset in ((16, (6, -12)), (256, (8, -22)), (4096, (4, -12))):
     F, moved_bytes = dense_layer(T)
-    place = F / moved_bytes, min(peak, memory * F / moved_bytes) / 1e12
+    place = F / moved_bytes, min(peak, hbm * F / moved_bytes) / 1e12
     ax.plot(*place, "o", color=plots.PREDICTION)
     ax.annotate(f"{T} tokens", place, offset, textcoords="offset points")
 for F, moved_bytes, seconds in RECORDED_TPU.values():
@@ -781,9 +781,9 @@ for F, moved_bytes, seconds in RECORDED_TPU.values():
                 textcoords="offset points")  # fmt: skip
 ax.set(xlabel="intensity, FLOP per byte", ylabel="TFLOP/s at most")
 plt.show()
-enough = {chip: next(int(T) for T in tokens if np.divide(*dense_layer(T)) > peak / memory)
-          for chip, (peak, memory, _) in CHIPS.items()}  # fmt: skip
-print("ridge:", {chip: round(peak / memory) for chip, (peak, memory, _) in CHIPS.items()},
+enough = {chip: next(int(T) for T in tokens if np.divide(*dense_layer(T)) > peak / hbm)
+          for chip, (peak, hbm, _) in CHIPS.items()}  # fmt: skip
+print("ridge:", {chip: round(peak / hbm) for chip, (peak, hbm, _) in CHIPS.items()},
       "tokens needed (powers of 2):", enough)  # fmt: skip
 
 # %% tags=["claims"]
@@ -1039,12 +1039,12 @@ assert abs(spread["same key"] / np.sqrt(2 / 8) - 1) < 0.15
 # of the batch stands in it twice (with two hosts). Nothing complains here either.
 
 # %%
-own = x_rows[:32]  # what each of two hosts loaded: it should have been a half each
-twice = slope(matrix, np.concatenate([own, own]))
-of_half = slope(matrix, own)
+loaded = x_rows[:32]  # what each of two hosts loaded: it should have been a half each
+twice = slope(matrix, np.concatenate([loaded, loaded]))
+of_half = slope(matrix, loaded)
 same_as_half = np.abs(np.asarray(twice - of_half)).max() / np.abs(np.asarray(of_half)).max()
 far_from_whole = np.linalg.norm(twice - alone) / np.linalg.norm(alone)
-rows_seen = len({row.tobytes() for row in np.concatenate([own, own])})
+rows_seen = len({row.tobytes() for row in np.concatenate([loaded, loaded])})
 print(f"the half batch's gradient, to {same_as_half:.0e};",
       f"{far_from_whole:.0%} from the whole one's; {rows_seen} different rows of 64")  # fmt: skip
 
