@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from diffusion_course import data, guidance, samplers, sampling, weights
 from diffusion_course.data import digits
 from diffusion_course.training import recipes, update
-from diffusion_course.training.mesh import AXIS
+from diffusion_course.training.mesh import DATA
 from diffusion_course.training.recipe import LatentRecipe
 
 ACCELERATOR_BATCH = 512  # as the course's profile for accelerators has it
@@ -129,12 +129,12 @@ def shape_of(array):
 
 def lower(program: Program, devices) -> jax.stages.Lowered:
     """A program, lowered for devices that need not exist: data parallel if they are several."""
-    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    mesh = Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
     make = training if program.what == "training step" else sampler
     function, shapes, split = make(program.recipe, program.dtype, program.batch)
 
     def place(tree, is_split):
-        where = NamedSharding(mesh, PartitionSpec(AXIS) if is_split else PartitionSpec())
+        where = NamedSharding(mesh, PartitionSpec(DATA) if is_split else PartitionSpec())
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
     return function.lower(*(place(*pair) for pair in zip(shapes, split, strict=True)))
