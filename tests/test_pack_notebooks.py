@@ -141,6 +141,18 @@ def test_the_first_page_keeps_its_own_way_of_setting_up():
     assert [c for c in map(colab.source, part) if c.endswith("course = setup(wait=False)")]
 
 
+def test_a_chapter_that_simulates_devices_has_a_kernel_of_its_own():
+    alone, other = [
+        ("Chapter", name[:2], colab.read(COURSE / "notebooks" / f"{name}.ipynb"))
+        for name in ("22_scaling", "01_forward_process")
+    ]
+    exercises = ("Exercises", "22", colab.read(COURSE / "exercises" / "22_scaling.ipynb"))
+    head = colab.source(colab.joined([alone, exercises], WHEEL, "t")["cells"][1])
+    assert head.endswith('course = setup("cpu", devices=8)')
+    with pytest.raises(ValueError, match=r"chapter 22 needs a kernel of its own.*got it with 01"):
+        colab.joined([other, alone], WHEEL, "t")
+
+
 FIRST = COURSE / "notebooks" / "00_start_here.ipynb"
 
 

@@ -42,6 +42,8 @@ if importlib.util.find_spec("diffusion_course") is None:
 # A part of the joined notebook begins with this line. `grading.submissions` reads it.
 PART = "# {what} of chapter {number}: begins afresh and forgets what ran above.\n%reset -f\n"
 
+SIMULATES = re.compile(r"(?m)^course = setup\(.*devices=.*\)$")
+
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(((?:\.\./(?:notebooks|exercises)/)?\d\d_\w+\.ipynb)\)")
 
 
@@ -86,12 +88,14 @@ def joined(parts: Sequence[tuple[str, str, Notebook]], wheel: str, title: str) -
       parts: what it is ("Chapter" or "Exercises"), the chapter's number, the notebook.
       wheel: the wheel's file name.
       title: of all.
+
+    Raises: ValueError if a chapter needs a kernel of its own, and there is another chapter.
     """
     contents = [f"{n}. {what} {number}" for n, (what, number, _) in enumerate(parts, start=1)]
     head = [
         f"# {title}\n\nRun the cell below first: it finds the course. Then go on with any part; "
         "each begins with a cell that forgets what ran above it.\n\n" + "\n".join(contents),
-        FIND.format(wheel=wheel) + f"{SETUP}\n\ncourse = setup()",
+        FIND.format(wheel=wheel) + f"{SETUP}\n\n{_preparation(parts)}",
     ]
     cells = [_cell("markdown", "contents", head[0]), _cell("code", "course", head[1])]
     for place, (what, number, notebook) in enumerate(parts):
@@ -108,6 +112,21 @@ def joined(parts: Sequence[tuple[str, str, Notebook]], wheel: str, title: str) -
     about = {"colab": {"toc_visible": True}, "kernelspec": kernel}
     about["language_info"] = {"name": "python"}
     return {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+
+
+def _preparation(parts: Sequence[tuple[str, str, Notebook]]) -> str:
+    """The line that prepares JAX for all parts: only before it starts can it simulate devices."""
+    chapters = {number: notebook for what, number, notebook in parts if what == "Chapter"}
+    for number, notebook in chapters.items():
+        lines = [m[0] for c in notebook["cells"] for m in SIMULATES.finditer(source(c))]
+        if lines and len(chapters) > 1:
+            raise ValueError(
+                f"chapter {number} needs a kernel of its own, since it begins with {lines[0]}: "
+                f"pack it alone, got it with {', '.join(n for n in chapters if n != number)}"
+            )
+        if lines:
+            return lines[0]
+    return "course = setup()"
 
 
 def _write_first(notebook: Notebook, above: str) -> None:
