@@ -212,22 +212,19 @@ def flow(x, z, masks, weights, biases, temperature):
     """x [B, D], z [N, D], masks [n, D], weights [n, D, 2D], biases [n, 2D], number -> [B], [N, D]."""
     ### BEGIN SOLUTION return a tuple: the log-density [B] and the draws [N, D]
 
-    def coupling(i, state):
-        h = np.tanh((masks[i] * state) @ weights[i] + biases[i])
-        log_scale, shift = np.split(h, 2, axis=1)
-        return (1 - masks[i]) * log_scale, (1 - masks[i]) * shift
+    def own(layer, given):
+        raw = np.tanh((masks[layer] * given) @ weights[layer] + biases[layer])
+        return np.split(np.tile(1 - masks[layer], 2) * raw, 2, axis=1)
 
-    log_p = 0.0
-    for i in range(len(masks)):
-        log_scale, shift = coupling(i, x)
-        x = x * np.exp(log_scale) + shift
-        log_p = log_p + log_scale.sum(axis=1)
-    log_p = log_p + norm.logpdf(x, scale=temperature).sum(axis=1)
-    z = temperature * z
-    for i in reversed(range(len(masks))):
-        log_scale, shift = coupling(i, z)
-        z = (z - shift) * np.exp(-log_scale)
-    return log_p, z
+    code, log_det = x, 0.0
+    for layer in range(len(masks)):
+        stretch, move = own(layer, code)
+        code, log_det = code * np.exp(stretch) + move, log_det + stretch.sum(axis=1)
+    draws = temperature * z
+    for layer in range(len(masks))[::-1]:
+        stretch, move = own(layer, draws)
+        draws = (draws - move) * np.exp(-stretch)
+    return log_det + norm.logpdf(code, scale=temperature).sum(axis=1), draws
     ### END SOLUTION
 
 
@@ -319,15 +316,15 @@ def cheapest(train, calls, copies, fixed, each, distance, limit, most, counts):
 # ## 21.7
 # *stretch · 40 minutes*
 #
-# An image's probability under a model of codes is a sum over all codes, too many to list. Here is a model whose sum
-# can be found. An image has $L$ places with $D$ numbers each. The first code has the probabilities `start`, and
-# `move[i, j]` is the probability of the code $j$ after the code $i$; some moves are impossible. A place with the code
-# $k$ is $N(\text{codebook}_k, \text{std}^2 I)$. Find
+# An image's probability under a model of codes is a sum over all codes, too many to list. Here is one to be
+# found. An image has $L$ places with $D$ numbers each. The first code has the probabilities `start`; `move[i, j]` is
+# the probability of the code $j$ after $i$; some are 0. A place with the code $k$ is
+# $N(\text{codebook}_k, \text{std}^2 I)$. Find
 #
 # 1. $-\log p(x)$, exactly;
 # 2. how much more it costs to tell only one code and the image given this code, $-\log p(z) - \log p(x \mid z)$,
 #    for the code $z$ of the nearest entries, place by place;
-# 3. the same for the code $z$ with the least cost.
+# 3. the same for the $z$ with the least cost.
 #
 # **Expected.** A tuple of three arrays `[B]`, in nats. The second is $\infty$ where the nearest entries are an
 # impossible code. The third is never larger than the second, and neither is negative.

@@ -470,11 +470,15 @@ def cheapest(train, calls, copies, fixed, each, distance, limit, most, counts):
 def _offers(rng, *rows):
     """Rows of (models, seeds, numbers of images, kind of the first model).
 
-    Where it is not "good", it would be the cheapest but for its distances, and but for the second.
+    Where it is not "good", it would be the cheapest but for its distances, and but for the second;
+    where it is "cheap", it is the cheapest of all.
     """
     for M, S, counts, kind in rows:
         train = rng.uniform(10, 80, M)
-        calls = rng.permutation([3, 50, 8, 1, 20, 12])[:M]
+        calls = rng.permutation([3, 50, 8, 1, 20, 12])
+        if kind == "one error":  # far from the number of seeds
+            calls = np.roll(calls, -int(np.flatnonzero(calls == 50)[0]))
+        calls = calls[:M]
         copies = np.resize([2, 1, 2, 3, 1], M)
         fixed, each = rng.uniform(0.05, 0.2, M) / calls, rng.uniform(5e-3, 2e-2, M) / calls
         most, limit = 25 if M == 4 else 33, round(64 * number(rng, 1.2, 1.9)) / 64
@@ -482,7 +486,7 @@ def _offers(rng, *rows):
         middle[1] = 1.3  # the cheapest, and not good enough
         train[0] *= 0.1
         for a in (train, fixed, each):
-            a[1] *= 0.05
+            a[1] *= 20 if kind == "cheap" else 0.05
         for a in (fixed, each):  # of good models, the first is the cheapest for a few images only
             a[0] *= 4 if kind == "good" else 0.1
         # Means and two standard errors, as parts of the limit.
@@ -504,6 +508,7 @@ def _offers(rng, *rows):
 
 _KINDS = {
     "good": (0.5, 0.1),
+    "cheap": (0.5, 0.1),
     "just good": (0.6, 0.37),  # two standard deviations would be more than the limit
     "not quite": (0.7, 0.304),  # divided by √S and not √(S − 1), as if S were all
     "exact": (1.0, 0.0),  # every run has the limit's distance, which is still good enough
@@ -526,6 +531,7 @@ CHEAPEST = exercise(
             (3, 4, (7, 528, 30000), "good"),
             (5, 3, (50, 2500), "good"),
             (4, 3, (600,), "good"),
+            (3, 5, (12, 900), "cheap"),
         ),
     ),
     Part(
@@ -539,6 +545,7 @@ CHEAPEST = exercise(
             (3, 5, (20, 1000), "half"),
             (4, 4, (15, 600), "exact"),
             (5, 5, (64, 9000), "lucky"),
+            (3, 4, (40, 2000), "cheap"),
         ),
     ),
     Part(
@@ -549,6 +556,7 @@ CHEAPEST = exercise(
             (4, 3, (20, 800), "diverged"),
             (3, 4, (5, 90, 3000), "none"),
             (5, 4, (33, 6000), "good"),
+            (4, 3, (70,), "cheap"),
         ),
     ),
     mistakes="""
