@@ -428,6 +428,8 @@ SCALED_RUN = exercise(
         np.float64(half) / scale -> np.float64(half)
     the smallest numbers of float16 become 0 in yours: keep them, and divide in full precision
         np.float64(half) / scale -> np.where(np.abs(half) < 2.0**-14, 0, np.float64(half)) / scale
+    the gradient is divided by the scale in full precision: yours is divided in float16
+        np.float64(half) / scale -> np.float64(half / np.float16(scale))
     the gradient is divided by the scale that it was multiplied by, not by the next one
         return _other_run(params, grads, scale, every, low, high, lr, beta, "next scale")
     the scaled gradient is what becomes float16: yours is rounded before, or not at all
@@ -621,6 +623,8 @@ MEMORY = exercise(
     a tensor is split where N divides one of its axes, whichever: yours looks at the first
         (shapes % N == 0).any(axis=1) -> np.array([[n for n in shape if n > 1][0] % N == 0
             for shape in shapes])
+    shapes are filled up with ones from the left: yours looks at the first entry only
+        (shapes % N == 0).any(axis=1) -> shapes[:, 0] % N == 0
     a tensor is split where N divides one of its axes, whichever: yours looks at the largest
         (shapes % N == 0).any(axis=1) -> shapes.max(axis=1) % N == 0
     it is enough that N divides one axis: yours must all be divisible
