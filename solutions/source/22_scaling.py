@@ -284,7 +284,7 @@ def to_load(orders, owner, host, batch, step):
 # at most two neighbouring layers have copies at once.
 #
 # Row $i$ of `shapes` is the shape of tensor $i$, filled up with ones from the left. It belongs to layer `layer[i]`;
-# layers are numbered from 0, in order. There may be only one. Do not count activations.
+# layers are numbered from 0, in order. A single layer is possible. Do not count activations.
 #
 # **Expected.** Three numbers: the most that a device holds at once, in kilobytes of 1000 bytes. $N \ge 2$.
 #

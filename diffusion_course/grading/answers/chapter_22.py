@@ -409,6 +409,9 @@ SCALED_RUN = exercise(
         scale, good = max(scale / 2, low), 0 -> scale = max(scale / 2, low)
     the count starts again when the scale grows
         scale, good = min(2 * scale, high), 0 -> scale = min(2 * scale, high)
+    the count starts again when the scale grows: yours doubles in each step from there on
+        good == every -> good >= every
+        scale, good = min(2 * scale, high), 0 -> scale = min(2 * scale, high)
     the scale grows with the last of `every` good steps: yours is one late
         good == every -> good > every
     the scale grows with the last of `every` good steps: yours is one early
@@ -423,6 +426,10 @@ SCALED_RUN = exercise(
         max(scale / 2, low) -> scale
     the gradient is divided by the scale again before it is used
         np.float64(half) / scale -> np.float64(half)
+    the smallest numbers of float16 become 0 in yours: keep them, and divide in full precision
+        np.float64(half) / scale -> np.where(np.abs(half) < 2.0**-14, 0, np.float64(half)) / scale
+    the gradient is divided by the scale in full precision: yours is divided in float16
+        np.float64(half) / scale -> np.float64(half / np.float16(scale))
     the gradient is divided by the scale that it was multiplied by, not by the next one
         return _other_run(params, grads, scale, every, low, high, lr, beta, "next scale")
     the scaled gradient is what becomes float16: yours is rounded before, or not at all
@@ -616,6 +623,8 @@ MEMORY = exercise(
     a tensor is split where N divides one of its axes, whichever: yours looks at the first
         (shapes % N == 0).any(axis=1) -> np.array([[n for n in shape if n > 1][0] % N == 0
             for shape in shapes])
+    shapes are filled up with ones from the left: yours looks at the first entry only
+        (shapes % N == 0).any(axis=1) -> shapes[:, 0] % N == 0
     a tensor is split where N divides one of its axes, whichever: yours looks at the largest
         (shapes % N == 0).any(axis=1) -> shapes.max(axis=1) % N == 0
     it is enough that N divides one axis: yours must all be divisible
@@ -634,6 +643,12 @@ MEMORY = exercise(
             -> pairs = [np.sum(np.sort(copies)[-2:])]
     a layer computes with all its weights: its copy is not divided by N
         copies = [2 * np.sum(sizes[layer == i]) -> copies = [2 * np.sum(held[layer == i])
+    the copies are whole in the third scheme, too: yours are divided by N
+        20 * np.sum(held) + max(pairs) -> 20 * np.sum(held) + max(pairs) / N
+    a layer computes with a bfloat16 copy in the first scheme, too
+        whole = 20 * np.sum(sizes) + max(pairs) -> whole = 20 * np.sum(sizes)
+    behind the last layer there is none whose copy is made: yours goes on with the first
+        zip([0, *copies], [*copies, 0], strict=True) -> zip(copies, np.roll(copies, 1), strict=True)
     the copies in bfloat16 are missing
         copies = [2 * np.sum(sizes[layer == i]) -> copies = [0 * np.sum(sizes[layer == i])
     a number in bfloat16 has 2 bytes
