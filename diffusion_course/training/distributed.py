@@ -235,7 +235,7 @@ def _failure(children: list[_Child], seconds: float, heartbeat: int) -> ProcessF
     failed = [i for i, code in enumerate(codes) if code]
     # One that was killed, or ended by an error of its own, is the cause; those that abort because
     # they miss it are not.
-    missing = [i for i in failed if _misses_another(children[i], codes[i])]
+    missing = [i for i in failed if _misses_another(children[i])]
     causes = [i for i in failed if i not in missing]
     after = f"after {seconds:.0f} s"
     rest = "The other processes were stopped; the run can go on from its last saved state"
@@ -265,11 +265,12 @@ def _how(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def _misses_another(child: _Child, code: int) -> bool:
+def _misses_another(child: _Child) -> bool:
     """Whether a process ended because it lost another one: by its heartbeat, or in the middle of a
     collective operation."""
     errors = child.errors()
-    aborted = code == -signal.SIGABRT and "JAX distributed service detected fatal errors" in errors
+    # It aborts, or in older versions ends with exit code 1.
+    aborted = "JAX distributed service detected fatal errors" in errors
     cut_off = "Gloo" in errors and re.search("closed by peer|reset by peer|refused", errors)
     return aborted or bool(cut_off)
 

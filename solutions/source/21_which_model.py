@@ -363,8 +363,8 @@ def one_code(x, codebook, std, start, move):
 # ## 21.8
 # *written · 20 minutes*
 #
-# Four models, trained for the same time. The numbers are invented. The distance is a mean of five seeds with its
-# standard error (unseen data: 0.6).
+# Four models, trained for the same time (numbers invented). The distance is a mean of five seeds with its standard
+# error; unseen data have 0.6.
 #
 # | | distance | recall | bits per dimension | 100 samples |
 # |---|---|---|---|---|
@@ -373,16 +373,16 @@ def one_code(x, codebook, std, start, move):
 # | diffusion | 1.2 ± 0.1 | 0.88 | at most 1.95 | 0.6 s |
 # | autoregressive | 1.5 ± 0.1 | 0.87 | 1.79 | 2 s |
 #
-# 1. A game shows a new picture within 10 ms whenever a player opens a door. Players see hundreds.
-# 2. An observatory stores a million pictures without loss, in as few bytes as possible.
-# 3. A school has 40 photographs of each of 30 plants, and wants to generate 1000 more of each to train a classifier.
+# 1. A game shows a new picture within 10 ms at every door. Players open hundreds.
+# 2. An observatory stores a million pictures without loss, in few bytes.
+# 3. A school has 40 photographs of each of 30 plants, and wants 1000 more of each to train a classifier.
 #
-# For each, say in about 50 words which model you would choose, if any, and why; and what that is not in the table
-# you would measure first. *(1 point each)*
+# For each: which model would you choose, if any, and why? What else would you measure first?
+# About 50 words. *(1 point each)*
 #
 # <details><summary>Hint</summary>
-# Is the time of one picture a hundredth of that of 100? Which likelihood becomes a file, and how fast is it read back?
-# What must a generated plant know that the 40 photographs do not show?
+# Is the time of one picture a hundredth of that of 100? Which likelihood becomes a file? What must a generated
+# plant know that the photographs do not show?
 # </details>
 
 # %% [markdown] exercise="21.8" role="written"
