@@ -388,14 +388,12 @@ def one_code(x, codebook, std, start, move):
 # %% [markdown] exercise="21.8" role="written"
 # ### BEGIN SOLUTION
 # 1. Few-step: its distance cannot be told from the GAN's, and with a recall of 0.41 the GAN would soon repeat itself.
-#    Many evaluations are probably too slow. Measure the time of *one* picture on the players' machines: it is
-#    more than a hundredth of that of 100.
+#    Many evaluations are probably too slow. Measure the time of *one* picture on the players' machines.
 # 2. Autoregressive: an arithmetic coder comes within two bits per picture of its likelihood. Distance does not matter
-#    here. Diffusion's number is a bound, and worse; GAN and few-step have no code. Measure the time to *decode*, pixel
-#    by pixel, and the bits of an ordinary compressor.
-# 3. None at first. A model of these photographs knows nothing about the plants that they do not show; it may copy
-#    them or mix classes up. Use augmentation, or features of a pretrained network. Measure accuracy on unseen
-#    *photographs*, with and without generated ones.
+#    here. Diffusion's number is a bound, and worse; GAN and few-step have no code. Measure the time to *decode*, and
+#    the bits of an ordinary compressor.
+# 3. None at first. A model of these photographs knows nothing about plants that they do not show; it may copy them or
+#    mix classes up. Augment, or use features of a pretrained network. Measure accuracy on unseen *photographs*.
 #
 # *One point each. The first needs recall or the error bars, and the latency of one picture; the second the likelihood
 # as length of a file, and decoding time or an ordinary compressor; the third a baseline without generation, and
