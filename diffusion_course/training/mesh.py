@@ -128,7 +128,7 @@ class Layout:
         holds all parameters and their gradient. Without it every device holds a copy of the state.
 
     Source: Rajbhandari et al. 2020, section 5 (ZeRO, arXiv:1910.02054); one flat vector:
-    Zhao et al. 2023, section 4.2.1 (FSDP, arXiv:2304.11277), who gather block by block.
+    Zhao et al. 2023 (FSDP, arXiv:2304.11277), who gather block by block.
     """
 
     mesh: Mesh
