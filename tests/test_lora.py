@@ -216,6 +216,15 @@ def test_a_mask_freezes_every_other_parameter_bit_for_bit():
     assert rows.any(axis=1).tolist() == [False, False, False, True, False]
 
 
+def test_with_fsdp_a_mask_is_refused_in_words():
+    model = mlp()
+    masked = update.only(optax.sgd(0.1), lora.trainable(model, lambda path: "last" in path))
+    options = {"steps": 1, "key": jax.random.key(0), "progress": False, "fsdp": True}
+    with pytest.raises(ValueError, match="optimizer must treat all parameters alike with fsdp"):
+        loop.fit(model, quadratic, batches(), optimizer=masked, **options)
+    loop.fit(model, quadratic, batches(), optimizer=optax.adamw(0.1), **options)
+
+
 def test_clipping_by_the_norm_counts_what_is_trained_alone():
     optimizer = update.only(optax.clip_by_global_norm(1.0), {"new": True, "old": False})
     gradient = {"new": jnp.array([0.3]), "old": jnp.array([400.0])}

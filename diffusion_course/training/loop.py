@@ -25,6 +25,7 @@ from diffusion_course.training.update import (
     check_parameters,
     create_state,
     make_step,
+    of_one_vector,
     split,
 )
 
@@ -106,8 +107,8 @@ def fit(
 
     Raises:
       ValueError: a number is out of range, the state is at or past the end, the batches end
-        early, the first one is no such pair, the state belongs to another model, or a batch does
-        not divide among the devices.
+        early, the first one is no such pair, the state belongs to another model, a batch does not
+        divide among the devices, or with fsdp the optimiser treats parameters by name.
       record.TrainingDiverged: a loss, a gradient or an updated parameter was not finite.
     """
     stop = steps if stop is None else stop
@@ -116,7 +117,7 @@ def fit(
     layout = Layout(device_mesh() if mesh is None else mesh, fsdp)
     mesh = layout.mesh
     if fsdp:
-        optimizer = optax.flatten(optimizer)  # of the parameters as one vector, which can be cut
+        optimizer = of_one_vector(optimizer, model)
     start = create_state(model, optimizer) if state is None else _copy(state, model)
     done = int(start.step)
     if done >= stop:

@@ -123,6 +123,29 @@ def only(optimizer: optax.GradientTransformation, mask) -> optax.GradientTransfo
     return optax.chain(optax.stateless(masked), optimizer, optax.stateless(masked))
 
 
+def of_one_vector(
+    optimizer: optax.GradientTransformation, model: nnx.Module
+) -> optax.GradientTransformation:
+    """The optimiser for all parameters in one vector, which can be cut among devices.
+
+    Args:
+      optimizer: an optax transformation.
+      model: whose parameters they are.
+
+    Raises: ValueError if the optimiser needs them by name, as those of `only` do.
+    """
+    flat = optax.flatten(optimizer)
+    vector = jax.eval_shape(_flatten, split(model)[1])
+    try:
+        jax.eval_shape(lambda v: flat.update(v, flat.init(v), v), vector)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ValueError(
+            "optimizer must treat all parameters alike with fsdp, which hands it one vector, got "
+            "one that needs their names, as a mask does"
+        ) from error
+    return flat
+
+
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; its arrays are copies, so the model stays as it is.
 
