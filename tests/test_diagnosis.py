@@ -1,6 +1,7 @@
 """`diagnose` finds each fault of its patients by the right name, and nothing on healthy models."""
 
 import json
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -14,11 +15,17 @@ import diffusion_course
 from diffusion_course import data, denoiser, diagnose, losses, process, samplers, sampling, weights
 from diffusion_course.diagnosis import CHECKS, Case, of_samples, of_training, patients, report
 from diffusion_course.models.control import ControlNet, edges
+from diffusion_course.weights import card
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 POINTS = data.load("toy2d", kind="mixture", n=2000)
 TOY = weights.load("toy2d")
 P = process.vp_cosine()
+
+
+@cache
+def of_healthy_points():
+    return of_points()
 
 
 def of_points(**changes):
@@ -97,7 +104,8 @@ def test_no_released_model_had_a_finding_when_all_were_asked():
     for name, row in rows.items():
         assert row["findings"] == [], name
         for other, digest in row["sha256"].items():
-            assert weights.load(other).card.sha256 == digest
+            # Other tests hold the files against their cards.
+            assert card.load_card(weights.FOLDER / f"{other}.safetensors").sha256 == digest
         # A check that had not run would have found nothing either.
         assert {"finite", "time", "condition", "batch", "start", "samples"} <= set(row["measured"])
     assert "control" in rows["shapes_control"]["measured"]
@@ -113,8 +121,7 @@ def test_a_control_that_answers_is_not_ignored():
         joint.kernel[...] = 0.02 * jnp.ones_like(joint.kernel[...])
     steer = lambda images: control.steer(digits.model, images)  # noqa: E731
     case = Case(digits.model, P, "v", images, control=(steer, edges(jnp.asarray(images))))
-    ask = {check.name: check.ask for check in CHECKS}["control"]
-    assert ask(case).findings == ()
+    assert CHECK["control"](case).findings == ()
 
 
 SAMPLERS = {
@@ -153,7 +160,6 @@ def own_training(time=True):
     model = Plain(nnx.Rngs(0), time)
     optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
 
-    @nnx.jit
     def step(model, optimizer, x, key):
         def loss(model):
             return losses.diffusion_loss(lambda x, t, _: model(x, t), P, "v", x, None, key)
@@ -162,10 +168,20 @@ def own_training(time=True):
         optimizer.update(model, grads)
         return value
 
-    rng = np.random.default_rng(0)
-    for n in range(600):
-        x = POINTS.x[rng.integers(0, 2000, 256)]
-        step(model, optimizer, x, jax.random.fold_in(jax.random.key(0), n))
+    graph, state = nnx.split((model, optimizer))
+
+    @jax.jit
+    def train(state, batches):
+        def one(state, batch):
+            pair = nnx.merge(graph, state)
+            step(*pair, *batch)
+            return nnx.state(pair), None
+
+        return jax.lax.scan(one, state, batches)[0]
+
+    x = POINTS.x[np.random.default_rng(0).integers(0, 2000, (600, 256))]
+    nnx.update((model, optimizer), train(state, (x, jax.random.split(jax.random.key(0), 600))))
+    step = nnx.jit(step)
     return model, lambda model, x, labels, key: step(model, optimizer, x, key)
 
 
@@ -199,7 +215,7 @@ def test_a_report_is_plain_and_says_what_it_did_not_check():
 
 
 def test_every_check_is_in_the_report_once():
-    found = of_points()
+    found = of_healthy_points()
     names = [*found.measured, *found.unchecked]
     assert sorted(names) == sorted(check.name for check in CHECKS)
 
@@ -213,6 +229,46 @@ def test_the_name_is_there_without_an_import_of_the_package():
     assert diffusion_course.diagnose is diagnose
     with pytest.raises(AttributeError, match="has no attribute 'diagnosis_of'"):
         _ = diffusion_course.diagnosis_of
+
+
+# ---------------------------------------- small patients, of the checks whose own are dear
+
+CHECK = {check.name: check.ask for check in CHECKS}
+
+
+def test_samples_of_one_step_are_blurred_and_those_of_many_are_not():
+    # White noise as images: one step gives their mean, whatever the step.
+    x = np.random.default_rng(0).normal(size=(200, 8, 8, 1)).astype(np.float32)
+    gm = denoiser.gaussian_mixture(P, np.zeros((1, 64)), [1.0], [1.0])
+    model = lambda x, t: gm.denoise(x.reshape(-1, 64), t).reshape(x.shape)  # noqa: E731
+    (finding,) = CHECK["sharpness"](Case(model, P, "x0", x, times=[1.0, 0.0])).findings
+    assert finding.name == "blur"
+    assert "too few steps" in finding.cause
+    assert CHECK["sharpness"](Case(model, P, "x0", x, times=sampling.uniform(50))).findings == ()
+    # Your own samples may have too few steps behind them, or too small a network: nobody knows.
+    smooth = (x + np.roll(x, 1, 1) + np.roll(x, 1, 2) + np.roll(x, (1, 1), (1, 2))) / 4
+    (finding,) = CHECK["sharpness"](Case(model, P, "x0", x, samples=smooth)).findings
+    assert "too few steps" not in finding.cause
+
+
+def test_guidance_is_too_strong_only_where_a_scale_of_one_is_not_out_of_range():
+    ask = lambda **more: CHECK["samples"](Case(TOY.model, P, "v", POINTS, **more)).findings  # noqa: E731
+    assert [f.name for f in ask(w=15.0)] == ["guidance too strong"]
+    assert ask() == ()
+    far = 3 * POINTS.x[:64]
+    assert [f.name for f in ask(w=15.0, samples=far)] == ["samples out of range"]
+
+
+def test_a_control_that_no_output_depends_on_is_ignored():
+    def steer(strength, images):
+        push = strength * images.mean(axis=(1, 2))
+        return lambda x, t, cond: TOY.model(x, t, cond) + push
+
+    images = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype(np.float32)
+    for strength, names in ((0.0, ["control ignored"]), (1.0, [])):
+        control = (partial(steer, strength), images)
+        found = CHECK["control"](Case(TOY.model, P, "v", POINTS, control=control))
+        assert [f.name for f in found.findings] == names
 
 
 # --------------------------------------------------------------------------- its limits
@@ -248,7 +304,10 @@ def test_memory_is_linear_in_the_batch_and_the_batch_that_fits_does():
     ("changes", "message"),
     [
         ({"model": 3}, "model must be callable"),
+        ({"model": None}, "model must be callable"),
+        ({"model": Plain}, "model must be callable"),  # the class
         ({"process": "cosine"}, "process must be a Process"),
+        ({"process": None}, "process must be a Process"),
         ({"kind": "noise"}, "kind must be one of x0, eps"),
         ({"data": POINTS.x[:5]}, "N >= 8"),
         ({"data": (POINTS.x, POINTS.labels[:7])}, "data must hold 2000 labels"),
@@ -262,11 +321,53 @@ def test_memory_is_linear_in_the_batch_and_the_batch_that_fits_does():
         ({"loss": 3}, "loss must be a function"),
         ({"control": 3}, "control must be a pair"),
         ({"average": 3}, "average must be callable"),
+        ({"kind": None}, "kind must be one of x0, eps"),
+        ({"data": None}, "data must"),
+        ({"data": [POINTS.x, POINTS.labels]}, r"data must be a tuple \(x, labels\)"),
+        ({"data": (POINTS.x, POINTS.labels / 2)}, "data must hold labels that are whole numbers"),
+        ({"data": (POINTS.x, 3)}, "data must hold 2000 labels"),
+        ({"null": "none"}, "null must be one label"),
+        ({"null": [1, 2]}, "null must be one label"),
+        ({"memory": "8 GB"}, "memory must be"),
+        ({"memory": 0}, "memory must be"),
+        ({"sampler": samplers.ddim}, "sampler must be a Sampler"),  # not called
+        ({"loss": lambda model, x: 0.0}, r"loss must be a function f\(model, x, labels, key\)"),
+        ({"step": lambda batch: 0.0}, r"step must be a function f\(model, x, labels, key\)"),
+        ({"generate": lambda n: n}, r"generate must be a function f\(model, key, n, labels\)"),
     ],
 )
 def test_a_bad_argument_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         of_points(**changes)
+
+
+def of_one_check(name, **changes):
+    healthy = {"model": TOY.model, "process": P, "kind": "v", "data": POINTS}
+    return CHECK[name](Case(**(healthy | changes)))
+
+
+@pytest.mark.parametrize(
+    ("check", "changes", "message"),
+    [
+        # Data of another shape than the model's, and a model that jax.jit can't follow.
+        ("finite", {"data": np.zeros((9, 5), np.float32)}, r"model must take .* x \[64, 5\]"),
+        ("finite", {"model": lambda x: x}, "model must take .* got TypeError"),
+        ("finite", {"model": lambda x, t: np.asarray(x)}, "model must take .* inside jax.jit"),
+        ("finite", {"model": lambda x, t: x[:, :1]}, "the model's output must have the shape"),
+        ("average", {"average": Plain(nnx.Rngs(0)).first}, "average must take"),
+        ("gradient", {"loss": lambda m, x, labels, key: m(x, x[:, 0] * 0)}, "loss must return the"),
+        ("step", {"step": lambda m, x, labels, key: None}, "step must return the loss"),
+        ("compiled", {"generate": lambda m, key, n, labels: POINTS.x[:3]}, "generate must return"),
+        (
+            "control",
+            {"control": (lambda images: images, np.zeros((64, 2)))},
+            r"control must hold steer\(images\) -> model",
+        ),
+    ],
+)
+def test_a_fault_that_shows_at_the_first_call_is_named(check, changes, message):
+    with pytest.raises(ValueError, match=message):
+        of_one_check(check, **changes)
 
 
 def test_a_finding_is_wrapped_to_its_width():

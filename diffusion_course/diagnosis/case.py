@@ -89,8 +89,7 @@ class Case:
     seed: int = 0
 
     def __post_init__(self):
-        if not callable(self.model):
-            raise ValueError(f"model must be callable as model(x, t, cond), got {self.model!r}")
+        _callable("model", self.model)
         if not isinstance(self.process, Process):
             raise ValueError(
                 f"process must be a Process such as process.vp_cosine(), got {self.process!r}"
@@ -99,6 +98,8 @@ class Case:
         self.seed = checks.integer("seed", self.seed, 0)
         self.x, self.labels = _pair(self.data)
         self.null = getattr(self.model, "null_label", None) if self.null is None else self.null
+        if self.null is not None and self.labels is not None:
+            _null(self.null, self.labels)
         self.own_sampler = self.sampler is not None
         if not self.own_sampler:
             self.sampler = samplers.ddim(self.process)
@@ -116,11 +117,14 @@ class Case:
             )
         if self.batch_size is not None:
             self.batch_size = checks.integer("batch_size", self.batch_size, 1)
-        for name in ("loss", "step", "generate"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise ValueError(f"{name} must be a function, got {getattr(self, name)!r}")
-        if self.average is not None and not callable(self.average):
-            raise ValueError(f"average must be callable as model(x, t, cond), got {self.average!r}")
+        if self.memory is not None:
+            checks.within("memory", self.memory, 0, np.inf, ends="()")
+            self.memory = float(self.memory)
+        for name, arguments in _FUNCTIONS.items():
+            if getattr(self, name) is not None:
+                _function(name, getattr(self, name), arguments)
+        if self.average is not None:
+            _callable("average", self.average)
         if self.samples is not None:
             self.samples = self._checked_samples()
         if self.history is not None:
@@ -178,12 +182,19 @@ class Case:
 
     def predict(self, x, t, cond=None, model=None) -> Array:
         """The network's raw output for ROWS examples, [ROWS, …], scaled as its kind wants it."""
-        model = self.model if model is None else model
+        name, model = ("model", self.model) if model is None else ("average", model)
         t = jnp.full(len(x), t, jnp.float32) if np.ndim(t) == 0 else jnp.asarray(t, jnp.float32)
-        if isinstance(model, nnx.Module):
+        try:
+            if not isinstance(model, nnx.Module):
+                return self._of_function(model, x, t, cond)
             graph, state = nnx.split(model)
             return _of_module(graph, state, x, t, cond)
-        return self._of_function(model, x, t, cond)
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            labels = "no cond" if cond is None else f"cond {list(cond.shape)}"
+            raise ValueError(
+                f"{name} must take what data holds, x {list(x.shape)}, t {list(t.shape)} and "
+                f"{labels}, inside jax.jit, got {_first_line(error)}"
+            ) from error
 
     def _of_function(self, model, *inputs) -> Array:
         known = vars(self).setdefault("_functions", {})
@@ -244,15 +255,30 @@ class Case:
         """Mean squared error of estimates of the examples."""
         return float(jnp.mean((x0 - self.x0) ** 2))
 
-    def error_at(self, level: Level, y: Array | None = None, kind: str | None = None) -> float:
-        """The same for a network's output at a level."""
-        y, kind = level.y if y is None else y, self.kind if kind is None else kind
-        return self.error(to_x0(kind, self.process, y, level.x_t, level.t))
+    def errors_of(self, outputs, kind: str | None = None) -> np.ndarray:
+        """The same for a network's outputs, one [ROWS, …] for each level: [levels]."""
+        # All levels at once: what is not compiled costs as much for one as for five.
+        x_t = jnp.concatenate([level.x_t for level in self.levels])
+        t = np.repeat(np.float32([level.t for level in self.levels]), ROWS)
+        kind = self.kind if kind is None else kind
+        x0 = np.asarray(to_x0(kind, self.process, jnp.concatenate(list(outputs)), x_t, t))
+        differences = x0.reshape(-1, *self.x0.shape) - np.asarray(self.x0)
+        return np.mean(differences.reshape(len(self.levels), -1) ** 2, axis=1, dtype=np.float64)
 
     @cached_property
+    def linear(self) -> np.ndarray:
+        """The linear denoiser's mean squared error at each level, [levels]."""
+        return np.array([level.linear for level in self.levels])
+
+    @cached_property
+    def own_errors(self) -> np.ndarray:
+        """The model's mean squared error at each level, [levels]."""
+        return self.errors_of([level.y for level in self.levels])
+
+    @property
     def errors(self) -> np.ndarray:
-        """The model's mean squared error at each level, over that of the linear denoiser."""
-        return np.array([self.error_at(level) / level.linear for level in self.levels])
+        """The same over that of the linear denoiser."""
+        return self.own_errors / self.linear
 
     # --------------------------------------------------------------------------- samples
 
@@ -268,7 +294,10 @@ class Case:
     def generated(self, key, model=None) -> np.ndarray:
         """Samples by the reader's own function, with the examples' labels."""
         model = self.model if model is None else model
-        return np.asarray(self.generate(model, key, ROWS, self.cond))
+        x, shape = np.asarray(self.generate(model, key, ROWS, self.cond)), self.x0.shape
+        if x.shape != shape:
+            raise ValueError(f"generate must return shape {list(shape)}, got {list(x.shape)}")
+        return x
 
     def draw(self, w: float | None = None, times=None) -> np.ndarray:
         """ROWS samples by the reader's sampler, from the same noise at every call."""
@@ -289,6 +318,8 @@ def _pair(data) -> tuple[np.ndarray, np.ndarray | None]:
     """Examples [N, …] and labels [N, …] or None; ValueError for anything else."""
     if isinstance(data, Dataset):
         data = (data.x, data.labels)
+    if isinstance(data, list) and len(data) == 2 and np.ndim(data[0]) > 1:
+        raise ValueError("data must be a tuple (x, labels) or x alone, got a list of two")
     x, labels = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     x = np.asarray(checks.state("data", x))
     if x.ndim < 2 or len(x) < 8:
@@ -297,10 +328,53 @@ def _pair(data) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError("data must be finite, got NaN or infinity")
     if labels is not None:
         labels = np.asarray(labels)
-        if len(labels) != len(x):
-            raise ValueError(f"data must hold {len(x)} labels, one per example, got {len(labels)}")
+        if labels.shape[:1] != (len(x),):
+            raise ValueError(
+                f"data must hold {len(x)} labels, one per example, got shape {list(labels.shape)}"
+            )
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"data must hold labels that are whole numbers, got {labels.dtype}")
     few = np.linspace(0, len(x) - 1, min(len(x), _MOST)).round().astype(int)
     return x[few], None if labels is None else labels[few].astype(np.int32)
+
+
+def _callable(name: str, model) -> None:
+    if not callable(model) or inspect.isclass(model):
+        raise ValueError(f"{name} must be callable as model(x, t, cond), got {model!r}")
+
+
+# What each function of the reader's own is called with.
+_FUNCTIONS = {
+    "loss": "model, x, labels, key",
+    "step": "model, x, labels, key",
+    "generate": "model, key, n, labels",
+}
+
+
+def _function(name: str, f, arguments: str) -> None:
+    rule = f"{name} must be a function f({arguments})"
+    if not callable(f):
+        raise ValueError(f"{rule}, got {f!r}")
+    try:
+        signature = inspect.signature(f)
+    except ValueError:  # of a built-in
+        return
+    try:
+        signature.bind(*arguments.split(", "))
+    except TypeError as error:
+        raise ValueError(f"{rule}, got f{signature}") from error
+
+
+def _null(null, labels: np.ndarray) -> None:
+    rule = "null must be one label" if labels.ndim == 1 else "null must be one caption"
+    rule += f", of shape {list(labels.shape[1:])} and whole numbers"
+    null = np.asarray(null)
+    if null.shape not in ((), labels.shape[1:]) or not np.issubdtype(null.dtype, np.integer):
+        raise ValueError(f"{rule}, got shape {list(null.shape)} of {null.dtype}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _losses(history) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_course import checks
@@ -32,8 +31,8 @@ def kind(case: Case) -> Outcome:
     for sign in (1, -1):
         for name in KINDS:
             if (name, sign) != (case.kind, 1) and name != "edm":
-                errors = [case.error_at(v, sign * v.y, name) / v.linear for v in case.levels]
-                found[name, sign] = float(np.mean(errors))
+                errors = case.errors_of([sign * v.y for v in case.levels], name)
+                found[name, sign] = float(np.mean(errors / case.linear))
     found = {other: value for other, value in found.items() if np.isfinite(value)}
     (name, sign), best = min(found.items(), key=lambda item: item[1])
     other = f'{"" if sign == 1 else "minus "}"{name}"'
@@ -44,9 +43,7 @@ def kind(case: Case) -> Outcome:
     if best > _OTHER_KIND * own or best > 1:
         return Outcome(measured)
     # A wrong clock spoils the error too. What explains more of it goes first.
-    clock = float(
-        np.mean([told.best / v.linear for told, v in zip(_told(case), case.levels, strict=True)])
-    )
+    clock = float(np.mean([told.best for told in _told(case)] / case.linear))
     if clock < best:
         return Outcome(f"{measured}; told other times, {clock:.3g} times")
     cause = f"the network was trained to predict {other}"
@@ -106,13 +103,14 @@ def _told(case: Case) -> list[_Told]:
     if known is not None:
         return known
     times = (np.arange(_TRIED) + 0.5) / _TRIED
-    found = []
-    for level in case.levels:
-        x = case.scaled(level.x_t, level.t)
-        errors = [case.error_at(level, case.predict(x, t, case.cond)) for t in times]
-        # NaN at one of the times is no reason to prefer it.
-        best = int(np.argmin(np.nan_to_num(errors, nan=np.inf)))
-        found.append(_Told(case.error_at(level), errors[best], float(times[best])))
+    inputs = [case.scaled(level.x_t, level.t) for level in case.levels]
+    errors = [case.errors_of([case.predict(x, t, case.cond) for x in inputs]) for t in times]
+    # NaN at one of the times is no reason to prefer it.
+    errors = np.nan_to_num(errors, nan=np.inf)
+    found = [
+        _Told(float(own), float(column.min()), float(times[column.argmin()]))
+        for own, column in zip(case.own_errors, errors.T, strict=True)
+    ]
     case._told = found
     return found
 
@@ -142,12 +140,13 @@ def average(case: Case) -> Outcome:
     if case.average is None:
         raise Unchecked("no averaged model: pass average=model_with_averaged_weights")
     _needs_denoiser(case)
-    ratios = []
+    outputs = []
     for level in case.levels:
         y = case.predict(case.scaled(level.x_t, level.t), level.t, case.cond, case.average)
         checks.same_shape("the output of average", y, "x", level.x_t)
-        ratios.append(_ratio(case.error_at(level, y), case.error_at(level), level))
-    ratio = float(jnp.mean(jnp.array(ratios)))
+        outputs.append(y)
+    rows = zip(case.errors_of(outputs), case.own_errors, case.levels, strict=True)
+    ratio = float(np.mean([_ratio(error, own, level) for error, own, level in rows]))
     measured = f"the averaged model has {ratio:.3g} times the error of the last one"
     # An average is at most a few per cent worse, where training still moves fast.
     if ratio < _OTHER_TIME:

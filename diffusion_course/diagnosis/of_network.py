@@ -214,11 +214,9 @@ def labels(case: Case) -> Outcome:
         raise Unchecked("a few-step model gives samples, not the mean that this compares with")
     cond, what = (wrong, "a wrong one") if case.null is None else (case.null, "no label")
     cond = jnp.broadcast_to(jnp.asarray(cond, wrong.dtype), wrong.shape)
-    others = [
-        case.error_at(v, case.predict(case.scaled(v.x_t, v.t), v.t, cond)) / v.linear
-        for v in case.levels
-    ]
-    gain = float(case.errors.mean() / max(np.mean(others), 1e-30))
+    outputs = [case.predict(case.scaled(v.x_t, v.t), v.t, cond) for v in case.levels]
+    others = case.errors_of(outputs) / case.linear
+    gain = float(case.errors.mean() / max(others.mean(), 1e-30))
     measured = f"with its own label an example's error is {gain:.3g} times that with {what}"
     if gain <= _NO_HELP:
         return Outcome(measured)
@@ -284,7 +282,12 @@ def control(case: Case) -> Outcome:
     t = jnp.full(len(images), middle.t)
 
     def steered(images):
-        return steer(images)(case.scaled(middle.x_t, middle.t), t, case.cond)
+        model = steer(images)
+        if not callable(model):
+            raise ValueError(
+                f"control must hold steer(images) -> model(x, t, cond), got {type(model).__name__}"
+            )
+        return call(model, case.scaled(middle.x_t, middle.t), t, case.cond)
 
     answer = compiled(steered, images)
     # In reverse order: an image's neighbours in the data may be like it.

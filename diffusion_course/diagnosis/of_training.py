@@ -37,7 +37,8 @@ def gradient(case: Case) -> Outcome:
     params = jax.tree.unflatten(tree, moved)
 
     def objective(params):
-        return case.loss(nnx.merge(graph, params, rest), case.x0, case.cond, case.key("loss"))
+        model = nnx.merge(graph, params, rest)
+        return _scalar("loss", case.loss(model, case.x0, case.cond, case.key("loss")))
 
     value, found = jax.jit(jax.value_and_grad(objective))(params)
     paths = [_name(path) for path, _ in jax.tree.flatten_with_path(found)[0]]
@@ -56,7 +57,8 @@ def step(case: Case) -> Outcome:
     try:
         for i in range(_STEPS):
             key = jax.random.fold_in(case.key("step"), i)
-            losses.append(float(case.step(case.model, case.x0, case.cond, key)))
+            loss = case.step(case.model, case.x0, case.cond, key)
+            losses.append(float(_scalar("step", loss)))
         after = jax.tree.map(jnp.copy, nnx.state(case.model, nnx.Param))
     finally:
         nnx.update(case.model, before)
@@ -66,6 +68,14 @@ def step(case: Case) -> Outcome:
     still = [bool((a == b).all()) for (_, a), b in zip(old, jax.tree.leaves(after), strict=True)]
     shown = f"losses of {', '.join(f'{loss:.3g}' for loss in losses)}"
     return _still(paths, sizes, still, shown, f"not moved after {_STEPS} steps")
+
+
+def _scalar(name: str, value):
+    shape = getattr(value, "shape", None if value is None else np.shape(value))
+    if shape != ():
+        given = type(value).__name__ if shape is None else f"shape {list(shape)}"
+        raise ValueError(f"{name} must return the loss, one number, got {given}")
+    return value
 
 
 def _name(path) -> str:

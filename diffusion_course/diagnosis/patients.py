@@ -5,7 +5,7 @@ wrong; where the fault is one of training, a small network is trained with it.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -162,28 +162,31 @@ def trained(rate: float, steps: int, start: str = "random", decay: float = 0.0):
     points = _toy()["data"]
     model = MLP(num_classes=3, rngs=nnx.Rngs(0)) if start == "random" else _toy()["model"]
     graph, params = nnx.split(model)
-    optimizer = optax.adam(rate)
-    state, average, history = optimizer.init(params), params, []
+    rows = np.random.default_rng(0).integers(0, len(points), (steps, 128))
+    batches = points.x[rows], points.labels[rows], jnp.arange(steps)
+    params, average, history = _train(graph, params, batches, rate, decay)
+    return nnx.merge(graph, params), nnx.merge(graph, average), np.asarray(history)
 
-    @jax.jit
-    def step(params, state, average, x, labels, key):
+
+@partial(jax.jit, static_argnums=0)
+def _train(graph, params, batches, rate, decay):
+    """All steps as one program, which serves every rate and decay."""
+    optimizer = optax.adam(rate)
+
+    def step(carry, batch):
+        (params, state, average), (x, labels, n) = carry, batch
+        key = jax.random.fold_in(jax.random.key(0), n)
         value, grads = jax.value_and_grad(
             lambda params: toy_loss(nnx.merge(graph, params), x, labels, key)
         )(params)
         updates, state = optimizer.update(grads, state)
         params = optax.apply_updates(params, updates)
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
-        return params, state, average, value
+        return (params, state, average), value
 
-    rng = np.random.default_rng(0)
-    for n in range(steps):
-        rows = rng.integers(0, len(points), 128)
-        key = jax.random.fold_in(jax.random.key(0), n)
-        params, state, average, value = step(
-            params, state, average, points.x[rows], points.labels[rows], key
-        )
-        history.append(value)
-    return nnx.merge(graph, params), nnx.merge(graph, average), np.asarray(history)
+    start = params, optimizer.init(params), params
+    (params, _, average), history = jax.lax.scan(step, start, batches)
+    return params, average, history
 
 
 # ---------------------------------------------------------------------- sampling functions
@@ -318,7 +321,7 @@ PATIENTS = {
     "NaN": Patient(
         "the loss is NaN from one step on, and so is everything after it",
         "NaN in the parameters",
-        lambda: _toy() | {"model": trained(1e20, 110)[0]},
+        lambda: _toy() | {"model": trained(1e20, 300)[0]},
     ),
     "NaN at the start": Patient(
         "the first step of the sampler gives NaN, though the training was fine",
