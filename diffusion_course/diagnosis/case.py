@@ -26,6 +26,7 @@ _MOST = 4000  # rows of the data that statistics are made from
 _STEPS = 25  # of the default sampler
 # Noise-to-signal ratios sigma/(alpha·s), s the data's deviation: from nearly clean to nearly noise.
 _RATIOS = (0.2, 0.5, 1.0, 2.0, 5.0)
+_TRIED = 12  # times that a network is told beside its own
 
 
 class Outcome(NamedTuple):
@@ -62,6 +63,20 @@ class Level(NamedTuple):
     x_t: Array
     y: Array
     linear: float
+
+
+class Told(NamedTuple):
+    """What the network would gain at a level if it were told another time.
+
+    Attributes:
+      own: mean squared error at the level's own time.
+      best: the smallest at one of the others.
+      t: that other time.
+    """
+
+    own: float
+    best: float
+    t: float
 
 
 @dataclass
@@ -197,12 +212,16 @@ class Case:
             ) from error
 
     def _of_function(self, model, *inputs) -> Array:
-        known = vars(self).setdefault("_functions", {})
         # The model stays in the table, so that no other one gets its identity.
         place = (id(model), *(None if a is None else jnp.shape(a) for a in inputs))
-        if place not in known:
-            known[place] = (model, compiled(partial(call, model), *inputs))
-        return known[place][1](*inputs)
+        if place not in self._programs:
+            self._programs[place] = (model, compiled(partial(call, model), *inputs))
+        return self._programs[place][1](*inputs)
+
+    @cached_property
+    def _programs(self) -> dict:
+        """What `_of_function` has compiled."""
+        return {}
 
     def scaled(self, x: Array, t) -> Array:
         """The network's input: only the kind "edm" scales it."""
@@ -279,6 +298,19 @@ class Case:
     def errors(self) -> np.ndarray:
         """The same over that of the linear denoiser."""
         return self.own_errors / self.linear
+
+    @cached_property
+    def told(self) -> tuple[Told, ...]:
+        """For each level its error at other times, _TRIED of them."""
+        times = (np.arange(_TRIED) + 0.5) / _TRIED
+        inputs = [self.scaled(level.x_t, level.t) for level in self.levels]
+        errors = [self.errors_of([self.predict(x, t, self.cond) for x in inputs]) for t in times]
+        # NaN at one of the times is no reason to prefer it.
+        errors = np.nan_to_num(errors, nan=np.inf)
+        return tuple(
+            Told(float(own), float(column.min()), float(times[column.argmin()]))
+            for own, column in zip(self.own_errors, errors.T, strict=True)
+        )
 
     # --------------------------------------------------------------------------- samples
 

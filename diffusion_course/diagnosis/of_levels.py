@@ -1,7 +1,5 @@
 """Checks of the network against its process: is what it says right, level by level?"""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from diffusion_course import checks
@@ -15,8 +13,6 @@ _OTHER_KIND = 0.67
 # No released network would gain from another time (a factor of at most 1, the same record).
 _OTHER_TIME = 1.25
 _NONE = 0.01  # an error, against the linear denoiser's, that doesn't matter
-# Times that the schedule check tries beside the process's own.
-_TRIED = 12
 # A trained network beats the linear denoiser wherever the data are not Gaussian noise.
 _WORSE = 1.1
 
@@ -43,7 +39,7 @@ def kind(case: Case) -> Outcome:
     if best > _OTHER_KIND * own or best > 1:
         return Outcome(measured)
     # A wrong clock spoils the error too. What explains more of it goes first.
-    clock = float(np.mean([told.best for told in _told(case)] / case.linear))
+    clock = float(np.mean([told.best for told in case.told] / case.linear))
     if clock < best:
         return Outcome(f"{measured}; told other times, {clock:.3g} times")
     cause = f"the network was trained to predict {other}"
@@ -63,7 +59,7 @@ def kind(case: Case) -> Outcome:
 def schedule(case: Case) -> Outcome:
     """At each noise level, would the network do better if it were told another time?"""
     _needs_denoiser(case)
-    rows = _told(case)
+    rows = case.told
     ratios = [_ratio(told.own, told.best, v) for told, v in zip(rows, case.levels, strict=True)]
     worst = int(np.argmax(ratios))
     level = case.levels[worst]
@@ -87,32 +83,6 @@ def schedule(case: Case) -> Outcome:
         "01",
     )
     return Outcome(measured, (finding,))
-
-
-class _Told(NamedTuple):
-    """The error at a level at its own time, and the smallest at another time, with that time."""
-
-    own: float
-    best: float
-    t: float
-
-
-def _told(case: Case) -> list[_Told]:
-    """What the network would gain at each level from another time; computed once for a case."""
-    known = vars(case).get("_told")
-    if known is not None:
-        return known
-    times = (np.arange(_TRIED) + 0.5) / _TRIED
-    inputs = [case.scaled(level.x_t, level.t) for level in case.levels]
-    errors = [case.errors_of([case.predict(x, t, case.cond) for x in inputs]) for t in times]
-    # NaN at one of the times is no reason to prefer it.
-    errors = np.nan_to_num(errors, nan=np.inf)
-    found = [
-        _Told(float(own), float(column.min()), float(times[column.argmin()]))
-        for own, column in zip(case.own_errors, errors.T, strict=True)
-    ]
-    case._told = found
-    return found
 
 
 def linear(case: Case) -> Outcome:

@@ -72,7 +72,7 @@ def exact(case: Case) -> Outcome:
         raise Unchecked("no sampler of yours: pass sampler=… and times=…")
     p, mean, std = case.process, 0.6 * case.std, case.std
     oracle = gaussian_mixture(p, [[mean]], [std], [1.0])
-    grid = _refined(case.times)
+    grid = _refined(case.times, _FINE)
     t, s = float(grid[0]), float(grid[-1])
 
     def deviation(t):
@@ -119,10 +119,10 @@ def exact(case: Case) -> Outcome:
     return Outcome(measured, (finding,))
 
 
-def _refined(times: np.ndarray) -> np.ndarray:
-    """The grid with every interval cut into equal parts, _FINE steps or a few more in all."""
+def _refined(times: np.ndarray, steps: int) -> np.ndarray:
+    """The grid with every interval cut into equal parts, so many steps or a few more in all."""
     times = np.asarray(times, np.float64)
-    parts = -(-_FINE // (len(times) - 1))
+    parts = -(-steps // (len(times) - 1))
     places = np.arange((len(times) - 1) * parts + 1) / parts
     return np.interp(places, np.arange(len(times)), times).astype(np.float32)
 
@@ -191,6 +191,7 @@ def _heard(event: str, seconds: float, **_) -> None:
 # Shares and ratios, each between what healthy released networks give and what the patients do.
 _OUTSIDE, _WIDE = 0.03, 1.3
 _DULL = 0.45
+_MANY = 50  # steps, after which too few of them are not the cause of blur
 _SAME = 0.4
 _COPY = 0.25
 _SHIFT, _ERRORS = 0.15, 5.0
@@ -295,8 +296,8 @@ def sharpness(case: Case) -> Outcome:
     if fine >= _DULL:
         return Outcome(measured)
     evidence, cause = f"{measured}; below {_DULL:g} they are blurred", None
-    if case.samples is None and case.generate is None and len(case.times) < 50:
-        times = _more(case.times)
+    if case.samples is None and case.generate is None and len(case.times) <= _MANY:
+        times = _refined(case.times, _MANY)
         again = _fine(case.draw(times=times)) / _fine(real)
         evidence += f"; with {len(times) - 1} steps from the same noise {again:.2f} times"
         if again >= _DULL:
@@ -314,12 +315,6 @@ def sharpness(case: Case) -> Outcome:
         cure = "train longer, with an average of the weights; more channels at the finest level"
         chapter = "04"
     return Outcome(measured, (Finding("blur", evidence, cause, cure, chapter),))
-
-
-def _more(times: np.ndarray) -> np.ndarray:
-    parts = -(-50 // (len(times) - 1))
-    places = np.arange((len(times) - 1) * parts + 1) / parts
-    return np.interp(places, np.arange(len(times)), times).astype(np.float32)
 
 
 def _fine(x: np.ndarray) -> float:

@@ -435,6 +435,3 @@ PATIENTS = {
         lambda: _ideal(process.cosine_betas(1000)),
     ),
 }
-
-# Each takes ten seconds or more, so benchmarks/diagnosis.py asks about them, and not the tests.
-DEAR = ("blur", "out of memory", "control ignored", "guidance too strong")
