@@ -246,9 +246,7 @@ def _lattice(rng, *sizes):
         if k == 1:  # and far away, rows that lie twice in their set: their balls have radius 0
             x[-4:-2], real[-4:-2] = -60, -57
             x[-2:], real[-2:] = 63, 60
-        if (
-            k == 1 and D == 2
-        ):  # where another norm has another answer: a ball of radius 5 = ‖(3, 4)‖
+        if k == 1 and D == 2:  # another norm has another answer: a ball of radius 5 = ‖(3, 4)‖
             x[-6:-4], real[-4:-2] = [[200, 194], [196, 196]], [[200, 200], [203, 204]]
         yield x.astype(np.float64), real.astype(np.float64), k
 

@@ -601,7 +601,7 @@ MEMORY = exercise(
             rng,
             (3, 2, ("mO m", "om mm m", "mm mo", "m")),
             (4, 2, ("m", "mo m om", "mo om mm mm m")),
-            (5, 4, ("omom mm", "m", "m", "mm")),
+            (5, 3, ("mom mm", "m", "m", "mm")),
         ),
     ),
     Part(
