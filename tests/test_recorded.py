@@ -235,5 +235,9 @@ def test_chapter_22_shows_the_recorded_program_of_a_tpu():
         program = found["programs"][name]
         assert (flops, moved) == (program["flops"], program["hbm_bytes"])
         assert seconds == pytest.approx(program["bound"]["seconds"], rel=2e-3)
+    (kind, all_reduce) = next(iter(program["collectives"].items()))
+    count, size, seconds = in_chapter("22_scaling", "ALL_REDUCE")
+    assert kind == "all-reduce" and (count, size) == (all_reduce["count"], all_reduce["bytes"])
+    assert seconds == pytest.approx(program["bound"]["network_seconds"], rel=2e-3)
     for chip, numbers in in_chapter("22_scaling", "CHIPS").items():
         assert list(numbers) == [found["chips"][chip][k] for k in ("flops", "hbm", "ici")]
