@@ -20,8 +20,9 @@ NEEDS := pyproject.toml constraints.txt
 # Colab's versions have a virtual environment of their own.
 COLAB        := .venv-colab
 COLAB_PYTHON ?= $(PYTHON)
-# Which chapters' notebooks  make colab  runs: all, a quarter of them (0 to 3), or the quarter that
-# the commit chooses.
+# What has run once already is run again for some chapters only: all, a quarter of them (0 to 3), or
+# the quarter that the commit chooses. This is about exercises run as notebooks, explorers in the
+# browser, and notebooks with Colab's versions.
 QUARTER      ?= all
 
 # The TPU's compiler, of the version that this jax names, has one too: 1.3 GB.
@@ -44,7 +45,7 @@ NBVAL  := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n $(J
 
 help:
 	@echo "make lab        install what is needed into .venv and open the course in JupyterLab"
-	@echo "make test       lint, check-notebooks, unit: all that must pass"
+	@echo "make test       lint, check-notebooks, unit: all that must pass      QUARTER=all, commit, 0 .. 3"
 	@echo "make quick      lint, and the unit tests that take little: for every change"
 	@echo "make lint       ruff check and ruff format --check"
 	@echo "make unit       unit tests                      make unit PYTEST='-k ddim'"
@@ -60,9 +61,10 @@ lab: $(LAB)
 	@$(PY) -m diffusion_course lab
 
 # Notebooks before unit tests: the explorers' browser tests then find their programs compiled.
+test: QUARTER := commit
 test: $(DEV)
 	@rm -f $(TIMES)
-	@PHASES=$(TIMES) $(MAKE) --no-print-directory lint check-notebooks unit; status=$$?; \
+	@PHASES=$(TIMES) $(MAKE) --no-print-directory QUARTER=$(QUARTER) lint check-notebooks unit; status=$$?; \
 	  echo; cat $(TIMES); [ -z "$$PHASES" ] || sed 's/^/  /' $(TIMES) >>"$$PHASES"; exit $$status
 
 quick: $(DEV)
@@ -74,14 +76,15 @@ lint: $(DEV)
 # A file's tests share a worker: the browser tests share one JupyterLab. tests/conftest.py puts the
 # longest files first.
 unit: $(DEV)
-	@$(SHARED) $(PHASE) "unit tests" $(PY) -m pytest tests -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	@$(SHARED) $(PHASE) "unit tests" $(PY) -m pytest tests -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	  --quarter $(QUARTER) $(PYTEST)
 
 check-notebooks: $(DEV)
-	@$(SHARED) $(PHASE) notebooks $(PY) -m $(NBVAL) $$($(PY) .ci/quarter.py all)
+	@$(SHARED) $(PHASE) notebooks $(PY) -m $(NBVAL) $$($(PY) .ci/quarter.py $(QUARTER) --every-chapter)
 
 colab: $(COLAB)/.installed
 	@$(SHARED) $(PHASE) "tests as on Colab" $(COLAB)/bin/python -m pytest tests --versions -n $(JOBS) \
-	  --dist loadfile --no-loadscope-reorder
+	  --dist loadfile --no-loadscope-reorder --quarter $(QUARTER)
 	@$(SHARED) $(PHASE) "notebooks as on Colab" $(COLAB)/bin/python -m $(NBVAL) $$($(COLAB)/bin/python .ci/quarter.py $(QUARTER))
 
 $(COLAB)/.installed: pyproject.toml .ci/colab-constraints.txt

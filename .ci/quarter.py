@@ -3,8 +3,11 @@
 The four quarters take about as long, by the times in notebooks/chapters.toml. With "commit" in the
 place of the number: the quarter that the commit stands for. Every commit has one, and they take
 turns. With "all": the notebooks of every chapter.
+
+python .ci/quarter.py 2 --every-chapter    every chapter, the quarter's exercises and masters
 """
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -19,40 +22,65 @@ import chapters  # noqa: E402 (notebooks/chapters.py)
 UNKNOWN, BESIDES = 100, 25
 
 
-def of_the_commit() -> int:
-    """0 to 3, from the commit's name."""
+def of_the_commit() -> int | None:
+    """0 to 3, from the commit's name; None, and a line that says so, where there is none."""
     command = ["git", "-C", str(COURSE), "rev-parse", "HEAD"]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout, 16) % 4
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        print("No commit here that could choose a quarter: all chapters run.", file=sys.stderr)
+        return None
+    return int(found.stdout, 16) % 4
+
+
+def number(quarter: str) -> int | None:
+    """Which quarter "0" to "3" or "commit" means; None for "all"."""
+    if quarter not in ("all", "commit", "0", "1", "2", "3"):
+        raise SystemExit(f"QUARTER must be 0, 1, 2, 3, commit or all, got {quarter!r}")
+    if quarter == "commit":
+        return of_the_commit()
+    return None if quarter == "all" else int(quarter)
+
+
+def parts(seconds: dict[str, float]) -> list[dict[str, float]]:
+    """What takes these seconds, by name, in four parts: the longest first, each to the part that
+    has least."""
+    found = [{} for _ in range(4)]
+    for name in sorted(seconds, key=lambda name: (-seconds[name], name)):
+        least = min(found, key=lambda part: sum(part.values()))
+        least[name] = seconds[name]
+    return found
 
 
 def quarters() -> list[dict[str, float]]:
-    """Seconds of each notebook's chapter, by its name, in four parts: the longest first, each to
-    the part that has least."""
-    parts = [{} for _ in range(4)]
+    """Seconds of each notebook's chapter, by its name, in four parts."""
     there = [chapter for chapter in chapters.read(COURSE).chapters if chapter.file]
-    for chapter in sorted(there, key=lambda chapter: -(chapter.warm or UNKNOWN)):
-        least = min(parts, key=lambda part: sum(part.values()))
-        least[chapter.file] = (chapter.warm or UNKNOWN) + BESIDES
-    return parts
+    return parts({chapter.file: (chapter.warm or UNKNOWN) + BESIDES for chapter in there})
 
 
-def notebooks(quarter: int | None) -> list[str]:
-    """Paths of chapters, masters and exercises, from the course's folder; None: of all chapters."""
-    wanted = None if quarter is None else quarters()[quarter]
+def chosen(quarter: str) -> set[str] | None:
+    """Names of a quarter's chapters; None for all of them."""
+    wanted = number(quarter)
+    return None if wanted is None else set(quarters()[wanted])
+
+
+def notebooks(quarter: str, every_chapter: bool = False) -> list[str]:
+    """Paths of chapters, masters and exercises, from the course's folder."""
+    wanted = chosen(quarter)
     return [
         path.relative_to(COURSE).as_posix()
         for folder in ("notebooks", "solutions", "exercises")
         for path in sorted((COURSE / folder).glob("[0-9][0-9]_*.ipynb"))
-        if wanted is None or path.stem in wanted
+        if wanted is None or path.stem in wanted or (every_chapter and folder == "notebooks")
     ]
 
 
 def main() -> None:
-    (wanted,) = sys.argv[1:] or ["all"]
-    if wanted not in ("all", "commit", "0", "1", "2", "3"):
-        raise SystemExit(f"QUARTER must be 0, 1, 2, 3, commit or all, got {wanted!r}")
-    quarter = {"all": None, "commit": of_the_commit()}.get(wanted, wanted)
-    print(*notebooks(None if quarter is None else int(quarter)))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("quarter", nargs="?", default="all", help="0, 1, 2, 3, commit or all")
+    parser.add_argument("--every-chapter", action="store_true")
+    given = parser.parse_args()
+    print(*notebooks(given.quarter, given.every_chapter))
 
 
 if __name__ == "__main__":

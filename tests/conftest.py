@@ -3,22 +3,24 @@
 pytest tests                 all of them
 pytest tests --quick         without the files that take long (make quick)
 pytest tests --versions      those that other versions of the libraries could break (.ci/run)
+pytest tests --quarter 2     what takes turns: a quarter (make test: the one the commit chooses)
+
+Turns are taken by the chapters whose explorers the browser moves and, with --versions, by files.
 """
 
 import ctypes
 import gc
-import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
+import turns
 from browser import lab  # noqa: F401 (a fixture, for test_browser.py)
 
 from diffusion_course import paths
+from diffusion_course.notebook.setup import COMPILE_LEVEL
 
-TESTS = Path(__file__).resolve().parent
-PROFILE = TESTS.parent / "benchmarks" / "results" / "suite_profile.json"
 LONG = 8  # seconds of a file, in the committed profile
 # Variables of the course, and of the make around the tests, which a make that a test starts reads.
 OUTSIDE = (
@@ -32,6 +34,7 @@ MOST_MEGABYTES = 1500  # of a worker, before it lets go of compiled programs
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(paths.cache_dir() / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("XLA_FLAGS", COMPILE_LEVEL)  # as in every notebook
 
 
 @pytest.fixture(scope="module")
@@ -48,32 +51,35 @@ def pytest_addoption(parser):
     parser.addoption(
         "--versions", action="store_true", help="only what other versions of JAX could break"
     )
+    parser.addoption("--quarter", default="all", help="of what takes turns: see .ci/quarter.py")
 
 
-def _seconds() -> dict[str, float]:
-    """Measured time of each file of tests; empty before the first profile."""
-    if not PROFILE.exists():
-        return {}
-    rows = json.loads(PROFILE.read_text(encoding="utf-8"))["files"]
-    return {Path(name).name: row["seconds"] for name, row in rows.items()}
+def pytest_configure(config):
+    config.addinivalue_line("markers", "in_turn: of a chapter; --quarter leaves others out")
 
 
 def pytest_ignore_collect(collection_path, config):
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return None
-    if config.getoption("--quick") and _seconds().get(collection_path.name, 0) > LONG:
+    if config.getoption("--quick") and turns.seconds().get(collection_path.name, 0) > LONG:
         return True
     if config.getoption("--versions"):
-        from versions import depends_on_versions
-
-        return not depends_on_versions(collection_path) or None
+        return (
+            collection_path.name not in turns.version_files(config.getoption("--quarter")) or None
+        )
     return None
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("--quarter")
+    waiting = [item for item in items if turns.waits(item, wanted)]
+    config.hook.pytest_deselected(items=waiting)
     # The longest files first, so that the workers end together; an unknown file may be long.
-    seconds = _seconds()
-    items.sort(key=lambda item: -seconds.get(item.path.name, float("inf")))
+    seconds = turns.seconds()
+    items[:] = sorted(
+        (item for item in items if item not in waiting),
+        key=lambda item: -seconds.get(item.path.name, float("inf")),
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

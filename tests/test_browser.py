@@ -170,6 +170,7 @@ def test_a_failing_cell_would_be_seen(lab):
     lab.close(page)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_every_explorer_of_a_chapter_moves(lab, chapter):
     sources, widgets = slices.explorers(chapter)

@@ -556,8 +556,9 @@ def test_make_test_runs_linter_then_notebooks_then_unit_tests(copy):
         "ruff check",
         "ruff format --check",
         "--nbval-lax",
-        "quarter.py all)",
+        "quarter.py commit --every-chapter)",
         "pytest tests",
+        "--quarter commit",
     ]
     places = [plan.index(step) for step in steps]
     assert places == sorted(places)

@@ -1,11 +1,13 @@
 """What a run takes: the tests that versions could break, a quarter of the notebooks."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import turns
 from versions import depends_on_versions
 
 TESTS = Path(__file__).resolve().parent
@@ -38,9 +40,9 @@ def test_arithmetic_on_jax_numpy_and_files_does_not():
     ],
 )
 def test_a_line_that_makes_a_file_depend_on_versions(tmp_path, line):
-    file = tmp_path / "test_x.py"
-    file.write_text("import jax.numpy as jnp\nimport jax\njax.jit, jnp.ones, jax.disable_jit\n")
-    assert not depends_on_versions(file)
+    stable, file = tmp_path / "test_x.py", tmp_path / "test_y.py"
+    stable.write_text("import jax.numpy as jnp\nimport jax\njax.jit, jnp.ones, jax.disable_jit\n")
+    assert not depends_on_versions(stable)
     file.write_text(line)
     assert depends_on_versions(file)
 
@@ -61,6 +63,52 @@ def test_the_quarters_take_about_as_long():
     seconds = [sum(part.values()) for part in module.quarters()]
     # By number, every fourth chapter, the longest took 1.7 times as long as the shortest.
     assert max(seconds) < 1.2 * min(seconds)
+
+
+def test_make_test_runs_every_chapter_and_the_rest_in_turn():
+    every, part = quarter("all").stdout.split(), quarter("2").stdout.split()
+    found = quarter("2", "--every-chapter").stdout.split()
+    assert set(found) - set(part) == {
+        name for name in every if name.startswith("notebooks/") and name not in part
+    }
+    assert set(part) < set(found) < set(every)
+
+
+@pytest.mark.parametrize("wanted, chapters", [("1", "some"), ("all", "all")])
+def test_the_browser_moves_the_explorers_whose_turn_it_is(wanted, chapters):
+    command = [sys.executable, "-m", "pytest", "tests/test_browser.py", "--collect-only", "-q"]
+    found = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "--quarter", wanted],
+        capture_output=True,
+        text=True,
+        cwd=COURSE,
+    ).stdout
+    every = {Path(name).stem for name in quarter("all").stdout.split()}
+    here = {Path(name).stem for name in quarter(wanted).stdout.split()}
+    assert {name for name in every if f"explorer_of_a_chapter_moves[{name}]" in found} == here
+    assert "in_a_tiny_notebook" in found and (here == every) == (chapters == "all")
+
+
+def test_each_file_that_depends_on_versions_has_its_turn():
+    parts = [turns.version_files(str(n)) for n in range(4)]
+    names = [name for part in parts for name in part]
+    assert set(names) == turns.version_files("all") and len(names) == len(set(names))
+    assert "test_models.py" in names and "test_process.py" not in names
+    seconds = [sum(turns.seconds().get(n, turns.UNKNOWN) for n in part) for part in parts]
+    assert max(seconds) < 1.2 * min(seconds)
+
+
+def test_without_a_commit_all_chapters_run(tmp_path):
+    for name in (".ci/quarter.py", "notebooks/chapters.py", "notebooks/chapters.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(COURSE / name, tmp_path / name)
+    (tmp_path / "notebooks" / "03_ddpm.ipynb").write_text("")
+    command = [sys.executable, str(tmp_path / ".ci" / "quarter.py"), "commit"]
+    found = subprocess.run(
+        command, capture_output=True, text=True, env={"PATH": "", "GIT_DIR": str(tmp_path)}
+    )
+    assert found.stdout == "notebooks/03_ddpm.ipynb\n"
+    assert found.stderr == "No commit here that could choose a quarter: all chapters run.\n"
 
 
 def test_another_quarter_is_a_mistake_told_in_one_line():

@@ -6,6 +6,7 @@ other versions as well, where the notebooks are.
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 
 from test_imports import PACKAGE, imports
@@ -30,6 +31,7 @@ def _file(name: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+@cache
 def _uses_more_than_the_core(file: Path) -> bool:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
