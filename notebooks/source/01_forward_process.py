@@ -247,8 +247,8 @@ for n in steps:
 # Equation (2) makes training cheap: a training step picks any $n$ and jumps to it.
 #
 # The jump does not give you a *path*. If we jump to the steps 300 and 301 with fresh noise each, the
-# two results are independent. In the chain they are nearly the same picture. The jump and the chain
-# agree on each single step, but not on how the steps are connected.
+# two results share the data, but their noises are independent. In the chain the two noises are nearly
+# the same. The jump and the chain agree on each single step, but not on how the steps are connected.
 
 # %%
 fresh = [jump(numbers, betas, n, jax.random.key(n)) for n in (300, 301)]
@@ -418,8 +418,8 @@ assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
 
 # %% [markdown]
 # A step of 1 of the 1000 loses 0.3 % of the variance that it keeps, a step of 100 loses 54 % of it, and a
-# step of 200 more than three times as much as it keeps. While steps are short, half the length means half the share. So with
-# many short steps the sum of all losses is small as well. This is why the chain has so many steps, and
+# step of 200 more than three times as much as it keeps. While steps are short, half the length means
+# half the share. So with many short steps the sum of all losses is small as well. This is why the chain has so many steps, and
 # why a model needs to learn only one thing for each of them: the average $\hat x_0$.
 
 # %% [markdown]
@@ -957,7 +957,7 @@ show_strips({"right": right_x[:, 3], "bug A": walk_a[:, 3], "bug B": bug_b[:, 3]
 
 # %% [markdown]
 # With bug A the picture fades to grey: the signal disappears, and hardly any noise takes its place.
-# You find this bug when you look at $x_1$. Bug B is harder to find. It is right at both ends, since
+# You find this bug when you look at the pictures at $t = 1$. Bug B is harder to find. It is right at both ends, since
 # $0^2 = 0$ and $1^2 = 1$, and to the eye the middle looks plausible. The moments show both bugs:
 # measure the standard deviation of the added noise, $x_t - \alpha(t)\,x_0$, and compare it with
 # $\sigma(t)$.

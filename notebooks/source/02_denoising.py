@@ -289,9 +289,9 @@ for b in bins:
     assert abs(rest.mean()) < 4 * rest.std() / np.sqrt(rest.size)
 
 # %% [markdown]
-# The blind guess follows the oracle, although we used no clean number. (It is wrong at the two ends,
-# because hardly any number fell there, and a slope is hard to learn where there is no data.) If you
-# know the *shape* of the noisy data, you know the posterior mean. If you know the posterior mean, you
+# The blind guess follows the oracle, although we used no clean number. (It is wrong at the two ends: a
+# polynomial of degree 8 is too stiff there, and hardly any number fell there, so that its slope is
+# uncertain.) If you know the *shape* of the noisy data, you know the posterior mean. If you know the posterior mean, you
 # know the shape. So denoiser and score contain the same information. "Score-based" models (Song & Ermon
 # 2019) learn the score at many noise levels, and "denoising" models learn the posterior mean. They turned
 # out to be the same (Vincent 2011; Song et al. 2021).
@@ -985,8 +985,8 @@ assert np.abs(results["A: no sign"]).max() > 100
 assert np.all(results["B: no σ"].std(axis=0) > 1.3 * data_std)
 
 # %% [markdown]
-# With bug A the samples explode. With bug B they form three blurred clouds in about the right places.
-# One would conclude that the model is not trained enough yet. But this denoiser is exact, and no amount
+# With bug A the samples explode. With bug B they surround the right places, in clouds so wide that they
+# run into one another. One would conclude that the model is not trained enough yet. But this denoiser is exact, and no amount
 # of training would help.
 #
 # **The lesson:** test a conversion against an oracle. Compare *lengths* as well as directions, and
