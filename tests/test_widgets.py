@@ -1,8 +1,10 @@
 """Explorers: every position of a slider works, and errors in callbacks are seen."""
 
 import base64
+import io
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -180,3 +182,38 @@ def test_pictures_that_were_dealt_must_be_there(pictures):
     dealt = judgements.Deal(np.array([[0, 1]]), np.array([[0, 1]]))
     with pytest.raises(ValueError, match="dealt must name pictures that are there"):
         widgets.judging(pictures, dealt)
+
+
+def a_dot_and_a_title(at):
+    """A figure, its parts that move, and the function that moves them."""
+    fig, ax = plt.subplots(figsize=(3, 2), dpi=80, layout="none")
+    ax.plot([0, 1], [0, 1], color="0.5")
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="time", ylabel="value")
+    dot, title = ax.plot(at, 0.8, "o", ms=9)[0], ax.set_title(f"at {at}")
+
+    def move(at):
+        dot.set_data([at], [0.8])
+        title.set_text(f"at {at}")
+
+    return fig, [dot, title], move
+
+
+def pixels_of(png):
+    return plt.imread(io.BytesIO(png))[..., :3]
+
+
+def test_changes_of_one_figure_look_like_figures_drawn_anew():
+    with plt.rc_context({"figure.dpi": 80, "savefig.dpi": 80}):
+        changed = widgets.render_changes(*a_dot_and_a_title(0.5), (0.2, 0.4))
+        anew = widgets.render(lambda at: a_dot_and_a_title(at)[0], (0.2, 0.4))
+    for one, other in zip(changed, anew, strict=True):
+        np.testing.assert_allclose(pixels_of(one), pixels_of(other), atol=1 / 255)
+    assert np.abs(pixels_of(changed[0]) - pixels_of(changed[1])).max() > 0.5
+    assert not plt.get_fignums()
+
+
+def test_a_figure_in_which_nothing_moves_is_refused():
+    fig, _, move = a_dot_and_a_title(0.5)
+    with pytest.raises(ValueError, match="moving must hold at least one artist, got none"):
+        widgets.render_changes(fig, [], move, (0.2,))
+    plt.close(fig)

@@ -106,17 +106,23 @@ show_strips(rows, "From data ($t$ = 0) to the end of the schedule ($t$ = 1)")
 # 1, then $x_n$ has variance $(1-\beta_n)\cdot 1 + \beta_n = 1$. The scale stays the same, however many
 # steps follow. Such a process is called *variance-preserving*.
 #
-# The algorithm fits on three lines. We write it out in full, with the paper's symbols. It yields
+# The algorithm fits on a few lines. We write it out in full, with the paper's symbols. It yields
 # every step on the way.
 
 
 # %%
-def chain(x, betas, key):
-    """The chain of DDPM, eq. 2: yields x_0, x_1, …, x_T."""
+@jax.jit
+def noising_step(x, beta, key):
+    """DDPM, eq. 2: x_n from x_{n−1}."""
+    eps = jax.random.normal(key, x.shape)
+    return jnp.sqrt(1 - beta) * x + jnp.sqrt(beta) * eps
+
+
+def chain(x, betas, key, step=noising_step):
+    """The chain of DDPM: yields x_0, x_1, …, x_T."""
     yield x
     for n, beta in enumerate(betas, start=1):
-        eps = jax.random.normal(jax.random.fold_in(key, n), x.shape)
-        x = jnp.sqrt(1 - beta) * x + jnp.sqrt(beta) * eps
+        x = step(x, beta, jax.random.fold_in(key, n))
         yield x
 
 
@@ -221,7 +227,7 @@ plt.show()
 # $z = (x_n - \sqrt{\bar\alpha_n}\,x_0)/\sqrt{1-\bar\alpha_n}$. It must be standard normal, whether the
 # chain or the jump made $x_n$. With $N$ values, the mean of $z$ is off by about $1/\sqrt N$ and its
 # variance by about $\sqrt{2/N}$. These are the standard errors. Our limit is four of them. We
-# run the same test on real digits, pixel by pixel.
+# run the same test on 250 real digits, pixel by pixel.
 
 
 # %%
@@ -231,14 +237,15 @@ def check_noise(x_n, x0, alpha_bar_n):
     return abs(z.mean()) * np.sqrt(z.size), abs(z.var() - 1) * np.sqrt(z.size / 2)
 
 
-walk = chain(jnp.asarray(digits.x), betas, jax.random.key(4))
+few_digits = digits.x[:250]
+walk = chain(jnp.asarray(few_digits), betas, jax.random.key(4))
 digits_at = {n: np.asarray(x) for n, x in enumerate(walk) if n in steps}
 errors = {}
 for n in steps:
     errors[n] = {
         "chain, numbers": check_noise(path[n], numbers, alpha_bar[n]),
         "jump, numbers": check_noise(jumps[n], numbers, alpha_bar[n]),
-        "chain, digits": check_noise(digits_at[n], digits.x, alpha_bar[n]),
+        "chain, digits": check_noise(digits_at[n], few_digits, alpha_bar[n]),
     }
     report = [f"{name} {m:.1f}, {v:.1f}" for name, (m, v) in errors[n].items()]
     print(f"n = {n:4d}, standard errors of mean, variance:   " + ";   ".join(report))
@@ -247,8 +254,8 @@ for n in steps:
 # Equation (2) makes training cheap: a training step picks any $n$ and jumps to it.
 #
 # The jump does not give you a *path*. If we jump to the steps 300 and 301 with fresh noise each, the
-# two results are independent. In the chain they are nearly the same picture. The jump and the chain
-# agree on each single step, but not on how the steps are connected.
+# two results share the data, but their noises are independent. In the chain the two noises are nearly
+# the same. The jump and the chain agree on each single step, but not on how the steps are connected.
 
 # %%
 fresh = [jump(numbers, betas, n, jax.random.key(n)) for n in (300, 301)]
@@ -262,6 +269,10 @@ print(f"correlation of the noise: {in_chain:.3f} in the chain, {in_jumps:.3f} in
 for n in steps:
     # 30 comparisons; by chance alone one in 16,000 is beyond 4 standard errors.
     assert max(map(max, errors[n].values())) < 4, (n, errors[n])
+    # The shape: two samples of one distribution have shares below any value that differ by at most
+    # 2.23·sqrt(2/N), with a chance of 1 in 10,000 for more (Kolmogorov–Smirnov).
+    below = [np.searchsorted(np.sort(x), grid) / N for x in (path[n], jumps[n])]
+    assert np.abs(below[0] - below[1]).max() < 2.23 * np.sqrt(2 / N)
 assert in_chain > 0.99
 assert abs(in_jumps) < 4 / np.sqrt(N)  # the standard error where the true correlation is 0
 
@@ -409,6 +420,8 @@ assert peaks == {299: 1, 200: 1, 100: 2}
 bump = truths[299] > 1  # one step back: the same curve to 2 %, wherever it is high
 assert np.allclose(truths[299][bump], normal(places[bump], *guesses[299][:2]), rtol=0.02)
 assert moments_of(truths[200])[1] > 1.5 * guesses[200][1]
+centred = (places - guesses[200][0]) / np.sqrt(moments_of(truths[200])[1])
+assert abs(np.trapezoid(centred**3 * truths[200], places)) > 0.2  # it leans; a Gaussian has 0
 in_the_dip = np.interp(guesses[100][0], places, truths[100])
 assert in_the_dip < 0.25 / np.sqrt(2 * np.pi * guesses[100][1])  # a quarter of the Gaussian there
 lengths, parts = (np.array(list(each)) for each in (lost_share, lost_share.values()))
@@ -418,8 +431,8 @@ assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
 
 # %% [markdown]
 # A step of 1 of the 1000 loses 0.3 % of the variance that it keeps, a step of 100 loses 54 % of it, and a
-# step of 200 more than three times as much as it keeps. While steps are short, half the length means half the share. So with
-# many short steps the sum of all losses is small as well. This is why the chain has so many steps, and
+# step of 200 more than three times as much as it keeps. While steps are short, half the length means
+# half the share. So with many short steps the sum of all losses is small as well. This is why the chain has so many steps, and
 # why a model needs to learn only one thing for each of them: the average $\hat x_0$.
 
 # %% [markdown]
@@ -440,20 +453,19 @@ assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
 ladder = (8.0, 5.0, 3.0, 1.0, 0.0, -1.0, -3.0, -5.0, -8.0)
 eight = digits.x[:8]
 eight_noises = jax.random.normal(jax.random.key(5), eight.shape)
-rungs = []
-for rung in ladder:
-    # Variance-preserving: alpha² = sigmoid(λ) and sigma² = sigmoid(−λ) add up to 1.
-    alpha, sigma = jnp.sqrt(jax.nn.sigmoid(rung)), jnp.sqrt(jax.nn.sigmoid(-rung))
-    rungs.append(alpha * eight + sigma * eight_noises)
+# Variance-preserving: alpha² = sigmoid(λ) and sigma² = sigmoid(−λ) add up to 1.
+levels = {rung: np.sqrt(jax.nn.sigmoid(np.array([rung, -rung]))) for rung in ladder}
+rungs = [alpha * eight + sigma * eight_noises for alpha, sigma in levels.values()]
 names = [f"$\\lambda = {rung:.0f}$" for rung in ladder]
 plots.image_grid(rungs, names, "The ladder of noise", scale=0.7)
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: the rungs are variance-preserving
-for rung in ladder:
-    total = jax.nn.sigmoid(rung) + jax.nn.sigmoid(-rung)
-    assert abs(total - 1) < 1e-6  # up to float32
+# @title Checked: the rungs are variance-preserving, and their log-SNR is (4)
+for rung, (alpha, sigma) in levels.items():
+    assert abs(alpha**2 + sigma**2 - 1) < 1e-6  # up to float32
+    assert abs(np.log(alpha**2 / sigma**2) - rung) < 1e-5
+assert round(float(digits.x.std()), 2) == 0.75 and round(np.log(10), 1) == 2.3
 
 # %% [markdown]
 # At $\lambda = 5$ the digit is as clear as before. Around 0 you can see the digit if you know where to
@@ -548,9 +560,9 @@ def power(x):
 
 stop = round(halfway["quadratic"] * T)
 quadratic = schedules["quadratic"][:stop]
-*_, at_stop = chain(jnp.asarray(digits.x), jnp.asarray(quadratic), jax.random.key(16))
+*_, at_stop = chain(jnp.asarray(few_digits), jnp.asarray(quadratic), jax.random.key(16))
 kept_share = alpha_bar_of(quadratic)[-1]
-in_noise = power((at_stop - np.sqrt(kept_share) * digits.x) / np.sqrt(1 - kept_share))
+in_noise = power((at_stop - np.sqrt(kept_share) * few_digits) / np.sqrt(1 - kept_share))
 in_picture = power(digits.x)
 print("power of     coarse waves   fine waves")
 for name, both in (("the noise", in_noise), ("the digits", in_picture)):
@@ -560,7 +572,7 @@ for name, both in (("the noise", in_noise), ("the digits", in_picture)):
 # @title Checked: the noise is white; the digits' coarse waves have over ten times the power
 for name, band in bands.items():
     # A wave and its mirror image are one: half as many independent values, each of variance 1.
-    independent = len(digits) * band.sum() / 2
+    independent = len(few_digits) * band.sum() / 2
     assert abs(in_noise[name] - 1) < 4 / np.sqrt(independent)
 assert in_picture["coarse"] > 10 * in_picture["fine"]
 
@@ -615,8 +627,9 @@ assert left_over["zero-SNR"] == 0.0
 assert round(left_over["scaled-linear"], 2) == 0.07
 assert left_over["scaled-linear"] > 10 * left_over["linear"]
 assert by_pixel["scaled-linear"] < 0.55
-# The two means are ±0.068, the noise of the mean 1/64: 4.4 standard deviations from confusion.
-assert right["scaled-linear"] > 0.99
+# The two means are ±0.068, the noise of the mean 1/64: 4.4 standard deviations from confusion, so
+# that an error among all the pictures has a chance of less than 1 in 200.
+assert right["scaled-linear"] == 1
 # Guessing gives one half, with a standard error of 0.5/sqrt(800).
 assert abs(right["zero-SNR"] - 0.5) < 4 * 0.5 / np.sqrt(2 * count)
 x_1 = process.add_noise(processes["zero-SNR"], flat, flat_noise, 1.0)
@@ -699,47 +712,61 @@ for each in processes.values():
 
 
 # %%
+pixel_edges = np.linspace(-4, 4, 81)
+
+
+def shares_of(x):
+    """The density of all pixels between the edges."""
+    return np.histogram(x, pixel_edges, density=True)[0]
+
+
 def draw_histogram(ax, x):
-    """All pixels against the standard normal."""
-    edges = np.linspace(-4, 4, 81)
-    ax.hist(x.ravel(), edges, density=True, histtype="stepfilled", color=plots.DATA, alpha=0.5)
+    """All pixels against the standard normal; returns the bars, to be changed."""
+    bars = ax.stairs(shares_of(x), pixel_edges, fill=True, color=plots.DATA, alpha=0.5)
     ax.plot(grid, bell, color=plots.TRUTH, lw=1)
     ax.set(ylim=(0, 1), xlabel="pixel value", ylabel="density", title="pixels and the bell curve")
     ax.set(xticks=[-2, 0, 2], yticks=[0, 0.5, 1])
+    return bars
 
 
-def draw_log_snr(ax, name, t):
-    """The schedule's log-SNR among the others, with a dot at the time."""
-    every_step = np.arange(T + 1) / T
+def draw_log_snr(ax, name):
+    """The schedule's log-SNR among the others; returns a dot at t = 0, to be moved."""
     for other in log_snrs.values():
-        ax.plot(every_step, other, color=plots.NOISE, lw=0.8, alpha=0.6)
-    ax.plot(every_step, log_snrs[name], color=plots.DATA, lw=2)
-    dot = float(np.clip(processes[name].log_snr(t), -13, 13))  # infinite at an end: at the edge
-    ax.plot(t, dot, "o", ms=9, color=plots.SERIES[1], clip_on=False)
+        ax.plot(clock, other, color=plots.NOISE, lw=0.8, alpha=0.6)
+    ax.plot(clock, log_snrs[name], color=plots.DATA, lw=2)
     ax.set(ylim=(-13, 13), xlabel="time $t$", ylabel=r"$\lambda$, log-SNR", title=name)
     ax.set(xticks=[0, 0.5, 1], yticks=[-10, 0, 10])
+    return ax.plot(0, 13, "o", ms=9, color=plots.SERIES[1], clip_on=False)[0]
 
 
 # %%
 crowd = digits.x[:400]
 crowd_noise = np.asarray(jax.random.normal(jax.random.key(9), crowd.shape))
+moments = np.linspace(0, 1, 13)
 
 
-def frame(name, t):
-    """Digits, histogram and log-SNR of one schedule at one time."""
-    x = np.asarray(process.add_noise(processes[name], crowd, crowd_noise, t))
+def pictures(name):
+    """One schedule at all moments: digits, histogram and log-SNR."""
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 2.9), layout="none")
     fig.subplots_adjust(0.02, 0.18, 0.98, 0.9, wspace=0.25)
-    left.imshow(plots.tile(x[[0, 1, 2, 3, 4, 7]], 3))
-    left.set(xticks=[], yticks=[], title=rf"$x_t$ at $t$ = {t:.2f}")
-    draw_histogram(middle, x)
-    draw_log_snr(right, name, t)
-    return fig
+    image = left.imshow(plots.tile(crowd[[0, 1, 2, 3, 4, 7]], 3))
+    left.set(xticks=[], yticks=[])
+    bars, dot = draw_histogram(middle, crowd), draw_log_snr(right, name)
+    title = left.set_title("")
+
+    def move(t):
+        x = np.asarray(process.add_noise(processes[name], crowd, crowd_noise, t))
+        image.set_data(plots.tile(x[[0, 1, 2, 3, 4, 7]], 3))
+        title.set_text(rf"$x_t$ at $t$ = {t:.2f}")
+        bars.set_data(shares_of(x))
+        # At an end the log-SNR is infinite: the dot stands at the edge.
+        dot.set_data([t], [np.clip(float(processes[name].log_snr(t)), -13, 13)])
+
+    return widgets.render_changes(fig, [image, title, bars, dot], move, moments)
 
 
 # %%
-moments = np.linspace(0, 1, 13)
-frames = {name: widgets.render(lambda t, name=name: frame(name, t), moments) for name in processes}
+frames = {name: pictures(name) for name in processes}
 labels = [f"t = {t:.2f}" for t in moments]
 widgets.explorer(frames, labels, slider="time", choice="schedule", start=3)
 
@@ -826,20 +853,24 @@ test = data.load("digits", split="test")
 class_means = np.stack([digits.x[digits.labels == k].mean(0).ravel() for k in range(10)])
 images, answers = np.tile(test.x, (10, 1, 1, 1)), np.tile(test.labels, 10)  # 10 noises per digit
 image_noise = np.asarray(jax.random.normal(jax.random.key(10), images.shape))
+# Scalar products with the means: those of x_t = α·image + σ·noise follow from these two.
+of_images, of_noise = (x.reshape(len(x), -1) @ class_means.T for x in (images, image_noise))
 
 
-def accuracy(some_process, t):
-    """The share of noisy test digits whose nearest class mean is the right one."""
-    x = np.asarray(process.add_noise(some_process, images, image_noise, t)).reshape(len(images), -1)
-    scaled = float(some_process.alpha(t)) * class_means
-    distance = (scaled**2).sum(1) - 2 * x @ scaled.T  # up to |x|², the same for all classes
-    return np.mean(distance.argmin(1) == answers)
+def accuracy(some_process, times):
+    """For each time the share of noisy test digits whose nearest α·mean is that of their class."""
+    alpha, sigma = (np.asarray(level(times)) for level in (some_process.alpha, some_process.sigma))
+    alpha, sigma = alpha[:, None, None], sigma[:, None, None]
+    products = alpha * of_images + sigma * of_noise
+    # |x − α·mean|² up to |x|², which is the same for all classes
+    distance = alpha**2 * (class_means**2).sum(1) - 2 * alpha * products
+    return np.mean(distance.argmin(-1) == answers, axis=1)
 
 
 looks = np.linspace(0, 1, 41)
 compared = {name: trial_processes[name] for name in list(trials)[:3]}
 compared["cosine"] = processes["cosine"]
-recognised = {name: np.array([accuracy(each, t) for t in looks]) for name, each in compared.items()}
+recognised = {name: accuracy(each, looks) for name, each in compared.items()}
 
 # %% [markdown]
 # **Predict, then run.** If we plot the share over *time*, the four schedules give four different
@@ -867,9 +898,10 @@ plt.show()
 
 # %%
 window = np.linspace(-6, 6, 25)
-at_log_snr = {name: np.interp(window, compared[name].log_snr(looks)[:0:-1], shares[:0:-1])
-              for name, shares in recognised.items() if name != "never noise"}  # fmt: skip
-spread = np.ptp(list(at_log_snr.values()), axis=0).max()
+at_log_snr = {name: np.interp(window, compared[name].log_snr(looks)[:0:-1], shares[:0:-1], np.nan)
+              for name, shares in recognised.items()}  # fmt: skip
+columns = np.array(list(at_log_snr.values()))  # "never noise" stops at −0.5: the rest of it is NaN
+spread = (np.nanmax(columns, axis=0) - np.nanmin(columns, axis=0)).max()
 print(f"largest difference at equal log-SNR: {spread:.3f}")
 clean, fine, lost = recognised["cosine"][0], at_log_snr["cosine"][-3], at_log_snr["cosine"][2]
 print(f"recognised: clean {clean:.0%}, at λ = 5 {fine:.0%}, at λ = −5 {lost:.0%}; guessing 10 %")
@@ -937,18 +969,17 @@ assert abs(residual.std() / expected - 1) < 4 / np.sqrt(2 * residual.size)
 
 
 # %%
-def chain_with_bug_a(x, betas, key):
-    yield x
-    for n, beta in enumerate(betas, start=1):
-        eps = jax.random.normal(jax.random.fold_in(key, n), x.shape)
-        x = jnp.sqrt(1 - beta) * x + beta * eps  # beta is a variance: sqrt(beta) belongs here
-        yield x
+@jax.jit
+def step_with_bug_a(x, beta, key):
+    eps = jax.random.normal(key, x.shape)
+    return jnp.sqrt(1 - beta) * x + beta * eps  # beta is a variance: sqrt(beta) belongs here
 
 
 linear, marks = processes["linear"], np.arange(0, 1001, 125)
 some = jnp.asarray(digits.x[:200])
 some_noise = jax.random.normal(jax.random.key(13), some.shape)
-walk_a = np.stack(list(chain_with_bug_a(some, schedules["linear"], jax.random.key(14))))[marks]
+walk_a = chain(some, schedules["linear"], jax.random.key(14), step_with_bug_a)
+walk_a = np.stack(list(walk_a))[marks]
 right_x = np.stack([process.add_noise(linear, some, some_noise, n / T) for n in marks])
 bug_b = np.stack([linear.alpha(n / T) * some + linear.sigma(n / T) ** 2 * some_noise
                   for n in marks])  # fmt: skip
@@ -957,7 +988,7 @@ show_strips({"right": right_x[:, 3], "bug A": walk_a[:, 3], "bug B": bug_b[:, 3]
 
 # %% [markdown]
 # With bug A the picture fades to grey: the signal disappears, and hardly any noise takes its place.
-# You find this bug when you look at $x_1$. Bug B is harder to find. It is right at both ends, since
+# You find this bug when you look at the pictures at $t = 1$. Bug B is harder to find. It is right at both ends, since
 # $0^2 = 0$ and $1^2 = 1$, and to the eye the middle looks plausible. The moments show both bugs:
 # measure the standard deviation of the added noise, $x_t - \alpha(t)\,x_0$, and compare it with
 # $\sigma(t)$.
@@ -1086,6 +1117,13 @@ print(f"DDPM's 1000 steps and the continuous process differ by at most {gap:.4f}
 # %% tags=["claims"]
 # @title Checked: VP linear is DDPM's limit; a circle, a straight line; every log-SNR falls
 assert gap < 2e-3  # of the order of 1/T
+# The table, and the lines that start at (1, 0). float32 keeps seven digits of a level.
+assert all(values[0] == 1 for values in alphas.values())
+assert all(values[0] == 0 for values in sigmas.values())
+assert np.all(alphas["VE"] == 1) and np.all(alphas["EDM"] == 1)
+assert np.allclose(sigmas["EDM"], 80 * clock**7, rtol=1e-5)
+assert np.isclose(sigmas["VE"][-1], 50, rtol=1e-5)
+assert np.isclose(sigmas["VE"][600] / sigmas["VE"][500], 5000**0.1, rtol=1e-3)  # geometric
 circle = alphas["VP cosine"] ** 2 + sigmas["VP cosine"] ** 2
 assert np.abs(circle - 1).max() < 1e-5
 assert np.abs(alphas["rectified flow"] + sigmas["rectified flow"] - 1).max() < 1e-6

@@ -23,8 +23,8 @@
 # - say where each method's error comes from, with the sampler's exact distribution in hand;
 # - recognise a reverse process with a wrong score term by its spread.
 #
-# **You need** chapters 01 to 03, 05 for section 10, and 06 for sections 8, 10 and 13. **Time**: about 90 minutes of reading. The cells run
-# for one and a half to two minutes on two CPU cores.
+# **You need** chapters 01 to 03, 05 for section 10, and 06 for sections 8, 10 and 13. **Time**: about 90
+# minutes of reading. The cells run for one and a half to two minutes on two CPU cores.
 
 # %%
 import importlib.util
