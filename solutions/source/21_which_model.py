@@ -48,8 +48,8 @@ from diffusion_course.grading import check
 # not 1 but $1 - \text{smooth}$, so that the logits stay small (Salimans et al. 2016, section 3.4, arXiv:1606.03498).
 #
 # The generator's loss is the mean of $\log(1 - D)$ over its samples if `game` is `"saturating"`, and of $-\log D$ if
-# it is `"non-saturating"`. Return the two losses, and the slopes of the generator's loss by its logits, without
-# automatic differentiation. Logits may be as large as $\pm 1000$.
+# it is `"non-saturating"`. Return the discriminator's loss, the generator's, and the slopes of the
+# generator's loss by its logits, without automatic differentiation. Logits may be as large as $\pm 1000$.
 #
 # **Expected.** A tuple: two numbers, and an array `[M]`. The slopes are never positive.
 #
@@ -155,9 +155,9 @@ def after_prompt(logits, start, x, prompt, temperature):
 # *debug this · 25 minutes*
 #
 # A normalising flow of affine couplings. A coupling keeps the coordinates where its mask is 1. A small network reads
-# them, and gives log-scales and shifts for the others. The function returns the log-density of `x`. It also returns
-# the draws that belong to the noise `z`. A temperature narrows the noise of the draws, and the density is meant to be
-# that of these draws. Run the cells.
+# them, and gives log-scales and shifts for the others. From data to noise the couplings are applied in their
+# order. The function returns the log-density of `x`. It also returns the draws that belong to the noise `z`. A
+# temperature narrows the noise of the draws, and the density is meant to be that of these draws. Run the cells.
 
 
 # %%

@@ -85,6 +85,9 @@ PAY = exercise(
     the slopes are those of the two games exchanged
         -_sigmoid(fake) / len(fake) -> -_sigmoid(-fake) / len(fake)
         np.mean(_softplus(-fake)), -_sigmoid(-fake) -> np.mean(_softplus(-fake)), -_sigmoid(fake)
+    the discriminator's loss stands first, and then the generator's
+        return judge, -np.mean(_softplus(fake)), -> return -np.mean(_softplus(fake)), judge,
+        return judge, np.mean(_softplus(-fake)), -> return np.mean(_softplus(-fake)), judge,
     probabilities that are kept away from 0 and 1 change large losses: use the logits themselves
         return _clipped(real, fake, smooth, game)
     """,
@@ -127,7 +130,7 @@ def _alphabets(rng, *rows):
         p, q = (rng.dirichlet(np.full(K, 1.3), B) + 0.02 for _ in range(2))
         if kind == "zeros":
             p[:, 0], q[:, 1], p[0, 2], q[0, 2] = 0, 0, 0, 0
-            p[1, 2] = 1e-25
+            p[1, 2], q[1, 3] = 1e-25, 1e-25
         if kind == "apart":
             p[:, ::2], q[:, 1::2] = 0, 0
             p[0], q[0] = rng.dirichlet(np.full(K, 2.0), 2)  # an ordinary row beside them
@@ -178,6 +181,9 @@ BEST_JUDGE = exercise(
         right[b] += max(data, made) -> right[b] += (data**2 + made**2) / max(data + made, 1e-300)
     infinite logits are right: a small number that is added to a probability is not
         _log(data) - _log(made) -> np.log(data + 1e-12) - np.log(made + 1e-12)
+    where a sample is hardly possible, 1 − D is rounded to 0: its logit is large, and finite
+        _log(data) - _log(made) if data or made
+            -> _log(data / (data + made)) - _log(1 - data / (data + made)) if data or made
     a symbol of neither gives no information: its logit is 0
         _log(data) - _log(made) if data or made else 0
             -> _log(data) - _log(made) if data or made else -np.inf
@@ -353,6 +359,10 @@ FLOW = exercise(
         log_p + log_scale.sum(1) -> log_p + log_scale.mean(1)
     what is kept is where the mask is 1: that was right
         return flow(x, z, 1 - masks, weights, biases, temperature)
+    from data to noise the couplings are applied in their order: that was right
+        zip(masks, weights, biases, strict=True)
+            -> zip(masks[::-1], weights[::-1], biases[::-1], strict=True)
+        range(n)[::-1] -> range(n)
     undo a coupling by its steps in reverse: the shift was added last
         (z - shift) * np.exp(-log_scale) -> z * np.exp(-log_scale) - shift
     the temperature scales the noise, before any coupling: that was right
@@ -381,6 +391,14 @@ def _gap_of(variances, precision, log_det):
     """KL divergence to a Gaussian of this precision from one with its mean and these variances."""
     each = np.diag(precision) * variances - 1 - np.log(variances)
     return 0.5 * (np.sum(each) - log_det)
+
+
+def _other_way(mean, x, W, b, noise, s):
+    """KL divergence to the encoder's distribution from the exact posterior: [B]."""
+    covariance = np.linalg.inv(np.eye(len(s)) + W.T / noise**2 @ W)
+    apart = mean - (x - b) / noise**2 @ W @ covariance
+    each = (np.diag(covariance) + apart**2) / s**2 - 1 + np.log(s**2)
+    return 0.5 * (np.sum(each, 1) - np.linalg.slogdet(covariance)[1])
 
 
 def _vaes(rng, *rows):
@@ -423,6 +441,8 @@ VAE_GAP = exercise(
     that is the KL divergence the other way round: the encoder stands first
         _gap_of(1 / np.diag(precision), precision, log_det)
             -> 0.5 * (np.sum(np.log(np.diag(np.linalg.inv(precision)))) + log_det)
+    the gap is a KL divergence in which the encoder stands first: yours is the other way round
+        return log_p, log_p - said + price, -> return log_p, _other_way(mean, x, W, b, noise, s),
     the posterior knows the prior, too: its precision has an identity
         precision = np.eye(d) + W.T -> precision = W.T
     noise holds standard deviations, not variances
@@ -498,7 +518,9 @@ def _offers(rng, *rows):
             apart[0] = rng.permutation([-1.0] + (S - 1) * [0.0])
         apart -= apart.mean(1, keepdims=True)
         # The run that is farthest from the mean is a good one: the worst may be below the limit.
-        apart *= np.where(apart.max(1) > -apart.min(1), -1, 1)[:, None]
+        # In "narrow" it is the worst, and above the limit.
+        far_above = apart.max(1) > -apart.min(1)
+        apart *= np.where(far_above == (kind == "narrow"), 1, -1)[:, None]
         apart /= np.sqrt((apart**2).sum(1, keepdims=True) / (S - 1))
         distance = limit * (middle[:, None] + width[:, None] * np.sqrt(S) / 2 * apart)
         if kind == "diverged":
@@ -513,6 +535,9 @@ _KINDS = {
     "cheap": (0.5, 0.1),
     "just good": (0.6, 0.37),  # two standard deviations would be more than the limit
     "not quite": (0.7, 0.304),  # divided by √S and not √(S − 1), as if S were all
+    "narrow": (0.75, 0.29),  # as if three seeds were all, but not with 1.96 standard errors
+    "no bad run": (0.7, 0.32),  # every run is below the limit, but not with 1.96 standard errors
+    "roomy": (0.5, 0.27),  # three standard errors fit in, and a standard deviation does not
     "exact": (1.0, 0.0),  # every run has the limit's distance, which is still good enough
     "one error": (0.78, 0.4),  # with one standard error
     "half": (0.88, 0.22),  # with an error that is divided by S, and not by its root
@@ -548,6 +573,9 @@ CHEAPEST = exercise(
             (4, 4, (15, 600), "exact"),
             (5, 5, (64, 9000), "lucky"),
             (3, 4, (40, 2000), "cheap"),
+            (4, 3, (25, 1500), "narrow"),
+            (4, 3, (35, 2500), "no bad run"),
+            (3, 5, (45, 3500), "roomy"),
         ),
     ),
     Part(
@@ -572,6 +600,12 @@ CHEAPEST = exercise(
         np.sqrt(len(runs)) -> len(runs)
     the mean was measured from the same few runs: divide by their number less 1
         ddof=1 -> ddof=0
+    exactly two standard errors are asked, and no quantile of a distribution
+        2 * error -> 1.96 * error
+    a single run decides nothing: take the mean of all runs, and two standard errors of it
+        np.mean(runs) + 2 * error <= limit -> np.max(runs) <= limit
+    that is more than the mean and two of its standard errors
+        2 * error -> 3 * error
     one standard error is less than what was asked
         2 * error -> error
     a model that diverged in one of its runs is not good enough
