@@ -689,7 +689,8 @@ assert listed[0] == listed[1] - 6
 #
 # Chapter 00 has a cousin of this bug, the gradient of a constant: there *nothing* trains. The length of the
 # gradient shows it at once (section 8).
-#
+
+# %% [markdown]
 # ## 5 · The average of the weights
 #
 # Adam does not come to rest. At a constant learning rate the weights jump around a good place, and the
