@@ -271,6 +271,11 @@ for rest, by_2, lost in away.values():
 trend = np.sum(away[0.2][0] * np.asarray(guess - guess.mean(axis=0)), axis=1)
 assert abs(trend.mean()) < 4 * trend.std() / np.sqrt(len(trend))
 part = {length: lost / by_2 for length, (_, by_2, lost) in away.items()}
+# The numbers of the text: in the mean (2), the factors of x0 and of x_500.
+at_500 = [
+    float(process.posterior(p, a, 1 - a, 0.5, 0.499)[0][0]) for a in (jnp.ones(1), jnp.zeros(1))
+]
+np.testing.assert_allclose(at_500, [0.003, 0.994], atol=6e-4)
 assert part[0.001] < 0.01 and part[0.2] > 0.5
 assert list(part.values()) == sorted(part.values())
 
@@ -396,8 +401,8 @@ assert abs(learned_mmd) < 0.002 and start_mmd > 0.05
 assert between(learned) >= 0.001 > between(exact)
 
 # %% [markdown]
-# The clouds differ most between the modes. A network is smooth, so it draws a few points on the way
-# from one mode to the next, where the exact denoiser jumps.
+# The clouds differ between the modes. Our network leaves a few points on the way from one mode to the next,
+# and the exact denoiser leaves none. (The MMD of the whole clouds is too coarse to see so few points.)
 #
 # **Explorer.** Move the slider through the thousand steps. For many steps the cloud seems to stay
 # the same, and then the modes separate. At what time is it decided in which mode a point ends?
@@ -411,7 +416,7 @@ for t in (0.5, 0.25, 0.1, 0.05):
     print(f"t = {t}: the guess points to the final mode for {decided[t]:.0%} of 2,000 points")
 
 # %%
-stops = [*range(0, 400, 100), *range(400, 1001, 50)]
+stops = [0, 250, 500, *range(600, 1001, 50)]
 widgets.explorer(
     widgets.render(side_by_side, stops), [f"t = {1 - i / T:.2f}" for i in stops], slider="steps"
 )
@@ -429,8 +434,10 @@ assert decided[0.5] < 0.75 and decided[0.05] > 0.95
 #
 # $$\bar\theta \leftarrow d\,\bar\theta + (1-d)\,\theta. \tag{4}$$
 #
-# DDPM samples from $\bar\theta$ with $d = 0.9999$ (Ho et al. 2020, appendix B). Our short run uses
-# $d = 0.999$. We can measure how much the average helps, because we know the exact denoiser.
+# DDPM samples from $\bar\theta$ with $d = 0.9999$ (Ho et al. 2020, appendix B). Our run asks for
+# $d = 0.999$, but it is short: a warm-up (see the trap below) keeps the decay at 0.994 even at step 1,500, so
+# the average covers about the last 150 steps. We can measure how much it helps, because we know the exact
+# denoiser.
 
 # %%
 times = (0.1, 0.3, 0.5, 0.7)
@@ -465,6 +472,7 @@ print(
 assert (averaged < 0.5 * raw).all()  # the same run, the same noise: only the weights differ
 assert plain > 0.8 and warmed < 1e-6
 assert np.isclose(update.ema_decay(500, 0.9999), 501 / 510)
+assert abs(float(update.ema_decay(len(fitted.history.loss), 0.999)) - 0.994) < 5e-4
 
 # %% [markdown]
 # ## 6 · Real digits
@@ -548,7 +556,7 @@ plt.show()
 
 # %% [markdown]
 # Near $t = 0$ the target $v$ is nearly all noise, and a nearly clean image tells little about this noise.
-# So most networks have their largest error of $v$ there. This error does little harm, because an error
+# Our network has its largest error of $v$ there. This error does little harm, because an error
 # of $v$ is multiplied by $\sigma$ in $x_0$ (chapter 02).
 #
 # The two curves lie close together. So after this short training the network has not memorised its
@@ -621,13 +629,15 @@ for w, r in quality.items():
 # %% tags=["claims"]
 # @title Checked: legible, not memorised; w = 2 is more legible and further from the data
 assert gap < 1.25 and abs(first_loss - expected) < 0.05
+assert all(by_time.argmax() == 0 for by_time in errors.values())
 # If 98 % is right, the standard error of a share of 200 is 1 %; this is five of them.
 assert by_ancestral >= 0.93
 assert quality[1.0].accuracy >= 0.93 and quality[2.0].accuracy >= 0.98
 assert quality[1.0].frechet < quality[2.0].frechet  # sharper is not closer to the data
 assert quality[2.0].accuracy > quality[1.0].accuracy
 assert all(r.worst_class >= 0.7 for r in quality.values())
-assert all(r.nearest > 0.75 * r.nearest_real and r.exact_copies == 0 for r in quality.values())
+assert all(0.75 < r.nearest / r.nearest_real < 1.25 for r in quality.values())
+assert all(r.exact_copies == 0 for r in quality.values())
 
 # %% [markdown]
 # Guidance with $w = 2$ makes more digits legible, and it moves the samples *away* from the data. Both
@@ -827,7 +837,7 @@ assert np.allclose(straight.alpha(0.25) ** 2, 0.75, atol=1e-4)
 # The smallest cloud has about 400 points: the standard error of its spread is 2.5 %. Measured
 # 0.98, 0.99 and 0.91 here, and 1.22, 1.23 and 1.12 with the other schedule.
 assert np.all(np.abs(spreads(exact) - 1) < 0.15)
-assert np.all(spreads(mixed_up) > 1.05) and spreads(mixed_up).max() > 1.15
+assert np.all(spreads(mixed_up) > 1.05) and np.sort(spreads(mixed_up))[1] > 1.15
 # 2,000 points: the standard error of a share of one half is 1.1 %.
 assert np.mean(nearest(mixed_up) == shares.argmax()) < shares.max() - 0.02
 
@@ -873,6 +883,7 @@ print(f"two sets of real points: at most {max(metrics.frechet(z, real) for z in 
 # @title Checked: up to 20 steps the linear schedule is at least twice as far from the data
 ratio = np.array(distance["linear"]) / np.array(distance["cosine"])
 assert (ratio[:3] > 2).all()  # up to 20 steps; at 50 the cosine is as close as real points are
+assert distance["cosine"][-1] < 1.5 * max(metrics.frechet(z, real) for z in fresh_sets)
 # Five steps on the cosine do what takes ten on the linear schedule.
 assert distance["cosine"][0] < 1.2 * distance["linear"][1]
 

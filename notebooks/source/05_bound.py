@@ -51,6 +51,7 @@ from flax import nnx
 
 from diffusion_course import bound, data, denoiser, losses, process, sampling, weights
 from diffusion_course.data import toy2d
+from diffusion_course.models.classifier import judge
 from diffusion_course.models.mlp import MLP
 from diffusion_course.notebook import plots, widgets
 from diffusion_course.training import loop
@@ -93,6 +94,11 @@ for column, i in enumerate(shown):
 axes[0, 0].set_ylabel("noisy $x_t$")
 axes[1, 0].set_ylabel("guess")
 plt.show()
+
+# %% tags=["claims"]
+# @title Checked: a judge reads the digit in the guess before a quarter of the bits is sent
+read = np.asarray(judge(weights.load("digits_classifier").model, guesses)[0]) == unseen.labels[13]
+assert read[4:].all() and sent[shown[4]] < 0.25
 
 # %% [markdown]
 # ## 1 · Three steps to the bound
@@ -444,8 +450,8 @@ assert gap[0].min() > 0.4 and gap[0, -1] > gap[0, 2] + 0.1 and gap[0, -1] > 4 * 
 # $\beta$. But $\beta/\tilde\beta \approx \sigma_t^2/\sigma_s^2$ is far from 1 there. From step 2 to step 1
 # of a uniform grid the noise loses half of its variance or more, *however many steps there are*.
 #
-# For samples this hardly matters. Ho et al. found both variances alike (section 3.2), because this noise
-# is too faint to be seen. The bound does measure it.
+# For samples this hardly matters: Ho et al. found both variances alike (section 3.2). Noise this faint cannot
+# be seen. The bound does measure it.
 
 # %%
 mismatch = {}
@@ -508,9 +514,26 @@ print("learned times:", np.round(np.asarray(learned_times), 2))
 print(f"gap with the best variance: 8 learned steps {of_learned.mean():.3f}, 8 uniform "
       f"{gap[2, 1]:.3f}, 16 uniform {gap[2, 2]:.3f} bits/dim (10,000 points)")  # fmt: skip
 
+
+# %%
+@jax.jit
+def best_gap(times, key):
+    return bound.evaluate(matched(q, gm.denoise, doubt), q, x0, times, key).total - exact
+
+
+# With one draw of the noise the difference is 0.034 ± 0.013. Ten draws for each point settle it.
+by_grid = {
+    name: np.mean([best_gap(grid, jax.random.key(60 + k)) for k in range(10)], axis=0)
+    for name, grid in (("8 learned", learned_times), ("16 uniform", sampling.uniform(16)))
+}
+further = by_grid["16 uniform"] - by_grid["8 learned"]
+further_se = further.std() / np.sqrt(len(further))
+print(", ".join(f"{name} {v.mean():.3f}" for name, v in by_grid.items())
+      + f": {further.mean():.3f} ± {further_se:.3f} bits/dim apart")  # fmt: skip
+
 # %% tags=["claims"]
 # @title Checked: 8 learned steps are better than 16 uniform ones
-assert of_learned.mean() < gap[2, 2] - 0.01  # measured .06 and .09; a standard error is .01
+assert further.mean() > 4 * further_se  # the same points; measured six standard errors
 assert float(learned_times[1]) < 0.5  # the first step goes more than half of the way
 
 # %% [markdown]
@@ -695,6 +718,8 @@ print(f"without a model {np.log2(17):.2f}, one histogram for all pixels {shared_
 # %% tags=["claims"]
 # @title Checked: one histogram for each pixel is the best of the trivial codes
 assert pixel_code < shared_code < np.log2(17)
+by_pixel = -np.log2(count / count.sum(0))[grey(unseen), np.arange(64)].mean(0)
+assert by_pixel[[0, 7, 56, 63]].mean() < 0.2 * pixel_code  # the corners
 
 # %% [markdown]
 # A number in bits means something only beside such trivial codes. The last one knows how often each
@@ -878,7 +903,7 @@ for factor in (0.6, 1.6):
 #
 # How much is the right variance worth? With few steps much: 0.4 bits at 32 steps. On uniform grids, where
 # each variance may choose its best number of steps, it is still more than 0.3 bits. With the fixed variances
-# the network is then no better than a table of histograms. With the last time held and 256 steps, it is
+# the network is then hardly better than a table of histograms. With the last time held and 256 steps, it is
 # only 0.08 bits: all three variances nearly agree in short steps.
 
 # %% [markdown]
@@ -1183,10 +1208,13 @@ print(f"32 steps: prior {float(bound.prior_term(q, own[:1])[0]):.0e}, "
 # %% tags=["claims"]
 # @title Checked: unseen digits cost more bits than training digits
 assert 4 * both_se < difference < 0.4
+on_card = released.card.metrics["w=1"]
+assert round(on_card["nearest"], 2) == 1.98 and round(on_card["nearest_real"], 2) == 2.05
 
 # %% [markdown]
-# The network needs fewer bits for its own training digits than for unseen ones. So it has learned some of
-# them a little too well. The samples of chapter 03 did not show this. Bits are a sensitive measure of
+# The network needs fewer bits for its own training digits than for unseen ones. So it has learned them a
+# little too well. Its samples hardly show this: their median distance to the nearest training image is 1.98,
+# and unseen digits have 2.05 (from the card of these weights, 500 samples). Bits are a sensitive measure of
 # overfitting.
 
 # %% [markdown]
