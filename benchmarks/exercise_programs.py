@@ -66,9 +66,7 @@ def measure(chapter: str) -> dict:
     keys = {e.id: batch._key_of(e.id, SEED) for e in group}
     jobs = {e.id: batch._job(submission, e, keys[e.id].cases) for e in group}
     limits = sandbox.Limits(seconds=900)  # others may use the computer
-    lines = "".join(
-        json.dumps(job.message(limits, alone=False)) + "\n" for job in jobs.values()
-    )
+    lines = "".join(json.dumps(job.message(limits, alone=False)) + "\n" for job in jobs.values())
     here, there = os.pipe()
     before = _children()
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +89,7 @@ def measure(chapter: str) -> dict:
         if "outcome" not in found:
             raise ValueError(f"{name}: the solution was stopped: {found}")
         outcome = sandbox._outcomes(found["outcome"], jobs[name], limits)
-        points, status, text = batch._judge(keys[name], outcome)
+        _, status, text = batch._judge(keys[name], outcome)
         if status != "right":
             raise ValueError(f"{name}: the solution is {status}: {text}")
         exercises[name] = {
