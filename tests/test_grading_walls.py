@@ -264,3 +264,26 @@ def test_what_was_not_reached_is_graded_before_what_was_late(monkeypatch):
     rows = list(batch._in_turns([submission] * 2, batch.Settings("seed")))
     assert asked[2] == asked[0][::-1] and len(asked) == 4
     assert [row.exercise for row in rows[0][1]] == [e.id for e in answers.chapters()["01"]]
+
+
+# ---------------------------------------------------------------- what is imported for all at once
+
+
+@pytest.mark.parametrize(
+    ("cell", "there"),
+    [
+        ("import jax.scipy.stats as js", [0, 0]),
+        ("from scipy import stats, special", [1, 0]),
+        ("def late():\n    import scipy.stats\n    import matplotlib.pyplot as plt", [1, 1]),
+        ("import no_such_package, optax.stats", [1, 0]),
+    ],
+)
+def test_what_the_cells_speak_of_is_there_before_an_exercise_begins(cell, there):
+    looks = "import sys\nnames = ('scipy.stats', 'matplotlib.pyplot')\n"
+    looks += "there = [name in sys.modules for name in names]"  # in no cell that is searched
+    function = "def f():\n    return [float(found) for found in there]"
+    cells = [{"source": source, "answer": True} for source in (looks, cell, function)]
+    every = [{"source": source, "answer": True} for source in (cell, function)]
+    job = sandbox.Job("01.1", "f", cells, every, [[()]])
+    found = sandbox.run([job], sandbox.Limits(), walled=False)
+    assert found["01.1"][0][0][0].tolist() == there

@@ -80,10 +80,10 @@ def _extreme_gaussians(rng):
     """Hardly any noise on data that are nearly alike; and noise that hides the data."""
     alpha, sigma = number(rng, 0.7, 0.9), number(rng, 0.004, 0.008)
     mean, std = number(rng, -2.3, -1.1), number(rng, 0.006, 0.012)
-    x = alpha * (mean + std * rng.normal(size=5)) + sigma * rng.normal(size=5)
+    x = alpha * (mean + std * rng.normal(size=6)) + sigma * rng.normal(size=6)
     yield x.astype(np.float32), mean, std, alpha, sigma
     alpha, sigma = number(rng, 0.02, 0.05), number(rng, 9, 14)
-    yield normal(rng, 4, std=10.0), number(rng, 1.1, 2.3), number(rng, 3.0, 4.0), alpha, sigma
+    yield normal(rng, 6, std=10.0), number(rng, 1.1, 2.3), number(rng, 3.0, 4.0), alpha, sigma
 
 
 GAUSSIAN = exercise(
@@ -156,7 +156,7 @@ def two_points(x, a, alpha, sigma):
 
 
 def _pairs(rng):
-    for shape in ((9,), (3, 4)):
+    for shape in ((7,), (3, 4)):
         alpha, sigma = _levels(rng)
         yield normal(rng, *shape, mean=0.4, std=1.1), number(rng, 1.4, 2.2), alpha, sigma
 
@@ -231,8 +231,8 @@ def finite_posterior_mean(x, data, alpha, sigma):
 
 
 def _data(rng, std=1.6):
-    """Fewer x than data, more of them, and as many as data and coordinates."""
-    for B, N, D in ((4, 6, 3), (5, 3, 2), (3, 3, 3)):
+    """Fewer x than data; and, twice, as many as data and coordinates."""
+    for B, N, D in ((4, 6, 3), (2, 2, 2), (2, 2, 2)):
         data = rng.normal(0.7, std, (N, D))
         alpha, sigma = _levels(rng)
         x = alpha * data[rng.integers(N, size=B)] + sigma * rng.normal(size=(B, D))
@@ -495,11 +495,11 @@ def _doubt_far_away(rng):
     the mean of the squares minus the square of the mean, since both are small.
     """
     alpha, sigma = number(rng, 0.6, 0.9), number(rng, 0.01, 0.02)
-    data = rng.normal(0.7, 1.6, (5, 2))
+    data = rng.normal(0.7, 1.6, (6, 3))
     data[:, 0] = 2.5 + np.abs(data[:, 0])
-    gap = sigma / alpha * np.array([0.2, 1.0])
-    data[1], data[3] = gap, gap * [1, -1]
-    x = np.stack([-rng.uniform(16, 17, 3), rng.uniform(-0.3, 0.3, 3)], axis=1) * sigma
+    gap = sigma / alpha * np.array([0.2, 1.0, 0.1])
+    data[1], data[3] = gap, gap * [1, -1, 1]
+    x = np.stack([-rng.uniform(16, 17, 4), *rng.uniform(-0.3, 0.3, (2, 4))], axis=1) * sigma
     yield x.astype(np.float32), data.astype(np.float32), alpha, sigma
 
 

@@ -26,7 +26,7 @@ def _batch(rng, batch, height, width, channels, groups):
 
 def _batch_with_a_flat_group(rng):
     """One group of one image is so flat that the 1e-5 counts, and its mean is small as well."""
-    ((h, scale, shift, groups),) = _batch(rng, 3, 2, 5, 6, 3)
+    ((h, scale, shift, groups),) = _batch(rng, 3, 3, 3, 6, 3)
     h[1, ..., 2:4] *= 1.5e-3
     return [(h, scale, shift, groups)]
 
@@ -34,9 +34,9 @@ def _batch_with_a_flat_group(rng):
 FILM = exercise(
     "04.1 · Group norm with FiLM",
     film,
-    Part("one group for all channels", 1, lambda rng: _batch(rng, 3, 4, 5, 6, 1)),
+    Part("one group for all channels", 1, lambda rng: _batch(rng, 2, 4, 5, 4, 1)),
     Part("several groups, one nearly flat", 1, _batch_with_a_flat_group),
-    Part("as many images as rows", 1, lambda rng: _batch(rng, 4, 4, 4, 4, 2)),
+    Part("as many images as rows", 1, lambda rng: _batch(rng, 3, 3, 3, 6, 3)),
     mistakes="""
     the scale is added to 1, so that a network that says 0 changes nothing
         (1 + scale[:, None, None]) -> scale[:, None, None]
@@ -142,20 +142,20 @@ def _tokens(rng, *shapes):
 
 def _large_tokens(rng):
     """Tokens so large that exp of a product overflows in float32, for every query."""
-    q, k, v = (normal(rng, 3, 5, 2, std=1.3) for _ in range(3))
-    direction = np.float32([0.6, 0.8])
-    q = q + np.float32([[10], [12], [14], [30], [30]]) * direction
+    q, k, v = (normal(rng, 3, 4, 4, std=1.3) for _ in range(3))
+    direction = np.float32([0.1, 0.5, 0.5, 0.7])
+    q = q + np.float32([[14], [16], [18], [36]]) * direction
     return [(q, k + 20 * direction, v)]
 
 
 ATTENTION = exercise(
     "04.3 · Attention",
     attention,
-    Part("a few tokens", 1, lambda rng: _tokens(rng, (2, 3, 5))),
+    Part("a few tokens", 1, lambda rng: _tokens(rng, (2, 5, 3))),
     Part(
         "as many tokens as features, and more; large products",
         1,
-        lambda rng: [*_tokens(rng, (3, 4, 4), (2, 6, 3)), *_large_tokens(rng)],
+        lambda rng: [*_tokens(rng, (3, 4, 4), (2, 5, 3)), *_large_tokens(rng)],
     ),
     mistakes="""
     the exponential of a large number overflows, and ∞/∞ is no number: use a safe softmax
@@ -214,7 +214,7 @@ def _parts(rng, sizes, limit, weights=7):
 
 def _a_single_image(rng):
     """In a part of its own, and beside a part of two."""
-    return _parts(rng, (1,), 1000.0, 3) + _parts(rng, (1, 2), 1000.0, 4)
+    return _parts(rng, (1,), 1000.0, 4) + _parts(rng, (1, 2, 1), 1000.0)
 
 
 ACCUMULATION = exercise(
@@ -224,7 +224,7 @@ ACCUMULATION = exercise(
     Part(
         "parts of unlike sizes",
         1,
-        lambda rng: _parts(rng, (16, 5, 9, 2), 1000.0) + _a_single_image(rng),
+        lambda rng: _parts(rng, (16, 5, 9), 1000.0) + _a_single_image(rng),
     ),
     Part("a gradient that must be clipped", 1, lambda rng: _parts(rng, (16, 5, 9), 0.3)),
     mistakes="""
@@ -419,7 +419,7 @@ def _gaussians(rng):
 def _wide_data(rng):
     """The variance is above 1."""
     denoise = gaussian(rng, (-2, 2), (2.5, 3.0))
-    return denoise, normal(rng, 3, std=2.0), number(rng, 0.2, 0.4), number(rng, 1.2, 1.5)
+    return denoise, normal(rng, 4, std=2.0), number(rng, 0.2, 0.4), number(rng, 1.2, 1.5)
 
 
 def _little_noise(rng):

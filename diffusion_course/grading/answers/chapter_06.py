@@ -68,7 +68,7 @@ def _step(rng, shape, angle_t, angle_s, eta):
 def _rotations(rng):
     """Among the noise, from pure noise, and to the data."""
     low, high = number(rng, 0.3, 0.7), number(rng, 0.9, 1.4)
-    for shape, ends in (((2, 4), (high, low)), ((3,), (np.pi / 2, high)), ((2, 3, 1), (low, 0.0))):
+    for shape, ends in (((2, 4), (high, low)), ((3,), (np.pi / 2, high)), ((2, 4), (low, 0.0))):
         yield _step(rng, shape, *ends, 0.0)
 
 
@@ -79,7 +79,7 @@ def _steps_with_noise(rng):
         yield _step(rng, shape, angle_s + number(rng, 0.2, 0.45), angle_s, number(rng, 0.4, 0.7))
         # A short step: 1 − SNR_t/SNR_s is small, and nothing may be added to what is divided.
         yield _step(rng, shape, angle_s / 2 + number(rng, 0.008, 0.012), angle_s / 2, 0.9)
-    yield _step(rng, (4,), number(rng, 0.4, 1.2), 0.0, 0.7)
+    yield _step(rng, (3,), number(rng, 0.4, 1.2), 0.0, 0.7)
 
 
 STEP = exercise(
@@ -145,7 +145,7 @@ def _one_step_up(rng):
 
 def _whole_way_up(rng):
     return _climbs(
-        rng, ((4,), 5, 0, True), ((2, 3), 3, 1, True), ((5,), 4, 3, False), ((3,), 2, 30, True)
+        rng, ((5,), 5, 0, True), ((2, 3), 3, 1, True), ((5,), 4, 3, False), ((5,), 2, 30, True)
     )
 
 
@@ -198,7 +198,7 @@ def _pairs(rng, *shape, size=1.0):
 
 def _batches(rng):
     """Noises as they are, and faint ones: nothing may be added to a length."""
-    return _pairs(rng, 3, 2, 3, 1) + _pairs(rng, 4, 5, size=0.01)
+    return _pairs(rng, 3, 2, 3, 1) + _pairs(rng, 3, 2, 3, 1, size=0.01)
 
 
 def _oblique_pair(rng):
@@ -302,7 +302,7 @@ def _among_the_noise(rng):
 
 
 def _to_the_data(rng):
-    return _falls(rng, ((4,), 1, True), ((2, 3), 2, True), ((3,), 6, True))
+    return _falls(rng, ((4,), 1, True), ((2, 3), 2, True), ((4,), 6, True))
 
 
 BROKEN = exercise(
@@ -369,7 +369,7 @@ def _multisteps(rng, *walks):
 
 
 def _one_slope(rng):
-    return _multisteps(rng, ((4,), 3, 1, False), ((2, 3), 4, 1, True), ((3,), 1, 3, False))
+    return _multisteps(rng, ((4,), 3, 1, False), ((2, 3), 4, 1, True), ((4,), 1, 3, False))
 
 
 def _two_slopes(rng):
@@ -377,7 +377,7 @@ def _two_slopes(rng):
 
 
 def _more_slopes(rng):
-    return _multisteps(rng, ((4,), 3, 3, False), ((2, 3), 6, 3, True), ((3,), 7, 4, True))
+    return _multisteps(rng, ((4,), 3, 3, False), ((2, 3), 6, 3, True), ((4,), 7, 4, True))
 
 
 MULTISTEP = exercise(

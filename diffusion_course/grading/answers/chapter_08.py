@@ -35,7 +35,7 @@ def _starts_in_between(rng):
     late, middle = rng.integers(6, 10), rng.integers(2, 7)
     yield _start_at(rng, (late + above) / 10, 10, 2, 5)
     yield _start_at(rng, (middle + below) / 8, 8, 3, 2, 2)
-    yield _start_at(rng, (1 + little) / 13, 13, 4)
+    yield _start_at(rng, (1 + little) / 13, 13, 2, 5)
 
 
 START = exercise(
@@ -124,8 +124,8 @@ def _jump(rng, levels, *shape):
 
 
 def _jumps(rng):
-    shapes = (3, 4), (2, 3, 2), (5,)
-    return [*(_jump(rng, _levels(rng), *shape) for shape in shapes), _jump(rng, NEAR_DATA, 4)]
+    shapes = (3, 4), (5,), (5,)
+    return [*(_jump(rng, _levels(rng), *shape) for shape in shapes), _jump(rng, NEAR_DATA, 5)]
 
 
 def _jumps_from_data(rng):

@@ -115,7 +115,7 @@ def control(low, high, x, h, tolerance):
 
 def _attempts(rng, *errors):
     """Attempts whose worst example has these errors, in units of what is allowed."""
-    for error, shape in zip(errors, ((3, 4), (2, 3, 2, 1), (4, 5), (5, 2)), strict=False):
+    for error, shape in zip(errors, 2 * ((3, 4), (2, 3, 2, 1)), strict=False):
         # Values above and below 1 of both signs; in one half x is larger, in the other half low.
         x, low = 1.5 * normal(rng, *shape), 1.5 * normal(rng, *shape)
         tolerance = number(rng, 0.04, 0.09)  # so large that the scale of high is another one

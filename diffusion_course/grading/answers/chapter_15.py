@@ -128,27 +128,27 @@ def _pairs(rng, *kinds):
 
 def _trained(rng):
     """CLIP's greatest scale: exp of it is beyond float32, and a twin's share is near e^-39."""
-    captions = np.append(np.ones((4, 1)), 0.8 * np.eye(4), axis=1)
-    x, captions = (captions + 0.02 * rng.normal(size=(4, 5)) for _ in range(2))
-    lengths = rng.uniform(0.6, 2.0, (4, 1))
-    ids = np.array([4, 9, 4, 7], np.int32)
+    captions = np.append(np.ones((6, 1)), 0.8 * np.eye(6), axis=1)
+    x, captions = (captions + 0.02 * rng.normal(size=(6, 7)) for _ in range(2))
+    lengths = rng.uniform(0.6, 2.0, (6, 1))
+    ids = np.array([4, 9, 4, 7, 2, 8], np.int32)
     return x.astype(np.float32), (captions * lengths).astype(np.float32), ids, 100.0
 
 
 CONTRASTIVE = exercise(
     "15.2 · A contrastive loss where captions repeat",
     contrastive,
-    Part("all captions differ", 1, lambda rng: _pairs(rng, ((0, 1, 2, 3), 5), ((0, 1, 2), 3))),
+    Part("all captions differ", 1, lambda rng: _pairs(rng, (range(6), 7), ((0, 1, 2), 3))),
     Part(
         "some repeat",
         2,
         lambda rng: [
             *_pairs(
                 rng,
-                ((0, 1, 1, 2, 2, 2, 3), 4),
+                ((0, 1, 1, 2, 2, 2), 7),
                 ((0, 0, 1), 3),
-                ((0, 0, 0, 0, 1, 2, 2, 3, 4), 6),
-                ((0, 0, 0), 2),
+                ((0, 0, 0, 0, 1, 2), 7),
+                ((0, 0, 0), 3),
             ),
             _trained(rng),
         ],
@@ -262,9 +262,9 @@ CONTROL = exercise(
         lambda rng: _controls(
             rng,
             ((4, 2, 3, 5, 2), "layers", 2),
-            ((3, 3, 2, 4, 1), "layers", 3),
-            ((5, 2, 4, 3, 3), "nothing", 2),
-            ((4, 1, 3, 2, 2), "x", 4),
+            ((3, 1, 2, 3, 4), "layers", 3),
+            ((4, 2, 3, 5, 2), "nothing", 2),
+            ((3, 1, 2, 3, 4), "x", 4),
         ),
     ),
     mistakes="""
@@ -370,11 +370,11 @@ def _adapters(rng, *kinds):
 ADAPTERS = exercise(
     "15.4 · Two adapters in the place of one",
     one_adapter,
-    Part("all of both", 1, lambda rng: _adapters(rng, (6, 8, 1, 2, 3), (7, 5, 2, 1, 4))),
+    Part("all of both", 1, lambda rng: _adapters(rng, (6, 8, 1, 2, 3), (9, 5, 2, 1, 4))),
     Part(
         "with fewer",
         2,
-        lambda rng: _adapters(rng, (6, 8, 3, 2, 2), (9, 5, 1, 3, 1), (5, 7, 2, 2, 3)),
+        lambda rng: _adapters(rng, (6, 8, 1, 2, 2), (9, 5, 2, 1, 1), (6, 8, 1, 2, 1)),
     ),
     mistakes="""
     the changes are added, not the factors: (A + C)·(B + D) has products of both adapters in it
@@ -496,16 +496,16 @@ READING = exercise(
     Part(
         "no guidance",
         1,
-        lambda rng: _readings(rng, ((3, 4, 5, 7), (2, 4, 1), True), ((2, 3, 2, 9), (5, 3), True)),
+        lambda rng: _readings(rng, ((3, 4, 5, 7), (2, 4, 1), True), ((2, 3, 2, 9), (4, 3), True)),
     ),
     Part(
         "guidance, and captions without words",
         3,
         lambda rng: _readings(
             rng,
-            ((3, 4, 5, 7), (1, 3, 2), False),
+            ((3, 4, 5, 7), (1, 4, 2), False),
             ((2, 3, 2, 9), (4, 0), False),
-            ((4, 2, 3, 6), (0, 5, 2, 4), False),
+            ((3, 4, 5, 7), (0, 2, 4), False),
         ),
     ),
     mistakes="""
@@ -619,7 +619,7 @@ COMPOSED = exercise(
         lambda rng: _conditions(
             rng,
             ((3, 5, 2), [1.0], number(rng, 0.8, 1.1)),
-            ((2, 4, 3), [1.0], number(rng, 1.2, 1.5)),
+            ((3, 5, 2), [1.0], number(rng, 1.2, 1.5)),
         ),
     ),
     Part(
@@ -627,10 +627,10 @@ COMPOSED = exercise(
         2,
         lambda rng: _conditions(
             rng,
-            ((3, 6, 2), [1.0, 1.0], number(rng, 0.8, 1.1)),
-            ((4, 5, 3), [number(rng, 1.4, 2.2), number(rng, -0.9, -0.4)], number(rng, 1.0, 1.4)),
-            ((2, 7, 4), list(rng.uniform(0.4, 1.7, 4)), number(rng, 0.9, 1.3)),
-            ((3, 5, 2), [1.0, 1.0], 0.04),
+            ((4, 6, 3), [1.0, 1.0], number(rng, 0.8, 1.1)),
+            ((4, 6, 3), [number(rng, 1.4, 2.2), number(rng, -0.9, -0.4)], number(rng, 1.0, 1.4)),
+            ((4, 6, 3), list(rng.uniform(0.4, 1.7, 4)), number(rng, 0.9, 1.3)),
+            ((4, 6, 3), [1.0, 1.0], 0.04),
         ),
     ),
     mistakes="""
@@ -720,7 +720,7 @@ def _edits(rng, *kinds):
         # Words that are kept read alike; where all places are words, one of them is exchanged.
         exchanged = rng.integers(M)
         for j, place in enumerate(places):
-            if place >= 0 and (j != exchanged or M != L):
+            if place >= 0 and (j != exchanged or min(places) < 0):
                 target[j] = source[place]
         factors = np.ones(M, np.float32)
         if strong is not None:
@@ -751,9 +751,9 @@ EDITED = exercise(
         2,
         lambda rng: _edits(
             rng,
-            ((5, 3), (3, 3), (0, 1, 2), None, 0, 3),
-            ((4, 2), (3, 3), (0, 1, 2), None, 2, 4),
-            ((3, 4), (4, 4), (0, 1, 2, 3), None, 3, 3),
+            ((5, 3), (4, 4), (0, 1, 2, 3), None, 0, 3),
+            ((5, 3), (4, 4), (0, 1, 2, 3), None, 2, 4),
+            ((5, 3), (4, 4), (0, 1, 2, 3), None, 3, 3),
         ),
     ),
     Part(
@@ -761,10 +761,10 @@ EDITED = exercise(
         2,
         lambda rng: _edits(
             rng,
-            ((5, 3), (3, 4), (0, -1, 1, 2), None, 2, 4),
-            ((4, 3), (4, 2), (3, 1), 1, 1, 3),
-            ((3, 2), (3, 5), (0, -1, 2, -1, 1), 1, 3, 4),
-            ((5, 4), (2, 3), (-1, 0, 1), 2, 0, 2),
+            ((4, 2), (3, 5), (0, -1, 1, 2, -1), None, 2, 4),
+            ((5, 3), (4, 4), (3, 1, -1, -1), 1, 1, 3),
+            ((4, 2), (3, 5), (0, -1, 2, -1, 1), 1, 3, 4),
+            ((4, 2), (3, 5), (-1, 0, -1, -1, 1), 2, 0, 2),
         ),
     ),
     mistakes="""

@@ -70,12 +70,12 @@ ROTARY = exercise(
     Part(
         "one angle for each axis",
         1,
-        lambda rng: _moves(rng, (4, [[1, 0], [0, 2], [0, 0]]), (4, [[2, -3], [-1, 2]])),
+        lambda rng: _moves(rng, (4, [[1, 0], [0, 2], [0, 0]]), (4, [[2, -3], [-1, 2], [0, 3]])),
     ),
     Part(
         "any number of channels",
         2,
-        lambda rng: _moves(rng, (8, [[0, 3], [5, 1], [-1, 2]]), (12, [[3, -7], [-6, -1]])),
+        lambda rng: _moves(rng, (12, [[0, 3], [5, 1]]), (12, [[3, -7], [-6, -1]])),
     ),
     rtol=5e-5,
     atol=1e-5,
@@ -128,8 +128,8 @@ def _branches(rng, *sizes):
 GATE = exercise(
     "16.3 · The first step of a gate",
     gate_gradient,
-    Part("one image", 1, lambda rng: _branches(rng, (1, 4, 3, 5), (1, 3, 6, 2))),
-    Part("a batch", 2, lambda rng: _branches(rng, (3, 2, 4, 5), (4, 5, 2, 3))),
+    Part("one image", 1, lambda rng: _branches(rng, (1, 4, 3, 5), (1, 4, 3, 5))),
+    Part("a batch", 2, lambda rng: _branches(rng, (3, 5, 2, 4), (3, 5, 2, 4))),
     mistakes="""
     the gate reads SiLU of the embedding, not the embedding
         emb / (1 + np.exp(-emb)) -> emb
@@ -195,9 +195,9 @@ MERGE = exercise(
         2,
         lambda rng: _attended(
             rng,
-            ((2, 4, 3), 400.0, ""),
-            ((2, 3, 2), -300.0, "far"),
-            ((3, 2, 4), 0.5, "empty"),
+            ((2, 3, 4), 400.0, ""),
+            ((2, 3, 4), -300.0, "far"),
+            ((3, 2, 5), 0.5, "empty"),
         ),
     ),
     mistakes="""
@@ -260,14 +260,14 @@ def _streams(rng, *sizes, apart=0.0, padding=1.0):
 JOINT = exercise(
     "16.5 · This joint attention is broken",
     joint_attention,
-    Part("several heads", 1, lambda rng: _streams(rng, (2, 4, 3, 2, 3, 0), (1, 3, 5, 3, 2, 0))),
+    Part("several heads", 1, lambda rng: _streams(rng, (2, 6, 5, 4, 2, 0), (2, 6, 5, 4, 2, 0))),
     Part("padding", 1, lambda rng: _streams(rng, (3, 4, 3, 1, 5, 1), apart=4.0)),
     Part(
         "both",
         2,
         lambda rng: [
             *_streams(rng, (2, 6, 5, 4, 2, 1)),
-            *_streams(rng, (2, 5, 4, 2, 2, 1), padding=100.0),
+            *_streams(rng, (2, 6, 5, 4, 2, 1), padding=100.0),
         ],
     ),
     mistakes="""

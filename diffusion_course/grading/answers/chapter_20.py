@@ -369,17 +369,17 @@ BROKEN = exercise(
     Part(
         "one string that is shorter than the canvas",
         1,
-        lambda rng: _padded(rng, (6, 3, [4]), (5, 2, [3])),
+        lambda rng: _padded(rng, (6, 3, [4]), (6, 3, [3])),
     ),
     Part(
         "strings that fill the canvas",
         1,
-        lambda rng: _padded(rng, (4, 3, [4, 4, 4]), (5, 4, [5, 5])),
+        lambda rng: _padded(rng, (5, 2, [5, 5, 5]), (5, 2, [5, 5, 5])),
     ),
     Part(
         "strings of several lengths",
         1,
-        lambda rng: _padded(rng, (6, 2, [4, 6, 3]), (4, 3, [2, 4, 4, 3])),
+        lambda rng: _padded(rng, (5, 2, [3, 5, 2]), (5, 2, [2, 4, 5])),
     ),
     mistakes="""
     all three bugs are still there
