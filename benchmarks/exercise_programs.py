@@ -97,6 +97,8 @@ def measure(chapter: str) -> dict:
             "xla": round(found["xla"], 2),
             "seconds": round(found["seconds"], 2),
         }
+    if missing := set(jobs) - set(exercises):
+        raise ValueError(f"the program ended before {', '.join(sorted(missing))}")
     spent = sum(row["seconds"] for row in exercises.values())
     return {"start": round(total - spent, 2), "exercises": exercises}
 
