@@ -239,20 +239,22 @@ for name in kept:
 print(f"unseen real digits: Fréchet distance {floor:.2f}")
 
 # %% tags=["claims"]
-# @title Checked: strength 0.3 is best without a label, and with a label nothing is lost
+# @title Checked: strengths 0.2 and 0.3 are best without a label, and with a label nothing is lost
 free, labelled = distance["no label"], distance["its label"]
-# Measured 6.0, 1.1 and 3.7 at strengths 0, .3 and 1; other seeds move them by a few tenths.
-assert free[3] < 0.4 * free[0] and free[3] < 0.6 * free[6]
+# Measured 6.0, 2.0, 1.2, 1.1, 1.7, 2.9 and 3.5; other seeds move them by a few tenths.
+assert free[2:4].max() < 0.4 * free[0] and free[2:4].max() < 0.6 * free[6]
+assert free[2:4].max() < 0.85 * min(free[1], free[4]) and (np.diff(free[3:]) > 0).all()
+# Shares of 360 have standard errors of at most 2.6 %, near 90 % of 1.6 %.
 assert kept["no label"][3] > 0.8 and kept["no label"][6] < 0.25
 # With the label nothing is lost, and the distance comes near that of real digits.
-assert kept["its label"][2:].min() > 0.97 and labelled[3:].min() < 1.4 * floor
+assert kept["its label"][1:].min() > 0.97 and labelled[3:].min() < 1.4 * floor
 
 # %% [markdown]
-# The results are most like real digits at strength 0.3. With more strength they get worse again. A little
-# noise hides the crude pixels but not the digit, so the model repairs the pixels and keeps the digit. With
-# more noise the results move away from the guide. And without a label, this model repairs better than it
-# draws from pure noise. Meng et al. call this the trade-off between realism and faithfulness. The best
-# strength depends on how crude the guide is.
+# Of the three, 0.3 gives the results that are most like real digits. (0.2 is about as good: one seed cannot
+# separate the two.) With more strength they get worse again. A little noise hides the crude pixels but not the
+# digit, so the model repairs the pixels and keeps the digit. With more noise the results move away from the
+# guide. And without a label, this model repairs better than it draws from pure noise. Meng et al. call this the
+# trade-off between realism and faithfulness. The best strength depends on how crude the guide is.
 #
 # A label changes the result, because it says what the noise hides. If the model is told the digit, it keeps
 # the digit at every strength. A **condition** says what to draw, and the **strength** says how much of the
@@ -300,7 +302,8 @@ print(f"at 1.0 {as_told} of 10 are the label's")
 
 # %% tags=["claims"]
 # @title Checked: at 0.5 most digits are the sketch's, at 1.0 the label's
-assert as_drawn >= 7 and as_told >= 6
+# Measured 10 and 10 of 10: by chance, one of ten.
+assert as_drawn >= 8 and as_told >= 8
 
 # %% [markdown]
 # Follow one column. Up to about 0.5 the outline stays, whatever the label says. At larger strengths the
@@ -369,7 +372,7 @@ assert more[:, 1].mean() < 0.8 * right_mean
 
 # %% [markdown]
 # The known pixel is right at every step. The second pixel is wrong: its mean is too low and its spread too
-# large, as if it had used only half of the information. The denoiser is exact, and with 8,000 draws this is
+# large, as if it had used only a part of the information. The denoiser is exact, and with 8,000 draws this is
 # not chance.
 #
 # Why does this happen? At high noise the first pixel is noisy too, so the second one takes its first steps
@@ -465,8 +468,10 @@ for n in (50, 200):
 # %% tags=["claims"]
 # @title Checked: the two variances lie on both sides, and smaller steps bring them together
 low, high = ([widths[name, n] for n in (50, 200)] for name in ("posterior", "transition"))
-# A standard deviation of 8,000 draws is known to 0.8 %.
-assert low[0] < 0.95 and high[0] > 1.02 and high[1] - low[1] < 0.6 * (high[0] - low[0])
+# 8,000 draws: a standard deviation is known to 0.8 %, the fall of the difference to 1.7 %. All is
+# Gaussian, so the true values are known: .843 and 1.051 with 50 steps, .904 and 1.016 with 200.
+assert low[0] < 0.95 and high[0] > 1.02
+assert 0 < high[1] - low[1] < (high[0] - low[0]) - 0.03
 
 # %% [markdown]
 # ### With the covariance, one pass is enough
@@ -719,24 +724,26 @@ plots.image_grid([unseen.x[every], *(x[every] for x in results.values())], ["tru
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: the noise level shows both mistakes, and the accuracy shows neither
+# @title Checked: the noise level shows both mistakes, and the accuracy gives no alarm
 # 360 × 32 pixels: a standard deviation is known to 0.7 %, and there are 19 of them.
 np.testing.assert_allclose(ratios["right"], 1, atol=0.03)
 np.testing.assert_allclose(ratios["late"], sigma_t / sigma_s, rtol=0.03)
 np.testing.assert_allclose(ratios["clean"], 0, atol=1e-3)
 # The late copy still has the noise of the last step's beginning when the run is over.
 assert off["right"] == off["clean"] == 0 and off["late"] > 0.9 * sigma_s[-1]
-gaps = [abs(wrong[name][0] - wrong["right"][0]) for name in ("late", "clean")]
-assert max(gaps) < 0.15  # shares of 360 have standard errors of 2.6 %: no alarm in either
-assert wrong["clean"][1] < wrong["right"][1]
+assert 1.7 < (sigma_t / sigma_s).max() < 2 and (sigma_t / sigma_s).min() > 1
+gaps = [wrong["right"][0] - wrong[name][0] for name in ("late", "clean")]
+# A share of 360 has a standard error of 2.6 %, a difference of two 3.7 %: neither is much worse.
+assert max(gaps) < 0.1
+assert wrong["clean"][1] < 0.85 * wrong["right"][1]  # measured 2.8 and 4.1
 
 # %% [markdown]
-# Can you see a difference between the rows? The judge's accuracy cannot. By the Fréchet distance the clean
-# copy is even better than the right one, because clean pixels tell the network more than noisy ones do. But
-# look at the curves, and at the last column of the table:
+# Can you see a difference between the rows? The judge's accuracy gives no alarm: neither mistake makes it
+# clearly worse. By the Fréchet distance the clean copy is even better than the right one. (Clean pixels tell the
+# network more than noisy ones do.) But look at the curves, and at the last column of the table:
 #
-# - the **late** copy is always one step too noisy, and up to twice as noisy as its surroundings. In the end
-#   the known pixels are *not known*, because the noise of the last step is still on them. With fewer steps
+# - the **late** copy is always one step too noisy, near the end nearly twice as noisy as its surroundings. In
+#   the result the known pixels are *not known*, because the noise of the last step is still on them. With fewer steps
 #   this noise is stronger;
 # - the **clean** copy has no noise at all. The network gets states that it never saw in training. This went
 #   well here, but nothing guarantees it. And the state is not a draw from $q(x_s)$, which chapters 09 to 11
@@ -823,7 +830,7 @@ plt.show()
 # %% [markdown]
 # If we mix pixels, one digit fades while the other one appears. If we mix noises, strokes stay black or
 # white, and one digit bends until it is the other one. The arc matters because a mean of two noises is too
-# short (chapter 06), and a short noise gives pale, average digits.
+# short (chapter 06), and a short noise gives average digits.
 #
 # ### A direction in the noise
 #
@@ -1106,7 +1113,7 @@ print(f"shape kept {same_shape:.0%}; another colour {np.nanmean(moved > 0.15):.0
 # %% tags=["claims"]
 # @title Checked: repaired hues lie nearer to the palette, and shapes are kept
 assert np.mean(off_palette(shapes.x)) < 0.2 * before  # real ones are on the palette
-assert after < 0.8 * before and same_shape > 0.8
+assert after < 0.5 * before and same_shape > 0.8  # measured .03 of .16, and all 100
 
 # %% [markdown]
 # ## 7 · From coarse to fine
@@ -1116,8 +1123,8 @@ assert after < 0.8 * before and same_shape > 0.8
 # leaves a blur. Then SDEdit redraws what the blur lacks: `editing.refine`. (First we add a black frame,
 # because MNIST digits have margins.)
 #
-# **Predict, then run.** A blur keeps the large structures and loses the details. Which strength will it
-# need: less or more than the sketches?
+# **Predict, then run.** A blur keeps the large structures and loses the details. Which strength is enough to
+# remove it: 0.1, 0.25, 0.45 or 0.7?
 
 # %%
 fine_labels = unseen.labels[::9]
@@ -1153,10 +1160,12 @@ for name, x in steps.items():
 greys, shifts = ([f(x) for x in steps.values()] for f in (grey, away))
 # Measured .21, .13, .09, .08 and .08: 0.1 is not enough, and more than .25 changes little.
 assert greys[2] < 0.5 * greys[0] and greys[1] > 1.2 * greys[2] and abs(greys[4] - greys[2]) < 0.03
-assert (np.diff(shifts) > 0).all() and shifts[4] > 2 * shifts[2]
+assert (np.diff(shifts) > 0).all() and shifts[4] > 2 * shifts[2] and shifts[2] > 0.05
+judged_as = judge(digit_judge, steps["refined, 0.25"])[0]  # measured .92, standard error .04
+assert metrics.class_accuracy(judged_as, fine_labels) > 0.8
 
 # %% [markdown]
-# The blur needs less strength. At 0.25 it has gone, and most digits are still seen as the same ones. With
+# At 0.1 a part of the blur is left. At 0.25 it has gone, and most digits are still seen as the same ones. With
 # more strength nothing gets sharper, and the pictures move away from those that we were given. But even at
 # 0.25 the pictures shrink back only to *about* what we were given.
 #
@@ -1233,6 +1242,7 @@ share_of = {name: np.mean(shares_seen) for name, shares_seen in legible.items()}
 assert share_of["5 × 10 steps"] > share_of["50 steps"] + 0.1
 assert abs(share_of["50 steps"] - share_of["20 steps"]) < 0.1
 assert share_of["no thumbnail"] > share_of["20 steps"] + 0.1
+assert abs(share_of["5 × 10 steps"] - share_of["no thumbnail"]) < 0.1
 assert np.max(greyness["5 × 10 steps"]) < np.min(greyness["50 steps"])
 assert np.min(greyness["5 × 10 steps"]) > np.max(greyness["no thumbnail"])
 for x in ways["5 × 10 steps"]:  # and they are as exact as before
