@@ -1005,9 +1005,10 @@ assert (table["dynamic, .9"]["grey"] < 1.3 * table["w = 1"]["grey"]).all()
 assert (table["dynamic, .995"]["spread"] > table["w = 1"]["spread"]).all()
 
 # %% [markdown]
-# The interval brings the samples nearest. It does not guide at high noise, where variety is lost, and it
-# about halves the distance to the data. (`guidance.limited` is the interval written as a scale that depends
-# on time. With it the cures combine, in one batched evaluation as well.)
+# The interval brings the samples nearest: it about halves the distance to the data. It leaves guidance out at both
+# ends, at high noise and in the last steps. Which of the two matters more, this table does not say: see (b) at
+# the end. (`guidance.limited` is the interval written as a scale that depends on time. With it the cures combine,
+# in one batched evaluation as well.)
 #
 # Rescaling, the static clip and the dynamic threshold with $q = .9$ each help a little. The dynamic threshold
 # beats the static clip with all three noises, but only by a few per cent.
@@ -1247,9 +1248,9 @@ assert curve[3]["Fréchet"] > 1.15 * curve[2]["Fréchet"]
 # Now do the [exercises](../exercises/07_guidance.ipynb).
 #
 # **Try it yourself.** (a) In section 3, what strength $s$ of the noise-aware classifier makes the samples
-# resemble `by_ddim` at $w = 3$ most? (b) Vary the interval's upper end from 0.3 to 1 at $w = 5$: where does
-# the Fréchet distance start to rise? (c) Draw at a *negative* $w$. What does the model draw as the opposite
-# of a seven?
+# resemble `by_ddim` at $w = 3$ most? (b) At $w = 5$, vary the interval's upper end from 0.3 to 1, and
+# then its lower end from 0 to 0.3. Which of the two changes the Fréchet distance more? (c) Draw at a *negative*
+# $w$. What does the model draw as the opposite of a seven?
 #
 # **Words introduced.** Classifier guidance, classifier-free guidance, guidance scale, null class, label
 # dropout, implicit classifier, sharpened density, elbow, guidance interval, static clip, dynamic threshold,

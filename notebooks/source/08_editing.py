@@ -125,8 +125,8 @@ sketches = np.stack([draw_lines(text) for text in SKETCHES])
 # %%
 unseen = data.load("digits", split="test")  # 360 real digits that no model here has seen
 shapes = data.load("shapes", split="test", n=220, size=24)
-shapes = shapes.subset(np.flatnonzero(shapes.attributes["size"] == "large")[:100])
-other = (shapes.labels + 1 + np.arange(100) % 5) % 6  # for each shape, another one
+shapes = shapes.subset(np.flatnonzero(shapes.attributes["size"] == "large")[:60])
+other = (shapes.labels + 1 + np.arange(60) % 5) % 6  # for each shape, another one
 upper = np.arange(8)[:, None, None] < np.full((8, 8, 1), 4)  # True: known
 
 none, seed = np.full(360, 10), jax.random.key(0)  # class 10 is "no label"
@@ -239,20 +239,22 @@ for name in kept:
 print(f"unseen real digits: Fréchet distance {floor:.2f}")
 
 # %% tags=["claims"]
-# @title Checked: strength 0.3 is best without a label, and with a label nothing is lost
+# @title Checked: strengths 0.2 and 0.3 are best without a label, and with a label nothing is lost
 free, labelled = distance["no label"], distance["its label"]
-# Measured 6.0, 1.1 and 3.7 at strengths 0, .3 and 1; other seeds move them by a few tenths.
-assert free[3] < 0.4 * free[0] and free[3] < 0.6 * free[6]
+# Measured 6.0, 2.0, 1.2, 1.1, 1.7, 2.9 and 3.5; other seeds move them by a few tenths.
+assert free[2:4].max() < 0.4 * free[0] and free[2:4].max() < 0.6 * free[6]
+assert free[2:4].max() < 0.85 * min(free[1], free[4]) and (np.diff(free[3:]) > 0).all()
+# Shares of 360 have standard errors of at most 2.6 %, near 90 % of 1.6 %.
 assert kept["no label"][3] > 0.8 and kept["no label"][6] < 0.25
 # With the label nothing is lost, and the distance comes near that of real digits.
-assert kept["its label"][2:].min() > 0.97 and labelled[3:].min() < 1.4 * floor
+assert kept["its label"][1:].min() > 0.97 and labelled[3:].min() < 1.4 * floor
 
 # %% [markdown]
-# The results are most like real digits at strength 0.3. With more strength they get worse again. A little
-# noise hides the crude pixels but not the digit, so the model repairs the pixels and keeps the digit. With
-# more noise the results move away from the guide. And without a label, this model repairs better than it
-# draws from pure noise. Meng et al. call this the trade-off between realism and faithfulness. The best
-# strength depends on how crude the guide is.
+# Of the three, 0.3 gives the results that are most like real digits. (0.2 is about as good: one seed cannot
+# separate the two.) With more strength they get worse again. A little noise hides the crude pixels but not the
+# digit, so the model repairs the pixels and keeps the digit. With more noise the results move away from the
+# guide. And without a label, this model repairs better than it draws from pure noise. Meng et al. call this the
+# trade-off between realism and faithfulness. The best strength depends on how crude the guide is.
 #
 # A label changes the result, because it says what the noise hides. If the model is told the digit, it keeps
 # the digit at every strength. A **condition** says what to draw, and the **strength** says how much of the
@@ -300,7 +302,8 @@ print(f"at 1.0 {as_told} of 10 are the label's")
 
 # %% tags=["claims"]
 # @title Checked: at 0.5 most digits are the sketch's, at 1.0 the label's
-assert as_drawn >= 7 and as_told >= 6
+# Measured 10 and 10 of 10: by chance, one of ten.
+assert as_drawn >= 8 and as_told >= 8
 
 # %% [markdown]
 # Follow one column. Up to about 0.5 the outline stays, whatever the label says. At larger strengths the
@@ -369,7 +372,7 @@ assert more[:, 1].mean() < 0.8 * right_mean
 
 # %% [markdown]
 # The known pixel is right at every step. The second pixel is wrong: its mean is too low and its spread too
-# large, as if it had used only half of the information. The denoiser is exact, and with 8,000 draws this is
+# large, as if it had used only a part of the information. The denoiser is exact, and with 8,000 draws this is
 # not chance.
 #
 # Why does this happen? At high noise the first pixel is noisy too, so the second one takes its first steps
@@ -453,20 +456,23 @@ assert mean_off[0] > 0.15 and mean_off[2] < 0.4 * mean_off[0] and mean_off[4] < 
 # smaller.
 
 # %%
-wide, widths = partial(samplers.ddpm, variance="transition"), {}
-for n in (50, 200):
-    for name, make in (("posterior", samplers.ddpm), ("transition", wide)):
-        again = samplers.repaint(make(p), p, 20)
-        second = sampling.sample(again, D, x_start, sampling.uniform(n), jax.random.key(5))[0][:, 1]
-        widths[name, n] = float(second.std() / right_std)
-        print(f"20 repeats of {n:3} steps, {name:10} variance: mean {second.mean():.3f}, "
-              f"std {second.std():.3f}")  # fmt: skip
+wide = partial(samplers.ddpm, variance="transition")
+widths = {("posterior", 50): stds[-1] / right_std}  # the last of the five above
+for n, name in ((50, "transition"), (200, "posterior"), (200, "transition")):
+    make = wide if name == "transition" else samplers.ddpm
+    again = samplers.repaint(make(p), p, 20)
+    second = sampling.sample(again, D, x_start, sampling.uniform(n), jax.random.key(5))[0][:, 1]
+    widths[name, n] = float(second.std() / right_std)
+    print(f"20 repeats of {n:3} steps, {name:10} variance: mean {second.mean():.3f}, "
+          f"std {second.std():.3f}")  # fmt: skip
 
 # %% tags=["claims"]
 # @title Checked: the two variances lie on both sides, and smaller steps bring them together
 low, high = ([widths[name, n] for n in (50, 200)] for name in ("posterior", "transition"))
-# A standard deviation of 8,000 draws is known to 0.8 %.
-assert low[0] < 0.95 and high[0] > 1.02 and high[1] - low[1] < 0.6 * (high[0] - low[0])
+# 8,000 draws: a standard deviation is known to 0.8 %, the fall of the difference to 1.7 %. All is
+# Gaussian, so the true values are known: .843 and 1.051 with 50 steps, .904 and 1.016 with 200.
+assert low[0] < 0.95 and high[0] > 1.02
+assert 0 < high[1] - low[1] < (high[0] - low[0]) - 0.03
 
 # %% [markdown]
 # ### With the covariance, one pass is enough
@@ -610,14 +616,14 @@ def stages(k):
     """For mask k, pictures of: what is known, then the states on the way down."""
     rows = slice(6 * k, 6 * k + 6)
     shown = np.where(tall[rows], pictures[rows], 0)
-    return [(shown, path[i][rows]) for i in (3, 7, 11, 13, 15, 17, 18, 19)]
+    return [(shown, path[i][rows]) for i in (3, 7, 11, 15, 17, 19)]
 
 
-moments = [f"t = {1 - (i + 1) / 20:.2f}" for i in (3, 7, 11, 13, 15, 17, 18, 19)]
+moments = [f"t = {1 - (i + 1) / 20:.2f}" for i in (3, 7, 11, 15, 17, 19)]
 render_pair = lambda rows: plots.image_grid(rows, ["known", "state"], scale=0.9)
 widgets.explorer(
     {name: widgets.render(render_pair, stages(k)) for k, name in enumerate(masks)},
-    moments, slider="time", choice="hidden", start=7,
+    moments, slider="time", choice="hidden", start=5,
 )  # fmt: skip
 
 # %%
@@ -719,24 +725,26 @@ plots.image_grid([unseen.x[every], *(x[every] for x in results.values())], ["tru
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: the noise level shows both mistakes, and the accuracy shows neither
+# @title Checked: the noise level shows both mistakes, and the accuracy gives no alarm
 # 360 × 32 pixels: a standard deviation is known to 0.7 %, and there are 19 of them.
 np.testing.assert_allclose(ratios["right"], 1, atol=0.03)
 np.testing.assert_allclose(ratios["late"], sigma_t / sigma_s, rtol=0.03)
 np.testing.assert_allclose(ratios["clean"], 0, atol=1e-3)
 # The late copy still has the noise of the last step's beginning when the run is over.
 assert off["right"] == off["clean"] == 0 and off["late"] > 0.9 * sigma_s[-1]
-gaps = [abs(wrong[name][0] - wrong["right"][0]) for name in ("late", "clean")]
-assert max(gaps) < 0.15  # shares of 360 have standard errors of 2.6 %: no alarm in either
-assert wrong["clean"][1] < wrong["right"][1]
+assert 1.7 < (sigma_t / sigma_s).max() < 2 and (sigma_t / sigma_s).min() > 1
+gaps = [wrong["right"][0] - wrong[name][0] for name in ("late", "clean")]
+# A share of 360 has a standard error of 2.6 %, a difference of two 3.7 %: neither is much worse.
+assert max(gaps) < 0.1
+assert wrong["clean"][1] < 0.85 * wrong["right"][1]  # measured 2.8 and 4.1
 
 # %% [markdown]
-# Can you see a difference between the rows? The judge's accuracy cannot. By the Fréchet distance the clean
-# copy is even better than the right one, because clean pixels tell the network more than noisy ones do. But
-# look at the curves, and at the last column of the table:
+# Can you see a difference between the rows? The judge's accuracy gives no alarm: neither mistake makes it
+# clearly worse. By the Fréchet distance the clean copy is even better than the right one. (Clean pixels tell the
+# network more than noisy ones do.) But look at the curves, and at the last column of the table:
 #
-# - the **late** copy is always one step too noisy, and up to twice as noisy as its surroundings. In the end
-#   the known pixels are *not known*, because the noise of the last step is still on them. With fewer steps
+# - the **late** copy is always one step too noisy, near the end nearly twice as noisy as its surroundings. In
+#   the result the known pixels are *not known*, because the noise of the last step is still on them. With fewer steps
 #   this noise is stronger;
 # - the **clean** copy has no noise at all. The network gets states that it never saw in training. This went
 #   well here, but nothing guarantees it. And the state is not a draw from $q(x_s)$, which chapters 09 to 11
@@ -763,18 +771,20 @@ assert wrong["clean"][1] < wrong["right"][1]
 
 # %%
 def guided(model, labels, w):
-    """The denoiser at guidance scale w, chapter 07."""
+    """The denoiser at guidance scale w, chapter 07; w = 1 needs no second guess."""
+    if w == 1:
+        return denoiser.denoiser(model, p, "v", labels)
     null = jnp.full_like(labels, model.null_label)
     return guidance.classifier_free_batched(model, p, "v", labels, null, w)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="w")
 def to_noise(model, x, labels, w=1.0):
     D = guided(model, labels, w)
     return editing.invert(p, D, x, sampling.uniform(25), refinements=1)[0]
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="w")
 def from_noise(model, z, labels, w=1.0):
     D = guided(model, labels, w)
     return sampling.sample(samplers.ddim(p), D, z, sampling.uniform(25), seed)[0]
@@ -811,19 +821,24 @@ pixels, noises, arcs = (value[1] for value in between.values())
 assert arcs < 0.65 * pixels and arcs < 0.85 * noises
 
 # %%
-shares, mixes = np.linspace(0, 1, 9), []
-ends = to_noise(small, unseen.x, none)  # this time without a label
-for a, b in ((10, 32), (27, 48)):  # a 0 and a 4, a 3 and a 5
+shares, ends = np.linspace(0, 1, 9), ((10, 32), (27, 48))  # a 0 and a 4, a 3 and a 5
+no_label_noise = to_noise(small, unseen.x, none)  # this time without a label
+arcs_of_noise = jnp.concatenate([
+    editing.slerp(no_label_noise[a, None], no_label_noise[b, None], w) for a, b in ends for w in shares
+])  # fmt: skip
+# The program takes 360 noises: each of the 18 stands there 20 times.
+along_arcs = from_noise(small, jnp.tile(arcs_of_noise, (20, 1, 1, 1)), none)
+mixes = []
+for k, (a, b) in enumerate(ends):
     mixes.append(np.stack([(1 - w) * unseen.x[a] + w * unseen.x[b] for w in shares]))
-    arc = jnp.concatenate([editing.slerp(ends[a, None], ends[b, None], w) for w in shares])
-    mixes.append(from_noise(small, jnp.tile(arc, (40, 1, 1, 1)), none)[:9])  # 360: one program
+    mixes.append(along_arcs[9 * k : 9 * k + 9])
 plots.image_grid(mixes, 2 * ["pixels", "noises"], "From a 0 to a 4, and from a 3 to a 5", scale=0.7)
 plt.show()
 
 # %% [markdown]
 # If we mix pixels, one digit fades while the other one appears. If we mix noises, strokes stay black or
 # white, and one digit bends until it is the other one. The arc matters because a mean of two noises is too
-# short (chapter 06), and a short noise gives pale, average digits.
+# short (chapter 06), and a short noise gives average digits.
 #
 # ### A direction in the noise
 #
@@ -839,7 +854,6 @@ plt.show()
 # %%
 train = data.load("digits").subset(np.arange(720))
 train_noise = np.concatenate([to_noise(small, train.x[i : i + 360], none) for i in (0, 360)])
-no_label_noise = to_noise(small, unseen.x, none)
 following = (unseen.labels + 1) % 10
 
 
@@ -896,9 +910,9 @@ assert steered["random noise"][0] < 0.1 and steered["random noise"][1] > 0.6
 # %%
 scales, guided_edits = (1.0, 3.0), {}
 for up in scales:
-    lifted = to_noise(small, unseen.x, unseen.labels, up)
+    lifted = z if up == 1 else to_noise(small, unseen.x, unseen.labels, up)
     for down in scales:
-        again = from_noise(small, lifted, unseen.labels, down)
+        again = back if up == down == 1 else from_noise(small, lifted, unseen.labels, down)
         judged, found = judge(expert, from_noise(small, lifted, following, down))
         guided_edits[up, down] = (
             float(jnp.sqrt(jnp.mean((again - unseen.x) ** 2))), float(lifted.std()),
@@ -966,16 +980,18 @@ assert released.card.metrics["test_accuracy"] > 0.995 and released.card.metrics[
 
 # %%
 tried = (0.3, 0.5, 0.7, 0.85, 1.0)
-edits = [edit(coloured, shapes.x, down_from(s), other, seed) for s in tried]
+edits = [
+    changed if s == 0.7 else edit(coloured, shapes.x, down_from(s), other, seed) for s in tried
+]  # section 1 has drawn those of 0.7
 fate = np.array([survived(x) for x in [shapes.x, *edits]]).T
 names = ("has the new shape", "has its colour", "is in its place")
 ax = plt.subplots(figsize=(6, 3))[1]
 ax.set(ylim=(-0.05, 1.2))
 plots.curves((0, *tried), dict(zip(names, fate, strict=True)), ax=ax,
-             xlabel="strength $t_0$", ylabel="share of 100 shapes")  # fmt: skip
+             xlabel="strength $t_0$", ylabel="share of 60 shapes")  # fmt: skip
 plt.show()
-for name, shares_of_100 in zip(names, fate, strict=True):
-    row = zip((0, *tried), shares_of_100, strict=True)
+for name, shares_of_60 in zip(names, fate, strict=True):
+    row = zip((0, *tried), shares_of_60, strict=True)
     print(f"{name:18}", ", ".join(f"{s}: {share:.0%}" for s, share in row))
 
 # %%
@@ -989,7 +1005,7 @@ print(f"distance to the same picture in another colour {recoloured:.1f}, "
 
 # %% tags=["claims"]
 # @title Checked: the shape goes first, then the colour, then the place
-# Shares of 100 have standard errors of at most .05.
+# Shares of 60 have standard errors of at most .065.
 assert fate[0, 0] == 0 and fate[0, 3] > 0.5  # strength .7: most have the new shape
 assert fate[0, 2] > 0.3 and fate[1, 2] > 0.5  # strength .5
 assert fate[2, 3] > 0.6 and fate[2, 5] < 0.4  # and are still in place, but not at 1
@@ -1100,13 +1116,13 @@ plt.show()
 before, after = np.mean(off_palette(turned)), np.nanmean(off_palette(repaired))
 same_shape = float(np.mean(np.asarray(judge(shape_judge, repaired)[0]) == shapes.labels))
 moved = np.linalg.norm(look(repaired)[0] - look(shapes.x)[0], axis=1)
-print(f"hue off the palette: turned {before:.3f}, repaired {after:.3f} (100 pictures)")
+print(f"hue off the palette: turned {before:.3f}, repaired {after:.3f} (60 pictures)")
 print(f"shape kept {same_shape:.0%}; another colour {np.nanmean(moved > 0.15):.0%}")
 
 # %% tags=["claims"]
 # @title Checked: repaired hues lie nearer to the palette, and shapes are kept
 assert np.mean(off_palette(shapes.x)) < 0.2 * before  # real ones are on the palette
-assert after < 0.8 * before and same_shape > 0.8
+assert after < 0.5 * before and same_shape > 0.8  # measured about .03 of .16, and all 60
 
 # %% [markdown]
 # ## 7 · From coarse to fine
@@ -1116,8 +1132,8 @@ assert after < 0.8 * before and same_shape > 0.8
 # leaves a blur. Then SDEdit redraws what the blur lacks: `editing.refine`. (First we add a black frame,
 # because MNIST digits have margins.)
 #
-# **Predict, then run.** A blur keeps the large structures and loses the details. Which strength will it
-# need: less or more than the sketches?
+# **Predict, then run.** A blur keeps the large structures and loses the details. Which strength is enough to
+# remove it: 0.1, 0.25, 0.45 or 0.7?
 
 # %%
 fine_labels = unseen.labels[::9]
@@ -1143,9 +1159,10 @@ grey = lambda x: float(np.mean(np.abs(np.asarray(x)) < 0.8))  # pixels neither b
 small_again = lambda x: jax.image.resize(x, framed.shape, "linear")
 # The enlargement itself does not shrink back exactly, so we compare with what it shrinks to.
 away = lambda x: float(jnp.sqrt(jnp.mean((small_again(x) - small_again(enlarged)) ** 2)))
+seen_as = {name: metrics.class_accuracy(judge(digit_judge, x)[0], fine_labels)
+           for name, x in steps.items()}  # fmt: skip
 for name, x in steps.items():
-    share = metrics.class_accuracy(judge(digit_judge, x)[0], fine_labels)
-    print(f"{name:14} seen as the digit: {share:.0%} of 40; grey pixels {grey(x):.0%}; "
+    print(f"{name:14} seen as the digit: {seen_as[name]:.0%} of 40; grey pixels {grey(x):.0%}; "
           f"shrunk again {away(x):.3f} from the shrunk enlargement")  # fmt: skip
 
 # %% tags=["claims"]
@@ -1153,10 +1170,11 @@ for name, x in steps.items():
 greys, shifts = ([f(x) for x in steps.values()] for f in (grey, away))
 # Measured .21, .13, .09, .08 and .08: 0.1 is not enough, and more than .25 changes little.
 assert greys[2] < 0.5 * greys[0] and greys[1] > 1.2 * greys[2] and abs(greys[4] - greys[2]) < 0.03
-assert (np.diff(shifts) > 0).all() and shifts[4] > 2 * shifts[2]
+assert (np.diff(shifts) > 0).all() and shifts[4] > 2 * shifts[2] and shifts[2] > 0.05
+assert seen_as["refined, 0.25"] > 0.8  # measured .92, standard error .04
 
 # %% [markdown]
-# The blur needs less strength. At 0.25 it has gone, and most digits are still seen as the same ones. With
+# At 0.1 a part of the blur is left. At 0.25 it has gone, and most digits are still seen as the same ones. With
 # more strength nothing gets sharper, and the pictures move away from those that we were given. But even at
 # 0.25 the pictures shrink back only to *about* what we were given.
 #
@@ -1233,6 +1251,7 @@ share_of = {name: np.mean(shares_seen) for name, shares_seen in legible.items()}
 assert share_of["5 × 10 steps"] > share_of["50 steps"] + 0.1
 assert abs(share_of["50 steps"] - share_of["20 steps"]) < 0.1
 assert share_of["no thumbnail"] > share_of["20 steps"] + 0.1
+assert abs(share_of["5 × 10 steps"] - share_of["no thumbnail"]) < 0.1
 assert np.max(greyness["5 × 10 steps"]) < np.min(greyness["50 steps"])
 assert np.min(greyness["5 × 10 steps"]) > np.max(greyness["no thumbnail"])
 for x in ways["5 × 10 steps"]:  # and they are as exact as before
