@@ -352,6 +352,24 @@ def of_one_check(name, **changes):
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), "model must be callable .* got None"),
+        ((TOY.model,), "process must be a Process .* got None$"),
+        ((TOY.model, "v", POINTS), r"process must .* got 'v'; the order is diagnose\(model, proc"),
+        ((TOY.model, P), "kind must be one of x0, .*, got None; the order is"),
+        ((TOY.model, P, POINTS), "kind must be one of x0, .*, got Dataset; the order is"),
+        ((TOY.model, P, "v"), "data must be what it was trained on"),
+        ((P, "v", POINTS), "model must be callable .* got Process$"),
+    ],
+)
+def test_a_forgotten_argument_is_named(given, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        diagnose(*given)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
     ("check", "changes", "message"),
     [
         # Data of another shape than the model's, and a model that jax.jit can't follow.

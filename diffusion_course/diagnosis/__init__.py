@@ -66,10 +66,10 @@ CHECKS = (
 
 
 def diagnose(
-    model,
-    process,
-    kind: str,
-    data,
+    model=None,
+    process=None,
+    kind: str | None = None,
+    data=None,
     *,
     null=None,
     sampler=None,
@@ -124,6 +124,8 @@ def diagnose(
       few_steps: whether the model jumps to a sample (consistency, MeanFlow), so that its output
         is no mean of x0 given x_t, which several checks need.
       seed: of all random numbers here.
+
+    The first four have defaults only so that one that was forgotten is named.
 
     Raises: ValueError for an argument of another type, shape or range.
     """
