@@ -27,6 +27,11 @@ class Check(NamedTuple):
     ask: Callable[[Case], Outcome]
     after: tuple[str, ...] = ()
 
+    @property
+    def question(self) -> str:
+        """What it asks, in a sentence."""
+        return (self.ask.__doc__ or "").partition("\n")[0].partition(" (")[0]
+
 
 _NUMBERS = ("pixels", "finite")
 _NETWORK = (*_NUMBERS, "modes", "hidden", "time", "batch")
@@ -134,7 +139,7 @@ def diagnose(
         history, batch_size, memory, control, average, few_steps, seed,
     )  # fmt: skip
     findings: dict[str, tuple[Finding, ...]] = {}
-    notes, measured, unchecked = [], {}, {}
+    notes, measured, unchecked, questions = [], {}, {}, {}
     for check in CHECKS:
         first = next((findings[name] for name in check.after if findings.get(name)), None)
         if first:
@@ -148,5 +153,7 @@ def diagnose(
         findings[check.name] = outcome.findings
         notes += outcome.notes
         measured[check.name] = outcome.measured
+        for found in (*outcome.findings, *outcome.notes):
+            questions.setdefault(found.name, check.question)
     flat = tuple(finding for group in findings.values() for finding in group)
-    return Report(flat, tuple(notes), measured, unchecked)
+    return Report(flat, tuple(notes), measured, unchecked, questions)

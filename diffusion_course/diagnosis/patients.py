@@ -290,6 +290,19 @@ def _ideal(betas: np.ndarray, base: Callable[[], dict] = _digits, n: int = 400) 
     return {"model": lambda x, t, cond=None: D(x, t), "process": p, "kind": "x0", "data": x}
 
 
+def brightness(betas: np.ndarray) -> dict:
+    """Pictures of nine brightnesses with some grain, and their exact denoiser for these betas."""
+    p = process.from_betas(betas)
+    means = np.linspace(-1, 1, 9)[:, None].repeat(64, axis=1)
+    gm = gaussian_mixture(p, means, [0.25] * 9, [1 / 9] * 9)
+
+    def model(x, t, cond=None):
+        return gm.denoise(x.reshape(len(x), -1), t).reshape(x.shape)
+
+    x = np.asarray(gm.sample(jax.random.key(0), 400)).reshape(-1, 8, 8, 1)
+    return {"model": model, "process": p, "kind": "x0", "data": x}
+
+
 def _as_eps() -> dict:
     """A denoiser of few digits that predicts the noise, on a schedule that keeps no signal."""
     p, x = process.vp_cosine(), _digits()["data"].x[:400]
@@ -350,9 +363,9 @@ PATIENTS = {
         _with(_toy, loss=lambda: toy_loss, batch_size=2**22, memory=8e9),
     ),
     "colour shift": Patient(
-        "every image has the same medium brightness",
+        "no image is as dark or as bright as the darkest and the brightest of the data",
         "signal at the start",
-        lambda: _ideal(process.linear_betas(200)),
+        lambda: brightness(process.linear_betas(200)),
     ),
     "colour cast": Patient(
         "every picture is too red",
