@@ -49,5 +49,5 @@ def chapters(folder: Path, ending: str = ".ipynb") -> list[Path]:
 
 
 def chapter_number(name: str) -> str:
-    """What a chapter is called by, from its file's name: "03_ddpm" -> "03"; the clinic: "clinic"."""
+    """What a chapter is called by, from its file's name: "03_ddpm" -> "03"; clinic: "clinic"."""
     return name.partition("_")[0].partition(".")[0]

@@ -104,7 +104,8 @@ def constant_history(steps=100):
     key, rng = jax.random.key(0), np.random.default_rng(0)
     rows = rng.integers(0, len(case.x), (steps, 128))
     step = lambda i: case.step(
-        case.model, case.x[rows[i]], case.labels[rows[i]], jax.random.fold_in(key, i))
+        case.model, case.x[rows[i]], case.labels[rows[i]], jax.random.fold_in(key, i)
+    )
     return np.array([float(step(i)) for i in range(steps)])
 
 
@@ -276,6 +277,7 @@ assert len(report_of_healthy.measured) + len(report_of_healthy.unchecked) == 26
 #
 # **Decide first.** What do you change to find out whether a network listens, and what do you hold fixed?
 
+
 # %%
 def deafness(case):
     """Relative change of the output: at another time, and with another label, at the same x."""
@@ -366,7 +368,7 @@ for text, sign in (("as it is", 1), ("with the sign turned", -1)):
     print(f"bed 5, error against a linear denoiser, {text}: {ratio.round(2)}")
 bright = {name: x.mean((1, 2, 3)).std() for name, x in (
     ("samples", case_of(BEDS[6]).drawn), ("data", case_of(BEDS[6]).x))}  # fmt: skip
-print("bed 6, deviation of the brightness:", {name: round(float(v), 2) for name, v in bright.items()})
+print("bed 6, deviation of the brightness:", {n: round(float(v), 2) for n, v in bright.items()})
 ends = {"bed 6": case_of(BEDS[6]).process, "cosine": process.vp_cosine()}
 for name, p in ends.items():
     print(f"{name}: at t = 1 the signal alpha is {float(p.alpha(1.0)):.3f}")
@@ -504,8 +506,8 @@ assert measures["bed 15"][1] > 0.05 > measures["healthy"][1]
 # %% [markdown]
 # The clouds of beds 13 and 15 have about the right width. The healthy model's are too narrow with as many steps. So
 # the temperature seems to be a cure! But two errors cancel here. On Gaussian numbers, whose denoiser is known exactly,
-# the same sampler gives too wide a result *with a perfect network*. It fills the gap with grain and knows nothing of the
-# data. Bed 15 looks alike, and his sampler is correct: his grid stops one step before $t = 0$.
+# the same sampler gives too wide a result *with a perfect network*. It fills the gap with grain and knows nothing of
+# the data. Bed 15 looks alike, and his sampler is correct: his grid stops one step before $t = 0$.
 #
 # Bed 11 asked for one step. One step returns the mean of all possible digits. With more steps from the same noise
 # the detail comes back, so the network is not to blame. Bed 16's pictures are perfect but for a constant in one
@@ -535,6 +537,7 @@ bed_15 = treat(BEDS[15], times=my_times)
 for bed in (17, 18):
     examine(BEDS[bed])
 
+
 # %%
 def step_bytes(model, n):
     """What the program of a gradient of n points allocates: it is compiled, and not run."""
@@ -545,7 +548,7 @@ def step_bytes(model, n):
     return program.memory_analysis().temp_size_in_bytes
 
 
-sizes = [2**n for n in (12, 14, 16, 18)]
+sizes = [2**n for n in (12, 15, 18)]
 asked_for = np.array([step_bytes(healthy.model, n) for n in sizes])
 fig, ax = plt.subplots(figsize=(5, 3))
 ax.loglog(sizes, asked_for / 1e9, "o-", color=plots.PREDICTION)
@@ -575,7 +578,8 @@ assert each.max() / each.min() < 1.3 and 2**22 * each[-1] > 8e9
 def my_generate(model, key, n, labels):
     """Samples [n, 2] of the points' network: 10 steps of DDIM."""
     run = sampling.generator(  # ✏️ your cure
-        process.vp_cosine(), "v", samplers.ddim(process.vp_cosine()), sampling.uniform(10), (2,))
+        process.vp_cosine(), "v", samplers.ddim(process.vp_cosine()), sampling.uniform(10), (2,)
+    )
     return run(model, key, n, labels)
 
 
@@ -591,6 +595,7 @@ bed_17, bed_18 = treat(BEDS[17], generate=my_generate), treat(BEDS[18], batch_si
 #
 # **Predict, then move the slider.** For which of the four do you see something before `diagnose` says something?
 
+
 # %%
 class Clock(nnx.Module):
     """The healthy network, told t**power in the place of t."""
@@ -604,22 +609,22 @@ class Clock(nnx.Module):
 
 
 @jax.jit
-def cloud(model, w, temperature, last):
+def cloud(model, keys, w, temperature, last):
     """1,000 samples of 25 steps, with the strength of each of the four faults."""
     labels = jnp.arange(1000) % 3
     null = jnp.full_like(labels, 3)
     guided = guidance.classifier_free_batched(
         model, process.vp_cosine(), "v", labels, null, w)  # fmt: skip
-    x = jax.random.normal(jax.random.key(0), (1000, 2))
+    x = jax.random.normal(keys[0], (1000, 2))
     times = 1 - (1 - last) * jnp.arange(26) / 25
     sampler = samplers.ddpm(process.vp_cosine(), temperature=temperature)
-    return sampling.sample(sampler, guided, x, times, jax.random.key(1))[0]
+    return sampling.sample(sampler, guided, x, times, keys[1])[0]
 
 
 # %%
 STRENGTHS = {
     "guidance": ("samples", "w", [1, 2, 3, 5, 8, 15]),
-    "temperature": ("sampler", "temperature", [1, 1.02, 1.05, 1.1, 1.2, 1.3]),
+    "temperature": ("sampler", "temperature", [1, 1.03, 1.06, 1.09, 1.15, 1.3]),
     "wrong clock": ("schedule", "power", [1, 1.1, 1.25, 1.5, 2, 3]),
     "noise left": ("end", "last", [0, 0.01, 0.02, 0.03, 0.06, 0.12]),
 }
@@ -643,13 +648,13 @@ def spoken(fault, value):
 
 
 # %%
-said, clouds = {}, {}
+said, clouds, SAME_KEYS = {}, {}, jax.random.split(jax.random.key(0))
 for fault, (_, name, values) in STRENGTHS.items():
     for value in values:
         said[fault, value] = spoken(fault, value)
         chosen = {"w": 1.0, "temperature": 1.0, "last": 0.0, "power": 1.0} | {name: float(value)}
         model = Clock(healthy.model, chosen.pop("power"))
-        clouds[fault, value] = np.asarray(cloud(model, **chosen))
+        clouds[fault, value] = np.asarray(cloud(model, SAME_KEYS, **chosen))
 
 
 def frame(setting):
@@ -683,12 +688,13 @@ plt.show()
 for fault, (_, _, values) in STRENGTHS.items():
     speaks = [said[fault, v] != "nothing found" for v in values]
     assert not speaks[0] and speaks[-1] and speaks == sorted(speaks)
-assert said["guidance", 3] == "nothing found"
+of_w = {w: width(well, clouds["guidance", w], np.arange(1000) % 3) for w in (1, 3)}
+assert said["guidance", 3] == "nothing found" and of_w[3] < 0.9 * of_w[1]  # 1,000 points: ± .016
 
 # %% [markdown]
 # Each row turns from grey to orange once, and stays. To the left of this place there is a fault that nobody reports:
 # a limit keeps healthy models free of false alarms, and pays with faults that are too weak to be found. With $w = 3$
-# the clouds are narrower than the data, and nothing is out of range. So "no finding" is not "no fault".
+# the clouds are narrower than with $w = 1$, and nothing is out of range. So "no finding" is not "no fault".
 #
 # ## 9 · Break it on purpose: two faults at once
 #
@@ -735,7 +741,8 @@ def good_step(model, x, labels, key):
 
 
 run_once = sampling.generator(
-    process.vp_cosine(), "v", samplers.ddim(process.vp_cosine()), sampling.uniform(10), (2,))
+    process.vp_cosine(), "v", samplers.ddim(process.vp_cosine()), sampling.uniform(10), (2,)
+)
 cured += [treat(BEDS[7], step=good_step), treat(BEDS[12], w=2.0)]
 cured += [treat(BEDS[13], sampler=samplers.ddpm(process.vp_cosine()))]
 cured += [treat(BEDS[15], times=sampling.uniform(25))]
@@ -794,12 +801,11 @@ mine = nnx.merge(graph, params_mine)
 
 # %%
 cosine_clock = process.vp_cosine()
-report_mine = diagnose(
-    mine, cosine_clock, "v", points.x, loss=my_loss, history=history_mine)
+report_mine = diagnose(mine, cosine_clock, "v", points.x, loss=my_loss, history=history_mine)
 print(report_mine)
 
 # %%
-confused = diagnose(mine, cosine_clock, "eps", points.x)
+confused = diagnose(mine, cosine_clock, "x0", points.x)
 print(*confused.findings)
 try:
     diagnose(mine, "v", points.x)  # something is missing
@@ -809,16 +815,14 @@ except ValueError as error:
 # %% tags=["claims"]
 # @title Checked: healthy with its own kind, and found with another
 assert report_mine.names == () and {"gradient", "history"} <= set(report_mine.measured)
-assert len(confused.names) == 1
-# Its loss is that of the library: the mean over numbers is the mean over examples and coordinates.
-keys_same = jax.random.key(3)
-assert np.isfinite(float(my_loss(mine, points.x[:64], None, keys_same)))
+assert confused.names == ("another kind",)
 
 # %% [markdown]
 # ## 12 · What to inspect: the clinic's table
 #
 # One row for each patient, made from the reports above: what one sees, which question finds it, the likely cause, and
 # the cure.
+
 
 # %%
 def row_of(bed):
