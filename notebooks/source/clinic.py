@@ -126,18 +126,21 @@ def controlled():
     return [np.asarray(images), outputs[0], np.asarray(images[::-1]), outputs[1]]
 
 
+CONTROLLED = controlled()
+
+
 # %%
 def panel(ax, bed):
     """What a visitor sees of a patient."""
-    ax.set_title(f"bed {bed}")
+    ax.set_title(f"bed {bed}" + (": then NaN" if bed == 9 else ""))
     case = case_of(BEDS[bed])
     if bed in HISTORIES:
-        mark = "o" if bed == 9 else ""
-        ax.plot(HISTORIES[bed], mark, ls="-", ms=4, lw=0.7, color=plots.PREDICTION)
+        mark = "o" if bed == 9 else None
+        ax.plot(HISTORIES[bed], marker=mark, ms=4, lw=0.7, color=plots.PREDICTION)
         ax.set(xlabel="step", ylabel="loss", yscale="log" if bed == 8 else "linear")
         return
     if case.x.ndim == 4:
-        rows = controlled() if bed == 3 else np.split(case.drawn[:16], 4)
+        rows = CONTROLLED if bed == 3 else np.split(case.drawn[:16], 4)
         rows = [*np.split(case.x[:8], 2), *rows[:2]] if bed == 6 else rows
         ax.imshow(plots.tile(np.concatenate([row[:4] for row in rows]), 4))
         ax.set_axis_off()
@@ -145,8 +148,9 @@ def panel(ax, bed):
     x, asked = case.drawn, np.asarray(case.cond) == 0
     plots.points(ax, x, plots.NOISE, 6, 0.7)
     plots.points(ax, x[asked], plots.PREDICTION, 6, 0.9)
-    reach = max(1.2, float(np.quantile(np.abs(x), 0.9)))  # the ticks show it
-    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[-1, 1], yticks=[-1, 1])
+    reach = max(1.2, float(np.quantile(np.abs(x), 0.9)))
+    ends = [-int(reach), int(reach)]  # the ticks show it
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=ends, yticks=ends)
 
 
 # %%
@@ -292,7 +296,7 @@ def deafness(case):
 print(f"{'':10} another time   another label")
 for name, ears in {"healthy": well, "bed 1": case_of(BEDS[1]), "bed 2": case_of(BEDS[2])}.items():
     print(f"{name:10} {deafness(ears)[0]:12.2g} {deafness(ears)[1]:15.2g}")
-one, two = controlled()[1::2]
+one, two = CONTROLLED[1::2]
 print(f"bed 3: the two rows of digits differ by at most {np.abs(one - two).max():.2g}")
 
 # %%
@@ -662,7 +666,11 @@ def frame(setting):
     fig, ax = plt.subplots(figsize=(3.6, 3.7))
     plots.points(ax, points.x[:600], plots.DATA, 4, 0.3)
     plots.points(ax, clouds[setting], plots.PREDICTION, 4, 0.4)
-    ax.set(xlim=(-2, 2), ylim=(-2, 2), title=f"{STRENGTHS[fault][1]} = {value}: {said[setting]}")
+    ax.set(
+        xlim=(-1.4, 1.4),
+        ylim=(-1.4, 1.4),
+        title=f"{STRENGTHS[fault][1]} = {value}: {said[setting]}",
+    )
     return fig
 
 
@@ -678,7 +686,7 @@ for row, (fault, (_, name, values)) in zip(axes, STRENGTHS.items(), strict=True)
     for ax, value in zip(row, values, strict=True):
         quiet = said[fault, value] == "nothing found"
         plots.points(ax, clouds[fault, value], plots.NOISE if quiet else plots.PREDICTION, 2, 0.5)
-        ax.set(xlim=(-2, 2), ylim=(-2, 2), xticks=[], yticks=[])
+        ax.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), xticks=[], yticks=[])
         ax.set_title(f"{name} {value:g}", size="small")
 fig.suptitle("grey: nothing found; orange: a finding", x=0.02, ha="left")
 plt.show()
