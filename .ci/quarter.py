@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 
 COURSE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(COURSE / "notebooks"))
+sys.path[:0] = [str(COURSE / "notebooks"), str(COURSE)]
 
 import chapters  # noqa: E402 (notebooks/chapters.py)
+
+from diffusion_course import paths  # noqa: E402
 
 # Seconds: of a chapter not measured yet, and of what every chapter has besides, its exercises,
 # their solutions and programs to compile.
@@ -70,7 +72,7 @@ def notebooks(quarter: str, every_chapter: bool = False) -> list[str]:
     return [
         path.relative_to(COURSE).as_posix()
         for folder in ("notebooks", "solutions", "exercises")
-        for path in sorted((COURSE / folder).glob("[0-9][0-9]_*.ipynb"))
+        for path in paths.chapters(COURSE / folder)
         if wanted is None or path.stem in wanted or (every_chapter and folder == "notebooks")
     ]
 

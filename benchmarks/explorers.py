@@ -21,6 +21,8 @@ sys.path.insert(0, str(COURSE / "tests"))
 import browser  # noqa: E402 (the browser's driver is the tests')
 import slices  # noqa: E402
 
+from diffusion_course import paths  # noqa: E402
+
 # From a key on the slider to the new picture in the page, in milliseconds.
 WATCH = """() => {
   window.delays = [];
@@ -46,8 +48,9 @@ def main() -> None:
     parser.add_argument("chapters", nargs="*", help="numbers, such as 04; all without")
     parser.add_argument("--moves", type=int, default=8)
     arguments = parser.parse_args()
-    chapters = sorted((COURSE / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    wanted = [c for c in chapters if not arguments.chapters or c.name[:2] in arguments.chapters]
+    chapters = paths.chapters(COURSE / "notebooks")
+    named = arguments.chapters
+    wanted = [c for c in chapters if not named or paths.chapter_number(c.name) in named]
     with tempfile.TemporaryDirectory() as folder, browser.course_in_browser(Path(folder)) as lab:
         for chapter in wanted:
             cells = [nbformat.v4.new_code_cell(source) for source in slices.explorers(chapter)[0]]

@@ -1,6 +1,7 @@
-"""Where the course keeps files of its own on this computer."""
+"""Where the course keeps files of its own, and which files are its chapters."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -29,3 +30,24 @@ def _user_cache() -> Path:
 def source_tree() -> Path:
     """The folder that the package lies in: the course's own after ``pip install -e .``."""
     return Path(__file__).resolve().parent.parent
+
+
+# "03_ddpm", or the one chapter without a number.
+_CHAPTER = re.compile(r"[0-9][0-9]_\w+|clinic")
+
+
+def chapters(folder: Path, ending: str = ".ipynb") -> list[Path]:
+    """The files of a folder that belong to chapters, in the course's order.
+
+    Args:
+      folder: ``notebooks/``, ``exercises/`` or ``solutions/`` of the course, or a ``source/``.
+      ending: ".ipynb" or ".py".
+
+    Returns: ``NN_name`` by number, then ``clinic``; other files lie there on their own account.
+    """
+    return sorted(path for path in folder.glob(f"*{ending}") if _CHAPTER.fullmatch(path.stem))
+
+
+def chapter_number(name: str) -> str:
+    """What a chapter is called by, from its file's name: "03_ddpm" -> "03"; clinic: "clinic"."""
+    return name.partition("_")[0].partition(".")[0]

@@ -22,6 +22,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+from diffusion_course import paths
 from diffusion_course.app import runner
 from diffusion_course.grading import assign
 
@@ -182,7 +183,7 @@ def build(source: Path, timeout: float = 600, text_only: bool = False) -> list[r
 
 def sources(folder: Path, names: list[str]) -> list[Path]:
     """The scripts whose names start as given; all of them if nothing is."""
-    found = sorted((folder / "source").glob("[0-9]*.py"))
+    found = paths.chapters(folder / "source", ".py")
     for name in names:
         if not any(path.name.startswith(name) for path in found):
             raise SystemExit(f"{name!r} is none of: {', '.join(path.stem for path in found)}")

@@ -80,9 +80,12 @@ def _chapter(row: dict, part: str) -> Chapter:
     if not re.fullmatch(rf"[0-9][0-9]|{CLINIC}", number):
         raise ValueError(f'{where}: number must be two digits or "{CLINIC}", got {number!r}')
     file = _text(row, "file", where) if "file" in row else ""
-    begin = r"[0-9][0-9]" if number == CLINIC else number
-    if file and not re.fullmatch(rf"{begin}(_[a-z0-9]+)+", file):
+    if number == CLINIC:
+        form, wanted = CLINIC, CLINIC
+    else:
+        form = rf"{number}(_[a-z0-9]+)+"
         wanted = "NN_name, with NN the number, in small letters and digits"
+    if file and not re.fullmatch(form, file):
         raise ValueError(f"{where}: file must be {wanted}, got {file!r}")
     seconds = row.get("warm", 1)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:

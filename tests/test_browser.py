@@ -11,8 +11,10 @@ import nbformat
 import pytest
 import slices
 
+from diffusion_course import paths
+
 COURSE = Path(__file__).resolve().parent.parent
-CHAPTERS = sorted((COURSE / "notebooks").glob("[0-9]*.ipynb"))
+CHAPTERS = paths.chapters(COURSE / "notebooks")
 
 SET_SOURCE = """([gradeId, source]) => {
   const cells = Array.from(window.jupyterapp.shell.currentWidget.content.model.cells);

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion_course import paths
 from diffusion_course.grading import answers, assign
 from diffusion_course.grading.arrays import as_result
 from diffusion_course.grading.calling import call
@@ -54,8 +55,20 @@ def test_the_table_holds_the_chapters_00_to_26_and_the_clinic():
     assert numbers == [*(f"{n:02d}" for n in range(27)), "clinic"]
 
 
+def test_numbered_files_and_the_clinic_are_chapters_and_nothing_else_is(tmp_path):
+    other = ("clinic_copy", "clinics", "draft", "1_one", "03", "03-ddpm", "003_ddpm")
+    for name in ("clinic", "10_b", "09_a", *other):
+        (tmp_path / f"{name}.ipynb").touch()
+    (tmp_path / "01_source.py").touch()
+    assert [path.stem for path in paths.chapters(tmp_path)] == ["09_a", "10_b", "clinic"]
+    assert [path.stem for path in paths.chapters(tmp_path, ".py")] == ["01_source"]
+    assert paths.chapters(tmp_path / "none") == []
+    names = ("09_score_sdes", "09_score_sdes.ipynb", "clinic", "clinic.ipynb")
+    assert [paths.chapter_number(name) for name in names] == ["09", "09", "clinic", "clinic"]
+
+
 def test_the_files_of_the_table_are_the_notebooks_that_exist():
-    found = [path.stem for path in sorted((COURSE / "notebooks").glob("[0-9]*.ipynb"))]
+    found = [path.stem for path in paths.chapters(COURSE / "notebooks")]
     assert [chapter.file for chapter in EXISTING] == found
 
 

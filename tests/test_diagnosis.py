@@ -58,6 +58,16 @@ def test_a_recorded_patient_had_its_finding_and_no_other():
             assert weights.load(other).card.sha256 == digest
 
 
+def test_signal_at_the_start_takes_the_dark_and_the_bright_pictures_away():
+    # The deviation of the pictures' brightness; with 64 of them it is known to a tenth.
+    for betas, least, most in (
+        (process.linear_betas(200), 0.3, 0.7), (process.linear_betas(1000), 0.8, 1.2)
+    ):  # fmt: skip
+        case = Case(**patients.brightness(betas))
+        ratio = case.drawn.mean((1, 2, 3)).std() / case.x.mean((1, 2, 3)).std()
+        assert least < ratio < most
+
+
 def test_the_patients_have_the_faults_of_the_fields_tables():
     made = {patient.finding for patient in patients.PATIENTS.values()}
     # The fourteen that the field's tables of trouble list, under the names that they have here.
@@ -219,6 +229,13 @@ def test_a_report_is_plain_and_says_what_it_did_not_check():
     assert max(map(len, text.splitlines())) <= 96
 
 
+def test_a_finding_comes_with_the_question_of_its_check():
+    assert all(check.question.endswith("?") for check in CHECKS)
+    found = of_points(times=sampling.uniform(25)[:-1])
+    assert found.questions == {"noise left": "Does the grid of times end at the data?"}
+    assert of_healthy_points().questions == {}
+
+
 def test_every_check_is_in_the_report_once():
     found = of_healthy_points()
     names = [*found.measured, *found.unchecked]
@@ -349,6 +366,24 @@ def test_a_bad_argument_is_named(changes, message):
 def of_one_check(name, **changes):
     healthy = {"model": TOY.model, "process": P, "kind": "v", "data": POINTS}
     return CHECK[name](Case(**(healthy | changes)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), "model must be callable .* got None"),
+        ((TOY.model,), "process must be a Process .* got None$"),
+        ((TOY.model, "v", POINTS), r"process must .* got 'v'; the order is diagnose\(model, proc"),
+        ((TOY.model, P), "kind must be one of x0, .*, got None; the order is"),
+        ((TOY.model, P, POINTS), "kind must be one of x0, .*, got Dataset; the order is"),
+        ((TOY.model, P, "v"), "data must be what it was trained on"),
+        ((P, "v", POINTS), "model must be callable .* got Process$"),
+    ],
+)
+def test_a_forgotten_argument_is_named(given, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        diagnose(*given)
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from diffusion_course import paths
+
 COURSE = Path(__file__).resolve().parent.parent
 FOLDERS = [COURSE / "notebooks", COURSE / "solutions"]
-CHAPTERS = sorted((COURSE / "notebooks").glob("[0-9]*.ipynb"))
+CHAPTERS = paths.chapters(COURSE / "notebooks")
 COMMITTED = sorted(path for folder in FOLDERS for path in folder.glob("*.ipynb"))
 SOURCES = sorted(path for folder in FOLDERS for path in (folder / "source").glob("*.py"))
 

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 from packs import COURSE, WHEEL, code, command, notebook, packed
 
+from diffusion_course import paths
 from diffusion_course.app import cli, colab, pack, runner, table, wheel
 from diffusion_course.grading import answers
 
@@ -149,7 +150,7 @@ def test_pyproject_packs_the_same_files_and_the_chapters(wheel_files):
     shared = {p.relative_to(COURSE).as_posix() for patterns in tools["data-files"].values()
               for pattern in patterns for p in COURSE.glob(pattern)}  # fmt: skip
     folders = (COURSE / "notebooks", COURSE / "exercises")
-    chapters = {p.relative_to(COURSE).as_posix() for f in folders for p in f.glob("[0-9]*.ipynb")}
+    chapters = {p.relative_to(COURSE).as_posix() for f in folders for p in paths.chapters(f)}
     assert shared == {"notebooks/chapters.toml", *chapters}
 
 

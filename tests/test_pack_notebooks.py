@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from packs import COURSE, WHEEL, code, notebook, packed
 
+from diffusion_course import paths
 from diffusion_course.app import colab
 from diffusion_course.grading import answers, batch, journal, submissions
 
@@ -200,6 +201,15 @@ def test_every_chapter_of_the_one_notebook_has_its_rows_once(files, tmp_path, mo
             result = batch.grade(folder, notes, settings)
             assert [(row.student, row.exercise) for row in result.rows] == wanted
     assert len(graded) == 4  # the second run takes all of them from the journal
+
+
+def test_grading_reads_the_line_that_begins_a_part_for_every_chapter():
+    for path in paths.chapters(COURSE / "notebooks"):
+        number = paths.chapter_number(path.name)
+        line = colab.PART.format(what="Chapter", number=number)
+        assert submissions._PART.match(line).groups() == ("Chapter", number)
+        (link,) = colab.LINK.finditer(f"[a](../notebooks/{path.name})")
+        assert link[2] == f"../notebooks/{path.name}"
 
 
 @pytest.mark.parametrize("number", ["3", "99", "aa", "03 "])

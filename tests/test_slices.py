@@ -4,6 +4,7 @@ from pathlib import Path
 
 import slices
 
+from diffusion_course import paths
 from diffusion_course.notebook import widgets
 
 CELLS = [
@@ -59,7 +60,7 @@ def test_what_is_kept_runs_and_gives_the_same():
 
 def test_a_chapter_s_explorers_come_after_its_setup():
     # Without it a kernel would compile anew what the notebook has compiled, in a folder of its own.
-    chapters = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.ipynb"))
+    chapters = paths.chapters(Path(__file__).parent.parent / "notebooks")
     for chapter in chapters:
         sources, _ = slices.explorers(chapter)
         assert "course = setup(" in sources[0], chapter.name

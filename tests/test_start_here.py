@@ -8,6 +8,8 @@ COURSE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(COURSE / "notebooks"))
 import chapters  # noqa: E402
 
+from diffusion_course import paths  # noqa: E402
+
 ROW = re.compile(r"^# \| (\d\d|clinic) \| (?:\[(.+?)\]\((.+?)\)|([^|]+)) \|", re.MULTILINE)
 
 
@@ -21,4 +23,4 @@ def test_the_map_lists_the_chapters_00_to_26_and_the_clinic_in_order():
 
 def test_the_map_links_the_chapters_that_exist_and_no_others():
     linked = {target for _, _, target, _ in rows() if target}
-    assert linked == {path.name for path in (COURSE / "notebooks").glob("[0-9]*.ipynb")}
+    assert linked == {path.name for path in paths.chapters(COURSE / "notebooks")}

@@ -44,7 +44,9 @@ PART = "# {what} of chapter {number}: begins afresh and forgets what ran above.\
 
 SIMULATES = re.compile(r"(?m)^course = setup\(.*devices=.*\)$")
 
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(((?:\.\./(?:notebooks|exercises)/)?\d\d_\w+\.ipynb)\)")
+LINK = re.compile(
+    r"(?<!!)\[([^\]]*)\]\(((?:\.\./(?:notebooks|exercises)/)?(?:\d\d_\w+|clinic)\.ipynb)\)"
+)
 
 
 def read(path: Path) -> Notebook:

@@ -51,7 +51,7 @@ def unpack(course: Path, folder: Path, force: bool = False) -> list[Path]:
     """
     sources = [course / "notebooks" / table.NAME]
     for name in FOLDERS:
-        sources += sorted((course / name).glob("[0-9][0-9]_*.ipynb"))
+        sources += paths.chapters(course / name)
     wanted = {folder / path.relative_to(course): path.read_bytes() for path in sources}
     if course.resolve() == folder.resolve():
         raise runner.Mistake(f"{folder} is the course itself; name another folder")
@@ -89,7 +89,11 @@ def pack(course: Path, names: Sequence[str]) -> bytes:
     }
     wheel_name, wheel_bytes = wheel.wheel()
     parts = [
-        ("Exercises" if path.startswith("exercises") else "Chapter", path.split("/")[1][:2], nb)
+        (
+            "Exercises" if path.startswith("exercises") else "Chapter",
+            paths.chapter_number(path.split("/")[1]),
+            nb,
+        )
         for path, nb in notebooks.items()
     ]
     title = f"Workshop: {_list([chapter.title for chapter in chapters])}"

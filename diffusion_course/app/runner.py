@@ -47,7 +47,7 @@ def course_folder(start: str | os.PathLike | None = None) -> Path:
         here = Path.cwd()
         candidates = [paths.source_tree(), here, *here.parents]
     for folder in candidates:
-        if any((folder / "notebooks").glob("[0-9]*.ipynb")):
+        if chapters(folder):
             return folder.resolve()
     where = f"in {candidates[0]}" if start is not None else "next to the package or here"
     raise Mistake(
@@ -59,7 +59,7 @@ def course_folder(start: str | os.PathLike | None = None) -> Path:
 
 def chapters(course: Path) -> list[Path]:
     """The chapters' notebooks, in order."""
-    return sorted((course / "notebooks").glob("[0-9]*.ipynb"))
+    return paths.chapters(course / "notebooks")
 
 
 def find_chapter(course: Path, name: str) -> Path:

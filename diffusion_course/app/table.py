@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion_course import paths
 from diffusion_course.app import runner
 
 NAME = "chapters.toml"
@@ -30,8 +31,8 @@ class Chapter:
 
     @property
     def number(self) -> str:
-        """Two digits: "03"."""
-        return self.file[:2]
+        """Two digits, "03", or "clinic"."""
+        return paths.chapter_number(self.file)
 
 
 def read(course: Path) -> tuple[dict[str, Chapter], str]:

@@ -27,6 +27,11 @@ class Check(NamedTuple):
     ask: Callable[[Case], Outcome]
     after: tuple[str, ...] = ()
 
+    @property
+    def question(self) -> str:
+        """What it asks, in a sentence."""
+        return (self.ask.__doc__ or "").partition("\n")[0].partition(" (")[0]
+
 
 _NUMBERS = ("pixels", "finite")
 _NETWORK = (*_NUMBERS, "modes", "hidden", "time", "batch")
@@ -66,10 +71,10 @@ CHECKS = (
 
 
 def diagnose(
-    model,
-    process,
-    kind: str,
-    data,
+    model=None,
+    process=None,
+    kind: str | None = None,
+    data=None,
     *,
     null=None,
     sampler=None,
@@ -125,6 +130,8 @@ def diagnose(
         is no mean of x0 given x_t, which several checks need.
       seed: of all random numbers here.
 
+    The first four have defaults only so that one that was forgotten is named.
+
     Raises: ValueError for an argument of another type, shape or range.
     """
     case = Case(
@@ -132,7 +139,7 @@ def diagnose(
         history, batch_size, memory, control, average, few_steps, seed,
     )  # fmt: skip
     findings: dict[str, tuple[Finding, ...]] = {}
-    notes, measured, unchecked = [], {}, {}
+    notes, measured, unchecked, questions = [], {}, {}, {}
     for check in CHECKS:
         first = next((findings[name] for name in check.after if findings.get(name)), None)
         if first:
@@ -146,5 +153,7 @@ def diagnose(
         findings[check.name] = outcome.findings
         notes += outcome.notes
         measured[check.name] = outcome.measured
+        for found in (*outcome.findings, *outcome.notes):
+            questions.setdefault(found.name, check.question)
     flat = tuple(finding for group in findings.values() for finding in group)
-    return Report(flat, tuple(notes), measured, unchecked)
+    return Report(flat, tuple(notes), measured, unchecked, questions)

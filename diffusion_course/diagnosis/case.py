@@ -105,11 +105,20 @@ class Case:
 
     def __post_init__(self):
         _callable("model", self.model)
+        # A forgotten argument moves those behind it up by one place.
+        order = "; the order is diagnose(model, process, kind, data)"
         if not isinstance(self.process, Process):
+            moved = isinstance(self.process, str) and self.process in KINDS
             raise ValueError(
                 f"process must be a Process such as process.vp_cosine(), got {self.process!r}"
+                + (order if moved else "")
             )
+        if not isinstance(self.kind, str):
+            kinds = ", ".join(KINDS)
+            raise ValueError(f"kind must be one of {kinds}, got {_named(self.kind)}{order}")
         checks.one_of("kind", self.kind, KINDS)
+        if self.data is None:
+            raise ValueError("data must be what it was trained on, (x, labels) or x, got None")
         self.seed = checks.integer("seed", self.seed, 0)
         self.x, self.labels = _pair(self.data)
         self.null = getattr(self.model, "null_label", None) if self.null is None else self.null
@@ -372,7 +381,13 @@ def _pair(data) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _callable(name: str, model) -> None:
     if not callable(model) or inspect.isclass(model):
-        raise ValueError(f"{name} must be callable as model(x, t, cond), got {model!r}")
+        given = model if inspect.isclass(model) else _named(model)
+        raise ValueError(f"{name} must be callable as model(x, t, cond), got {given}")
+
+
+def _named(given) -> str:
+    """What was given, in a few words: a data set or an array would fill the screen."""
+    return repr(given) if given is None or isinstance(given, int | float) else type(given).__name__
 
 
 # What each function of the reader's own is called with.

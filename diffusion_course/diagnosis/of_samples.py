@@ -205,8 +205,8 @@ def numbers(case: Case) -> Outcome:
         finding = Finding(
             "NaN in the samples",
             f"{bad:.0%} of the samples' numbers are not finite",
-            "a step divides by sigma(0) or alpha(1), or a prediction that is a little wrong is "
-            "divided by a tiny alpha",
+            "a step divides by sigma(0) or alpha(1), such as a corrector after the last step, or a "
+            "prediction that is a little wrong is divided by a tiny alpha",
             "look at the state after every step, and at the first time where it is not finite",
             "06",
         )
@@ -277,8 +277,9 @@ def colours(case: Case) -> Outcome:
     finding = Finding(
         "colour shift",
         measured,
-        "training data and these data are scaled differently, x0 is clipped although the data "
-        "reach further, or a chain of many steps adds up a small mean error of the network",
+        "training data and these data are scaled differently, pixels are put back with another "
+        "mean or in another order of the channels, x0 is clipped although the data reach further, "
+        "or a chain of many steps adds up a small mean error of the network",
         "compare means of one training batch, of D(x_t, t) at a few levels, and of the samples: "
         "the first that differs is the place",
         "01",

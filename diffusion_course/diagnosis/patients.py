@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 from diffusion_course import checks, data, losses, process, samplers, sampling, weights
-from diffusion_course.denoiser import denoiser, ideal
+from diffusion_course.denoiser import denoiser, gaussian_mixture, ideal
 from diffusion_course.models.control import ControlNet, edges
 from diffusion_course.models.mlp import MLP
 
@@ -221,6 +221,52 @@ def own_key(model, key, n, labels):
     return generate(model, jax.random.key(0), n, labels)
 
 
+def pushed(model, key, n, labels):
+    """Sampling with guidance inside, five times as strong as is good for it."""
+    return _generate()(model, key, n, labels, 15.0)
+
+
+@jax.jit
+def _with_corrector(model, x, key):
+    """A Langevin step after the last step of the sampler, at t = 0."""
+    p, t = process.vp_cosine(), 0.0
+    score = (p.alpha(t) * x - x) / p.sigma(t) ** 2  # 0/0
+    return x + 0.5 * p.sigma(t) ** 2 * score + p.sigma(t) * jax.random.normal(key, x.shape)
+
+
+def corrected(model, key, n, labels):
+    """Sampling that ends with a step that divides by sigma(0)."""
+    return _with_corrector(model, generate(model, key, n, labels), key)
+
+
+@cache
+def _pictures(cast: float = 0.0) -> dict:
+    """Colour pictures of two patterns and their exact denoiser, with its own sampling function.
+
+    Args:
+      cast: what is added to the red of every sample.
+    """
+    p, rng, shape = process.vp_cosine(), np.random.default_rng(0), (6, 6, 3)
+    pattern = 0.5 * np.sign(rng.permuted(np.linspace(-1, 1, 36)[:, None].repeat(3, 1), axis=0))
+    means = np.array([0.3, 0.0, -0.3]) + np.stack([pattern, -pattern])  # [2, 36, 3]
+    gm = gaussian_mixture(p, means.reshape(2, -1), [0.25, 0.25], [0.5, 0.5])
+
+    def model(x, t, cond=None):
+        return gm.denoise(x.reshape(len(x), -1), t).reshape(x.shape)
+
+    @partial(jax.jit, static_argnames="n")
+    def run(key, n):
+        start, steps = jax.random.split(key)
+        x = sampling.start_noise(p, start, (n, *shape), 1.0)
+        return sampling.sample(samplers.ddim(p), model, x, sampling.uniform(25), steps)[0]
+
+    def draw(model, key, n, labels):
+        return run(key, n) + jnp.array([cast, 0.0, 0.0])
+
+    x = np.asarray(gm.sample(jax.random.key(0), 400)).reshape(-1, *shape)
+    return {"model": model, "process": p, "kind": "x0", "data": x, "generate": draw}
+
+
 def one_start() -> np.ndarray:
     """Samples of eight starts, each used for eight of the 64 samples."""
     toy = _toy()
@@ -242,6 +288,19 @@ def _ideal(betas: np.ndarray, base: Callable[[], dict] = _digits, n: int = 400) 
     p, x = process.from_betas(betas), base()["data"].x[:n]
     D = ideal(p, x)
     return {"model": lambda x, t, cond=None: D(x, t), "process": p, "kind": "x0", "data": x}
+
+
+def brightness(betas: np.ndarray) -> dict:
+    """Pictures of nine brightnesses with some grain, and their exact denoiser for these betas."""
+    p = process.from_betas(betas)
+    means = np.linspace(-1, 1, 9)[:, None].repeat(64, axis=1)
+    gm = gaussian_mixture(p, means, [0.25] * 9, [1 / 9] * 9)
+
+    def model(x, t, cond=None):
+        return gm.denoise(x.reshape(len(x), -1), t).reshape(x.shape)
+
+    x = np.asarray(gm.sample(jax.random.key(0), 400)).reshape(-1, 8, 8, 1)
+    return {"model": model, "process": p, "kind": "x0", "data": x}
 
 
 def _as_eps() -> dict:
@@ -304,9 +363,14 @@ PATIENTS = {
         _with(_toy, loss=lambda: toy_loss, batch_size=2**22, memory=8e9),
     ),
     "colour shift": Patient(
-        "every image has the same medium brightness",
+        "no image is as dark or as bright as the darkest and the brightest of the data",
         "signal at the start",
-        lambda: _ideal(process.linear_betas(200)),
+        lambda: brightness(process.linear_betas(200)),
+    ),
+    "colour cast": Patient(
+        "every picture is too red",
+        "colour shift",
+        lambda: _pictures(cast=0.3),
     ),
     "grey images": Patient(
         "the samples look washed out beside the data",
@@ -328,6 +392,11 @@ PATIENTS = {
         "NaN at the start",
         _as_eps,
     ),
+    "NaN in the samples": Patient(
+        "every sample is NaN, though no state of the sampler was",
+        "NaN in the samples",
+        _with(_toy, generate=lambda: corrected),
+    ),
     "plateau that is none": Patient(
         "the loss doesn't fall any more",
         "plateau that is none",
@@ -340,6 +409,11 @@ PATIENTS = {
         "harsh contrast, saturated pixels, all sevens alike",
         "guidance too strong",
         _with(_digits, w=15.0),
+    ),
+    "samples out of range": Patient(
+        "points lie outside the data, and w is 1 as far as one can see",
+        "samples out of range",
+        _with(_toy, generate=lambda: pushed),
     ),
     "condition ignored": Patient(
         "asking for a 3 gives any digit",

@@ -1,6 +1,6 @@
 """What a diagnosis says: findings with their evidence, notes, and what could not be checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import wrap
 
 _WIDTH = 96  # of a printed report, in characters
@@ -49,12 +49,14 @@ class Report:
       notes: what looks like a fault and is none.
       measured: what each check that ran has measured, by the check's name.
       unchecked: for each check that did not run, why, by the check's name.
+      questions: for each finding and note, by its name, what the check that gave it asks.
     """
 
     findings: tuple[Finding, ...]
     notes: tuple[Finding, ...]
     measured: dict[str, str]
     unchecked: dict[str, str]
+    questions: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -235,7 +235,7 @@ def _cell(number: int, cell) -> Cell:
 
 
 # How a part of a workshop's one notebook begins (`app.colab` writes it).
-_PART = re.compile(r"# (Chapter|Exercises) of chapter (\d\d): begins afresh\b")
+_PART = re.compile(r"# (Chapter|Exercises) of chapter (\d\d|clinic): begins afresh\b")
 
 
 def _parts(cells: tuple[Cell, ...], chapters: dict[str, tuple]) -> dict[str, tuple[Cell, ...]]:
