@@ -67,8 +67,9 @@ plots.use_style()
 # goes through the same network. Only one number differs, the **guidance scale** $w$. At $w = 0$ the class
 # is ignored. At $w = 1$ the network does what it was trained to do. Above 1 it exaggerates the class.
 #
-# One compiled call makes all pictures of this figure and of the explorer in section 6. In this call $w$ is an
-# array with one entry per image. The solver is DPM-Solver++(2M) from chapter 06, with 12 steps.
+# One compiled program makes all MNIST pictures of this chapter, thirty at a time. In it $w$ is an array
+# with one entry per image, so a new $w$ needs no new program. The solver is DPM-Solver++(2M) from chapter 06,
+# with 12 steps.
 
 # %%
 mnist = weights.load("mnist")
@@ -86,12 +87,11 @@ def draw(model, x_start, labels, w):
 
 
 thirty = jax.random.normal(jax.random.key(2), (30, 28, 28, 1))
-start = jnp.tile(thirty, (len(scales), 1, 1, 1))
-each_label = jnp.tile(jnp.arange(10), 3 * len(scales))
-each_w = jnp.repeat(scales, 30).reshape(-1, 1, 1, 1)
-sweep = np.asarray(draw(mnist.model, start, each_label, each_w))
-sweep = sweep.reshape(len(scales), 30, 28, 28, 1)
-at = {float(scale): row for scale, row in zip(scales, sweep, strict=True)}
+thrice = jnp.tile(jnp.arange(10), 3)
+at = {
+    float(w): np.asarray(draw(mnist.model, thirty, thrice, jnp.full((30, 1, 1, 1), w)))
+    for w in scales
+}
 plots.image_grid([at[v][10:20] for v in (0, 1, 3, 8)], ["w = 0", "w = 1", "w = 3", "w = 8"])
 plt.show()
 
@@ -826,11 +826,11 @@ mnist_expert = weights.load("mnist_classifier")
 mnist_real = features.load("mnist", mnist_expert.card)
 mnist_labels = np.arange(300) % 10
 x_mnist = jax.random.normal(jax.random.key(101), (300, 28, 28, 1))
-mnist_ws = (1, 2, 3, 5, 7)
+mnist_ws = (1, 2, 5, 7)
 mnist_curve = {}
 for w in mnist_ws:
-    scale = jnp.full((300, 1, 1, 1), w, jnp.float32)
-    x = np.asarray(draw(mnist.model, x_mnist, jnp.asarray(mnist_labels), scale))
+    scale = jnp.full((30, 1, 1, 1), w, jnp.float32)
+    x = np.concatenate([draw(mnist.model, z, thrice, scale) for z in jnp.split(x_mnist, 10)])
     mnist_curve[w] = report(x, mnist_labels, mnist_expert.model, mnist_real)
 
 for title, found, count in (("8×8 digits", curve, 480), ("MNIST", mnist_curve, 300)):
@@ -867,7 +867,7 @@ assert (np.diff(d["Fréchet"][2:]) > 0).all() and d["Fréchet"][-1] > 3 * d["Fr�
 assert d["accuracy"][1] < 0.9 and d["accuracy"][2:].min() > 0.97
 assert d["spread"][4:].max() < 0.93 * d["spread"][2]  # three seeds: at most .88
 assert d["beyond"][-1] > 5 * d["beyond"][2] and (np.diff(d["beyond"][2:]) > 0).all()
-# The standard error of an accuracy near 97 % is 1 % with 300 samples; the noise is the same.
+# With 300 samples, the standard error of an accuracy of 94 % is 1.4 %; the noise is the same.
 assert m["accuracy"][1:].min() > 0.97 and m["accuracy"][1:].mean() > m["accuracy"][0]
 assert (np.diff(m["spread"]) < 0).all() and (np.diff(m["Fréchet"]) > 0).all()
 
