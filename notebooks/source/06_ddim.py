@@ -366,7 +366,8 @@ def measure(images):
 few = (5, 10, 20, 50)
 quality = {
     (eta, n): measure(draw(small.model, begin, labels, n, jax.random.key(9), eta))
-    for eta, n in [*((eta, n) for eta in (0.0, 1.0) for n in few), (1.0, 1000)]
+    for eta in (0.0, 1.0)
+    for n in few
 }
 floor = metrics.frechet(judge(expert.model, unseen.x)[1], real)
 for (eta, n), (distance, accuracy) in quality.items():
@@ -376,9 +377,9 @@ print(f"unseen real digits: Fréchet {floor:.2f}")
 # %% [markdown]
 # These are the numbers of one seed, and another seed gives other numbers. So the next cell holds a *recorded*
 # table: the same measurement with eight seeds, also with 200 and 1,000 steps of both samplers. The script is
-# `benchmarks/many_steps.py`. It took twenty minutes, and so we do not repeat all of it here. The first number
-# of each row must agree with what we have just measured. The figure shows the mean of the eight, and bars of
-# one standard deviation.
+# `benchmarks/many_steps.py`. It took twenty minutes, and so we do not repeat all of it here. In the rows of 5 to
+# 50 steps, the first number must agree with what we have just measured. The figure shows the mean of the eight,
+# and bars of one standard deviation.
 
 # %%
 # Recorded on 2026-11-26 with two CPU cores: Fréchet distances of eight seeds, 360 samples each.
@@ -434,12 +435,14 @@ in_errors = {n: e.mean() / (e.std(ddof=1) / 8**0.5) for n, e in extra.items()}
 assert all(in_errors[n] > 3 for n in few) and in_errors[200] > 0 and abs(in_errors[1000]) < 2
 accuracies = [accuracy for _, accuracy in quality.values()]
 assert np.ptp(accuracies) < 0.02  # it sees none of this
+distances = [distance for distance, _ in quality.values()]
+assert max(distances) > 1.8 * min(distances)  # measured .94 to 1.85
 
 # %% [markdown]
 # So the rule "20 to 50 steps instead of 1000" holds. Over eight seeds, twenty steps of DDIM have a distance that
 # is a tenth larger than that of DDPM's thousand steps. Fifty steps have the same, within the errors. (With the
 # first seed alone we would have said "not yet": its start noise happens to be a bad one for $\eta = 0$.) The
-# accuracy shows no difference, even at five steps.
+# accuracy shows no difference between 5 and 50 steps, while the distance falls to a half.
 #
 # With *few* steps, fresh noise hurts: the next steps must remove what one step has added. With more steps
 # this price becomes smaller. At 1,000 steps we cannot tell the two apart. Karras et al. (2022, section 4)
@@ -591,12 +594,16 @@ plt.show()
 
 # %%
 ladder, refinements = (5, 10, 20, 50, 100), (0, 1, 5)
-trips = {(n, r): round_trip(small.model, x, y, n, r) for r in refinements for n in ladder}
+trips = {
+    (n, r): round_trip(small.model, x, y, n, r)
+    for r in refinements for n in ladder if n * (r + 1) <= 300  # evaluations on the way up
+}  # fmt: skip
 error = {k: rms(down - x) for k, (_, down) in trips.items()}
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
 for r, color, dash in zip(refinements, plots.SERIES, plots.DASHES, strict=False):
-    values = [error[n, r] for n in ladder]
-    for ax, evaluations in zip(axes, (ladder, [n * (r + 1) for n in ladder]), strict=True):
+    climbed = [n for n in ladder if (n, r) in error]
+    values = [error[n, r] for n in climbed]
+    for ax, evaluations in zip(axes, (climbed, [n * (r + 1) for n in climbed]), strict=True):
         ax.loglog(evaluations, values, "o", ls=dash, ms=3, color=color)
         ax.annotate(f" {r}", (evaluations[-1], values[-1]), color=color, va="center")
 axes[0].set(xlabel="steps up (and down)", ylabel="rms error of the round trip",
@@ -614,7 +621,7 @@ print(f"100 evaluations: 100 steps {error[100, 0]:.4f}; 50 steps, refined {error
 assert 0.7 < order < 1.2  # order one; measured .85
 assert error[50, 1] < 0.85 * error[100, 0]  # measured 0.6 times
 assert error[50, 1] < error[20, 5]  # 100 evaluations against 120
-assert all(error[n, 5] < error[n, 0] / 2 for n in ladder)  # measured a half to a tenth
+assert all(error[n, 5] < error[n, 0] / 2 for n in ladder[:-1])  # measured a half to a tenth
 
 # %% [markdown]
 # Without refinement the error falls with order one, like DDIM itself. One refinement is worth more than twice
@@ -713,6 +720,8 @@ for name, z in middles.items():
 assert abs(found["arc"][0] - 1) < 0.02 and abs(found["line"][0] - 0.5**0.5) < 0.02
 # Over three seeds: one end .6 to 1.0, arc .7 to .85, line 1.9 to 2.2.
 assert found["line"][1] > 1.5 * max(found["arc"][1], found["one end"][1])
+assert found["arc"][1] < 1.5 * found["one end"][1]
+assert abs(found["arc"][3] / found["one end"][3] - 1) < 0.05
 assert found["line"][3] < 0.95 * min(found["arc"][3], found["one end"][3])
 assert found["line"][2] > found["one end"][2] - 0.02
 
@@ -739,7 +748,7 @@ def draw_at(model, x, labels, key, temperature):
     return walk(samplers.ddim(p, 1.0, temperature), D, x, 50, key)
 
 
-warmth = (0.8, 0.9, 1.0, 1.1, 1.2)
+warmth = (0.8, 1.0, 1.2)
 tempered, shown_at = {tau: [] for tau in warmth}, {}
 for seed in range(3):
     z = jax.random.normal(jax.random.key(30 + seed), begin.shape)
@@ -748,7 +757,7 @@ for seed in range(3):
         variety = float(jnp.stack([images[c::10].std(axis=0).mean() for c in range(10)]).mean())
         tempered[tau].append((*measure(images), variety))
         shown_at.setdefault(f"τ = {tau}", images[:20])
-plots.image_grid(list(shown_at.values()), list(shown_at), "The same seeds, five temperatures")
+plots.image_grid(list(shown_at.values()), list(shown_at), "The same seeds, three temperatures")
 plt.show()
 tempered = {tau: np.array(values) for tau, values in tempered.items()}
 for tau, values in tempered.items():
@@ -758,10 +767,10 @@ real_variety = np.mean([unseen.x[unseen.labels == c].std(axis=0).mean() for c in
 print(f"unseen real digits: variety {real_variety:.3f}")
 
 # %% tags=["claims"]
-# @title Checked: more temperature, more variety and less recognised; the distance prefers 1.1 or 1.2
+# @title Checked: more temperature, more variety and less recognised; the distance prefers 1.2
 # The same three seeds for all. The variety differs by .002 between seeds, the distance by .1.
 low, plain, high = (tempered[tau].mean(0) for tau in (0.8, 1.0, 1.2))
-assert (np.diff([tempered[tau][:, 2].mean() for tau in warmth]) > 0.01).all()
+assert (np.diff([tempered[tau][:, 2].mean() for tau in warmth]) > 0.02).all()
 assert low[0] > 1.4 * plain[0] and low[1] > 0.995  # 1.54 against .89, all but one recognised
 assert high[0] < plain[0] and plain[1] - 0.03 < high[1] < plain[1] - 0.005  # .80, 98.2 %
 assert abs(high[2] / real_variety - 1) < 0.04 and low[2] < 0.85 * real_variety
