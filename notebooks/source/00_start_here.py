@@ -44,7 +44,7 @@ course = setup(wait=False)
 import itertools
 import time
 import warnings
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -79,12 +79,13 @@ labels = jnp.arange(200) % 10  # ask for 0 … 9, twenty times over
 
 @jax.jit
 def draw(model, x, labels, key):
-    """From noise x [B, 8, 8, 1] to digits: the picture and the network's guess at every time."""
+    """From noise x [B, 8, 8, 1] to digits: the pictures at every time, and the guesses at 20."""
     D = denoiser.denoiser(model, p, kind, labels)
     x0, path = sampling.sample(samplers.ddim(p), D, x, times, key)
     states = jnp.concatenate([x[None], path])
-    guesses = jax.lax.map(lambda now: D(*now), (states[:-1], times[:-1]))
-    return states, jnp.concatenate([guesses, x0[None]])
+    D_shown = denoiser.denoiser(model, p, kind, labels[:20])
+    guesses = jax.lax.map(lambda now: D_shown(*now), (states[:-1, :20], times[:-1]))
+    return states, jnp.concatenate([guesses, x0[None, :20]])
 
 
 noise = sampling.start_noise(p, jax.random.key(1), (200, 8, 8, 1))
@@ -119,8 +120,8 @@ for ax, part, title in zip(axes, (states, guesses), titles, strict=True):
 # %%
 train, test = data.load("digits"), data.load("digits", split="test")
 average = np.stack([train.x[train.labels == k].mean(axis=0) for k in range(10)])
-apart = np.sqrt(np.mean((guesses[0] - average[labels]) ** 2, axis=(1, 2, 3)))  # of each picture
-gap = max(apart[labels == k].mean() for k in range(10))  # of the worst digit
+apart = np.sqrt(np.mean((guesses[0] - average[labels[:20]]) ** 2, axis=(1, 2, 3)))
+gap = apart.max()  # of the worst of the 20 pictures above
 spread = np.sqrt(np.mean((train.x - average[train.labels]) ** 2))
 print(f"distance from the average digits: first guesses at most {gap:.2f}, real {spread:.2f}")
 
@@ -573,7 +574,7 @@ assert len(passed_traces) == 1
 # reuse its memory and train faster.)
 
 # %%
-width = 1500 if course.profile.name == "cpu" else 8000
+width = 1000 if course.profile.name == "cpu" else 8000
 a = jax.random.normal(jax.random.key(3), (width, width))
 product = jax.jit(lambda a: a @ a)
 jax.block_until_ready(product(a))  # the first call compiles; never time that one
@@ -666,6 +667,7 @@ assert jnp.array_equal(line.at[99].set(9.0), line)
 
 
 # %%
+@cache  # once for each structure and rate
 def make_step(graph, rate):
     """Compiles one step of gradient descent on the mean squared error."""
 
@@ -771,12 +773,12 @@ class Broken(nnx.Module):  # A
 
 
 # %%
-clean = data.load("toy2d", kind="two_moons", n=4000).x
+clean = data.load("toy2d", kind="two_moons", n=1000).x
 noisy = clean + 0.3 * np.random.default_rng(0).standard_normal(clean.shape).astype(np.float32)
 
 
 def train_on_moons(model, steps):
-    """Gradient descent on 4,000 points: the parameters before and after, and the losses."""
+    """Gradient descent on 1,000 points: the parameters before and after, and the losses."""
     graph, params = nnx.split(model, nnx.Param)
     before, losses = jax.tree.map(jnp.copy, params), []
     params = jax.tree.map(jnp.copy, params)  # the step may have these
@@ -795,9 +797,9 @@ ax.set_ylim(0, None)
 print("last loss:", {name: round(float(loss[-1]), 4) for name, loss in losses.items()})
 
 # %% [markdown]
-# The loss hardly shows the bug. A's middle layer is a fixed random mixture, and the two layers around
-# it learn to work with it. You find the bug when you look at the parameters that NNX knows, one by
-# one.
+# The loss hardly shows the bug, and it does not with two other seeds. A's middle layer is a fixed random
+# mixture, and the two layers around it learn to work with it. You find the bug when you look at the
+# parameters that NNX knows, one by one.
 
 
 # %%
@@ -837,7 +839,12 @@ print(f"expected {expected}, B trains {counts['B']}, A trains {counts['A']}")
 # @title Checked: A trains 7 % of the parameters, and its loss is at most 10 % higher
 assert counts["B"] == expected
 assert counts["A"] == expected - (w * w + w) < 0.08 * expected  # 93 % are missing
-assert losses["A"][-1] < 1.1 * losses["B"][-1]  # and the loss is at most 10 % higher
+# The loss is at most 10 % higher, also for two other seeds.
+last_losses = [(losses["A"][-1], losses["B"][-1])]
+for seed in (1, 2):
+    pair = (Broken(64, rngs=nnx.Rngs(seed)), Fixed(64, rngs=nnx.Rngs(seed)))
+    last_losses.append([train_on_moons(model, 300)[2][-1] for model in pair])
+assert all(a < 1.1 * b for a, b in last_losses)
 
 assert len(sizes["B"]) == 6 and min(sizes["B"].values()) > 0  # every parameter has a gradient
 for name, steps, arrays in (("A", 5, 4), ("B", 1, 6)):
