@@ -101,6 +101,7 @@ WARM = f"warm = {chapters.read().chapters[3].warm:g}"
         ('number = "26"', 'number = "27"', "numbered 00, 01, … without a gap"),
         ('file = "03_ddpm"', 'file = "03-ddpm"', "chapter 03: file must be NN_name"),
         ('file = "03_ddpm"\n', "", "chapter 03: warm needs a file"),
+        ('file = "clinic"', 'file = "27_clinic"', "chapter clinic: file must be clinic, got"),
         (WARM, "warm = 0", "chapter 03: warm must be a number of seconds above 0, got 0"),
         (WARM, 'warm = "74"', "chapter 03: warm must be a number of seconds above 0"),
         (WARM, "hot = 74", "chapter 03: keys must be of number, .*; got 'hot'"),

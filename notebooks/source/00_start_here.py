@@ -257,7 +257,7 @@ assert largest < 0.02
 # | 24 | 3-D, sound, molecules | an object that appears from 2-D scores |
 # | 25 | From notebook to product | quality against bytes and milliseconds |
 # | 26 | Capstone | the leaderboard at 1, 2, 4 and 8 evaluations |
-# | clinic | The broken-sampler clinic | fourteen patients, a diagnosis for each |
+# | clinic | [The broken-sampler clinic](clinic.ipynb) | eighteen patients, a diagnosis for each, and the cure |
 #
 # <!-- Here ends what is made from notebooks/chapters.toml. -->
 
