@@ -1,4 +1,4 @@
-"""What LLVM's level of optimisation costs to compile, and buys: 2, as `setup` has it, against 3.
+"""What LLVM's level of optimisation costs to compile, and buys: 2 against XLA's default, 3.
 
     python benchmarks/compile_level.py [--rounds 5] [--json PATH]
 

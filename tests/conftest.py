@@ -19,7 +19,6 @@ import turns
 from browser import lab  # noqa: F401 (a fixture, for test_browser.py)
 
 from diffusion_course import paths
-from diffusion_course.notebook.setup import COMPILE_LEVEL
 
 LONG = 8  # seconds of a file, in the committed profile
 # Variables of the course, and of the make around the tests, which a make that a test starts reads.
@@ -34,7 +33,6 @@ MOST_MEGABYTES = 1500  # of a worker, before it lets go of compiled programs
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(paths.cache_dir() / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ.setdefault("XLA_FLAGS", COMPILE_LEVEL)  # as in every notebook
 
 
 @pytest.fixture(scope="module")

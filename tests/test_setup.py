@@ -123,21 +123,6 @@ def test_quiet_prints_nothing(capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    "given, wanted",
-    [
-        (None, "--xla_backend_optimization_level=2"),
-        ("--xla_cpu_ftz=true", "--xla_cpu_ftz=true --xla_backend_optimization_level=2"),
-        ("--xla_backend_optimization_level=3", "--xla_backend_optimization_level=3"),
-    ],
-)
-def test_programs_are_compiled_quickly_unless_the_reader_says_otherwise(monkeypatch, given, wanted):
-    monkeypatch.setenv("XLA_FLAGS", given or "")
-    for _ in range(2):
-        setup.setup("cpu", quiet=True)
-        assert os.environ["XLA_FLAGS"] == wanted
-
-
 def test_the_cache_is_switched_on_and_off(own_cache, monkeypatch):
     setup.setup(quiet=True)
     assert jax.config.jax_compilation_cache_dir == str(own_cache / "jax")

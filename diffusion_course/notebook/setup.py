@@ -50,9 +50,6 @@ PROFILES = {
 }
 
 
-COMPILE_LEVEL = "--xla_backend_optimization_level=2"
-
-
 @dataclass(frozen=True)
 class Course:
     """What `setup` found and chose. ``devices`` are JAX's."""
@@ -88,7 +85,6 @@ def setup(
       RuntimeError: JAX has started already with any other number of devices.
     """
     chosen = choose_profile(profile)  # before JAX starts, so that a typing error shows at once
-    _compile_quickly()
     import jax
 
     if wait:
@@ -105,17 +101,6 @@ def setup(
     if not quiet:
         print(report(course, folder))
     return course
-
-
-def _compile_quickly() -> None:
-    """Has LLVM optimise at level 2 and not 3, unless XLA_FLAGS says otherwise.
-
-    Networks train, sample and compile as fast with it, and normal random numbers are compiled in a
-    third of the time (benchmarks/compile_level.py). XLA reads it when JAX starts.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if COMPILE_LEVEL.partition("=")[0] not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {COMPILE_LEVEL}".strip()
 
 
 def _simulate(devices: int) -> None:
