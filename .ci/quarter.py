@@ -5,6 +5,7 @@ place of the number: the quarter that the commit stands for. Every commit has on
 turns. With "all": the notebooks of every chapter.
 
 python .ci/quarter.py 2 --every-chapter    every chapter, the quarter's exercises and masters
+python .ci/quarter.py all --without 2      all but this quarter
 """
 
 import argparse
@@ -66,14 +67,15 @@ def chosen(quarter: str) -> set[str] | None:
     return None if wanted is None else set(quarters()[wanted])
 
 
-def notebooks(quarter: str, every_chapter: bool = False) -> list[str]:
+def notebooks(quarter: str, every_chapter: bool = False, without: str | None = None) -> list[str]:
     """Paths of chapters, masters and exercises, from the course's folder."""
-    wanted = chosen(quarter)
+    wanted, unwanted = chosen(quarter), (chosen(without) or set()) if without else set()
     return [
         path.relative_to(COURSE).as_posix()
         for folder in ("notebooks", "solutions", "exercises")
         for path in paths.chapters(COURSE / folder)
-        if wanted is None or path.stem in wanted or (every_chapter and folder == "notebooks")
+        if path.stem not in unwanted
+        and (wanted is None or path.stem in wanted or (every_chapter and folder == "notebooks"))
     ]
 
 
@@ -81,8 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("quarter", nargs="?", default="all", help="0, 1, 2, 3, commit or all")
     parser.add_argument("--every-chapter", action="store_true")
+    parser.add_argument("--without", metavar="QUARTER", help="leave out this one")
     given = parser.parse_args()
-    print(*notebooks(given.quarter, given.every_chapter))
+    print(*notebooks(given.quarter, given.every_chapter, given.without))
 
 
 if __name__ == "__main__":

@@ -556,7 +556,7 @@ def test_make_test_runs_linter_then_notebooks_then_unit_tests(copy):
         "ruff check",
         "ruff format --check",
         "--nbval-lax",
-        "quarter.py commit --every-chapter)",
+        "quarter.py commit --every-chapter )",
         "pytest tests",
         "--quarter commit",
     ]

@@ -74,6 +74,15 @@ def test_make_test_runs_every_chapter_and_the_rest_in_turn():
     assert set(part) < set(found) < set(every)
 
 
+def test_a_quarter_is_left_out_where_it_runs_with_other_versions():
+    every, part = quarter("all").stdout.split(), quarter("2").stdout.split()
+    left = quarter("2", "--every-chapter", "--without", "2").stdout.split()
+    assert sorted(left) == sorted(
+        name for name in every if name.startswith("notebooks/") and name not in part
+    )
+    assert quarter("all", "--without", "5").returncode == 1
+
+
 @pytest.mark.parametrize("wanted, chapters", [("1", "some"), ("all", "all")])
 def test_the_browser_moves_the_explorers_whose_turn_it_is(wanted, chapters):
     command = [sys.executable, "-m", "pytest", "tests/test_browser.py", "--collect-only", "-q"]
