@@ -927,9 +927,7 @@ def road(left, right, name, eta):
 
 
 def frame(name, eta):
-    fig, (left, right) = plt.subplots(
-        1, 2, figsize=(8.5, 3.2), width_ratios=[1.5, 1], layout="none"
-    )
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.2), width_ratios=[3, 2], layout="none")
     fig.subplots_adjust(0.08, 0.17, 0.98, 0.91, wspace=0.12)
     road(left, right, name, eta)
     left.set(xlabel="time $t$", ylabel="$x_t$")
