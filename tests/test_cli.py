@@ -1,6 +1,7 @@
 """The command line, the doctor, running a chapter, and the Makefile."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -504,8 +505,13 @@ def copy(tmp_path):
 
 
 def make(folder, *arguments):
+    """`make` as a user starts it: these tests may themselves run under a `make` with variables of
+    its own (`.ci/run` calls `make test WITHOUT=commit`), which a second one would inherit."""
+    ours = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "PHASES"}
+    ours |= set(re.findall(r"^(\w+) +\?=", (COURSE / "Makefile").read_text("utf-8"), re.M))
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
+        env={name: value for name, value in os.environ.items() if name not in ours},
         cwd=folder,
         capture_output=True,
         text=True,
