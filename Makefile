@@ -110,6 +110,8 @@ notebooks: $(DEV)
 	$(PY) notebooks/build.py
 	$(PY) notebooks/build.py --folder solutions
 	$(PY) -m diffusion_course assign
+	$(PY) notebooks/reading.py
+	$(PY) notebooks/ledger.py
 
 # The shell gets N, NAME and TITLE as they are, whatever characters they hold.
 chapter: export CHAPTER_N := $(value N)

@@ -1211,7 +1211,7 @@ assert all(0.6 < guess / error_n < 1.7 for guess, error_n in estimates.values())
 # - C. Lu, Y. Zhou, F. Bao, J. Chen, C. Li, J. Zhu. *DPM-Solver: A Fast ODE Solver for Diffusion
 #   Probabilistic Model Sampling in Around 10 Steps.* NeurIPS 2022 (2022a).
 #   [arXiv:2206.00927](https://arxiv.org/abs/2206.00927).
-# - The same. *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models.* 2022
+# - C. Lu et al. *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models.* 2022
 #   (2022b). [arXiv:2211.01095](https://arxiv.org/abs/2211.01095).
 # - L. Liu, Y. Ren, Z. Lin, Z. Zhao. *Pseudo Numerical Methods for Diffusion Models on Manifolds.*
 #   ICLR 2022. [arXiv:2202.09778](https://arxiv.org/abs/2202.09778).

@@ -1668,7 +1668,7 @@ assert relative_gap["(11), η = 1"][~early].max() < 0.05
 #   [arXiv:2011.13456](https://arxiv.org/abs/2011.13456).
 # - Y. Song, S. Ermon. *Generative Modeling by Estimating Gradients of the Data Distribution.* NeurIPS 2019.
 #   [arXiv:1907.05600](https://arxiv.org/abs/1907.05600). Annealed Langevin dynamics, NCSN.
-# - The same. *Improved Techniques for Training Score-Based Generative Models.* NeurIPS 2020.
+# - Y. Song, S. Ermon. *Improved Techniques for Training Score-Based Generative Models.* NeurIPS 2020.
 #   [arXiv:2006.09011](https://arxiv.org/abs/2006.09011).
 # - A. Hyvärinen. *Estimation of Non-Normalized Statistical Models by Score Matching.* Journal of Machine
 #   Learning Research 6, 2005.

@@ -1508,8 +1508,9 @@ assert judgements.power(needed[0.55], 0.55) >= 0.8 > judgements.power(needed[0.5
 # - T. Kynkäänniemi et al. *The Role of ImageNet Classes in Fréchet Inception Distance.* 2023.
 #   [arXiv:2203.06026](https://arxiv.org/abs/2203.06026). How far FID can be moved without better pictures.
 # - N. Carlini et al. *Extracting Training Data from Diffusion Models.* 2023.
-#   [arXiv:2301.13188](https://arxiv.org/abs/2301.13188). S. Bates et al. *Testing for Outliers with Conformal
-#   p-values.* 2023. [arXiv:2104.08279](https://arxiv.org/abs/2104.08279). The threshold of section 11.
+#   [arXiv:2301.13188](https://arxiv.org/abs/2301.13188).
+# - S. Bates et al. *Testing for Outliers with Conformal p-values.* 2023.
+#   [arXiv:2104.08279](https://arxiv.org/abs/2104.08279). The threshold of section 11.
 # - M. Kamb, S. Ganguli. *An analytic theory of creativity in convolutional diffusion models.* 2024.
 #   [arXiv:2412.20292](https://arxiv.org/abs/2412.20292).
 # - R. A. Bradley, M. E. Terry. *Rank analysis of incomplete block designs.* Biometrika 39, 1952.

@@ -1340,14 +1340,16 @@ assert kept["right"] > 0.97 and kept["forgotten"] > 0.9 and kept["× 0.18215"] <
 #   [arXiv:2112.10752](https://arxiv.org/abs/2112.10752).
 # - D. P. Kingma, M. Welling. *Auto-Encoding Variational Bayes.* 2014. [arXiv:1312.6114](https://arxiv.org/abs/1312.6114).
 # - A. van den Oord, O. Vinyals, K. Kavukcuoglu. *Neural Discrete Representation Learning.* 2017.
-#   [arXiv:1711.00937](https://arxiv.org/abs/1711.00937). Revived codes: P. Dhariwal et al. *Jukebox.* 2020.
-#   [arXiv:2005.00341](https://arxiv.org/abs/2005.00341).
+#   [arXiv:1711.00937](https://arxiv.org/abs/1711.00937).
+# - P. Dhariwal et al. *Jukebox.* 2020. [arXiv:2005.00341](https://arxiv.org/abs/2005.00341). Revived codes.
 # - J. Johnson, A. Alahi, L. Fei-Fei. *Perceptual Losses for Real-Time Style Transfer and Super-Resolution.* 2016.
-#   [arXiv:1603.08155](https://arxiv.org/abs/1603.08155). R. Zhang et al. *The Unreasonable Effectiveness of Deep
-#   Features as a Perceptual Metric.* 2018. [arXiv:1801.03924](https://arxiv.org/abs/1801.03924).
+#   [arXiv:1603.08155](https://arxiv.org/abs/1603.08155).
+# - R. Zhang et al. *The Unreasonable Effectiveness of Deep Features as a Perceptual Metric.* 2018.
+#   [arXiv:1801.03924](https://arxiv.org/abs/1801.03924).
 # - A. Vahdat, K. Kreis, J. Kautz. *Score-based Generative Modeling in Latent Space.* 2021.
-#   [arXiv:2106.05931](https://arxiv.org/abs/2106.05931). X. Leng et al. *REPA-E.* 2025.
-#   [arXiv:2504.10483](https://arxiv.org/abs/2504.10483). Both train jointly, and say why the naive way fails.
+#   [arXiv:2106.05931](https://arxiv.org/abs/2106.05931).
+# - X. Leng et al. *REPA-E.* 2025. [arXiv:2504.10483](https://arxiv.org/abs/2504.10483). It and the one before train
+#   jointly, and say why the naive way fails.
 
 # %% [markdown]
 # - E. Hoogeboom, J. Heek, T. Salimans. *simple diffusion.* 2023. [arXiv:2301.11093](https://arxiv.org/abs/2301.11093).

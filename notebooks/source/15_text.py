@@ -926,7 +926,8 @@ result = loop.fit(
 )  # fmt: skip
 heart_adapter = result.ema
 count = sum(a.size for a in jax.tree.leaves(nnx.split(heart_adapter)[1]))
-print(f"{count} numbers; loss of the first 20 steps {np.mean(result.history.loss[:20]):.4f}, "
+of_all = sum(a.size for a in jax.tree.leaves(nnx.split(model)[1]))
+print(f"{count} numbers of {of_all}; loss of the first 20 steps {np.mean(result.history.loss[:20]):.4f}, "
       f"of the last 20 {np.mean(result.history.loss[-20:]):.4f}")  # fmt: skip
 
 # %%

@@ -1488,8 +1488,9 @@ assert wider > 1.1 and abs(wrongly - 1.34) < 0.1
 # - K. Frans, D. Hafner, S. Levine, P. Abbeel. *One Step Diffusion via Shortcut Models.* ICLR 2025.
 #   [arXiv:2410.12557](https://arxiv.org/abs/2410.12557).
 # - T. Yin et al. *One-step Diffusion with Distribution Matching Distillation.* CVPR 2024.
-#   [arXiv:2311.18828](https://arxiv.org/abs/2311.18828). Its successor (2024b): *Improved Distribution Matching
-#   Distillation for Fast Image Synthesis.* [arXiv:2405.14867](https://arxiv.org/abs/2405.14867).
+#   [arXiv:2311.18828](https://arxiv.org/abs/2311.18828).
+# - T. Yin et al. *Improved Distribution Matching Distillation for Fast Image Synthesis.* 2024 (2024b).
+#   [arXiv:2405.14867](https://arxiv.org/abs/2405.14867).
 # - C. Meng et al. *On Distillation of Guided Diffusion Models.* CVPR 2023.
 #   [arXiv:2210.03142](https://arxiv.org/abs/2210.03142).
 # - S. Luo, Y. Tan, L. Huang, J. Li, H. Zhao. *Latent Consistency Models.* 2023.
