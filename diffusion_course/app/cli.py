@@ -160,6 +160,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("report", report, "Sum a class up: exercises, diagnoses, who needs help.")
     sub.add_argument("grades", metavar="grades.csv", help="what grade wrote")
+    sub.add_argument("--before", metavar="earlier.csv", help="show how the class has moved since")
     return top
 
 
@@ -379,7 +380,7 @@ def _grade(arguments, folder: Path, out: Path, notes, limits, walled: bool) -> i
             bar.update(done - bar.n)
 
         graded = batch.grade(folder, notes, settings, progress)
-    for path in results.write(out, graded.rows, settings.seed):
+    for path in results.write(out, graded.rows, settings.seed, _titles()):
         print(f"wrote {path}")
     if graded.failed:
         names = ", ".join(graded.failed)
@@ -444,24 +445,41 @@ def _sandbox(limits, allow_without: bool) -> bool:
     return False
 
 
-def report(arguments: argparse.Namespace) -> int:
-    """Print a class's overview, and write it as PNG and HTML beside the grades."""
-    from diffusion_course.grading import overview, results
+def _titles() -> dict[str, str]:
+    """Exercise -> its title."""
+    from diffusion_course.grading import answers
 
-    path = Path(arguments.grades)
+    return {each.id: each.title for group in answers.chapters().values() for each in group}
+
+
+def _grades(path: Path) -> list:
+    """The rows of a table of grades that a user has named."""
+    from diffusion_course.grading import results
+
     try:
-        view = overview.overview(results.read_csv(path))
+        return results.read_csv(path)
     except OSError as error:
         raise runner.Mistake(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise runner.Mistake(str(error)) from None
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Print a class's overview, and write it as PNG and HTML beside the grades."""
+    from diffusion_course.grading import class_page, overview, results
+
+    path = Path(arguments.grades)
+    rows = _grades(path)
+    view = overview.overview(rows)
+    moved = overview.movement(_grades(Path(arguments.before)), rows) if arguments.before else None
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # any name, on any terminal
     print(overview.text(view))
     picture, page = path.with_suffix(".png"), path.with_suffix(".html")
     figure = overview.figure(view)
     files.write(picture, lambda file: figure.savefig(file, dpi=100, format="png"))
-    files.write(page, overview.page(view).encode("utf-8", "backslashreplace"))
+    made = class_page.page(view, _titles(), results.feedback_pages(path), moved)
+    files.write(page, made.encode("utf-8", "backslashreplace"))
     print(f"wrote {picture} and {page}")
     return 0
 
