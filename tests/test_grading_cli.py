@@ -42,6 +42,8 @@ def test_a_folder_is_graded_and_reported(submissions, tmp_path, capsys):
     assert points == {"ada": automatic, "ben": 0}
     assert len(list((tmp_path / "grades_feedback").glob("*.html"))) == 2
     assert not list(tmp_path.glob("*.unfinished"))
+    waiting = (tmp_path / "grades_by_hand.csv").read_text()
+    assert waiting.count("ada,01.") == 1 and "ben" not in waiting
 
     assert run("report", out) == 0
     said = capsys.readouterr().out

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -105,6 +105,21 @@ def read_csv(path: Path) -> list[Row]:
     Returns: its rows.
     Raises: OSError; ValueError if it is something else; the text names the line.
     """
+    rows = []
+    for place, line, comma in read_table(path, COLUMNS):
+        try:
+            rows.append(_row(line, comma))
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {place}: {error}") from None
+    return rows
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str], bool]]:
+    """The lines of a CSV file with these columns, also as a spreadsheet has saved it.
+
+    Yields: the number of each line, its cells, and whether numbers may have a comma.
+    Raises: OSError; ValueError if it is something else.
+    """
     text = _text(path)
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
@@ -112,17 +127,14 @@ def read_csv(path: Path) -> list[Row]:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     except csv.Error as error:
         raise ValueError(f"{path.name} must be a CSV file: {error}") from None
-    if not lines or tuple(lines[0]) != COLUMNS:
-        raise ValueError(f"{path.name} must have the columns {', '.join(COLUMNS)}")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
+    if not lines or tuple(lines[0]) != columns:
+        raise ValueError(f"{path.name} must have the columns {', '.join(columns)}")
+    for place, line in enumerate(lines[1:], start=2):
         if not any(line):
             continue  # spreadsheets leave empty rows behind
-        try:
-            rows.append(_row(line, comma=separator != ","))
-        except ValueError as error:
-            raise ValueError(f"{path.name}, line {number}: {error}") from None
-    return rows
+        if len(line) != len(columns):
+            raise ValueError(f"{path.name}, line {place}: not a row of grades: {len(line)} columns")
+        yield place, line, separator != ","
 
 
 def _cell(value) -> object:
@@ -144,10 +156,8 @@ def _text(path: Path) -> str:
 
 
 def _row(line: list[str], comma: bool) -> Row:
-    if len(line) != len(COLUMNS):
-        raise ValueError(f"not a row of grades: {len(line)} columns")
     row = Row(*line)
-    points, out_of = (_number(v, comma) for v in (row.points, row.out_of))
+    points, out_of = (number(v, comma) for v in (row.points, row.out_of))
     if row.exercise and out_of is None:
         raise ValueError("not a row of grades: out_of is empty")
     exercise = row.exercise.strip()
@@ -161,7 +171,7 @@ def _row(line: list[str], comma: bool) -> Row:
     return Row(row.student, exercise, points, out_of, *line[4:])
 
 
-def _number(text: str, comma: bool) -> float | None:
+def number(text: str, comma: bool) -> float | None:
     """A number of points; in most of Europe it has a comma, and columns have semicolons."""
     text = text.strip()
     if not text:
@@ -221,6 +231,16 @@ def _table_row(row: Row, titles: Mapping[str, str]) -> list[str]:
     )
     outcome = "by hand" if row.status == "manual" else markup.escape(row.status)
     return [f"<b>{name}</b> {title}", outcome, points, message]
+
+
+def refresh(out: Path, rows: Sequence[Row], titles: Mapping[str, str]) -> None:
+    """Writes the feedback pages that are there anew, with points that were entered since."""
+    mine = defaultdict(list)
+    for row in rows:
+        mine[row.student].append(row)
+    for student, link in feedback_pages(out).items():
+        if student in mine:
+            files.write(out.parent / link, _utf8(page(student, mine[student], titles)))
 
 
 def feedback_pages(out: Path) -> dict[str, str]:
