@@ -42,12 +42,20 @@ def test_a_folder_is_graded_and_reported(submissions, tmp_path, capsys):
     assert points == {"ada": automatic, "ben": 0}
     assert len(list((tmp_path / "grades_feedback").glob("*.html"))) == 2
     assert not list(tmp_path.glob("*.unfinished"))
+    waiting = (tmp_path / "grades_by_hand.csv").read_text()
+    assert waiting.count("ada,01.") == 1 and "ben" not in waiting
 
     assert run("report", out) == 0
     said = capsys.readouterr().out
     assert f"below half of the points: ben (0 of {automatic + 2})" in said
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "<img" in out.with_suffix(".html").read_text()
+    page = out.with_suffix(".html").read_text()
+    assert "One step of noise" in page and "grades_feedback/ada-" in page
+    feedback = next((tmp_path / "grades_feedback").glob("ben-*.html")).read_text()
+    assert "One step of noise" in feedback
+
+    assert run("report", out, "--before", out) == 0
+    assert "moved" in out.with_suffix(".html").read_text()
 
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import examples
 
-from diffusion_course.grading import overview, results
+from diffusion_course.grading import class_page, overview, results
 from diffusion_course.grading.exercise import Exercise, Part
 from diffusion_course.grading.inputs import GaussianDenoiser
 from diffusion_course.grading.judging import judge
@@ -328,6 +328,8 @@ class Elements(html.parser.HTMLParser):
 def test_a_page_tells_points_outcomes_and_what_is_left_to_grade():
     text = Elements(results.page("anna", ROWS[:3])).text
     assert "3 of 10 points. 1 written answer is still to be graded by hand." in text
+    titled = Elements(results.page("anna", ROWS[:3], {"01.2": "The table"})).text
+    assert "The table" in titled and "The table" not in text
     for part in ("anna", "01.2", "0 / 3", "the sign is wrong everywhere", " / 4", "isn't"):
         assert part in text
     assert "by hand" not in results.page("anna", ROWS[:2])
@@ -376,7 +378,8 @@ def grades():
         ("cleo", 0, 0, None, f"{sign} (called with [7], 0.25)"),
         ("dora", 2, 2, None, flip),
     ]:
-        rows.append(row(student, "01.1", first, 2, "x", "" if first else "not attempted yet"))
+        none = ("x", "") if first else ("not attempted", "not attempted yet")
+        rows.append(row(student, "01.1", first, 2, *none))
         rows.append(row(student, "01.2", second, 4, "x", message))
         rows.append(row(student, "01.3", by_hand, 3, "manual", "words words"))
     return [*rows, row("emil", "", None, None, "unreadable", "not JSON", "emil.ipynb")]
@@ -392,9 +395,11 @@ def test_means_and_counts_of_the_exercises():
 
 def test_the_most_common_diagnosis_counts_whatever_the_inputs_were():
     one, two, three = overview.overview(grades()).exercises
-    assert one.diagnosis == ("not attempted yet", 1)
+    assert one.diagnosis == ("", 0) and one.untouched == 1
     assert two.diagnosis == ("the sign is wrong everywhere", 2)
     assert three.diagnosis == ("", 0)  # an answer in words is no diagnosis
+    (by_hand,) = overview.overview([row(points=1, status="manual", message="words")]).exercises
+    assert (by_hand.diagnoses, by_hand.partly) == ((), 1)
 
 
 def test_diagnoses_of_the_judge_are_equal_for_functions_with_other_settings():
@@ -431,7 +436,7 @@ def test_the_overview_of_a_table_that_was_read_is_the_same(tmp_path):
 def test_the_text_says_it_all():
     lines = overview.text(overview.overview(grades())).splitlines()
     said = [" ".join(line.split()) for line in lines]
-    assert said[1] == "01.1 1.5 of 2 3 of 4 1 × not attempted yet"
+    assert said[1] == "01.1 1.5 of 2 3 of 4"
     assert said[2] == "01.2 1.8 of 4 1 of 4 2 × the sign is wrong everywhere"
     assert "below half of the points: cleo (0 of 6)" in lines
     assert "not graded: emil emil.ipynb: not JSON" in lines
@@ -471,14 +476,79 @@ def test_students_whose_names_begin_alike_have_their_own_bars():
 @pytest.mark.parametrize("name", ["$\\frac$", "$x^$", "a$b$c{", SCRIPT, "%s{0}", "", "𝔘"])
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
 def test_any_name_may_be_drawn_and_none_is_markup(name):
-    rows = [row(name, message=SCRIPT), row(name, "", None, None, "unreadable", SCRIPT, SCRIPT)]
-    found = Elements(overview.page(overview.overview(rows)))
-    assert [tag for tag, *_ in found.tags] == ["html", "meta", "title", "img", "pre"]
-    assert name in found.text and SCRIPT in found.text
+    def made(student, message, title):
+        rows = [row(student, message=message), row(student, "", None, None, "x", message, message)]
+        view, moved = overview.overview(rows), overview.movement(rows, rows)
+        overview.figure(view)
+        return Elements(class_page.page(view, {"01.1": title}, {student: f"f/{student}"}, moved))
+
+    found, plain = made(name, SCRIPT, SCRIPT), made("anna", "wrong", "a title")
+    assert [tag for tag, *_ in found.tags] == [tag for tag, *_ in plain.tags]
+    assert name in found.text and found.text.count(SCRIPT) >= 4
+    assert ("a", ("href", f"f/{name}")) in found.tags
+
+
+def words(page):
+    return " ".join(Elements(page).text.split())
+
+
+def class_of(rows, titles=None, pages=None, before=None):
+    moved = overview.movement(before, rows) if before is not None else None
+    return class_page.page(overview.overview(rows), titles or {}, pages or {}, moved)
+
+
+def test_the_page_shows_how_the_points_are_spread():
+    said = words(class_of(grades(), {"01.2": "The table"}))
+    assert "5 students 59% of all points 1 below half 3 answers to grade by hand" in said
+    assert "01.1 3 all points, 1 nothing handed in 1.5 of 2" in said.replace("  ", " ")
+    assert "01.2 The table 1 all points, 2 some points, 1 no points 1.8 of 4" in said
+    bars = [tag for tag in Elements(class_of(grades())).tags if tag[0] == "i"]
+    assert [dict(tag[1:]) for tag in bars[2:5]] == [
+        {"class": "right", "style": "width:25%"},
+        {"class": "partly", "style": "width:50%"},
+        {"class": "wrong", "style": "width:25%"},
+    ]
+
+
+def test_the_page_lists_diagnoses_by_frequency_and_where_to_read_again():
+    said = words(class_of(grades()))
+    most, then = said.index("2 × the sign is wrong everywhere"), said.index("1 × the order is")
+    assert most < then and "read again: chapter 01" in said[most:then]
+
+
+def test_every_student_leads_to_the_feedback_page(tmp_path):
+    rows = [*grades(), row('<b> "&', points=1)]
+    out, _, folder = written(tmp_path, rows)
+    pages = results.feedback_pages(out)
+    assert set(pages) == {r.student for r in rows}
+    assert all((tmp_path / link).is_file() for link in pages.values())
+    links = [dict(tag[1:])["href"] for tag in Elements(class_of(rows, pages=pages)).tags
+             if tag[0] == "a"]  # fmt: skip
+    assert sorted(links) == sorted(pages.values())
+    (folder / "notes.html").write_text("<title>zoe</title>")  # somebody's own
+    assert "zoe" not in results.feedback_pages(out)
+
+
+def test_how_a_class_moved_is_over_what_both_hand_ins_have():
+    before = [row("anna", "01.1", 1, 2), row("bert", "01.1", 2, 2), row("gone", "01.1", 2, 2),
+              row("anna", "01.2", 1, 4), row("anna", "01.3", None, 3)]  # fmt: skip
+    moved = overview.movement(before, grades())
+    assert moved.exercises == {"01.1": (0.75, 1.0), "01.2": (0.25, 1.0)}
+    assert moved.students == {"anna": (2.0, 6.0), "bert": (2.0, 2.0)}
+    said = words(class_of(grades(), before=before))
+    assert "75% → 100%" in said and "anna" in said
+    assert "9 of 9 +4" in said and "3 of 6 +0" in said and "0 of 6 –" in said
+
+
+def test_pages_need_no_network_and_fit_a_phone(tmp_path):
+    for page in (class_of(grades()), results.page("anna", ROWS, {"01.1": "One step"})):
+        assert 'name="viewport" content="width=device-width' in page and "@media print" in page
+        assert not re.search(r"https?:|<script|<link|url\(", page)
+        assert not [tag for tag in Elements(page).tags if tag[0] in ("script", "link", "img")]
 
 
 def test_an_empty_class_has_an_overview():
     view = overview.overview([])
     assert view == overview.Overview((), (), ())
     assert "below half of the points: nobody" in overview.text(view)
-    assert "<img" in overview.page(view)
+    assert "0 students" in words(class_page.page(view, {}, {}))

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_course import __version__, files
+from diffusion_course import __version__, files, paths
 from diffusion_course.app import runner
 
 
@@ -160,6 +160,13 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("report", report, "Sum a class up: exercises, diagnoses, who needs help.")
     sub.add_argument("grades", metavar="grades.csv", help="what grade wrote")
+    sub.add_argument("--before", metavar="earlier.csv", help="show how the class has moved since")
+    sub.add_argument(
+        "--answers",
+        metavar="SUBMISSIONS",
+        help="write a page of the written answers beside their rubrics; points go into "
+        "grades_by_hand.csv, which grade and report read",
+    )
     return top
 
 
@@ -359,8 +366,9 @@ def grade(arguments: argparse.Namespace) -> int:
 def _grade(arguments, folder: Path, out: Path, notes, limits, walled: bool) -> int:
     from tqdm import tqdm
 
-    from diffusion_course.grading import batch, results
+    from diffusion_course.grading import batch, by_hand, results
 
+    entered = _read(by_hand.read, by_hand.entries_file(out))  # a mistake in it is told at once
     if notes.unread:
         print(f"{notes.path}: {notes.unread} lines cannot be read; what they held is graded again")
     settings = batch.Settings(
@@ -379,7 +387,13 @@ def _grade(arguments, folder: Path, out: Path, notes, limits, walled: bool) -> i
             bar.update(done - bar.n)
 
         graded = batch.grade(folder, notes, settings, progress)
-    for path in results.write(out, graded.rows, settings.seed):
+    entries = by_hand.extended(entered, graded.rows)
+    rows = by_hand.merged(graded.rows, entries)
+    written = [*results.write(out, rows, settings.seed, _titles())]
+    if entries != entered:
+        by_hand.write(by_hand.entries_file(out), entries)
+        written.append(by_hand.entries_file(out))
+    for path in written:
         print(f"wrote {path}")
     if graded.failed:
         names = ", ".join(graded.failed)
@@ -444,26 +458,61 @@ def _sandbox(limits, allow_without: bool) -> bool:
     return False
 
 
-def report(arguments: argparse.Namespace) -> int:
-    """Print a class's overview, and write it as PNG and HTML beside the grades."""
-    from diffusion_course.grading import overview, results
+def _titles() -> dict[str, str]:
+    """Exercise -> its title."""
+    from diffusion_course.grading import answers
 
-    path = Path(arguments.grades)
+    return {each.id: each.title for group in answers.chapters().values() for each in group}
+
+
+def _read(reader, path: Path) -> list:
+    """A table that a user has named or edited. Raises: runner.Mistake that says what is wrong."""
     try:
-        view = overview.overview(results.read_csv(path))
+        return reader(path)
     except OSError as error:
         raise runner.Mistake(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise runner.Mistake(str(error)) from None
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Print a class's overview, and write it as PNG and HTML beside the grades."""
+    from diffusion_course.grading import by_hand, class_page, overview, results
+
+    path, before = Path(arguments.grades), arguments.before
+    entries = _read(by_hand.read, by_hand.entries_file(path))
+    rows = by_hand.merged(_read(results.read_csv, path), entries)
+    view = overview.overview(rows)
+    moved = overview.movement(_read(results.read_csv, Path(before)), rows) if before else None
+    if arguments.answers:
+        _written_answers(Path(arguments.answers), path, entries, rows)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # any name, on any terminal
     print(overview.text(view))
     picture, page = path.with_suffix(".png"), path.with_suffix(".html")
     figure = overview.figure(view)
     files.write(picture, lambda file: figure.savefig(file, dpi=100, format="png"))
-    files.write(page, overview.page(view).encode("utf-8", "backslashreplace"))
+    results.refresh(path, rows, _titles())
+    made = class_page.page(view, _titles(), results.feedback_pages(path), moved)
+    files.write(page, made.encode("utf-8", "backslashreplace"))
     print(f"wrote {picture} and {page}")
     return 0
+
+
+def _written_answers(folder: Path, out: Path, entries: list, rows: list) -> None:
+    """Writes the page of written answers, and lines for those that nobody has entered."""
+    from diffusion_course.grading import answers, by_hand, submissions
+
+    if not folder.is_dir():
+        raise runner.Mistake(f"--answers {folder} is not a folder; name the one with submissions")
+    found, _ = submissions.collect(folder, answers.chapters())
+    asked = by_hand.questions(found, answers.chapters(), by_hand.rubrics(paths.source_tree()))
+    all_entries = by_hand.extended(entries, rows)
+    if all_entries != entries:
+        by_hand.write(by_hand.entries_file(out), all_entries)
+    page = by_hand.page(asked, all_entries, by_hand.entries_file(out).name)
+    files.write(by_hand.page_file(out), page.encode("utf-8", "backslashreplace"))
+    print(f"wrote {by_hand.page_file(out)}; enter points in {by_hand.entries_file(out)}")
 
 
 def _need(module: str, remedy: str) -> None:

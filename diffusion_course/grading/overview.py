@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from diffusion_course.grading.exercise import CALLED
 from diffusion_course.grading.row import Row
 
 NEEDS_HELP = 0.5  # below this share of the points
+UNTOUCHED = {"not attempted", "missing"}  # outcomes of who has handed in nothing for it
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Summary:
       mean: of the points of those that are graded; None if none is.
       out_of: points that there are.
       graded: how many students.
-      right: how many of them earned every point.
-      diagnosis: the most common message, and how many got it; ("", 0) if there is none.
+      right, partly, untouched: how many of them earned every point, some of the points, and
+        handed in nothing for it; the rest tried and earned none.
+      diagnoses: what was wrong with an answer, and how many got this message, the most common
+        first. A written answer is no diagnosis, nor is that there is none.
     """
 
     exercise: str
@@ -33,7 +35,19 @@ class Summary:
     out_of: float
     graded: int
     right: int
-    diagnosis: tuple[str, int]
+    partly: int
+    untouched: int
+    diagnoses: tuple[tuple[str, int], ...]
+
+    @property
+    def wrong(self) -> int:
+        """How many tried and earned no point."""
+        return self.graded - self.right - self.partly - self.untouched
+
+    @property
+    def diagnosis(self) -> tuple[str, int]:
+        """The most common message, and how many got it; ("", 0) if there is none."""
+        return self.diagnoses[0] if self.diagnoses else ("", 0)
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,13 @@ class Overview:
       exercises: a `Summary` of each, in order.
       students: (student, points, out of) of what is graded, weakest first.
       problems: (student, file, message) of what could not be graded.
+      waiting: how many written answers have no points yet.
     """
 
     exercises: tuple[Summary, ...]
     students: tuple[tuple[str, float, float], ...]
     problems: tuple[tuple[str, str, str], ...]
+    waiting: int = 0
 
     @property
     def need_help(self) -> list[tuple[str, float, float]]:
@@ -74,6 +90,7 @@ def overview(rows: Sequence[Row]) -> Overview:
         tuple(_summary(e, by_exercise[e]) for e in sorted(by_exercise)),
         tuple(students),
         tuple((r.student, r.file, r.message) for r in rows if not r.exercise),
+        sum(r.status == "manual" and r.points is None for r in rows),
     )
 
 
@@ -83,15 +100,47 @@ def _summary(exercise: str, rows: list[Row]) -> Summary:
     said = Counter(
         row.message.partition(CALLED)[0]
         for row in graded
-        if row.message and row.points < row.out_of
+        if row.message and row.points < row.out_of and row.status not in {"manual"} | UNTOUCHED
     )
     return Summary(
         exercise,
         sum(row.points for row in graded) / len(graded) if graded else None,
         rows[0].out_of,
         len(graded),
-        sum(row.points == row.out_of for row in graded),
-        said.most_common(1)[0] if said else ("", 0),
+        right=sum(row.points == row.out_of for row in graded),
+        partly=sum(0 < row.points < row.out_of for row in graded),
+        untouched=sum(row.status in UNTOUCHED and not row.points for row in graded),
+        diagnoses=tuple(said.most_common()),
+    )
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How a class moved between two hand-ins, over what was graded in both.
+
+    Attributes:
+      exercises: exercise -> mean share of the points before, and after.
+      students: student -> points before, and after.
+    """
+
+    exercises: dict[str, tuple[float, float]]
+    students: dict[str, tuple[float, float]]
+
+
+def movement(before: Sequence[Row], after: Sequence[Row]) -> Movement:
+    """Compares two tables of grades, student by student and exercise by exercise."""
+    old, new = (
+        {(r.student, r.exercise): r for r in rows if r.exercise and r.points is not None}
+        for rows in (before, after)
+    )
+    exercises, students = defaultdict(list), defaultdict(list)
+    for key in old.keys() & new.keys():
+        pair = np.array([old[key].points, new[key].points], float)
+        students[key[0]].append(pair)
+        exercises[key[1]].append(pair / [old[key].out_of, new[key].out_of])
+    return Movement(
+        {name: tuple(np.mean(pairs, axis=0).tolist()) for name, pairs in exercises.items()},
+        {name: tuple(np.sum(pairs, axis=0).tolist()) for name, pairs in students.items()},
     )
 
 
@@ -139,15 +188,3 @@ def figure(view: Overview):
         ax.invert_yaxis()
         ax.spines[["top", "right"]].set_visible(False)
     return fig
-
-
-def page(view: Overview) -> str:
-    """The overview as one HTML file, its figure inside. Everything from students is escaped."""
-    picture = io.BytesIO()
-    figure(view).savefig(picture, format="png", dpi=100)
-    image = base64.b64encode(picture.getvalue()).decode()
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Grades</title>\n'
-        f'<img alt="points per exercise and student" src="data:image/png;base64,{image}">\n'
-        f"<pre>{html.escape(text(view))}</pre></html>\n"
-    )

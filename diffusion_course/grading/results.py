@@ -12,23 +12,19 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from diffusion_course import files
+from diffusion_course.grading import markup
 from diffusion_course.grading import text as texts
+from diffusion_course.grading.exercise import CALLED
 from diffusion_course.grading.row import Row
 
 COLUMNS = tuple(field.name for field in fields(Row))
 # As `page_name` makes them, also before it made them longer.
 _PAGE = re.compile(r"[A-Za-z0-9_-]*-[0-9a-f]{6,16}\.html")
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .4rem .6rem }
-td { border-top: 1px solid #ccc; vertical-align: top }
-.points { text-align: right; white-space: nowrap }
-"""
 
 
 def require(out: Path) -> None:
@@ -49,7 +45,9 @@ def require(out: Path) -> None:
         raise ValueError(f"{pages} is somebody else's: give another --out")
 
 
-def write(out: Path, rows: Sequence[Row], secret: str) -> tuple[Path, Path, Path]:
+def write(
+    out: Path, rows: Sequence[Row], secret: str, titles: Mapping[str, str] | None = None
+) -> tuple[Path, Path, Path]:
     """Writes OUT, its .json twin and a folder of feedback pages.
 
     Files are replaced as a whole, so that a reader never meets half of one.
@@ -58,6 +56,7 @@ def write(out: Path, rows: Sequence[Row], secret: str) -> tuple[Path, Path, Path
       out: path of the CSV file.
       rows: of all students.
       secret: from which the names of the pages are made, so that nobody can guess them.
+      titles: of the exercises, for the pages.
 
     Returns: the three paths.
     Raises: ValueError as `require` does.
@@ -75,7 +74,7 @@ def write(out: Path, rows: Sequence[Row], secret: str) -> tuple[Path, Path, Path
         if path not in wanted and _PAGE.fullmatch(path.name):
             path.unlink()  # of an earlier run
     for path, mine in wanted.items():
-        files.write(path, _utf8(page(mine[0].student, mine)))
+        files.write(path, _utf8(page(mine[0].student, mine, titles)))
     return out, twin, pages
 
 
@@ -106,6 +105,21 @@ def read_csv(path: Path) -> list[Row]:
     Returns: its rows.
     Raises: OSError; ValueError if it is something else; the text names the line.
     """
+    rows = []
+    for place, line, comma in read_table(path, COLUMNS):
+        try:
+            rows.append(_row(line, comma))
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {place}: {error}") from None
+    return rows
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str], bool]]:
+    """The lines of a CSV file with these columns, also as a spreadsheet has saved it.
+
+    Yields: the number of each line, its cells, and whether numbers may have a comma.
+    Raises: OSError; ValueError if it is something else.
+    """
     text = _text(path)
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
@@ -113,17 +127,14 @@ def read_csv(path: Path) -> list[Row]:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     except csv.Error as error:
         raise ValueError(f"{path.name} must be a CSV file: {error}") from None
-    if not lines or tuple(lines[0]) != COLUMNS:
-        raise ValueError(f"{path.name} must have the columns {', '.join(COLUMNS)}")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
+    if not lines or tuple(lines[0]) != columns:
+        raise ValueError(f"{path.name} must have the columns {', '.join(columns)}")
+    for place, line in enumerate(lines[1:], start=2):
         if not any(line):
             continue  # spreadsheets leave empty rows behind
-        try:
-            rows.append(_row(line, comma=separator != ","))
-        except ValueError as error:
-            raise ValueError(f"{path.name}, line {number}: {error}") from None
-    return rows
+        if len(line) != len(columns):
+            raise ValueError(f"{path.name}, line {place}: not a row of grades: {len(line)} columns")
+        yield place, line, separator != ","
 
 
 def _cell(value) -> object:
@@ -145,10 +156,8 @@ def _text(path: Path) -> str:
 
 
 def _row(line: list[str], comma: bool) -> Row:
-    if len(line) != len(COLUMNS):
-        raise ValueError(f"not a row of grades: {len(line)} columns")
     row = Row(*line)
-    points, out_of = (_number(v, comma) for v in (row.points, row.out_of))
+    points, out_of = (number(v, comma) for v in (row.points, row.out_of))
     if row.exercise and out_of is None:
         raise ValueError("not a row of grades: out_of is empty")
     exercise = row.exercise.strip()
@@ -162,7 +171,7 @@ def _row(line: list[str], comma: bool) -> Row:
     return Row(row.student, exercise, points, out_of, *line[4:])
 
 
-def _number(text: str, comma: bool) -> float | None:
+def number(text: str, comma: bool) -> float | None:
     """A number of points; in most of Europe it has a comma, and columns have semicolons."""
     text = text.strip()
     if not text:
@@ -190,30 +199,63 @@ def page_name(student: str, secret: str) -> str:
     return f"{plain}-{hmac.new(key, name, hashlib.sha256).hexdigest()[:16]}.html"
 
 
-def page(student: str, rows: Sequence[Row]) -> str:
-    """A student's feedback. Everything that came from the student is escaped."""
+def page(student: str, rows: Sequence[Row], titles: Mapping[str, str] | None = None) -> str:
+    """A student's feedback. Everything that came from the student is escaped.
+
+    Args:
+      student: whose.
+      rows: of this student.
+      titles: exercise -> its title, as far as they are known.
+    """
     earned = sum(row.points or 0 for row in rows)
     possible = sum(row.out_of or 0 for row in rows)
     waiting = sum(row.status == "manual" and row.points is None for row in rows)
     answers = "written answer is" if waiting == 1 else "written answers are"
     by_hand = f" {waiting} {answers} still to be graded by hand." if waiting else ""
-    table = "\n".join(_table_row(row) for row in rows)
-    name = html.escape(student)
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>\n'
-        f"<style>{_STYLE}</style>\n<h1>{name}</h1>\n"
-        f"<p>{earned:g} of {possible:g} points.{by_hand}</p>\n"
-        "<table><tr><th>Exercise<th>Outcome<th class=points>Points<th>What we saw</tr>\n"
-        f"{table}\n</table></html>\n"
+    columns = {"exercise": "text", "outcome": "", "points": "number", "what we saw": "text"}
+    lines = [_table_row(row, titles or {}) for row in rows]
+    return markup.document(
+        student,
+        f"<p>{earned:g} of {possible:g} points.{by_hand}</p>\n{markup.table(columns, lines)}",
     )
 
 
-def _table_row(row: Row) -> str:
+def _table_row(row: Row, titles: Mapping[str, str]) -> list[str]:
     points = "" if row.points is None else f"{row.points:g}"
     points += "" if row.out_of is None else f" / {row.out_of:g}"
-    values = [row.exercise or row.file, row.status, points, row.message]
-    exercise, status, points, message = map(html.escape, values)
-    return f"<tr><td>{exercise}<td>{status}<td class=points>{points}<td>{message}</tr>"
+    name = markup.escape(row.exercise or row.file)
+    title = markup.escape(titles.get(row.exercise, ""))
+    said, called, inputs = row.message.partition(CALLED)
+    message = markup.escape(said) + (
+        f"<br><small>{markup.escape(called + inputs)}</small>" if called else ""
+    )
+    outcome = "by hand" if row.status == "manual" else markup.escape(row.status)
+    return [f"<b>{name}</b> {title}", outcome, points, message]
+
+
+def refresh(out: Path, rows: Sequence[Row], titles: Mapping[str, str]) -> None:
+    """Writes the feedback pages that are there anew, with points that were entered since."""
+    mine = defaultdict(list)
+    for row in rows:
+        mine[row.student].append(row)
+    for student, link in feedback_pages(out).items():
+        if student in mine:
+            files.write(out.parent / link, _utf8(page(student, mine[student], titles)))
+
+
+def feedback_pages(out: Path) -> dict[str, str]:
+    """Student -> the feedback page, as a link from the CSV file's folder; read from the pages.
+
+    Args:
+      out: path of the CSV file.
+    """
+    folder = feedback_folder(out)
+    found = {}
+    for path in sorted(folder.glob("*.html")):
+        title = re.search(r"<title>(.*?)</title>", path.read_text("utf-8"), re.DOTALL)
+        if _PAGE.fullmatch(path.name) and title:
+            found[html.unescape(title[1])] = f"{folder.name}/{path.name}"
+    return found
 
 
 def _utf8(text: str) -> bytes:

@@ -12,7 +12,7 @@ class Row:
     Attributes:
       student: whose.
       exercise: its id; empty for a file that is not graded.
-      points: earned; None for what is graded by hand.
+      points: earned, halves only where a person gave them; None for what waits for a person.
       out_of: how many there are; None for a file that is not graded.
       status: "right", "partly right", "wrong", "not attempted", "error", "timeout", "stopped",
         "missing", "manual", "unreadable", "duplicate" or "not graded".
@@ -22,7 +22,7 @@ class Row:
 
     student: str
     exercise: str
-    points: int | None
+    points: float | None
     out_of: int | None
     status: str
     message: str
