@@ -112,6 +112,7 @@ notebooks: $(DEV)
 	$(PY) -m diffusion_course assign
 	$(PY) notebooks/reading.py
 	$(PY) notebooks/ledger.py
+	$(PY) notebooks/lessons.py
 
 # The shell gets N, NAME and TITLE as they are, whatever characters they hold.
 chapter: export CHAPTER_N := $(value N)
