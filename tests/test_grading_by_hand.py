@@ -95,6 +95,19 @@ def test_every_written_question_has_a_rubric_in_the_masters():
     assert all("###" not in text and len(text) > 100 for text in rubrics.values())
 
 
+def test_every_written_question_has_examples_that_earn_less():
+    asked = [e for group in answers.chapters().values() for e in group if isinstance(e, Written)]
+    examples = by_hand.examples(COURSE)
+    assert set(examples) == {e.id for e in asked}
+    for question in asked:
+        found = examples[question.id]
+        assert [set(each) for each in found] == [{"points", "answer", "why"}] * len(found)
+        earned = [each["points"] for each in found]
+        assert earned == sorted(set(earned), reverse=True)
+        assert earned[-1] == 0 and len(earned) >= 2 and earned[0] < question.points
+        assert all(len(each["answer"]) > 40 and len(each["why"]) > 15 for each in found)
+
+
 @pytest.fixture
 def handed_in(tmp_path):
     """Ada has solved chapter 01, Ben has not begun, and Eve writes markup."""
@@ -112,14 +125,16 @@ def handed_in(tmp_path):
 
 def test_answers_stand_beside_their_rubric(handed_in):
     found, _ = submissions.collect(handed_in, answers.chapters())
-    (question,) = by_hand.questions(found, answers.chapters(), by_hand.rubrics(COURSE))
+    known = by_hand.rubrics(COURSE), by_hand.examples(COURSE)
+    (question,) = by_hand.questions(found, answers.chapters(), *known)
     assert list(question.answers) == ["ada", "eve"]  # ben's is the prompt, untouched
     made = by_hand.page([question], [Entry("ada", question.exercise, 1, 2, "see 2.")], "f.csv")
     said = words(made)
     assert question.title in said and "ada 1 of" in said and "see 2." in said and "eve –" in said
     assert said.count("ben") == 0 and SCRIPT in Elements(made).text
     assert not [tag for tag in Elements(made).tags if tag[0] == "script"]
-    empty = by_hand.questions(found, answers.chapters(), {})
+    assert "Answers that earn less 1 of 2 “1. At n = 0 alpha_bar" in said.replace("  ", " ")
+    empty = by_hand.questions(found, answers.chapters(), {}, {})
     assert "The rubric is in the course's folder" in words(by_hand.page(empty, [], "f.csv"))
 
 

@@ -506,7 +506,9 @@ def _written_answers(folder: Path, out: Path, entries: list, rows: list) -> None
     if not folder.is_dir():
         raise runner.Mistake(f"--answers {folder} is not a folder; name the one with submissions")
     found, _ = submissions.collect(folder, answers.chapters())
-    asked = by_hand.questions(found, answers.chapters(), by_hand.rubrics(paths.source_tree()))
+    course = paths.source_tree()
+    known = by_hand.rubrics(course), by_hand.examples(course)
+    asked = by_hand.questions(found, answers.chapters(), *known)
     all_entries = by_hand.extended(entries, rows)
     if all_entries != entries:
         by_hand.write(by_hand.entries_file(out), all_entries)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
@@ -50,6 +51,7 @@ class Question:
     Attributes:
       exercise, title, points: its id, title and points.
       rubric: from the master, or empty where that is not at hand.
+      examples: answers that earn less, from `examples`.
       answers: student -> what was written, in the students' order.
     """
 
@@ -58,6 +60,7 @@ class Question:
     points: int
     rubric: str
     answers: Mapping[str, str]
+    examples: Sequence[Mapping] = ()
 
 
 COLUMNS = tuple(field.name for field in fields(Entry))
@@ -144,6 +147,7 @@ def questions(
     submissions: Sequence[Submission],
     chapters: Mapping[str, Sequence[Exercise | Written]],
     rubrics: Mapping[str, str],
+    examples: Mapping[str, Sequence[Mapping]],
 ) -> list[Question]:
     """The written questions of the chapters that were handed in, with the answers.
 
@@ -151,6 +155,7 @@ def questions(
       submissions: from `submissions.collect`.
       chapters: from `answers.chapters`.
       rubrics: exercise -> rubric, from `rubrics`.
+      examples: exercise -> example answers, from `examples`.
     """
     found = []
     for chapter in sorted({s.chapter for s in submissions}):
@@ -159,9 +164,16 @@ def questions(
             if isinstance(question, Written):
                 said = {s.student: _said(s, question) for s in mine}
                 answered = {student: text for student, text in said.items() if text}
-                rubric = rubrics.get(question.id, "")
-                title, points = question.title, question.points
-                found.append(Question(question.id, title, points, rubric, answered))
+                found.append(
+                    Question(
+                        question.id,
+                        question.title,
+                        question.points,
+                        rubrics.get(question.id, ""),
+                        answered,
+                        examples.get(question.id, ()),
+                    )
+                )
     return found
 
 
@@ -183,6 +195,12 @@ def rubrics(course: Path) -> dict[str, str]:
                 text = re.sub(r"(?<!\n)\n[ \t]*(?!\n|\d+\. |[-*|] )", " ", "\n".join(kept))
                 found[f"{match[1]}.{match[2]}"] = text.strip()
     return found
+
+
+def examples(course: Path) -> dict[str, list[dict]]:
+    """Exercise -> example answers, each with "points", "answer" and "why"."""
+    path = course / "solutions" / "examples.toml"
+    return tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 _STYLE = """<style>
@@ -220,10 +238,20 @@ def page(asked: Sequence[Question], entries: Sequence[Entry], file: str) -> str:
         parts.append(
             f"<h2>{escape(question.exercise)} {escape(question.title)}</h2>\n"
             f'<div class="pair"><div class="rubric"><b>{question.points} points</b>'
-            f'<div class="words">{escape(rubric)}</div></div>\n'
+            f'<div class="words">{escape(rubric)}</div>{_examples(question)}</div>\n'
             f"<div>{answers or '<p class=quiet>No answers.</p>'}</div></div>"
         )
     return document("Written answers", "\n".join(parts))
+
+
+def _examples(question: Question) -> str:
+    lines = [
+        f"<p><b>{each['points']:g} of {question.points:g}</b> “{escape(each['answer'])}”<br>"
+        f'<span class="quiet">{escape(each["why"])}</span></p>'
+        for each in question.examples
+    ]
+    opened = "<details><summary>Answers that earn less</summary>"
+    return f"{opened}{''.join(lines)}</details>" if lines else ""
 
 
 def _answer(student: str, text: str, entry: Entry | None, possible: int) -> str:
