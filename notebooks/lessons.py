@@ -32,7 +32,7 @@ _MISTAKES = 4  # that are shown for an exercise
 
 _HEADING = re.compile(r"^## (\d+) · (.+)$")
 _PREDICT = re.compile(r"\*\*Predict, then [^*]+\*\*\s+(.+?)(?:\n\n|$)", re.DOTALL)
-_EXERCISE = re.compile(r"^## (\d\d\.\d+)\n+\*([^·*\n]+) · (\d+) minutes\*", re.MULTILINE)
+_EXERCISE = re.compile(r"^## (\d\d\.\d+)\n+\*([^·*\n]+) · ([^*\n]+)\*", re.MULTILINE)
 
 
 @dataclass
@@ -80,13 +80,13 @@ def _sentence(question: str) -> str:
     return line[:1].upper() + line[1:]
 
 
-def kinds(course: Path, file: str) -> dict[str, tuple[str, int]]:
-    """Exercise -> its kind ("warm-up") and minutes, from the master's source."""
+def kinds(course: Path, file: str) -> dict[str, tuple[str, str]]:
+    """Exercise -> its kind ("warm-up") and time ("10 minutes"), from the master's source."""
     path = course / "solutions/source" / f"{file}.py"
     if not path.exists():
         return {}
     texts = (cell.source for cell in jupytext.read(path).cells)
-    return {e: (kind, int(minutes)) for t in texts for e, kind, minutes in _EXERCISE.findall(t)}
+    return {e: (kind, time) for text in texts for e, kind, time in _EXERCISE.findall(text)}
 
 
 def minutes(weights: list[int], together: int) -> list[int]:
@@ -120,7 +120,7 @@ def plan(course: Path, chapter: chapters.Chapter, chosen: dict) -> str:
         raise ValueError(f"{TABLE}: chapter {chapter.number} has no {', '.join(map(str, missing))}")
     shown = [all_sections[n] for n in chosen["sections"]]
     kind_of = kinds(course, chapter.file)
-    practised = sum(kind_of[exercise][1] for exercise in practice)
+    practised = sum(int(kind_of[each][1].removesuffix(" minutes")) for each in practice)
     times = minutes([s.weight for s in shown], LESSON - OPENING - CLOSING - practised)
     text = [
         MADE,
@@ -164,9 +164,8 @@ def plan(course: Path, chapter: chapters.Chapter, chosen: dict) -> str:
     return "\n".join(text) + "\n"
 
 
-def _kind(kind_of: dict[str, tuple[str, int]], exercise: str) -> str:
-    kind, needed = kind_of[exercise]
-    return f" ({kind}, {needed} minutes)"
+def _kind(kind_of: dict[str, tuple[str, str]], exercise: str) -> str:
+    return f" ({', '.join(kind_of[exercise])})"
 
 
 def pages(course: Path = COURSE) -> dict[Path, str]:
