@@ -32,10 +32,7 @@ myst_heading_anchors = 4
 # MathJax lies beside the pages (build.py copies it), so formulas need no network.
 mathjax_path = "mathjax/tex-chtml.js"
 mathjax4_config = None
-mathjax3_config = {
-    "options": {"processHtmlClass": "math", "ignoreHtmlClass": ".*"},
-    "chtml": {"displayOverflow": "linebreak"},
-}
+mathjax3_config = {"options": {"processHtmlClass": "math", "ignoreHtmlClass": ".*"}}
 myst_update_mathjax = False
 
 html_theme = "furo"

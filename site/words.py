@@ -4,12 +4,13 @@ An author writes it in the cell's metadata:
 
     # %% alt="Digits at nine times, from clear to pure noise; one row is never noise."
 
-Where a cell has none, it is made of the section's title and of the sentence before the cell that
-speaks of the figure.
+Where a cell has none, it is made of the section's title, of the titles and axes that the cell's
+code names, and of the sentence before the cell that speaks of the figure.
 """
 
 from __future__ import annotations
 
+import ast
 import html
 import re
 
@@ -35,16 +36,42 @@ def alternative(cells, number: int) -> str:
         if found:
             heading = plain(found[-1])
             break
-    return " ".join(
-        filter(None, [f"Figure of “{heading}”." if heading else "Figure.", _told(text)])
-    )
+    name = f"Figure of “{heading}”." if heading else "Figure."
+    labels = _labels(cell.source)
+    return " ".join(filter(None, [name, labels, _told(text, enough=bool(labels))]))
 
 
-def _told(text: str) -> str:
-    """The last sentence about a figure, else the last one."""
+def _told(text: str, enough: bool) -> str:
+    """The last sentence about a figure, else the last one if nothing else is known."""
     sentences = [part.strip() for part in _SENTENCE.split(text) if part.strip()]
-    about = [part for part in sentences if _OF_A_FIGURE.search(part)]
-    return (about or sentences or [""])[-1]
+    said = [part for part in sentences if part[-1] not in "?:"]
+    about = [part for part in said if _OF_A_FIGURE.search(part)]
+    return (about or ([] if enough else said or sentences) or [""])[-1]
+
+
+def _labels(source: str) -> str:
+    """The titles and axes that a cell's code names as plain strings."""
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+    found = {"title": [], "xlabel": [], "ylabel": []}
+    for call in ast.walk(ast.parse("\n".join(lines))):
+        if not isinstance(call, ast.Call):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", "")).removeprefix("set_")
+        named = [(word.arg, word.value) for word in call.keywords]
+        named += [(name.replace("suptitle", "title"), argument) for argument in call.args[:1]]
+        if re.search("grid|panel|show|strip", name):  # helpers that take a title after the data
+            named += [("title", argument) for argument in call.args[1:]]
+        for word, value in named:
+            if word in found and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                label = plain(value.value)
+                if label and label not in found[word]:
+                    found[word].append(label)
+    parts = ["; ".join(found["title"])]
+    for axis, name in (("horizontal", "xlabel"), ("vertical", "ylabel")):
+        if found[name]:
+            parts.append(f"{axis}: {', '.join(found[name])}")
+    text = ". ".join(filter(None, parts))
+    return f"{text}." if text and text[-1] not in ".?!" else text
 
 
 def plain(text: str) -> str:

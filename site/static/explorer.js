@@ -65,9 +65,12 @@
 
     const controls = element("div", { class: "course-controls" });
     if (told.series.length > 1) {
-      controls.append(element("label", { for: menu.id }, told.choice), menu);
+      const name = element("label", { for: menu.id }, told.choice);
+      controls.append(element("div", { class: "course-control" }, name, menu));
     }
-    controls.append(element("label", { for: slider.id }, told.slider), slider, readout);
+    const name = element("label", { for: slider.id }, told.slider);
+    controls.append(
+      element("div", { class: "course-control course-wide" }, name, slider, readout));
     show().then(() => {
       box.replaceChildren(controls, element("div", { class: "course-figure" }, canvas));
       box.classList.add("course-ready");
