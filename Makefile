@@ -15,6 +15,7 @@ PY   := $(VENV)/bin/python
 # so that a second run installs nothing and needs no network.
 LAB  := $(VENV)/.installed-lab
 DEV  := $(VENV)/.installed-dev
+SITE := $(VENV)/.installed-site
 NEEDS := pyproject.toml constraints.txt
 
 # Colab's versions have a virtual environment of their own.
@@ -31,6 +32,8 @@ WITHOUT      ?=
 TPU     := .venv-tpu
 # Start no further compilation after so many minutes; the next run goes on.
 MINUTES ?= 600
+# For links from the site to Colab and to the sources:  make site REPOSITORY=owner/name
+REPOSITORY ?=
 
 # Runs a command and prints its wall time:  $(PHASE) NAME COMMAND
 PHASE  := .ci/phase
@@ -42,7 +45,7 @@ CORES  := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 SHARED := NPROC=$(shell expr $(CORES) / $(JOBS) 2>/dev/null | grep -v '^0$$' || echo 1)
 NBVAL  := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n $(JOBS) --dist loadscope
 
-.PHONY: help lab test quick lint unit check-notebooks colab tpu notebooks chapter clean
+.PHONY: help lab test quick lint unit check-notebooks colab tpu notebooks site chapter clean
 .NOTPARALLEL:
 
 help:
@@ -55,6 +58,7 @@ help:
 	@echo "make colab      what depends on versions, with those of Google Colab   QUARTER=0 .. 3"
 	@echo "make tpu        compile the course's programs for TPUs, without one: hours   MINUTES=30"
 	@echo "make notebooks  write and execute every *.ipynb from its source/*.py, and exercises/"
+	@echo "make site       the course as static pages, into build/site   REPOSITORY=owner/name"
 	@echo "make chapter    lay out a new chapter           make chapter N=09 NAME=score_sdes TITLE='Score matching and SDEs'"
 	@echo "make clean      remove .venv and everything else that can be made again"
 	@echo "Another Python: make lab PYTHON=python3.12"
@@ -114,6 +118,9 @@ notebooks: $(DEV)
 	$(PY) notebooks/ledger.py
 	$(PY) notebooks/lessons.py
 
+site: $(SITE)
+	@$(PHASE) site $(PY) site/build.py $(REPOSITORY:%=--repository %)
+
 # The shell gets N, NAME and TITLE as they are, whatever characters they hold.
 chapter: export CHAPTER_N := $(value N)
 chapter: export CHAPTER_NAME := $(value NAME)
@@ -125,10 +132,14 @@ $(LAB): $(VENV)/.created $(NEEDS)
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab]"
 	@touch $@
 
-# The development install holds all that the lab needs, so it counts for both.
+$(SITE): $(VENV)/.created $(NEEDS)
+	@$(PHASE) install $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[site]"
+	@touch $@
+
+# The development install holds all that the lab and the site need, so it counts for them too.
 $(DEV): $(VENV)/.created $(NEEDS)
-	@$(PHASE) install $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@touch $(LAB) $@
+	@$(PHASE) install $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,site]"
+	@touch $(LAB) $(SITE) $@
 
 $(VENV)/.created:
 	@found=$$("$(PYTHON)" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null); \

@@ -6,7 +6,8 @@
     python notebooks/build.py --folder solutions    the same for the masters of the exercises
 
 The .ipynb that this writes depends on the source and the results only: cell ids are hashes of
-the cells, and there are no times, absolute paths, versions of tools or widget states in it.
+the cells, and there are no times, absolute paths, versions of tools or widget states in it. What
+the explorers of a chapter show is written to frames/ (see frames.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import frames  # notebooks/frames.py
 import jupytext
 import nbformat
 
@@ -29,7 +31,7 @@ from diffusion_course.grading import assign
 FORMATS = "ipynb,source//py:percent"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 EXPLORER = "[An interactive explorer stands here when the notebook runs.]"
-WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET = frames.WIDGET
 PROGRESS = re.compile(r"\d+%\||\d+it \[")  # tqdm's bar, as text
 
 
@@ -160,6 +162,15 @@ def with_outputs_of(notebook, old):
     return notebook
 
 
+def execute(notebook, folder: Path, name: str, timeout: float) -> list[runner.CellTime]:
+    """Executes a notebook, and keeps the frames of a chapter's explorers."""
+    with frames.recording() as records:
+        times = runner.execute(notebook, folder, timeout=timeout)
+        if folder == frames.FOLDER.parent:  # not a master of exercises
+            frames.keep(records, notebook.cells, frames.FOLDER / name)
+    return times
+
+
 def build(source: Path, timeout: float = 600, text_only: bool = False) -> list[runner.CellTime]:
     """Write the chapter beside its source folder; returns the cells' times.
 
@@ -172,7 +183,7 @@ def build(source: Path, timeout: float = 600, text_only: bool = False) -> list[r
     if text_only:
         with_outputs_of(notebook, nbformat.read(target, as_version=4))
     else:
-        times = runner.execute(notebook, folder, timeout=timeout)
+        times = execute(notebook, folder, source.stem, timeout)
     for line in clean(notebook, folder):
         print(f"{source.stem}: left out of the outputs: {line}", file=sys.stderr)
     nbformat.validate(notebook)

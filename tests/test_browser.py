@@ -5,15 +5,18 @@ notebooks.
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-import slices
 
 from diffusion_course import paths
 
 COURSE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(COURSE / "notebooks"))
+import slices  # noqa: E402 (notebooks/slices.py)
+
 CHAPTERS = paths.chapters(COURSE / "notebooks")
 
 SET_SOURCE = """([gradeId, source]) => {

@@ -544,6 +544,15 @@ def test_the_second_make_lab_installs_nothing(copy, stamps):
 
 
 @needs_make
+def test_make_site_installs_what_it_needs_once_and_takes_a_repository(copy):
+    assert '-c constraints.txt -e ".[site]"' in make(copy, "-n", "site").stdout
+    installed(copy, ".installed-site")
+    plan = make(copy, "-n", "site", "REPOSITORY=someone/course").stdout
+    assert "pip" not in plan
+    assert plan.strip().endswith("site/build.py --repository someone/course")
+
+
+@needs_make
 def test_new_requirements_are_installed(copy):
     installed(copy, ".installed-lab")
     later = (copy / ".venv" / ".installed-lab").stat().st_mtime + 10
@@ -558,7 +567,7 @@ def test_make_test_runs_linter_then_notebooks_then_unit_tests(copy):
     (copy / "solutions").mkdir()
     plan = make(copy, "-n", "test").stdout
     steps = [
-        '".[dev]"',
+        '".[dev,site]"',
         "ruff check",
         "ruff format --check",
         "--nbval-lax",
@@ -594,14 +603,14 @@ def test_a_python_that_is_not_there_is_named_with_the_remedy(copy):
 def test_make_alone_shows_what_there_is(copy):
     done = make(copy)
     assert done.returncode == 0
-    for target in ("lab", "test", "lint", "notebooks", "clean"):
+    for target in ("lab", "test", "lint", "notebooks", "site", "clean"):
         assert f"make {target}" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("constraints.txt", ("", "lab", "dev", "bench")),
+        ("constraints.txt", ("", "lab", "dev", "site", "bench")),
         (".ci/colab-constraints.txt", ("", "lab", "dev")),  # the peers are not timed there
     ],
 )

@@ -25,7 +25,7 @@ PICTURE = COURSE / "notebooks" / "images" / "samples.png"
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-FOLDERS = "benchmarks|diffusion_course|docs|exercises|notebooks|solutions|tests"
+FOLDERS = "benchmarks|diffusion_course|docs|exercises|notebooks|site|solutions|tests"
 FILES = r"pyproject\.toml|constraints\.txt|Makefile"
 NAMED = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})(?:/[\w.…]*)+|\b(?:{FILES})\b")
 
@@ -95,7 +95,8 @@ def problem_of_the_course(given):
 
 def problem_of_make(words, course):
     known = set(re.findall(r"(?m)^([a-z-]+):(?!=)", (course / "Makefile").read_text("utf-8")))
-    variables = {"PYTHON", "PYTEST", "JOBS", "QUARTER", "MINUTES", "N", "NAME", "TITLE"}
+    variables = {"PYTHON", "PYTEST", "JOBS", "QUARTER", "MINUTES", "REPOSITORY"}
+    variables |= {"N", "NAME", "TITLE"}
     for word in words:
         name = word.partition("=")[0]
         if name not in (variables if "=" in word else known):

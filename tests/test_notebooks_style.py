@@ -1,7 +1,6 @@
 """What every committed notebook keeps to, and the script that writes them."""
 
 import ast
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -12,6 +11,9 @@ import pytest
 from diffusion_course import paths
 
 COURSE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(COURSE / "notebooks"))
+import build  # noqa: E402 (notebooks/build.py)
+
 FOLDERS = [COURSE / "notebooks", COURSE / "solutions"]
 CHAPTERS = paths.chapters(COURSE / "notebooks")
 COMMITTED = sorted(path for folder in FOLDERS for path in folder.glob("*.ipynb"))
@@ -23,17 +25,6 @@ MACHINE_PATH = re.compile(
 MAX_BYTES = 1_000_000
 MAX_CODE_LINES = 24
 MAX_WORDS = 180
-
-
-def _load_build():
-    spec = importlib.util.spec_from_file_location("build", COURSE / "notebooks" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["build"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-build = _load_build()
 
 
 def each(paths):

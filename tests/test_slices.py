@@ -1,11 +1,14 @@
 """A cell runs alone with the cells that `slices.needed` names."""
 
+import sys
 from pathlib import Path
-
-import slices
 
 from diffusion_course import paths
 from diffusion_course.notebook import widgets
+
+COURSE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(COURSE / "notebooks"))
+import slices  # noqa: E402 (notebooks/slices.py)
 
 CELLS = [
     "import numpy as np\nfrom math import sqrt",  # 0

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
+from scipy.cluster import vq
 from scipy.stats import chi2, norm
 
 from diffusion_course import checks
@@ -21,7 +21,7 @@ def centres(train, k: int, seed: int = 0) -> np.ndarray:
     different = len(np.unique(train, axis=0))
     if different < k:
         raise ValueError(f"train must have at least k = {k} different rows, got {different}")
-    return kmeans2(train, k, iter=30, minit="++", missing="warn", seed=seed)[0]
+    return vq.kmeans2(train, k, iter=30, minit="++", missing="warn", seed=seed)[0]
 
 
 def counts(x, centres) -> np.ndarray:

@@ -5,10 +5,14 @@ A slider over frames that were computed once costs nothing to move, and works wh
 by which tests find them in the page.
 """
 
+import base64
 import hashlib
 import io
+import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -21,6 +25,10 @@ from diffusion_course.notebook.plots import to_png
 
 # Pictures keep their size; stretched to the width of the page they would blur.
 _PLAIN = {"align_items": "flex-start"}
+
+# A folder into which `explorer` also writes what it shows: notebooks/build.py sets it, so that the
+# course's site can show the same frames without a kernel.
+_RECORDS = "DIFFUSION_COURSE_FRAMES"
 
 
 def render(draw: Callable, settings: Sequence) -> list[bytes]:
@@ -165,7 +173,20 @@ def explorer(
     controls = [position, readout] if len(series) == 1 else [menu, position, readout]
     box = ipywidgets.VBox([ipywidgets.HBox(controls), frame], layout=_PLAIN)
     box.slider, box.menu, box.readout, box.frame = position, menu, readout, frame
+    _record(box.model_id, series, list(labels), slider, choice, start)
     return box
+
+
+def _record(model_id: str, series: dict, labels: list[str], slider: str, choice: str, start: int):
+    """Writes an explorer into the folder that `_RECORDS` names, if any; its model_id finds it."""
+    folder = os.environ.get(_RECORDS)
+    if folder:
+        pictures = {
+            name: [base64.b64encode(picture).decode() for picture in frames]
+            for name, frames in series.items()
+        }
+        told = dict(slider=slider, choice=choice, start=start, labels=labels, series=pictures)
+        Path(folder, f"{model_id}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 def live(
