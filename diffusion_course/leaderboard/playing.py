@@ -11,6 +11,7 @@ with traced arrays, so `along` runs it step by step.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -66,7 +67,7 @@ def along(sampler: Sampler, denoise: Callable, noise, times, seed: int) -> np.nd
         return _operation_by_operation(sampler, denoise, noise, times, key)
     if not (np.array_equal(asked_x, x) and asked_t == times[0]):
         return _operation_by_operation(sampler, denoise, noise, times, key)
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
         x0 = jnp.asarray(denoise(np.asarray(x), float(t)), jnp.float32)
         (x, state), _ = step(x, t, s, jax.random.fold_in(key, i), state, x0)
     return np.asarray(x)
