@@ -69,7 +69,6 @@ PLAYERS = {"DDIM, 8": ("DDIM", 8), "DDIM, 2": ("DDIM", 2), "?, 2": ("DDIM, with 
 def play(sample, evaluations, by=dealer):
     """The images of a sampler, and their score."""
     played = match.here(sample, by, [evaluations])[evaluations]
-    assert played.status == "played", played.message
     return played.pixels, judge.score(played.pixels, by.deal(evaluations).labels)
 
 
@@ -104,7 +103,8 @@ assert distances["DDIM, 8"].value < distances["?, 2"].value
 # evaluation of every row. You may also ask for some of the images, `denoise(x, t, images)`, or without the
 # class, `denoise(x, t, null=True)`. No image may have more than `evaluations` of them.
 #
-# The process is the cosine process of chapter 01, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, which has only noise at
+# The process is the cosine process of chapter 01, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, which has only
+# noise at
 # $t = 1$. DDIM is equation (12) of Song, Meng & Ermon (2021) without fresh noise:
 #
 # $$x_s = \alpha_s\, \hat x_0 + \sigma_s\, \frac{x_t - \alpha_t\, \hat x_0}{\sigma_t}. \tag{1}$$
@@ -150,7 +150,8 @@ assert dealer.deal(4).noise.shape == (300, 64)
 # code runs once, when the program is compiled, and the program then runs as often as it likes. Under `vmap` one
 # call stands for a whole batch.
 #
-# **Predict, then run.** Below, a counter watches a denoiser in a loop of 50 steps for 30 images: 1,500 evaluations. What
+# **Predict, then run.** Below, a counter watches a denoiser in a loop of 50 steps for 30 images: 1,500
+# evaluations. What
 # will it say?
 
 # %%
@@ -242,7 +243,8 @@ np.testing.assert_allclose(served_by_hand(deal, deal.noise, 0.9), served, atol=1
 # @title Checked: rotations change nothing for DDIM, and they are rotations of uniform law
 np.testing.assert_allclose(unturned, mine, atol=3e-3)  # float32, two evaluations
 many = np.stack([uniform_rotation(np.random.default_rng(i), 3) for i in range(2000)])
-np.testing.assert_allclose(many @ many.transpose(0, 2, 1), np.tile(np.eye(3), (2000, 1, 1)), atol=1e-12)
+squares = many @ many.transpose(0, 2, 1)
+np.testing.assert_allclose(squares, np.broadcast_to(np.eye(3), squares.shape), atol=1e-12)
 # Mean 0 and variance 1/3 for each entry; 2,000 draws: four standard errors.
 assert np.abs(many.mean(0)).max() < 4 * np.sqrt(1 / 3 / 2000)
 assert np.abs((many**2).mean(0) - 1 / 3).max() < 0.03
@@ -261,8 +263,8 @@ shown = {"a training image, returned": known["memorised training images"]}
 shown["50 steps with stolen weights"] = known["the weights, called directly"]
 shown["the honest single evaluation"] = my_sampler
 cheated = {name: play(sample, 1) for name, sample in shown.items()}
-labels = [f"{name}\nFréchet {score.frechet.value:.0f}" for name, (_, score) in cheated.items()]
-plots.image_grid([pixels[:12] for pixels, _ in cheated.values()], labels, scale=0.5)
+captions = [f"{name}\nFréchet {score.frechet.value:.0f}" for name, (_, score) in cheated.items()]
+plots.image_grid([pixels[:12] for pixels, _ in cheated.values()], captions, scale=0.5)
 plt.show()
 
 # %% tags=["claims"]
@@ -281,12 +283,14 @@ for name in list(shown)[:2]:
 #
 # All that a notebook learns of $Q_i$ are its answers. Ask at $x = 0$: the answer is $Q_i\, D(0, t)$. Whoever has the
 # weights knows $D(0, t)$ as well, so he has one vector in both coordinates. A second question, at a multiple of
-# that vector, gives another one. After $k$ questions he knows $Q_i$ on $k$ dimensions, of 64. The best that he can do with a
+# that vector, gives another one. After $k$ questions he knows $Q_i$ on $k$ dimensions, of 64. The best that he
+# can do with a
 # memorised image $x^\star$ is to return its part in that span $U$,
 #
 # $$\hat x = Q U U^\top x^\star , \tag{4}$$
 #
-# and to guess the rest. The cheat below does that. Its questions go towards $x^\star$, so that the answers span as much of it as
+# and to guess the rest. The cheat below does that. Its questions go towards $x^\star$, so that the answers span
+# as much of it as
 # possible. The rest it leaves out, or it fills it with a random direction of the right length, or it spends its last
 # evaluation on it.
 
@@ -321,21 +325,26 @@ assert knowing[1, "rest random"].high < without[1, "DDIM"].low
 # We come back to this in section 7.
 #
 # Secret coordinates have a price. A sampler cannot clip to $[-1, 1]$, blur, or do anything else that treats the
-# numbers as pixels, and a student network (chapter 18) could not be run, as it needs pixels. The game is about samplers.
+# numbers as pixels, and a student network (chapter 18) could not be run, as it needs pixels. The game is about
+# samplers.
 
 # %% [markdown]
 # ## 5 · How sure is a score?
 #
-# The board shows four numbers: the **Fréchet distance** $F$ of chapter 13; **coverage**, the share of 360 unseen digits
-# that have a generated one nearby; **accuracy**, the share recognised as the class that was asked for; and **copies**,
+# The board shows four numbers: the **Fréchet distance** $F$ of chapter 13; **coverage**, the share of 360
+# unseen digits
+# that have a generated one nearby; **accuracy**, the share recognised as the class that was asked for; and
+# **copies**,
 # the share that is nearer to a training image than 99 % of unseen digits are. Shares have Wilson's interval
 # (Wilson 1927). For the Fréchet distance, one more sample $x_i$ changes $F$ by its **influence**
 #
 # $$\phi_i = 2\,(m - m_y)^\top u_i + u_i^\top (I - T)\, u_i, \qquad u_i = x_i - m, \qquad
 # \operatorname{std}(F) \approx \frac{\operatorname{std}(\phi)}{\sqrt N}. \tag{5}$$
 #
-# $m$ and $m_y$ are the means of the features of samples and data, and $T = C^{-1/2} (C^{1/2} C_y C^{1/2})^{1/2} C^{-1/2}$. $I - T$ is the
-# gradient of $F$ by the covariance $C$ (Bhatia, Jain & Lim 2019). One line of statistics saves hundreds of resamplings.
+# $m$ and $m_y$ are the means of the features of samples and data, and $T = C^{-1/2} (C^{1/2} C_y C^{1/2})^{1/2}
+# C^{-1/2}$. $I - T$ is the
+# gradient of $F$ by the covariance $C$ (Bhatia, Jain & Lim 2019). One line of statistics saves hundreds of
+# resamplings.
 
 
 # %%
@@ -357,7 +366,8 @@ features = np.asarray(look(judge.classifier, drawn)[1], np.float64)
 groups = features.reshape(10, 200, -1)
 of_groups = np.array([metrics.frechet(group, judge.moments) for group in groups])
 predicted = np.array([error_by_hand(group, judge.moments) for group in groups])
-print(f"ten draws of 200 images: {of_groups.mean():.2f}, and they scatter by {of_groups.std(ddof=1):.2f}")
+scatter = of_groups.std(ddof=1)
+print(f"ten draws of 200 images: {of_groups.mean():.2f}, and they scatter by {scatter:.2f}")
 print(f"equation (5) from one draw: between {predicted.min():.2f} and {predicted.max():.2f}")
 print(f"all 2,000 images: {metrics.frechet(features, judge.moments):.2f}")
 
@@ -374,7 +384,8 @@ assert metrics.frechet(features, judge.moments) < of_groups.mean() - 2 * of_grou
 
 # %% [markdown]
 # The formula agrees with what ten draws show. The last line shows something else: with ten times as many images the
-# distance itself is *lower*. A Fréchet distance of few images is too high, for every sampler (chapter 13). So the board
+# distance itself is *lower*. A Fréchet distance of few images is too high, for every sampler (chapter 13). So
+# the board
 # compares only samplers that drew equally many, and the interval says how far *another draw of as many* would lie.
 #
 # ## 6 · The board
@@ -410,14 +421,17 @@ RECORDED = {  # Fréchet distance with 1, 2, 4 and 8 evaluations
     "DDIM, with noise on top": (4.04, 1.58, 1.03, 0.71),
 }
 GOAL = 0.32  # DDIM with 50 evaluations
-print(f"{'':32}" + "".join(f"{n:8}" for n in game.BUDGETS))
+HALVES = {"SA-Solver": 0.10, "DPM-Solver++(2M)": 0.16, "Heun": 0.17}  # of 95 % intervals, at 8
+
+# %%
+print(" " * 32 + "".join(f"{n:8}" for n in game.BUDGETS))
 for name in sorted(RECORDED, key=lambda name: RECORDED[name][-1]):
     chapter = baselines.BASELINES[name][0]
     print(f"{chapter} {name:29}" + "".join(f"{value:8.2f}" for value in RECORDED[name]))
-print(f"{'06 DDIM, 50 evaluations':32}{GOAL:32.2f}")
+print("06 DDIM, 50 evaluations".ljust(32) + f"{GOAL:32.2f}")
 recorded_deal = game.Dealer(game.digits(), "recorded", images=1000)
 once_more = play(baselines.BASELINES["DDIM"][1], 2, recorded_deal)[1].frechet
-print(f"played again, DDIM with 2 evaluations: {once_more.value:.2f}, {once_more.low:.2f} … {once_more.high:.2f}")
+print("played again, DDIM with 2 evaluations:", *(f"{end:.2f}" for end in once_more))
 
 # %% tags=["claims"]
 # @title Checked: a row played again; who leads; what guidance costs; what everybody has in common
@@ -430,7 +444,9 @@ assert RECORDED["DDIM, guided (w = 1.5)"][3] > 3 * RECORDED["DDIM"][3]
 assert RECORDED["DDIM, guided (w = 1.5)"][3] > RECORDED["DDIM"][2]
 assert len({v for name, v in column(0).items() if name != "DDIM, with noise on top"}) == 1
 assert RECORDED["Heun, EDM's noise levels"][2] > 2 * RECORDED["DDIM"][0]
-assert GOAL < RECORDED["SA-Solver"][3] < GOAL + 0.1  # half of its 95 % interval
+assert GOAL < RECORDED["SA-Solver"][3] < GOAL + HALVES["SA-Solver"]
+assert RECORDED["Heun"][3] - RECORDED["DPM-Solver++(2M)"][3] < 0.1
+assert min(HALVES["Heun"], HALVES["DPM-Solver++(2M)"]) > 0.1
 
 # %% [markdown]
 # Read the table column by column.
@@ -440,7 +456,8 @@ assert GOAL < RECORDED["SA-Solver"][3] < GOAL + 0.1  # half of its 95 % interval
 # - **Two.** Noise on top leads, and then *Euler's method in time*, the crudest of all. An order says what happens
 #   when steps become small. Two steps are not small.
 # - **Eight.** SA-Solver leads, and its interval, ± 0.10, reaches down to DDIM with 50 evaluations. 2M
-#   is ahead of Heun. The gap of 0.07 is less than the half-width of either interval, ± 0.16: not a verdict.
+#   is ahead of Heun. The gap is below 0.1, inside both intervals,
+#   ± 0.16 and ± 0.17: not a verdict.
 # - **Guidance** costs half of the steps, and moves samples away from the data on purpose. This score punishes both.
 # - **EDM's noise levels** were made for many steps. With three of them, nearly all of the way is taken in one jump.
 #
@@ -482,7 +499,7 @@ assert abs(seen_by[0.2]["features"] - 1) < abs(seen_by[0.0]["features"] - 1) / 2
 assert seen_by[0.0]["pixels"] < seen_by[0.2]["pixels"] < 1
 assert seen_by[0.2]["Fréchet"] < 0.6 * seen_by[0.0]["Fréchet"] < seen_by[0.4]["Fréchet"]
 assert seen_by[0.2]["still pixels"] > 3 * train.x[:, still].std(0).mean()
-assert seen_by[0.0]["still pixels"] < 1.5 * train.x[:, still].std(0).mean()
+assert seen_by[0.0]["still pixels"] < 0.03
 
 # %% [markdown]
 # Both at once. The pixels vary too little: each image is near the mean of its class. And the features vary too
@@ -490,7 +507,8 @@ assert seen_by[0.0]["still pixels"] < 1.5 * train.x[:, still].std(0).mean()
 # values, so the distance falls. The images did not become digits. Eleven pixels that are still in every real digit
 # now flicker, and no column of the board looks at them.
 #
-# This is Goodhart's law, again (chapter 19): a score stops being a good measure when it is what people optimise. Three
+# This is Goodhart's law, again (chapter 19): a score stops being a good measure when it is what people
+# optimise. Three
 # things help. Look at images, which is why the page shows them. Ask a second judge that was not optimised, such as
 # the still pixels. And say in the report what your sampler does that the score does not see.
 
@@ -558,7 +576,7 @@ assert covered[-1] < covered.max() - 0.2
 
 # %%
 luck = of_groups.mean() - of_groups.min()
-print(f"the best of ten equal samplers seems better by {luck:.2f}, {luck / of_groups.std(ddof=1):.1f} deviations")
+print(f"the best of ten equal samplers seems better by {luck:.2f}, {luck / scatter:.1f} deviations")
 parts = {
     m: np.array([
         metrics.frechet(part, judge.moments)
@@ -567,8 +585,10 @@ parts = {
     for m in (0.5, 0.7)
 }  # fmt: skip
 apart = parts[0.7] - parts[0.5]
-print(f"five parts of 100 images: scores scatter by {parts[0.5].std(ddof=1):.2f} and "
-      f"{parts[0.7].std(ddof=1):.2f}, their difference by {apart.std(ddof=1):.2f} about {apart.mean():.2f}")
+spread_of = lambda values: values.std(ddof=1)
+print(f"five parts of 100 images: scores scatter by {spread_of(parts[0.5]):.2f} and "
+      f"{spread_of(parts[0.7]):.2f}, their difference by {spread_of(apart):.2f} "
+      f"about {apart.mean():.2f}")  # fmt: skip
 
 # %% tags=["claims"]
 # @title Checked: luck is of the size of the differences on the board; on the same noise it cancels
@@ -653,8 +673,10 @@ np.testing.assert_allclose(handed_in, mine, atol=1e-5)
 #
 # **Read on.** Watson, Chan, Ho & Norouzi 2022, *Learning fast samplers for diffusion models by differentiating
 # through sample quality*, ICLR (arXiv:2202.05830): a learnt sampler of few steps. Shaul et al. 2024, *Bespoke solvers
-# for generative flow models*, ICLR (arXiv:2310.19075). Blum & Hardt 2015, *The ladder: a reliable leaderboard for machine
-# learning competitions*, ICML (arXiv:1502.04585): what repeated submissions do to a board. Bhatia, Jain & Lim 2019, *On the
+# for generative flow models*, ICLR (arXiv:2310.19075). Blum & Hardt 2015, *The ladder: a reliable leaderboard
+# for machine
+# learning competitions*, ICML (arXiv:1502.04585): what repeated submissions do to a board. Bhatia, Jain & Lim
+# 2019, *On the
 # Bures–Wasserstein distance between positive definite matrices*, Expositiones Mathematicae 37 (arXiv:1712.01504).
 # Mezzadri 2007, *How to generate random matrices from the classical compact groups*, Notices of the AMS 54
 # (arXiv:math-ph/0609050).
