@@ -227,7 +227,7 @@ def apart(a, b, mean, covariance):
 
 # %% [markdown]
 # ## 26.6
-# *written · the capstone itself*
+# *written · 120 minutes*
 #
 # Write the report of your own sampler, about a page. Answer five questions, two points each:
 #
