@@ -608,12 +608,12 @@ def test_a_flood_of_lines_wins_no_time(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 def test_memory_that_belongs_to_no_process_counts():
-    before, limits = sandbox._shared(), sandbox.Limits(memory=100 << 20)
+    before, limits = sandbox.shared(), sandbox.Limits(memory=100 << 20)
     nobody = 2**30  # no process has this number, nor children
-    assert not sandbox._too_much(nobody, limits, before)
+    assert not sandbox.too_much(nobody, limits, before)
     file = os.memfd_create("hidden")
     os.posix_fallocate(file, 0, 200 << 20)
-    assert sandbox._too_much(nobody, limits, before)
+    assert sandbox.too_much(nobody, limits, before)
     os.close(file)
 
 

@@ -241,3 +241,28 @@ def test_chapter_22_shows_the_recorded_program_of_a_tpu():
     assert seconds == pytest.approx(program["bound"]["network_seconds"], rel=2e-3)
     for chip, numbers in in_chapter("22_scaling", "CHIPS").items():
         assert list(numbers) == [found["chips"][chip][k] for k in ("flops", "hbm", "ici")]
+
+
+def test_chapter_26_shows_the_recorded_board_and_no_cheat_leads_it():
+    found = record("leaderboard")
+    rows = [row for row in found["rows"] if row["evaluations"] in (1, 2, 4, 8)]
+    (goal,) = [row for row in found["rows"] if row["evaluations"] == 50]
+    shown = in_chapter("26_capstone", "RECORDED")
+    assert goal["frechet"][0] == pytest.approx(in_chapter("26_capstone", "GOAL"), abs=5e-3)
+    board = {(row["name"], row["evaluations"]): row["frechet"] for row in rows}
+    assert {name for name, _ in board} == set(shown) and len(rows) == 4 * len(shown)
+    for name, values in shown.items():
+        for budget, value in zip((1, 2, 4, 8), values, strict=True):
+            assert board[name, budget][0] == pytest.approx(value, abs=5.1e-3)
+    for name, half in in_chapter("26_capstone", "HALVES").items():
+        value, low, high = board[name, 8]
+        assert (high - low) / 2 == pytest.approx(half, abs=6e-3)
+    for name, digest in found["sha256"].items():
+        assert weights.load(name).card.sha256 == digest
+    # Cheats that know weights, images and classes: behind an honest baseline at every budget.
+    assert len(found["cheats"]) == 7 * 4
+    for row in found["cheats"]:
+        best = min(
+            board[name, row["evaluations"]][0] for name in ("DDIM", "DDIM, with noise on top")
+        )
+        assert row["status"] == "refused" or row["frechet"][0] > best

@@ -158,6 +158,30 @@ def parser() -> argparse.ArgumentParser:
         "import the right answers",
     )
 
+    sub = command(
+        "leaderboard",
+        leaderboard,
+        "Play a folder of samplers against the course's own, at 1, 2, 4 and 8 evaluations.",
+        "Each notebook defines sample(denoise, noise, evaluations, seed). Writes OUT and an .html "
+        "page beside it.",
+    )
+    sub.add_argument("submissions", metavar="SUBMISSIONS", help="the folder")
+    sub.add_argument("--out", default="leaderboard.csv", metavar="FILE", help="(leaderboard.csv)")
+    sub.add_argument("--seed", metavar="SECRET", help="what games are drawn from (random)")
+    sub.add_argument("--images", type=_images, default=1000, metavar="N", help="per budget (1000)")
+    sub.add_argument("--jobs", type=_positive, default=2, metavar="N", help="at once (2)")
+    sub.add_argument(
+        "--timeout", type=_positive, default=240, metavar="S", help="seconds of a submission (240)"
+    )
+    sub.add_argument(
+        "--no-baselines", action="store_true", help="leave the course's own samplers out"
+    )
+    sub.add_argument(
+        "--allow-unsandboxed",
+        action="store_true",
+        help="where there is no sandbox, run the students' code with your own rights",
+    )
+
     sub = command("report", report, "Sum a class up: exercises, diagnoses, who needs help.")
     sub.add_argument("grades", metavar="grades.csv", help="what grade wrote")
     sub.add_argument("--before", metavar="earlier.csv", help="show how the class has moved since")
@@ -168,6 +192,12 @@ def parser() -> argparse.ArgumentParser:
         "grades_by_hand.csv, which grade and report read",
     )
     return top
+
+
+def _images(text: str) -> int:
+    if not text.isdecimal() or not 100 <= int(text) <= 5000:
+        raise argparse.ArgumentTypeError(f"must be a number from 100 to 5000, got {text!r}")
+    return int(text)
 
 
 def _chapter(text: str) -> str:
@@ -456,6 +486,51 @@ def _sandbox(limits, allow_without: bool) -> bool:
         )
     sandbox.require(limits, walled=False)
     return False
+
+
+def leaderboard(arguments: argparse.Namespace) -> int:
+    """Play every submission of a folder and write the board; 1 if it cannot be played."""
+    from diffusion_course.grading import sandbox
+
+    folder, out = Path(arguments.submissions), Path(arguments.out)
+    if not folder.is_dir():
+        raise runner.Mistake(f"{folder} is not a folder; name the one with the submissions")
+    if out.suffix != ".csv" or not out.resolve().parent.is_dir():
+        raise runner.Mistake(f"--out {out}: give a name that ends in .csv in a folder that exists")
+    _apart(folder, out)
+    limits = sandbox.Limits(seconds=arguments.timeout, notebook=arguments.timeout)
+    try:
+        walled = _sandbox(limits, arguments.allow_unsandboxed)
+        return _leaderboard(arguments, folder, out, limits, walled)
+    except (sandbox.NotStarted, sandbox.CannotGrade) as error:
+        print(f"diffusion-course leaderboard: {error}; nothing was written", file=sys.stderr)
+        return 1
+
+
+def _leaderboard(arguments, folder: Path, out: Path, limits, walled: bool) -> int:
+    from tqdm import tqdm
+
+    from diffusion_course.leaderboard import baselines, board, game, scores
+
+    seed = arguments.seed or secrets.token_hex(8)
+    if arguments.seed is None:
+        print(f"games are drawn from --seed {seed}", flush=True)
+    dealer, judge = game.Dealer(game.digits(), seed, arguments.images), scores.judge()
+    with tqdm(desc="submissions", unit="notebook", dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        rows = board.submissions(folder, dealer, judge, limits, walled, arguments.jobs, progress)
+    if not arguments.no_baselines:
+        for name in tqdm(baselines.BASELINES, desc="baselines", dynamic_ncols=True):
+            rows += board.baselines(dealer, judge, [name])
+    if not rows:
+        raise runner.Mistake(f"{folder} holds no notebook, and --no-baselines leaves nothing else")
+    for path in board.write(out, rows, arguments.images):
+        print(f"wrote {path}")
+    return 0
 
 
 def _titles() -> dict[str, str]:

@@ -1,9 +1,11 @@
-"""How sure is a measured number? Intervals by resampling."""
+"""How sure is a measured number? Intervals by resampling, and of a share."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtri
 
 from diffusion_course import checks
 
@@ -60,3 +62,31 @@ def bootstrap(
         [resampled() for _ in range(repeats)], [(1 - level) / 2, (1 + level) / 2]
     )
     return Interval(value, float(2 * value - high), float(2 * value - low))
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Confidence interval of a share, from independent yes-or-no outcomes.
+
+    It stays in [0, 1], and has a width also where the share is 0 or 1: after 0 of n it ends near
+    z²/(n + z²), with z = 1.96 for 95 %.
+
+    Args:
+      successes: how many, 0 … n.
+      n: of how many, at least 1.
+      level: of confidence, in (0, 1).
+
+    Raises: ValueError for a value outside its range.
+    >>> print(*(f"{end:.3f}" for end in wilson(0, 100)))
+    0.000 0.000 0.037
+
+    Source: Wilson 1927 (JASA 22); Brown, Cai & DasGupta 2001, eq. 4 (Statistical Science 16).
+    """
+    n = checks.integer("n", n, minimum=1)
+    successes = checks.integer("successes", successes, minimum=0, maximum=n)
+    checks.within("level", level, 0, 1, ends="()")
+    z, share = float(ndtri((1 + level) / 2)), successes / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # Rounding must not leave the range, nor the share its own interval.
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Interval(share, min(low, share), max(high, share))

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from diffusion_course.grading import text, walls, wire
 from diffusion_course.grading.exercise import Arguments, Failure, Result
 from diffusion_course.grading.walls import CannotGrade, NoSandbox
 
-_START_SECONDS = 120  # for Python and JAX to start, on a machine that is very busy
+START_SECONDS = 120  # for Python and JAX to start, on a machine that is very busy
 _GRACE_SECONDS = 5  # for the program in the sandbox to end a child that is late
-_LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.1
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 __all__ = ["CannotGrade", "Job", "Limits", "NoSandbox", "NotStarted", "require", "run"]
@@ -118,9 +118,9 @@ def require(limits: Limits, walled: bool = True) -> list[str]:
     return []
 
 
-def _program(out: int) -> list[str]:
+def _program(out: int, module: str = "diffusion_course.grading.student") -> list[str]:
     # -P: no folder that a submission can write is searched for modules.
-    return [sys.executable, "-P", "-m", "diffusion_course.grading.student", str(out)]
+    return [sys.executable, "-P", "-m", module, str(out)]
 
 
 def run(jobs: Sequence[Job], limits: Limits, walled: bool = True) -> dict[str, Outcomes]:
@@ -161,15 +161,54 @@ def run(jobs: Sequence[Job], limits: Limits, walled: bool = True) -> dict[str, O
 
 def _together(jobs: Sequence[Job], limits: Limits, walled: bool, left: float) -> _Seen:
     """What one sandbox says about some jobs, which have so many seconds. Raises: NotStarted."""
+    with opened("diffusion_course.grading.student", limits, walled) as (process, ours):
+        lines = (json.dumps(job.message(limits, alone=walled)) for job in jobs)
+        # In a thread: a program that reads nothing must not stop the grader.
+        feeder = threading.Thread(target=_feed, args=(process.stdin, lines), daemon=True)
+        feeder.start()
+        seen = _Seen(jobs, limits)
+        try:
+            _collect(process.pid, ours, seen, left)
+        finally:
+            kill(process)
+            feeder.join()
+            seen.ends()
+    if not seen.began:
+        raise NotStarted(not_started())
+    return seen
+
+
+def not_started() -> str:
+    """What to say if a sandbox does not start."""
+    return (
+        f"a sandbox did not start within {START_SECONDS} s; if the machine is very busy or "
+        "short of memory, run the same command again later"
+    )
+
+
+@contextlib.contextmanager
+def opened(
+    module: str, limits: Limits, walled: bool, hide: Iterable[Path] = ()
+) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A program of the course in a sandbox of its own; it is killed in the end.
+
+    Args:
+      module: its name; it is given the number of the file that it writes to.
+      limits: of all its processes together; of one process, it sets them itself.
+      walled: False runs it as an ordinary process.
+      hide: files that it may not read, besides those that no submission may.
+
+    Yields: the process, whose standard input is a pipe, and the file to read from.
+    """
     with contextlib.ExitStack() as around:
         ours, theirs = os.pipe()
         around.callback(os.close, ours)
         try:
             folder = tempfile.mkdtemp()
             around.callback(_remove, folder)
-            command, files = _program(theirs), []
+            command, files = _program(theirs, module), []
             if walled:
-                prefix, files = around.enter_context(walls.opened(limits.file))
+                prefix, files = around.enter_context(walls.opened(limits.file, hide))
                 command = [*prefix, *command]
             process = subprocess.Popen(
                 command,
@@ -179,23 +218,10 @@ def _together(jobs: Sequence[Job], limits: Limits, walled: bool, left: float) ->
             )  # fmt: skip
         finally:
             os.close(theirs)
-        lines = (json.dumps(job.message(limits, alone=walled)) for job in jobs)
-        # In a thread: a program that reads nothing must not stop the grader.
-        feeder = threading.Thread(target=_feed, args=(process.stdin, lines), daemon=True)
-        feeder.start()
-        seen = _Seen(jobs, limits)
         try:
-            _collect(process.pid, ours, seen, left)
+            yield process, ours
         finally:
-            _kill(process)
-            feeder.join()
-            seen.ends()
-    if not seen.began:
-        raise NotStarted(
-            f"a sandbox did not start within {_START_SECONDS} s; if the machine is very busy or "
-            "short of memory, run the same command again later"
-        )
-    return seen
+            kill(process)
 
 
 def _remove(folder: str) -> None:
@@ -210,8 +236,10 @@ def _feed(pipe, lines: Iterable[str]) -> None:
             pipe.write(line.encode() + b"\n")
 
 
-def _kill(process: subprocess.Popen) -> None:
-    """Ends the sandbox: bubblewrap's death is that of every process inside."""
+def kill(process: subprocess.Popen) -> None:
+    """Ends a sandbox: bubblewrap's death is that of every process inside."""
+    if process.returncode is not None:
+        return
     members = _members(process.pid)
     for pid in [process.pid, *members]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -267,16 +295,16 @@ class _Seen:
 def _collect(root: int, pipe: int, seen: _Seen, left: float) -> None:
     """Reads what a sandbox says until it is done, late, too large, or silent for good."""
     limits = seen.limits
-    deadline, next_look = time.monotonic() + _START_SECONDS, 0.0
-    before, known = _shared(), -1
+    deadline, next_look = time.monotonic() + START_SECONDS, 0.0
+    before, known = shared(), -1
     while len(seen.found) < len(seen.jobs):
-        ready, _, _ = select.select([pipe], [], [], _LOOK_SECONDS)
+        ready, _, _ = select.select([pipe], [], [], LOOK_SECONDS)
         now = time.monotonic()
         if now > deadline:
             break
         if now > next_look:
-            next_look = now + _LOOK_SECONDS
-            if _too_much(root, limits, before):
+            next_look = now + LOOK_SECONDS
+            if too_much(root, limits, before):
                 break
         if ready and not seen.read(pipe):
             break
@@ -308,7 +336,7 @@ def _outcomes(message, job: Job, limits: Limits) -> Outcomes:
         return job.fails("stopped", f"your code interfered with its own grading: {error}")
 
 
-def _too_much(root: int, limits: Limits, before: int) -> bool:
+def too_much(root: int, limits: Limits, before: int) -> bool:
     """Whether this process and those below are too many, hold too much memory, or are halted."""
     members = [root, *_members(root)]
     pages = threads = halted = 0
@@ -323,7 +351,7 @@ def _too_much(root: int, limits: Limits, before: int) -> bool:
         or len(members) - 1 > limits.processes
         or threads > limits.threads
         or pages * _PAGE > limits.memory
-        or _shared() - before > limits.memory
+        or shared() - before > limits.memory
     )
 
 
@@ -334,7 +362,7 @@ def _stat(pid: int) -> list[str]:
     return text.rpartition(")")[2].split()
 
 
-def _shared() -> int:
+def shared() -> int:
     """Bytes that the whole machine holds for no process in particular.
 
     That is shared memory, files that are memory, and what the kernel must keep of files without

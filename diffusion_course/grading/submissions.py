@@ -93,7 +93,52 @@ def collect(
       is in one of them: who has handed in nothing, or nothing of the wanted chapter, is "missing".
     Raises: OSError if the folder cannot be opened.
     """
-    best, refused = _Best(), []
+    best = _Best()
+    notebooks, refused, students = read_all(folder)
+    for n in notebooks:
+        try:
+            parts = _parts(n.cells, chapters) or {_chapter(n.file, n.cells, chapters): n.cells}
+        except Unreadable as error:
+            refused.append(Refused(n.student, n.path, "unreadable", str(error)))
+            continue
+        for chapter, part in parts.items():
+            if wanted in (None, chapter):
+                best.add(Submission(n.student, chapter, n.path, part, n.sha256), n.attempt)
+    found = best.submissions()
+    refused += best.duplicates()
+    missing = students - {s.student for s in [*found, *refused]}
+    text = f"no notebook of chapter {wanted}"
+    refused += [Refused(student, "", "missing", text) for student in missing]
+    return found, _shortened(sorted(refused, key=lambda r: (r.path, r.student)))
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook as it was handed in.
+
+    Attributes:
+      student: whose it is.
+      file: its name, as the student had it.
+      attempt: when it was handed in, as sortable text; empty where nothing says so.
+      path: from the folder of submissions, made printable.
+      cells: of the notebook.
+      sha256: of the file.
+    """
+
+    student: str
+    file: str
+    attempt: str
+    path: str
+    cells: tuple[Cell, ...]
+    sha256: str
+
+
+def read_all(folder: Path) -> tuple[list[Notebook], list[Refused], set[str]]:
+    """Every notebook below a folder, what cannot be read, and all students, in order of paths.
+
+    Raises: OSError if the folder cannot be opened.
+    """
+    found, refused = [], []
     places = sorted(_places(folder))
     relative = {place: place.path.relative_to(folder) for place in places}
     # A folder that is empty or closed is a student's, as if it held a file.
@@ -107,20 +152,12 @@ def collect(
         try:
             content = _content(place.path)
             cells = read(content)
-            parts = _parts(cells, chapters) or {_chapter(sender.file, cells, chapters): cells}
         except Unreadable as error:
             refused.append(Refused(student, name, "unreadable", str(error)))
             continue
         digest = hashlib.sha256(content).hexdigest()
-        for chapter, part in parts.items():
-            if wanted in (None, chapter):
-                best.add(Submission(student, chapter, name, part, digest), sender.attempt)
-    found = best.submissions()
-    refused += best.duplicates()
-    missing = {s.student for s in whose} - {s.student for s in [*found, *refused]}
-    text = f"no notebook of chapter {wanted}"
-    refused += [Refused(student, "", "missing", text) for student in missing]
-    return found, _shortened(sorted(refused, key=lambda r: (r.path, r.student)))
+        found.append(Notebook(student, sender.file, sender.attempt, name, cells, digest))
+    return found, refused, {sender.student for sender in whose}
 
 
 @dataclass(frozen=True, order=True)

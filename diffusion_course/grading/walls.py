@@ -104,21 +104,24 @@ def _extras() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def opened(memory: int) -> Iterator[tuple[list[str], list[int]]]:
+def opened(memory: int, hide: Iterable[Path] = ()) -> Iterator[tuple[list[str], list[int]]]:
     """The walls around one program.
 
     Args:
       memory: bytes that its temporary files may take.
+      hide: files below what is shown that it may not read, besides those that none may.
 
     Yields: bubblewrap's command line, up to the program, and the open files that it must be given.
     """
-    with _opened(_extras(), memory) as walls:
+    with _opened(_extras(), memory, hide) as walls:
         yield walls
 
 
 @contextlib.contextmanager
-def _opened(extras: tuple[str, ...], memory: int) -> Iterator[tuple[list[str], list[int]]]:
-    options, files = _walls(extras, memory), []
+def _opened(
+    extras: tuple[str, ...], memory: int, hide: Iterable[Path] = ()
+) -> Iterator[tuple[list[str], list[int]]]:
+    options, files = _walls(extras, memory, hide), []
     with contextlib.ExitStack() as around:
         if "--seccomp" in extras:
             files.append(_holding(seccomp.program(), around))
@@ -138,7 +141,7 @@ def _holding(content: bytes, around: contextlib.ExitStack) -> int:
     return file
 
 
-def _walls(extras: tuple[str, ...], memory: int) -> list[str]:
+def _walls(extras: tuple[str, ...], memory: int, hide: Iterable[Path]) -> list[str]:
     """bubblewrap's options."""
     walls = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     if "--disable-userns" in extras:
@@ -160,6 +163,7 @@ def _walls(extras: tuple[str, ...], memory: int) -> list[str]:
         walls += ["--ro-bind", "/proc/sys", "/proc/sys"]
     # Over what was shown above.
     folders, files = hidden()
+    files += hide
     for path in folders:
         walls += ["--tmpfs", str(path), "--remount-ro", str(path)]
     for path in files:

@@ -254,9 +254,9 @@ assert largest < 0.02
 # | 21 | [Which generative model?](21_which_model.ipynb) | seven kinds of model and three baselines, one budget |
 # | 22 | [Scaling out](22_scaling.ipynb) | throughput, memory and traffic against devices |
 # | 23 | Cascades and video | a clip whose frames agree |
-# | 24 | 3-D, sound, molecules | an object that appears from 2-D scores |
-# | 25 | From notebook to product | quality against bytes and milliseconds |
-# | 26 | Capstone | the leaderboard at 1, 2, 4 and 8 evaluations |
+# | 24 | [3-D, sound, molecules](24_beyond_images.ipynb) | an object that appears from 2-D scores |
+# | 25 | [From notebook to product](25_product.ipynb) | quality against bytes and milliseconds |
+# | 26 | [Capstone](26_capstone.ipynb) | the leaderboard at 1, 2, 4 and 8 evaluations |
 # | clinic | [The broken-sampler clinic](clinic.ipynb) | eighteen patients, a diagnosis for each, and the cure |
 #
 # <!-- Here ends what is made from notebooks/chapters.toml. -->
