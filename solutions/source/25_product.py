@@ -47,12 +47,11 @@ from diffusion_course.grading import check
 # number divided by its step, rounded to the nearest whole number, where halves go to the nearest even one. In a row or
 # a column of zeros, all codes are 0, and so is the step. Find
 #
-# 1. the matrix product of the codes. It is exact, and it needs more than 8 bits;
-# 2. the output: what this product says about $xW$;
-# 3. a bound of the output's error. A number $x_i$ is wrong by $s/2$ at most, and a weight $W_{ij}$ by $r/2$. The
+# 1. the output: what the matrix product of the codes says about $xW$. This product is exact, in whole numbers;
+# 2. a bound of the output's error. A number $x_i$ is wrong by $s/2$ at most, and a weight $W_{ij}$ by $r/2$. The
 #    output is a sum of products. Use the triangle inequality on each product, with *all* its errors, and add up.
 #
-# **Expected.** A tuple of three arrays `[B, C]`. The codes lie between −127 and 127.
+# **Expected.** A tuple of two arrays `[B, C]`. The codes lie between −127 and 127.
 #
 # <details><summary>Hint</summary>
 # (x + u)(W + v) − xW has three terms. And what is the largest number that an array of type int8 can hold?
@@ -61,15 +60,15 @@ from diffusion_course.grading import check
 
 # %% exercise="25.1" role="answer"
 def int8_layer(x, W):
-    """x [B, D], W [D, C] -> product of the codes, output, bound of its error, each [B, C]."""
-    ### BEGIN SOLUTION return a tuple of three arrays [B, C]
+    """x [B, D], W [D, C] -> the output and the bound of its error, both [B, C]."""
+    ### BEGIN SOLUTION return a tuple: the output and the bound, both [B, C]
     tall, wide = np.max(np.abs(x), axis=1), np.max(np.abs(W), axis=0)
     s, r = tall[:, None] / 127, wide / 127
     x_int = np.rint(np.divide(x, s, out=np.zeros_like(x), where=s > 0))
     W_int = np.rint(np.divide(W, r, out=np.zeros_like(W), where=r > 0))
     dot = x_int @ W_int
     u, v = np.full_like(x, 0.5) * s, np.full_like(W, 0.5) * r  # the errors
-    return dot, dot * s * r, u @ np.abs(W) + np.abs(x) @ v + u @ v
+    return dot * s * r, u @ np.abs(W) + np.abs(x) @ v + u @ v
     ### END SOLUTION
 
 

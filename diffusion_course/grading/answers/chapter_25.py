@@ -17,10 +17,10 @@ def int8_layer(x, W):
     s, r = np.abs(x).max(1, keepdims=True) / 127, np.abs(W).max(0) / 127
     x_codes = np.round(x / np.where(s > 0, s, 1))
     W_codes = np.round(W / np.where(r > 0, r, 1))
-    product = (x_codes @ W_codes).astype(int)
+    product = x_codes @ W_codes
     on_x, on_W = np.abs(x).sum(1, keepdims=True), np.abs(W).sum(0)
     bound = s / 2 * on_W + r / 2 * on_x + len(W) * s * r / 4
-    return product, s * r * product, bound
+    return s * r * product, bound
 
 
 def _away(a):
@@ -111,6 +111,8 @@ INT8_LAYER = exercise(
         np.where(s > 0, s, 1) -> s
         np.where(r > 0, r, 1) -> r
     """,
+    rtol=2e-5,  # the bound is far smaller than the output
+    atol=2e-7,
 )
 
 
@@ -145,18 +147,37 @@ def _below_a_threshold(w, layer, share, kind):
 def _networks(rng, *cases):
     """Rows of (sizes of the layers, share, kind, whether magnitudes tie), in any order."""
     for sizes, share, kind, ties in cases:
-        layer = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(float)
-        w = rng.normal(0.2, 1.0, len(layer))
-        if ties:  # a few magnitudes, with both signs, and some zeros
-            w = rng.choice([-1.0, 1.0], len(layer)) * rng.integers(0, 4, len(layer)) / 4
-            w[: len(sizes)] = 1.25  # no layer holds zeros alone
-            layer[: len(sizes)] = np.arange(len(sizes))
-        yield (
-            w * 2.0 ** -(2 * layer if not ties or kind == "relative" else 0 * layer),
-            layer,
-            share,
-            kind,
-        )
+        for _ in range(500):
+            layer = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(float)
+            w = rng.normal(0.2 + 0.6 * layer, 1.0)
+            w = np.sign(w) * np.abs(w) ** (1 + 0.7 * layer)  # the last layers have long tails
+            if ties:  # a few magnitudes, with both signs, and some zeros
+                w = rng.choice([-1.0, 1.0], len(layer)) * rng.integers(0, 4, len(layer)) / 4
+                w[: len(sizes)] = 1.25  # no layer holds zeros alone
+                layer[: len(sizes)] = np.arange(len(sizes))
+            if kind == "relative" or not ties:
+                w = w * 2.0 ** (-2 * layer)
+            if ties or kind != "relative" or min(sizes) < 9 or _tells_sizes(w, layer, share):
+                break
+        yield w, layer, share, kind
+
+
+def _tells_sizes(w, layer, share):
+    """Whether every other size of a layer prunes other weights, and no two of them the same."""
+    sizes = (
+        lambda a: np.sqrt(np.mean(a**2)),
+        lambda a: np.mean(a**2),
+        lambda a: np.sqrt(np.sum(a**2)),
+        lambda a: np.mean(np.abs(a)),
+        np.std,
+        lambda a: np.max(np.abs(a)),
+        lambda a: 1.0,
+    )
+    kept = set()
+    for size in sizes:
+        relative = w / np.array([size(w[layer == name]) for name in layer])
+        kept.add(tuple(prune(relative, layer, share, "global") != 0))
+    return len(kept) == len(sizes)
 
 
 PRUNE = exercise(
@@ -169,8 +190,8 @@ PRUNE = exercise(
             rng,
             ((12, 21, 7), 0.5, "layer", False),
             ((12, 21, 7), 0.375, "global", False),
-            ((9, 18), 0.625, "relative", False),
-            ((17, 10, 13), 0.25, "relative", False),
+            ((28, 20), 0.625, "relative", False),
+            ((24, 15, 19), 0.375, "relative", False),
         ),
     ),
     Part(
@@ -485,7 +506,7 @@ def _scores(rng, *cases):
                 bad = np.minimum(bad, good.max())
             false, caught, mixed, _ = screen(good, bad, allowed / N, base)
             split = kind != "ties" or (false < np.floor(allowed) / N and mixed > caught)
-            some = kind != "any" or (0.1 < caught < mixed < 0.95 and false > 0)
+            some = kind != "any" or (0.1 < caught < 0.95 and false > 0)
             if split and some:
                 break
         yield good, bad, allowed / N, base
