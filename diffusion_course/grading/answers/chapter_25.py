@@ -147,7 +147,7 @@ def _below_a_threshold(w, layer, share, kind):
 def _networks(rng, *cases):
     """Rows of (sizes of the layers, share, kind, whether magnitudes tie), in any order."""
     for sizes, share, kind, ties in cases:
-        for _ in range(500):
+        for _ in range(100):
             layer = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(float)
             w = rng.normal(0.2 + 0.6 * layer, 1.0)
             w = np.sign(w) * np.abs(w) ** (1 + 0.7 * layer)  # the last layers have long tails
@@ -190,8 +190,8 @@ PRUNE = exercise(
             rng,
             ((12, 21, 7), 0.5, "layer", False),
             ((12, 21, 7), 0.375, "global", False),
-            ((28, 20), 0.625, "relative", False),
-            ((24, 15, 19), 0.375, "relative", False),
+            ((24, 36, 30), 0.5, "relative", False),
+            ((30, 24, 36), 0.4375, "relative", False),
         ),
     ),
     Part(
