@@ -53,7 +53,7 @@ def mark(noise: Array, key: Array, share: float = 1.0) -> Array:
     Args:
       noise: [B, …].
       key: from `signs`: one for all pictures […], or one for each [B, …].
-      share: of the places that are marked, in [0, 1]: the first ones, row by row.
+      share: of the places that are marked, in [0, 1]; they are spread evenly.
 
     Returns: [B, …]. Raises: ValueError for a key of another shape, or a share outside [0, 1].
     Source: Yang et al. 2024, section 4 (Gaussian Shading, arXiv:2404.04956), one bit per place.
@@ -63,7 +63,9 @@ def mark(noise: Array, key: Array, share: float = 1.0) -> Array:
     share = float(checks.number("share", share))
     checks.within("share", share, 0, 1)
     places = int(np.prod(noise.shape[1:]))
-    marked = (np.arange(places) < round(share * places)).reshape(noise.shape[1:])
+    # Multiples of the golden ratio, modulo 1, fill the interval evenly: so do the places here.
+    order = np.argsort(np.arange(places) * (np.sqrt(5) - 1) / 2 % 1)
+    marked = (np.argsort(order) < round(share * places)).reshape(noise.shape[1:])
     return jnp.where(marked, jnp.abs(noise) * key, noise)
 
 
