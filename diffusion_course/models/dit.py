@@ -207,7 +207,7 @@ class DiT(Patched):
           label classes.
         """
         x = doors.state(x, ("B", *self.image_shape))
-        t = doors.times(t, len(x))
+        t = doors.times(t, x.shape[0])
         if self.modulation is None:  # not adaptive
             emb, context = None, self.embed.tokens(t, cond, extras)
         else:

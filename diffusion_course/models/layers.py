@@ -193,8 +193,8 @@ class Conditioning(nnx.Module):
 
     def _embedded(self, t: Array, cond: Array | None, extras: Array | None) -> list[Array]:
         t = doors.times(t)
-        cond = doors.labels(cond, len(t), self.num_classes)
-        extras = doors.extras(extras, len(t), len(self.extras))
+        cond = doors.labels(cond, t.shape[0], self.num_classes)
+        extras = doors.extras(extras, t.shape[0], len(self.extras))
         embedded = [self.time(t)]
         if cond is not None:
             embedded.append(self.label(cond))

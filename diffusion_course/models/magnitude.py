@@ -141,7 +141,7 @@ class MagnitudeMLP(nnx.Module):
     def hidden(self, x: Array, t: Array, cond: Array | None = None) -> list[Array]:
         """The activations [B, width] after the first layer and after each block; as `__call__`."""
         x = doors.state(x, ("B", self.dim))
-        emb = self._embed(doors.times(t, len(x)), cond)
+        emb = self._embed(doors.times(t, x.shape[0]), cond)
         h = [self.first(jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1))]
         for block in self.blocks:
             h.append(block(h[-1], emb))

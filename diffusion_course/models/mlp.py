@@ -71,7 +71,7 @@ class MLP(nnx.Module):
           label classes.
         """
         x = doors.state(x, ("B", self.dim))
-        emb = self.embed(doors.times(t, len(x)), cond, extras)
+        emb = self.embed(doors.times(t, x.shape[0]), cond, extras)
         h = self.first(x)
         for layer in self.hidden:
             h = h + layer(jax.nn.silu(h + emb))

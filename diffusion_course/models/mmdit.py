@@ -157,7 +157,7 @@ class MMDiT(Patched):
         Raises: ValueError for an argument of another shape, dtype or range.
         """
         x = doors.state(x, ("B", *self.image_shape))
-        emb = self.embed(doors.times(t, len(x)), None)
+        emb = self.embed(doors.times(t, x.shape[0]), None)
         ids = doors.tokens(cond, len(x), self.null_label)
         tokens = self._tokens(x)
         counts = jnp.concatenate([jnp.ones(tokens.shape[:2], bool), ids < self.null_label], axis=1)

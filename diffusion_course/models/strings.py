@@ -96,7 +96,7 @@ class StringTransformer(nnx.Module):
         Raises: ValueError for an argument of another shape, dtype or range.
         """
         x = self._tokens(x)
-        emb = self._told(doors.times(t, len(x)), cond)
+        emb = self._told(doors.times(t, x.shape[0]), cond)
         h = self.letter(x) + self.place[...]
         # Who may look at whom: [1, L, L], one row for each place that looks.
         mask = np.tril(np.ones((1, self.length, self.length), bool)) if self.causal else None

@@ -136,7 +136,7 @@ class UNet(nnx.Module):
           label classes.
         """
         x = self.checked(x)
-        emb, caption = self.told(t, cond, extras, len(x))
+        emb, caption = self.told(t, cond, extras, x.shape[0])
         h, skips = self.encode(x, emb, caption)
         return self.decode(h, skips, emb).astype(x.dtype)
 

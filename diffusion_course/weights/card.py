@@ -191,6 +191,29 @@ def _kind(array: np.ndarray | None) -> str:
     return "missing" if array is None else f"{array.dtype.name} {list(array.shape)}"
 
 
+def filled(model: nnx.Module, arrays: dict[str, np.ndarray]) -> nnx.Module:
+    """A new model of the same shape with other weights; the given one stays as it is.
+
+    Args:
+      model: any NNX module.
+      arrays: path -> array, as `flat_params` gives them.
+
+    Raises: ValueError if names or shapes are not the model's (the first that differs is named).
+    """
+    expected = flat_params(model)
+    for name in sorted(expected.keys() | arrays.keys()):
+        shapes = [list(np.shape(a[name])) if name in a else "missing" for a in (expected, arrays)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"arrays must hold the model's parameters; {name} is {shapes[0]} in the model "
+                f"and {shapes[1]} in arrays"
+            )
+    graph, state = nnx.split(model)
+    new = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))  # boxes of its own
+    _fill(new, arrays)
+    return new
+
+
 def _fill(model: nnx.Module, arrays: dict[str, np.ndarray]) -> None:
     def new(path, old):
         array = arrays[".".join(str(k.key) for k in path)]
