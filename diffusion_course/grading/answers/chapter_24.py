@@ -133,7 +133,6 @@ def _scenes(rng, *rows):
 
 
 _NOISE = "said = (aside - a * denoise(aside, a, s)) / s"
-_MEAN = "slope = 1e20 * said.imag if kind == "
 
 DISTIL = exercise(
     "24.2 · With and without the Jacobian",
@@ -146,11 +145,11 @@ DISTIL = exercise(
     Part("the whole gradient", 2, lambda rng: _scenes(rng, ("whole", 3, 2, 4), ("whole", 5, 3, 2))),
     mistakes=f"""
     the two kinds are exchanged
-        {_MEAN} -> slope = 1e20 * said.imag if kind !=
+        if kind == "whole" else -> if kind != "whole" else
     score distillation leaves the network's Jacobian out: yours still has it
-        {_MEAN} -> slope = 1e20 * said.imag if kind and "" ==
+        if kind == "whole" else 1.0 ->
     the whole gradient also goes through the network: its Jacobian is missing
-        if kind == "whole" else -> if not kind else
+        slope = 1e20 * said.imag if kind == "whole" else 1.0 -> slope = 1.0
     the noise that is told depends on x_t directly, too: you stopped only the denoised picture
         if kind == "whole" else 1.0 -> if kind == "whole" else 1 / s
     the noise that is told also depends on x_t through the denoiser: you left that out
@@ -163,7 +162,7 @@ DISTIL = exercise(
         a * through * slope -> a * slope
     the light that gets through is exp(−thickness), and the picture is what does not
         x_t = a * (1 - through) -> x_t = a * through
-    the picture becomes brighter where the density grows: the sign of its derivative is wrong
+    the sign is wrong: that of the derivative of 1 − exp(−thickness), or that of the error
         (a * through -> (-a * through
     each view has its own weight
         weight[v] * -> weight.mean() *
@@ -179,8 +178,6 @@ DISTIL = exercise(
         return gradient / len(views) -> return gradient / eps.size
     ε must be subtracted: the gradient has the same mean without it, but not for the noise given
         push = said.real - eps[v] -> push = said.real
-    the loss compares the noise that is told with ε: your sign is that of ε minus it
-        push = said.real - eps[v] -> push = eps[v] - said.real
     the gradient needs the noise that is told: yours compares the denoised picture with the picture
         push = said.real - eps[v] -> push = denoise(x_t, a, s) - (1 - through)
     what the denoiser tells is the picture: the noise follows from it by (x_t − α·x0)/σ
@@ -254,8 +251,7 @@ PACED = exercise(
     that noise has the data's colour: here it is white, and α and σ change with the frequency
         return (*_coloured(x0, eps, power, log_snr), right[2]) if kind == "own" else right
     α² + σ² = 1 is asked for squares: take the roots
-        return paced(x0, eps, power, log_snr, kind) if kind == "" else _squares(
-            x0, eps, power, log_snr, kind)
+        return _squares(x0, eps, power, log_snr, kind)
     log_snr is the logarithm of a ratio of variances: yours is that of amplitudes
         np.exp(log_snr) -> np.exp(2 * log_snr)
     a complex coefficient is two real numbers: all but those that have no imaginary part count twice
@@ -391,7 +387,6 @@ STEP = exercise(
     the first features in a message are the receiver's, h_i: that was right
         [h[b, i], h[b, j], [near]] -> [h[b, j], h[b, i], [near]]
     asked for is the move, and not where the atom arrives
-        return moved + x * mask[..., None], told
         return moved, told -> return moved + x * mask[..., None], told
     the features keep what they were: the messages are added
         told[b, i] = h[b, i] + heard -> told[b, i] = heard
@@ -582,10 +577,7 @@ def _flat(r, weights, sigma):
 def _coordinates_apart(x, points, weights, sigma, period):
     """As if the data's coordinates were independent of each other."""
     score, log_p = zip(
-        *[
-            torus(x[:, [i]], points[:, [i]], weights, sigma, period)
-            for i in range(points.shape[1])
-        ],
+        *[torus(x[:, [i]], points[:, [i]], weights, sigma, period) for i in range(points.shape[1])],
         strict=True,
     )
     return np.concatenate(score, axis=1), np.sum(log_p, axis=0)
@@ -632,6 +624,7 @@ TORUS = exercise(
         2,
         lambda rng: _angles(
             rng,
+            (3, 2, 1, number(rng, 0.5, 0.55), "anywhere"),  # its score is not tiny beside log p
             (4, 3, 2, number(rng, 0.7, 0.9), "anywhere"),
             (3, 2, 1, number(rng, 1.4, 1.6), "anywhere"),
         ),
@@ -670,8 +663,6 @@ TORUS = exercise(
             else np.log(2 * np.pi * sigma**2) / 2)
     that is the density; asked for is its logarithm
         return right[0], np.exp(right[1])
-    with much noise rounding hides the score behind the sum of many ways: take the series of waves
-        return (right[0] if sigma < 0.6 * period else 0 * right[0]), right[1]
     with much noise ways of many turns count, too: yours are cut off
         return right if sigma < 0.3 * period else _few_ways(x, points, weights, sigma, period)
     with little noise every density is 0 in the computer's numbers: compare their logarithms
