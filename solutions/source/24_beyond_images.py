@@ -266,8 +266,8 @@ def step(x, h, mask, into, out, mix):
 # 2. $\log p(x_t = x)$. All states have their centre at 0, and so they lie in a space of $2(N-1)$ dimensions. The density
 #    is that of this space.
 #
-# **Expected.** A tuple of two arrays, `[B, N, 2]` and `[B]`. `left` may be 0 or 1, and $\alpha$ may be 0. A state may be
-# 0, and $\sigma$ may be as small as 0.03: then $\exp(\kappa)$ below overflows.
+# **Expected.** A tuple of two arrays, `[B, N, 2]` and `[B]`. `left` may be 0 or 1. A state may be 0. And $\sigma$ may be
+# as small as 0.03: then the $\exp(\kappa)$ of the hint overflows.
 #
 # <details><summary>Hint</summary>
 # The sum of x_i·(R y_i) over the atoms is a·cos θ + b·sin θ, which is √(a² + b²)·cos(θ − φ). The mean of exp(κ·cos θ)
@@ -286,13 +286,11 @@ def turned(x, template, alpha, sigma, left):
     match = z @ hands.conj().T  # [B, 2]
     kappa = alpha * np.abs(match) / sigma**2
     chance = np.array([1 - left, left])
-    most = kappa.max(axis=1)
-    weigh = chance * i0e(kappa) * np.exp(kappa - most[:, None])
-    turn = i1e(kappa) / i0e(kappa) * np.exp(1j * np.angle(match))
-    guess = (weigh * turn) @ hands / weigh.sum(1)[:, None]
+    log_sum = logsumexp(kappa, b=chance * i0e(kappa), axis=1)  # the mean over turns and hands
+    mean_turn = chance * i1e(kappa) * np.exp(kappa - log_sum[:, None] + 1j * np.angle(match))
+    guess = mean_turn @ hands
     square = np.sum(np.abs(z) ** 2, axis=1) + alpha**2 * np.sum(np.abs(y) ** 2)
-    log_p = np.log(weigh.sum(1)) + most - square / (2 * sigma**2)
-    log_p = log_p - (len(y) - 1) * np.log(2 * np.pi * sigma**2)
+    log_p = log_sum - square / (2 * sigma**2) - (len(y) - 1) * np.log(2 * np.pi * sigma**2)
     return np.stack([guess.real, guess.imag], axis=-1), log_p
     ### END SOLUTION
 

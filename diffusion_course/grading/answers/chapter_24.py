@@ -228,7 +228,7 @@ def _signals(rng, *rows):
             power[[0, 2]] = 0
         white, eps = rng.normal(size=(B, T)), rng.normal(size=(B, T))
         x0 = np.fft.irfft(np.sqrt(power) * np.fft.rfft(white), T)
-        yield x0, eps, power, number(rng, 0.3, 1.1) * rng.choice([-1, 1]), kind
+        yield x0, eps, power, float(rng.uniform(0.3, 1.1) * rng.choice([-1, 1])), kind
 
 
 PACED = exercise(
@@ -478,12 +478,11 @@ TURNED = exercise(
         lambda rng: _turns(rng, (3, 4, number(rng, 0.15, 0.4)), (2, 3, number(rng, 0.6, 0.85))),
     ),
     Part(
-        "little noise, no signal, no picture",
+        "little noise, and a state of 0",
         1,
         lambda rng: _molecules(
             rng,
             (2, 3, number(rng, 0.8, 0.9), number(rng, 0.03, 0.04), number(rng, 0.3, 0.4), False),
-            (3, 4, 0.0, number(rng, 1.1, 1.4), number(rng, 0.3, 0.4), False),
             (3, 4, number(rng, 0.5, 0.8), number(rng, 0.6, 0.9), number(rng, 0.3, 0.4), True),
         ),
     ),
@@ -584,12 +583,14 @@ def _coordinates_apart(x, points, weights, sigma, period):
 
 
 def _angles(rng, *rows):
-    """Rows of (B, K, d, σ over the period, where: anywhere, near, or opposite to a point)."""
+    """Rows of (B, K, d, σ over the period, where: far, anywhere, near or opposite to a point)."""
     for B, K, d, spread, where in rows:
         period = number(rng, 1.4, 4.1)
         points, weights = rng.uniform(0, period, (K, d)), rng.uniform(0.3, 1, K)
         x = rng.uniform(-1.8 * period, 2.7 * period, (B, d))
-        if where != "anywhere":
+        if where == "far":
+            x = x + period * rng.choice([-7, 6], (B, d))
+        elif where != "anywhere":
             turns = period * rng.integers(-1, 3, (B, d))
             half = period / 2 if where == "opposite" else 0.0
             x = points[rng.integers(K, size=B)] + half + turns
@@ -605,8 +606,8 @@ TORUS = exercise(
         1,
         lambda rng: _angles(
             rng,
-            (4, 3, 2, number(rng, 0.16, 0.22), "anywhere"),
-            (3, 2, 1, number(rng, 0.35, 0.45), "anywhere"),
+            (4, 3, 2, number(rng, 0.16, 0.22), "far"),
+            (3, 2, 1, number(rng, 0.34, 0.36), "far"),
         ),
     ),
     Part(
