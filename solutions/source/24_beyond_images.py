@@ -36,7 +36,7 @@ course = setup()
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import expit, i0e, i1e, logsumexp, softmax
+from scipy.special import i0e, i1e, logsumexp, softmax
 
 from diffusion_course.grading import check
 
@@ -44,21 +44,20 @@ from diffusion_course.grading import check
 # ## 24.1
 # *warm-up · 15 minutes*
 #
-# In a scene, $K$ objects share the same space, such as smoke in a glass of water. Each has its own density, and no
-# background is behind it but the sky. The eye looks along $R$ rays. A ray has $S$ pieces, the first one at the
-# eye. In piece $s$ of ray $r$ the object $k$ has `density[k, r, s]`, and the piece has the length `lengths[s]`. A
-# photon that meets the densities $\tau_1, \dots, \tau_K$ is stopped along $d\ell$ with the probability
-# $(\tau_1 + \dots + \tau_K)\,d\ell$.
+# In a scene, $K$ objects share the same space, such as smoke and fog, and behind them is the sky. The eye looks along
+# $R$ rays. A ray has $S$ pieces, the first one at the eye. In piece $s$ of ray $r$ the object $k$ has the density
+# `density[k, r, s]`, and the piece has the length `lengths[s]`. On a short way $d\ell$ through the densities
+# $\tau_1, \dots, \tau_K$, a ray is stopped with the probability $(\tau_1 + \dots + \tau_K)\,d\ell$.
 #
-# An object has one colour. So a pixel's colour is a weighted mean of $K$ colours and that of the sky. Find
+# Each object has one colour. So the colour of a ray is a weighted mean of $K$ colours and that of the sky. Find
 # the weights.
 #
-# **Expected.** An array `[R, K + 1]`, whose rows add up to 1. The sky comes last. Some pieces hold nothing, and some let
-# no light through.
+# **Expected.** An array `[R, K + 1]`, whose rows add up to 1. The sky comes last. Some pieces hold nothing, and some
+# let no light through.
 #
 # <details><summary>Hint</summary>
-# First take all objects together: how much light is stopped in a piece? Then divide it: which object has stopped a
-# photon? The chance is proportional to the density. And 0/0 is no number.
+# First take all objects together: with which probability is the ray stopped in a piece? Then divide it: which object
+# has stopped the ray? The chance is proportional to the density. And 0/0 is no number.
 # </details>
 
 
@@ -117,16 +116,17 @@ def distil(theta, views, denoise, eps, alpha, sigma, weight, kind):
 
 
 # %% [markdown]
-# The distilled gradient is not the gradient of $\mathcal L$. Its mean over $\varepsilon$ is that of a KL divergence
-# between noised pictures and noised data, with another weight (Poole et al. 2022, arXiv:2209.14988).
+# The distilled gradient is not the gradient of $\mathcal L$. For an exact denoiser, its mean over $\varepsilon$ is the
+# gradient of $\sigma_v w_v\,KL(q(x_t \mid x_v)\,\|\,p_t)$, averaged over the views: the noised picture against the
+# noised data (Poole et al. 2022, arXiv:2209.14988).
 
 # %% [markdown]
 # ## 24.3
 # *implement · 25 minutes*
 #
 # A sound is a row of $T$ real numbers, and $X_f$ are its coefficients, `np.fft.rfft(x0)`. The data are Gaussian, with
-# independent coefficients of mean 0 and $\mathbb E|X_f|^2 = T\cdot\text{power}_f$. The noise `eps` is white: its power is
-# 1 at every frequency. Each frequency is noised by itself, with $\alpha_f^2 + \sigma_f^2 = 1$:
+# independent coefficients of mean 0 and $\mathbb E|X_f|^2 = T\cdot\text{power}_f$. The noise `eps` is white: its
+# power is 1 at every frequency. Each frequency is noised by itself, with $\alpha_f^2 + \sigma_f^2 = 1$:
 #
 # - `kind="one"`: all have the same level, with $\log(\alpha^2/\sigma^2)$ = `log_snr`.
 # - `kind="own"`: each has its own, so that the SNR *of the sound*, $\alpha_f^2\,\text{power}_f/\sigma_f^2$, has the
@@ -148,10 +148,8 @@ def paced(x0, eps, power, log_snr, kind):
     """x0 and eps [B, T], power [T // 2 + 1], a number, kind "one" or "own" -> x_t, guess, nats."""
     ### BEGIN SOLUTION return a tuple: x_t [B, T], the guess [B, T] and a number
     T, odds = x0.shape[1], np.exp(log_snr)
-    noise = (
-        1 / (1 + odds / np.where(power > 0, power, np.inf)) if kind == "own" else expit(-log_snr)
-    )
-    noise = noise * (power > 0) if kind == "own" else noise + 0 * power  # the variance of each
+    part = power if kind == "own" else np.ones(len(power))
+    noise = part / (odds + part)  # its variance; the signal's is 1 - noise times the power
     signal = (1 - noise) * power
     x_t = np.sqrt(1 - noise) * np.fft.rfft(x0) + np.sqrt(noise) * np.fft.rfft(eps)
     silent = power == 0
@@ -163,8 +161,8 @@ def paced(x0, eps, power, log_snr, kind):
 
 
 # %% [markdown]
-# With one level, the loud low frequencies tell nearly everything long before the quiet high ones tell anything.
-# With levels of their own, all frequencies tell their nats at the same time.
+# In most sounds the power falls with the frequency. With one level, the SNR falls with it, and low frequencies are
+# known long before high ones. With levels of their own, all frequencies become known at the same time.
 
 # %% [markdown]
 # ## 24.4
@@ -236,7 +234,7 @@ assert min(found.values()) > 0.05
 def step(x, h, mask, into, out, mix):
     """x [B, N, d], h [B, N, F], mask [B, N], into [2F + 1, H], out [H], mix [H, F] -> Δx and h'."""
     ### BEGIN SOLUTION return a tuple: the moves [B, N, d] and the features [B, N, F]
-    N, F = h.shape[1:]
+    mask, (N, F) = np.asarray(mask), h.shape[1:]
     between = x[:, :, None] - x[:, None]
     square = np.sum(between**2, axis=-1)[..., None]
     to, back = (h @ part for part in (into[:F], into[F:-1]))
@@ -250,8 +248,8 @@ def step(x, h, mask, into, out, mix):
 
 
 # %% [markdown]
-# The test of a symmetry sees what it tries. None of the three tests notices a sum in the place of the mean, or a message
-# that an atom sends to itself.
+# The test of a symmetry sees what it tries. None of the three tests notices a sum in the place of the mean, or a
+# message that an atom sends to itself.
 
 # %% [markdown]
 # ## 24.5
@@ -263,11 +261,11 @@ def step(x, h, mask, into, out, mix):
 # $x_t = \alpha\,x_0 + \sigma\,P\varepsilon$, where $P$ subtracts the mean over the atoms. For each state, find
 #
 # 1. the best guess, $\mathbb E[x_0 \mid x_t = x]$;
-# 2. $\log p(x_t = x)$. All states have their centre at 0, and so they lie in a space of $2(N-1)$ dimensions. The density
-#    is that of this space.
+# 2. $\log p(x_t = x)$. All states have their centre at 0, and so they lie in a space of $2(N-1)$ dimensions. The
+#    density is that of this space.
 #
-# **Expected.** A tuple of two arrays, `[B, N, 2]` and `[B]`. `left` may be 0 or 1. A state may be 0. And $\sigma$ may be
-# as small as 0.03: then the $\exp(\kappa)$ of the hint overflows.
+# **Expected.** A tuple of two arrays, `[B, N, 2]` and `[B]`. `left` may be 0 or 1. A state may be 0. And $\sigma$ may
+# be as small as 0.03: then the $\exp(\kappa)$ of the hint overflows.
 #
 # <details><summary>Hint</summary>
 # The sum of x_i·(R y_i) over the atoms is a·cos θ + b·sin θ, which is √(a² + b²)·cos(θ − φ). The mean of exp(κ·cos θ)
@@ -296,17 +294,17 @@ def turned(x, template, alpha, sigma, left):
 
 
 # %% [markdown]
-# Turn the state, and the guess turns with it. But a reflected state has a reflected guess only for `left = 0.5`. So a
-# network that is equivariant to reflections cannot be this denoiser for any other value: it takes the two hands for
-# equally probable.
+# Turn the state, and the guess turns with it. But a reflected state has a reflected guess only for `left = 0.5` (or if
+# the template is its own mirror image). A network that is equivariant to reflections takes the two hands for equally
+# probable, so for any other `left` it cannot be this denoiser.
 
 # %% [markdown]
 # ## 24.6
 # *stretch · 35 minutes*
 #
-# Positions in a crystal repeat after a `period`, as angles do after $2\pi$. So $x$ and $x + \text{period}$ are the same
-# place, in each of $d$ coordinates. The data are $K$ points with the probabilities `weights`. Noise of standard deviation
-# $\sigma$ is added to each coordinate. Find
+# Positions in a crystal repeat after a `period`, as angles do after $2\pi$. So $x$ and $x + \text{period}$ are the
+# same place, in each of $d$ coordinates. The data are $K$ points with the probabilities `weights`. Noise of standard
+# deviation $\sigma$ is added to each coordinate. Find
 #
 # 1. the score of the noised data at `x`, which is the gradient of $\log p(x)$;
 # 2. $\log p(x)$, the density on $[0, \text{period})^d$.
@@ -346,8 +344,8 @@ def torus(x, points, weights, sigma, period):
 
 
 # %% [markdown]
-# With much noise the density is nearly flat, and the score nearly 0. So a diffusion on a torus ends in a uniform
-# distribution. Samples start there exactly, without any Gaussian.
+# At $\sigma = 1.6$ periods the density differs from a constant by less than one part in $10^{21}$ in each coordinate.
+# So a sampler on a torus starts from uniform places, and not from a Gaussian.
 
 # %% [markdown]
 # ## 24.7
@@ -355,8 +353,8 @@ def torus(x, points, weights, sigma, period):
 #
 # Three sentences from a report:
 #
-# - "We distilled a text-to-image model into 3-D with guidance $w = 100$. From 20 different starts we got nearly the same
-#   chair. So the model knows only this chair."
+# - "We distilled a text-to-image model into 3-D with guidance $w = 100$. From 20 different starts we got nearly the
+#   same chair. So the model knows only this chair."
 # - "Our $E(3)$-equivariant network makes drug molecules. All bond lengths and angles are right. So these are the
 #   molecules of the data." (In the data, each molecule has one hand, and the other hand never occurs.)
 # - "Our torsion network predicts scores on a torus. Its mean squared error is $10^{-9}$ at the largest noise and 0.5
@@ -366,15 +364,15 @@ def torus(x, points, weights, sigma, period):
 # *(1 point each)*
 #
 # <details><summary>Hint</summary>
-# What does a minimiser look for, and what does a sampler? Which quantity do bond lengths not see? How large is the score
-# itself at the largest noise?
+# What does a minimiser look for, and what does a sampler? Which quantity do bond lengths not see? How large is the
+# score itself at the largest noise?
 # </details>
 
 # %% [markdown] exercise="24.7" role="written"
 # ### BEGIN SOLUTION
-# 1. Score distillation looks for a mode, and large guidance makes modes sharper and fewer. The same chair says something
-#    about the method. Draw pictures from the same model by sampling, with small $w$, and compare their diversity with that
-#    of rendered chairs; or repeat the distillation with a smaller $w$.
+# 1. Score distillation looks for a mode, and large guidance makes modes sharper and fewer. The same chair says
+#    something about the method. Draw pictures from the same model by sampling, with small $w$, and compare their
+#    diversity with that of rendered chairs; or repeat the distillation with a smaller $w$.
 # 2. Lengths and angles are the same in a mirror image. A network that is equivariant to reflections, with noise that is
 #    symmetric, makes both hands equally often. Measure the share of each hand, by the sign of a triple product
 #    $(a \times b)\cdot c$ at each centre, against the data's.

@@ -234,9 +234,11 @@ def _signals(rng, *rows):
 PACED = exercise(
     "24.3 · Each frequency has its pace",
     paced,
-    Part("one level", 1, lambda rng: _signals(rng, ("one", 2, 8, False), ("one", 3, 9, False))),
-    Part("levels of its own", 2, lambda rng: _signals(rng, ("own", 3, 9, False), ("own", 2, 8, 0))),
-    Part("silent ones", 1, lambda rng: _signals(rng, ("own", 2, 8, True), ("one", 3, 9, True))),
+    Part("one level", 1, lambda rng: _signals(rng, ("one", 2, 8, False), ("one", 3, 11, False))),
+    Part(
+        "levels of its own", 2, lambda rng: _signals(rng, ("own", 3, 11, False), ("own", 2, 8, 0))
+    ),
+    Part("silent ones", 1, lambda rng: _signals(rng, ("own", 2, 8, True), ("one", 3, 11, True))),
     mistakes="""
     the two kinds are exchanged
         if kind == "own" -> if kind != "own"
