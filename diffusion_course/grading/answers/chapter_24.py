@@ -236,7 +236,9 @@ PACED = exercise(
     paced,
     Part("one level", 1, lambda rng: _signals(rng, ("one", 2, 8, False), ("one", 3, 11, False))),
     Part(
-        "levels of its own", 2, lambda rng: _signals(rng, ("own", 3, 11, False), ("own", 2, 8, 0))
+        "levels of its own",
+        2,
+        lambda rng: _signals(rng, ("own", 3, 11, False), ("own", 2, 8, False)),
     ),
     Part("silent ones", 1, lambda rng: _signals(rng, ("own", 2, 8, True), ("one", 3, 11, True))),
     mistakes="""
@@ -585,9 +587,8 @@ def _coordinates_apart(x, points, weights, sigma, period):
 
 
 def _angles(rng, *rows):
-    """Rows of (B, K, d, σ over the period, where: far, anywhere, near or opposite to a point)."""
-    for B, K, d, spread, where in rows:
-        period = number(rng, 1.4, 4.1)
+    """Rows of (B, K, d, period, σ over it, where: far, anywhere, near or opposite to a point)."""
+    for B, K, d, period, spread, where in rows:
         points, weights = rng.uniform(0, period, (K, d)), rng.uniform(0.3, 1, K)
         x = rng.uniform(-1.8 * period, 2.7 * period, (B, d))
         if where == "far":
@@ -600,6 +601,11 @@ def _angles(rng, *rows):
         yield x, points, weights / weights.sum(), spread * period, period
 
 
+def _degrees(rng):
+    """A large period: only σ *over the period* tells whether the noise is little."""
+    return number(rng, 300.0, 400.0)
+
+
 TORUS = exercise(
     "24.6 · A Gaussian on a torus",
     torus,
@@ -608,8 +614,8 @@ TORUS = exercise(
         1,
         lambda rng: _angles(
             rng,
-            (4, 3, 2, number(rng, 0.16, 0.22), "far"),
-            (3, 2, 1, number(rng, 0.34, 0.36), "far"),
+            (4, 3, 2, number(rng, 1.7, 2.6), number(rng, 0.16, 0.22), "far"),
+            (3, 2, 1, number(rng, 0.4, 0.6), number(rng, 0.34, 0.36), "far"),
         ),
     ),
     Part(
@@ -617,9 +623,10 @@ TORUS = exercise(
         2,
         lambda rng: _angles(
             rng,
-            (4, 3, 2, number(rng, 0.03, 0.04), "near"),
-            (3, 2, 1, number(rng, 0.006, 0.01), "opposite"),
-            (4, 3, 2, number(rng, 0.004, 0.006), "anywhere"),
+            (4, 3, 2, number(rng, 0.2, 0.3), number(rng, 0.03, 0.04), "near"),
+            (3, 2, 1, _degrees(rng), number(rng, 0.036, 0.04), "near"),
+            (3, 2, 1, number(rng, 1.4, 4.1), number(rng, 0.006, 0.01), "opposite"),
+            (4, 3, 2, number(rng, 1.4, 4.1), number(rng, 0.004, 0.006), "anywhere"),
         ),
     ),
     Part(
@@ -627,9 +634,10 @@ TORUS = exercise(
         2,
         lambda rng: _angles(
             rng,
-            (3, 2, 1, number(rng, 0.5, 0.55), "anywhere"),  # its score is not tiny beside log p
-            (4, 3, 2, number(rng, 0.7, 0.9), "anywhere"),
-            (3, 2, 1, number(rng, 1.4, 1.6), "anywhere"),
+            # Here the score is not tiny beside log p, so that a mistake in it can be named.
+            (3, 2, 1, number(rng, 0.4, 0.6), number(rng, 0.5, 0.55), "anywhere"),
+            (4, 3, 2, _degrees(rng), number(rng, 0.7, 0.9), "anywhere"),
+            (3, 2, 1, number(rng, 1.4, 4.1), number(rng, 1.4, 1.6), "anywhere"),
         ),
     ),
     mistakes="""
@@ -675,6 +683,8 @@ TORUS = exercise(
     the wave k is damped by exp(−½(2πkσ/period)²): the ½ is missing
         np.exp(-((k * sigma) ** 2) / 2) -> np.exp(-((k * sigma) ** 2))
     """,
+    rtol=1e-4,  # 3.14 is not π in log p
+    atol=1e-5,
 )
 
 
