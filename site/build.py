@@ -221,8 +221,9 @@ class Site:
         readme = (COURSE / "README.md").read_text(encoding="utf-8")
         text = re.sub(r"\{\{ README: (.+?) \}\}", lambda m: _section(readme, m[1]), text)
         text = text.replace("{{ map }}", self.map()).replace("{{ explorer }}", self.shown_first())
-        if not self.chapters or ON_THE_FIRST_PAGE not in self.names:
-            text = re.sub(r'<a [^>]*href="notebooks/[^>]*>.*?</a>\n', "", text)
+        for found in re.findall(r'<a [^>]*href="notebooks/(\w+)\.html">.*?</a>\n', text):
+            if found not in self.names:  # the site holds a part of the course
+                text = re.sub(rf'<a [^>]*href="notebooks/{found}\.html">.*?</a>\n', "", text)
         guide, reference = [], []
         for path in self.documents:
             (reference if path.stem in _REFERENCE else guide).append(f"docs/{path.stem}")

@@ -69,6 +69,11 @@ def _restructured(app, what, name, obj, options, lines):
     lines[:] = docstrings.restructured(lines)
 
 
+def _skipped(app, what, name, obj, skip, options):
+    """A named tuple's fields have no docstrings of their own: "Alias for field number 0"."""
+    return True if (getattr(obj, "__doc__", "") or "").startswith("Alias for field") else None
+
+
 def _whole_formulas(app, doctree):
     r"""A formula is given to MathJax as it stands: Sphinx's \begin{split} forbids \tag."""
     for node in doctree.findall(nodes.math_block):
@@ -78,5 +83,6 @@ def _whole_formulas(app, doctree):
 
 def setup(app):
     app.connect("autodoc-process-docstring", _restructured)
+    app.connect("autodoc-skip-member", _skipped)
     app.connect("doctree-read", _whole_formulas)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -302,7 +302,7 @@ def site(sphinx, tmp_path_factory):
     command = (
         "import sys; sys.path.insert(0, 'site'); import build, pathlib; "
         "sys.exit('\\n'.join(build.build(pathlib.Path(sys.argv[1]), wanted=('01', '05'), "
-        "modules=('process', 'data'), repository='someone/course')))"
+        "modules=('process', 'data'), repository='someone/course')) or None)"
     )
     done = subprocess.run(
         [sys.executable, "-c", command, str(output)],
