@@ -96,8 +96,8 @@ def drawn(alpha, sigma, means, stds):
             x = alpha[i + 1] * x0 + sigma[i + 1] * (x - alpha[i] * x0) / sigma[i]
         return x
 
-    mean = run(0 * means)
-    std = np.abs(run(sigma[0] + 0 * means) - mean)  # an affine map: two points say all
+    mean = run(np.zeros_like(means))
+    std = run(sigma[0]) - mean  # an affine map that rises: two points say all
     return mean, std, np.sum((mean - means) ** 2 + (std - stds) ** 2)
     ### END SOLUTION
 
@@ -140,14 +140,13 @@ print(broken_charge(np.array([[0, 0, 0, 0, 0, 0, 0, 0], [1, 2, -1, -1, -1, -1, -
 def charge(calls, N, allowed):
     """calls: whole numbers [C, B], -1 … N - 1; N images -> counts [N], calls that were served."""
     ### BEGIN SOLUTION return a tuple: counts [N] and the number of calls that were served
-    counts, served = np.zeros(N, int), 0
-    for images in np.asarray(calls):
-        new = counts.copy()
-        np.add.at(new, images[images >= 0], 1)
-        if (new > allowed).any():
-            break
-        counts, served = new, served + 1
-    return counts, served
+    used = np.zeros(N, int)
+    for before, images in enumerate(np.asarray(calls)):
+        after = used + np.bincount(images[images >= 0], minlength=N)
+        if (after > allowed).any():
+            return used, before
+        used = after
+    return used, len(calls)
     ### END SOLUTION
 
 
