@@ -54,9 +54,9 @@ plots.use_style()
 # %% [markdown]
 # ## 1 · One picture
 #
-# Three samplers draw digits with the same network, the released one of chapter 04, and the same noise. The
-# first may ask it eight times for each image, the other two only twice. A judge, the classifier of chapter 13,
-# computes the Fréchet distance of 300 images of each sampler to the training set. Lower is better.
+# Three samplers draw digits with the same frozen network, the one that the course releases. The first may ask it
+# eight times for each image. The other two may ask twice, and have the same noise. A judge, the classifier of
+# chapter 13, computes the Fréchet distance of 300 images of each sampler to the training set. Lower is better.
 #
 # **Predict, then run.** Which of the two rows with two evaluations will have the better score?
 
@@ -542,6 +542,7 @@ def at_middle(i):
     left.set(xlabel="middle time $m$", ylabel="Fréchet distance", ylim=(0, None))
     right.imshow(plots.tile(tried[MIDDLES[i]][0][:24], 8))
     right.set(title=f"m = {MIDDLES[i]:.2f}: coverage {covered[i]:.0%}", xticks=[], yticks=[])
+    right.spines[:].set_visible(False)
     return fig
 
 
@@ -657,7 +658,8 @@ np.testing.assert_allclose(handed_in, mine, atol=1e-5)
 # | copies far above 1 % | – | memorised, or guidance too strong |
 # | pixels that never change in the data | still | noise that is left over |
 # | the best of many tries, on a new secret | as good | it was luck |
-#
+
+# %% [markdown]
 # ## 11 · Recap
 #
 # 1. A counter inside the code under test counts traces. Who keeps the network can count evaluations.
@@ -670,7 +672,8 @@ np.testing.assert_allclose(handed_in, mine, atol=1e-5)
 # harness works in detail: [the leaderboard](../docs/leaderboard.md).
 #
 # **Words introduced.** Harness, budget, secret coordinates, equivariant, influence, Goodhart's law (again).
-#
+
+# %% [markdown]
 # **Read on.** Watson, Chan, Ho & Norouzi 2022, *Learning fast samplers for diffusion models by differentiating
 # through sample quality*, ICLR (arXiv:2202.05830): a learnt sampler of few steps. Shaul et al. 2024, *Bespoke solvers
 # for generative flow models*, ICLR (arXiv:2310.19075). Blum & Hardt 2015, *The ladder: a reliable leaderboard

@@ -22,7 +22,7 @@ def bill(times, stages, low, high):
 def _grids(rng, *cases):
     """(n, the first time, stages, low, high) with None for a time of the grid."""
     for n, first, stages, low, high in cases:
-        inner = np.sort(rng.uniform(0.05, 0.9, n - 1))[::-1]
+        inner = np.linspace(0.82, 0.22, n - 1) + rng.uniform(-0.04, 0.04, n - 1)
         times = np.array([first, *inner, 0.0])
         low = times[-3] if low is None else low
         high = times[1] if high is None else high
@@ -37,7 +37,7 @@ BILL = exercise(
         1,
         lambda rng: _grids(
             rng,
-            (5, 1.0, 1, 0.3, 0.7),
+            (5, 1.0, 1, 0.5, 0.7),
             (1, 1.0, 1, 0.5, 1.0),
             (6, 0.93, 1, 0.8, 0.2),
             (5, 1, 1, 0, 1),
@@ -48,7 +48,7 @@ BILL = exercise(
         2,
         lambda rng: _grids(
             rng,
-            (5, 1.0, 2, 0.3, 0.7),
+            (5, 1.0, 2, 0.5, 0.7),
             (6, 0.93, 2, 0.2, 0.95),
             (1, 1.0, 2, 0.2, 0.8),
             (1, 0.9, 2, 0, 1),
