@@ -241,3 +241,14 @@ def test_chapter_22_shows_the_recorded_program_of_a_tpu():
     assert seconds == pytest.approx(program["bound"]["network_seconds"], rel=2e-3)
     for chip, numbers in in_chapter("22_scaling", "CHIPS").items():
         assert list(numbers) == [found["chips"][chip][k] for k in ("flops", "hbm", "ici")]
+
+
+def test_chapter_25_shows_the_recorded_marks_and_times():
+    marks = record("watermark")
+    shown = in_chapter("25_product", "RECORDED")
+    assert shown == {name: (r["correlation"], r["found"]) for name, r in marks["rows"].items()}
+    assert marks["pictures"] == 200 and all(len(s) == 200 for s in marks["scores"].values())
+    assert marks["weights_sha256"] == weights.load("mnist").card.sha256
+    times = record("onnx_export")
+    found = {row["batch"]: row["milliseconds"]["onnxruntime"][0] for row in times["rows"]}
+    assert in_chapter("25_product", "RECORDED_MS") == found
