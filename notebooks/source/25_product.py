@@ -372,8 +372,8 @@ for name, array in params.items():  # the bound of (1), for every channel of eve
 # much damage again: one large channel sets the step for all.
 #
 # Half of the weights can be zero, and the judge still recognises nearly all digits; but four bits move the
-# pictures less, at less than a third of the bytes. And no version was *faster*: a dense product multiplies by
-# zeros too, and our integers become float32 before they are used. Bytes are memory and download; milliseconds need
+# pictures less, at less than a third of the bytes. And none of them is *faster* here: a dense product multiplies
+# by zeros too, and our integers become float32 before they are used. Bytes are memory and download; milliseconds need
 # hardware that computes with few bits, or skips zeros.
 #
 
@@ -688,10 +688,10 @@ assert hit["to 14 and back"] <= 3 and hit["unmarked"] <= 6 and hit["drawn again,
 assert RECORDED["JPEG 50"][0] < watermark.needed_correlation(784) < RECORDED["none"][0]
 
 # %% [markdown]
-# JPEG at quality 50, which one sees well, leaves more than three quarters of the marks. Moving the picture by *one
-# pixel*, which nobody sees, leaves a tenth, though not a single grey value is lost: the key is tied to places.
-# What the eye sees says little about what the mark survives. (A detector can try all shifts, and pays with more
-# tries. Tree-Ring marks, Wen et al. 2023, use rings in frequency space against turning the picture.)
+# JPEG at quality 50 leaves more than three quarters of the marks. Moving the picture by *one pixel*, which nobody
+# sees, leaves a tenth, though not a single grey value is lost: the key is tied to places. What the eye sees says
+# little about what the mark survives. (A detector can try all shifts, and pays with more tries. Tree-Ring marks,
+# Wen et al. 2023, use rings in frequency space against turning the picture.)
 #
 # Drawing it again from noise level .3 leaves most marks, from .6 half. So this mark resists clumsy handling. It
 # does **not** resist somebody who wants to remove it and knows how.
@@ -986,14 +986,15 @@ are_sevens = {name: (logits(x).argmax(1) == 7).mean() for name, x in red.items()
 print("a seven is the judge's first guess:", {k: f"{v:.0%}" for k, v in are_sevens.items()})
 
 # %%
-fig, ax = plt.subplots(figsize=(4.2, 2.6))
-curve = roc.roc(others, truly)
-ax.plot(curve.false_alarms, curve.found, color=plots.TRUTH, label="real, unseen")
 unknown = red["any digit"]
 guess_7 = logits(unknown).argmax(1) == 7
-half = roc.roc(seven(unknown)[~guess_7], truly)
-ax.plot(half.false_alarms, half.found, color=plots.PREDICTION, label="real sevens, drawn others")
-ax.set(xlabel="others stopped", ylabel="sevens stopped", xlim=(-0.01, 0.5), ylim=(0.5, 1.01))
+fig, ax = plt.subplots(figsize=(6.5, 2.4))
+bins = np.linspace(-30, 15, 46)
+for name, values, style in (("real, other than 7", others, "-"), ("real sevens", truly, "--"),
+                            ("any digit, drawn", seven(unknown), ":")):  # fmt: skip
+    ax.hist(values, bins, density=True, histtype="step", ls=style, color=plots.TRUTH, label=name)
+ax.axvline(limit, color=plots.PREDICTION)
+ax.set(xlabel="log odds of a seven (line: the threshold)", ylabel="density")
 ax.legend()
 plt.show()
 plots.image_grid([red["variation of a 7"][:12], unknown[(seven(unknown) >= limit) & ~guess_7][:12]],
@@ -1013,12 +1014,12 @@ assert innocent > 0.1 and innocent > 3 * share["real, other than 7"]
 
 # %% [markdown]
 # The red team gets its sevens past the filter *before*: most variations are sevens, and of "any digit" about a
-# tenth. The filter *after* stops nearly all of them.
+# tenth. The filter *after* stops nearly all variations.
 #
 # Its area under the ROC is almost 1, on real digits. But the threshold that promised 1 % stops 4 % of unseen real
 # digits, and far more of the innocent pictures among "any digit": unguided pictures are stranger than any digit
-# that it was tuned on, and strange pictures resemble a seven a little. **A threshold belongs to the pictures that
-# it was set on.** Set it on what your users will really send.
+# that it was tuned on, and the judge is less sure of them. **A threshold belongs to the pictures that it was set
+# on.** Set it on what your users will really send.
 #
 # 36 real sevens, all stopped: Wilson's interval for the misses still goes up to 10 %. "None slipped through" is as
 # strong as the number of tries.
