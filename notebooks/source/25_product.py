@@ -168,14 +168,14 @@ assert gap_hlo < 1e-5 < 1e-2 < np.abs(ours).max()
 
 # %% [markdown]
 # Now the harder test: **another process**, that knows neither JAX nor the course. It gets the ONNX file, ten
-# noises and twelve lines of NumPy, which are DDIM with the cosine schedule (chapter 06). It draws ten digits.
+# noises and a dozen lines of NumPy, which are DDIM with the cosine schedule (chapter 06). It draws ten digits.
 #
 # A file has no doors. Our network refuses a time outside $[0, 1]$, with an error. The file cannot. Many other
 # models count time in steps, from 0 to 1000. So the client below can also be started with the times of such a
 # model.
 #
-# **Predict, then run.** What happens if somebody sends the time in thousandths to a network that wants it in $[0,
-# 1]$?
+# **Predict, then run.** What happens if somebody sends times from 0 to 1000 to a network that wants them in
+# $[0, 1]$?
 
 # %%
 CLIENT = """
@@ -247,7 +247,7 @@ assert off["ONNX, elsewhere"] < 1e-3  # float32, twenty steps, and a cosine in a
 assert off["times · 1000"] > 0.2
 
 # %% [markdown]
-# The second process draws the same digits. With times in thousandths it draws something else, of the right shape
+# The second process draws the same digits. With times up to 1000 it draws something else, of the right shape
 # and without any error: this is **serving skew**, the classic silent bug of deployment. Other forms of it are
 # pixels in $[0, 1]$ instead of $[-1, 1]$, labels that count from 1, colours as BGR.
 #
@@ -283,9 +283,8 @@ for name in WAYS:
     assert quantiles[name, 1][0] <= quantiles[name, 1][2]
 
 # %% [markdown]
-# The times are those of the machine on which this page was made; yours differ. What does not differ: in a batch,
-# each picture costs less than half. Much of the time of one small picture is not arithmetic but the way there.
-# Section 4 makes use of this.
+# The times are those of the machine on which this page was made; yours differ. But in a batch each picture costs
+# less than half, in all three. Section 4 makes use of this.
 
 # %% [markdown]
 # ## 3 · Smaller: bits, zeros, steps
@@ -373,8 +372,8 @@ for name, array in params.items():  # the bound of (1), for every channel of eve
 #
 # Half of the weights can be zero, and the judge still recognises nearly all digits; but four bits move the
 # pictures less, at less than a third of the bytes. And none of them is *faster* here: a dense product multiplies
-# by zeros too, and our integers become float32 before they are used. Bytes are memory and download; milliseconds need
-# hardware that computes with few bits, or skips zeros.
+# by zeros too, and our integers become float32 before they are used. Bytes are memory and download. Milliseconds
+# need hardware that computes with few bits, or that skips zeros.
 #
 
 # %% [markdown]
@@ -532,7 +531,8 @@ widgets.explorer(
 # %% [markdown]
 # To find the key we run DDIM backwards (chapter 08) and take the noise $\hat z$ that we arrive at:
 #
-# $$x_t = \frac{\alpha_t}{\alpha_s}\,x_s + \Big(\sigma_t - \frac{\alpha_t\,\sigma_s}{\alpha_s}\Big)\,\hat\varepsilon, \qquad
+# $$x_t = \frac{\alpha_t}{\alpha_s}\,x_s +
+# \Big(\sigma_t - \frac{\alpha_t\,\sigma_s}{\alpha_s}\Big)\,\hat\varepsilon, \qquad
 # T = \sum_i k_i\,\frac{\hat z_i}{\lVert\hat z\rVert} \tag{4}$$
 #
 # If the key has nothing to do with the picture, $T$ has mean 0 and variance exactly 1, *whatever the picture is*.
@@ -572,7 +572,7 @@ np.testing.assert_allclose(T, found["B"], atol=5e-2)
 #
 # $$c \ge \frac{2.33 + 2.33}{\sqrt d} = \frac{4.65}{\sqrt d} \tag{5}$$
 #
-# For an 8×8 picture that is .58, which even perfect inversion hardly gives: the most that (3) can reach is
+# For an 8×8 picture that is .58, and even perfect inversion of (3) gives no more than
 # $\sqrt{2/\pi} = .80$. For 28×28 it is .17, for 512×512×3 it is .005.
 #
 # **Predict, then run.** We check the 1 %: two thousand *wrong* keys for each of the 40 pictures. How many alarms
@@ -617,10 +617,10 @@ assert abs(z.mean()) < 4 / np.sqrt(z.size) and abs(z.var() - 1) < 4 * np.sqrt(2 
 # noise alike. The keys are random, not the pictures: that is why the guarantee does not depend on what people
 # upload.
 #
-# The correlation that we find is about a quarter to a third, where perfect inversion would give .80: twenty steps
-# backwards are not the exact inverse, and the detector does not know the label. It is more than the .166 that
-# 28×28 pixels need. If a server tries the keys of $n$ users and takes the best, chance has $n$ tries: $p_n = 1 -
-# (1 - p)^n$, `watermark.p_value(…, tried=n)`.
+# The correlation that we find is more than .2, where perfect inversion would give .80: twenty steps backwards are
+# not the exact inverse. It is more than the .166 that 28×28 pixels need, although the detector does not know the
+# labels. If a server tries the keys of $n$ users and takes the best, chance has $n$ tries:
+# $p_n = 1 - (1 - p)^n$, `watermark.p_value(…, tried=n)`.
 
 # %% [markdown]
 # ## 6 · What a mark survives, and what a signature adds
@@ -628,7 +628,7 @@ assert abs(z.mean()) < 4 / np.sqrt(z.size) and abs(z.var() - 1) < 4 * np.sqrt(2 
 # People recompress pictures, make them smaller, move them by a pixel. Some attack on purpose: they add a little
 # noise and denoise with a model of their own (SDEdit, chapter 08).
 #
-# The table is a recorded benchmark with 200 pictures (`benchmarks/watermark.py`). The next cell computes three
+# The table is a recorded benchmark with 200 pictures (`benchmarks/watermark.py`). The next cell computes four
 # rows of it again, with our 20 pictures.
 #
 # **Predict, then run.** Order these by how much they hurt the mark: JPEG at quality 50; one pixel to the side;
@@ -934,8 +934,8 @@ assert near["one look at the end"] > near["wealth, every vote"] > 1.5 * near["40
 assert clear["wealth, every vote"] > 0.94 and clear["40 looks, p/40"] < 0.92
 
 # %% [markdown]
-# With forty looks at 5 %, a winner is found in more than one of five tests in which there is none. It is the
-# cheapest way to be promoted, and nothing in the code is wrong.
+# With forty looks at 5 %, a winner is found in about one of five tests in which there is none. Nothing in the code
+# is wrong.
 #
 # Dividing the 5 % by forty (Bonferroni) is safe, and it wastes power, for the looks are nearly the same look. The
 # wealth keeps its promise although it is looked at after *every* vote. It finds a preference of 60 % in more than
@@ -1144,7 +1144,7 @@ assert ((counts - 25) ** 2 / 25).sum() < 16.9 and counts.max() > 1.5 * counts.mi
 #
 # 1. A model is a program and its weights. In a file they run elsewhere, and a golden request shows that they are
 #    the same.
-# 2. Bits cost little down to about six, zeros cost more, and only fewer evaluations save much time.
+# 2. Eight bits change less than a screen shows, zeros cost more, and fewer evaluations save the most time.
 # 3. Take whoever is there as a batch. The tail of the waiting times tells first when the load is too high.
 # 4. A key in the signs of the noise leaves the distribution as it is and is found with a p-value; never use one
 #    twice.
