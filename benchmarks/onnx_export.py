@@ -108,7 +108,7 @@ def main() -> None:
             "bytes": MODEL.stat().st_size,
             "weights_sha256": released.card.sha256,
             "opset": OPSET,
-            "milliseconds": "10 % and 50 % quantiles of 30 runs in turns; onnxruntime with 1 thread",
+            "milliseconds": "10 % and 50 % quantiles of 30 runs in turns; 1 thread",
             "versions": {name: version(name) for name in packages},
             "machine": platform.machine(),
             "rows": rows,

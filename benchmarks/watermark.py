@@ -3,8 +3,8 @@
     python benchmarks/watermark.py
 
 Writes benchmarks/results/watermark.json, which chapter 25 shows; the chapter computes rows of it
-again with 20 pictures. Unguided samples (w = 1), 20 steps of DDIM down and 20 back up; who looks for
-the key knows neither label nor attack.
+again with 20 pictures. Unguided samples (w = 1), 20 steps of DDIM down and 20 back up; who looks
+for the key knows neither label nor attack.
 """
 
 import io
@@ -64,7 +64,8 @@ def jpeg(x, quality):
 
 def resized(x, side):
     small = [Image.fromarray(a).resize((side, side), Image.BICUBIC) for a in pixels(x)[..., 0]]
-    return floats(np.stack([np.asarray(a.resize((28, 28), Image.BICUBIC)) for a in small]))[..., None]
+    large = [np.asarray(a.resize((28, 28), Image.BICUBIC)) for a in small]
+    return floats(np.stack(large))[..., None]
 
 
 def shifted(x):

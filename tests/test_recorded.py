@@ -266,3 +266,14 @@ def test_chapter_26_shows_the_recorded_board_and_no_cheat_leads_it():
             board[name, row["evaluations"]][0] for name in ("DDIM", "DDIM, with noise on top")
         )
         assert row["status"] == "refused" or row["frechet"][0] > best
+
+
+def test_chapter_25_shows_the_recorded_marks_and_times():
+    marks = record("watermark")
+    shown = in_chapter("25_product", "RECORDED")
+    assert shown == {name: (r["correlation"], r["found"]) for name, r in marks["rows"].items()}
+    assert marks["pictures"] == 200 and all(len(s) == 200 for s in marks["scores"].values())
+    assert marks["weights_sha256"] == weights.load("mnist").card.sha256
+    times = record("onnx_export")
+    found = {row["batch"]: row["milliseconds"]["onnxruntime"][0] for row in times["rows"]}
+    assert in_chapter("25_product", "RECORDED_MS") == found
