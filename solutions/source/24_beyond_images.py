@@ -261,8 +261,7 @@ def step(x, h, mask, into, out, mix):
 # $x_t = \alpha\,x_0 + \sigma\,P\varepsilon$, where $P$ subtracts the mean over the atoms. For each state, find
 #
 # 1. the best guess, $\mathbb E[x_0 \mid x_t = x]$;
-# 2. $\log p(x_t = x)$. All states have their centre at 0, and so they lie in a space of $2(N-1)$ dimensions. The
-#    density is that of this space.
+# 2. $\log p(x_t = x)$, the density in the space of $2(N-1)$ dimensions where all states lie.
 #
 # **Expected.** A tuple of two arrays, `[B, N, 2]` and `[B]`. `left` may be 0 or 1. A state may be 0. And $\sigma$ may
 # be as small as 0.03: then the $\exp(\kappa)$ of the hint overflows.
@@ -370,9 +369,9 @@ def torus(x, points, weights, sigma, period):
 
 # %% [markdown] exercise="24.7" role="written"
 # ### BEGIN SOLUTION
-# 1. Score distillation looks for a mode, and large guidance makes modes sharper and fewer. The same chair says
-#    something about the method. Draw pictures from the same model by sampling, with small $w$, and compare their
-#    diversity with that of rendered chairs; or repeat the distillation with a smaller $w$.
+# 1. Score distillation looks for a mode, and large guidance makes modes sharper and fewer. The same chair
+#    tells of the method. Draw pictures by sampling, with small $w$, and compare their diversity with that of rendered
+#    chairs; or distil with a smaller $w$.
 # 2. Lengths and angles are the same in a mirror image. A network that is equivariant to reflections, with noise that is
 #    symmetric, makes both hands equally often. Measure the share of each hand, by the sign of a triple product
 #    $(a \times b)\cdot c$ at each centre, against the data's.
