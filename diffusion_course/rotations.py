@@ -84,6 +84,18 @@ def from_vector(v: Array) -> Array:
     return jnp.eye(3) + jnp.sin(angle) * K + (1 - jnp.cos(angle)) * turn
 
 
+def uniform(key: Array, n: int) -> Array:
+    """n uniform rotations [n, 3, 3], float32: of quaternions that are four standard normal numbers.
+
+    Raises: ValueError for n < 1.
+    """
+    checks.random_key("key", key)
+    q = jax.random.normal(key, (checks.integer("n", n, 1), 4), jnp.float32)
+    w, v = q[:, :1], q[:, 1:]
+    length = jnp.linalg.norm(v, axis=1, keepdims=True)
+    return from_vector(2 * jnp.arctan2(length, w) * v / jnp.maximum(length, 1e-12))
+
+
 def angle_of(rotation: Array) -> Array:
     """The angle of rotation matrices [..., 3, 3], in [0, π]; exact for small ones too."""
     r = jnp.asarray(rotation)

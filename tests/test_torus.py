@@ -182,6 +182,16 @@ def test_rotation_vectors_there_and_back():
     np.testing.assert_allclose(rotations.from_vector(np.zeros(3, np.float32)), np.eye(3))
 
 
+def test_uniform_rotations_have_no_direction():
+    n = 20_000
+    r = np.float64(rotations.uniform(jax.random.key(8), n))
+    assert np.abs(r.mean(0)).max() < 4 / np.sqrt(3 * n)
+    # The angle has the Haar density, whose distribution function is (ω − sin ω)/π.
+    angle = np.sort(rotations.angle_of(r))
+    off = np.abs((angle - np.sin(angle)) / np.pi - (np.arange(n) + 0.5) / n).max()
+    assert off < 2 / np.sqrt(n)  # Kolmogorov's distance: beyond it once in a thousand
+
+
 def test_wrong_arguments_of_rotations_are_named():
     with pytest.raises(ValueError, match="eps must be positive"):
         rotations.density(ANGLES, 0.0)
