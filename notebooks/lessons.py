@@ -122,6 +122,7 @@ def plan(course: Path, chapter: chapters.Chapter, chosen: dict) -> str:
     kind_of = kinds(course, chapter.file)
     practised = sum(int(kind_of[each][1].removesuffix(" minutes")) for each in practice)
     times = minutes([s.weight for s in shown], LESSON - OPENING - CLOSING - practised)
+    takes = f": with that, all cells take {chapter.warm:g} s" if chapter.warm else ""
     text = [
         MADE,
         f"# Chapter {chapter.number}, {chapter.title}: 90 minutes",
@@ -130,7 +131,7 @@ def plan(course: Path, chapter: chapters.Chapter, chosen: dict) -> str:
         f"{chapter.insight}.",
         "",
         "**Before.** Run the notebook once on the machine that you show it with, so that "
-        f"everything is compiled: with that, all cells take {chapter.warm:g} s.",
+        f"everything is compiled{takes}.",
         "",
         "| minutes | what | what to ask, before the cell runs |",
         "|--:|---|---|",

@@ -1182,7 +1182,7 @@ assert ((counts - 25) ** 2 / 25).sum() < 16.9 and counts.max() > 1.5 * counts.mi
 #   speak about evidence.
 # - I. Waudby-Smith, A. Ramdas. *Estimating means of bounded random variables by betting.* JRSS B 2024.
 #   [arXiv:2010.09686](https://arxiv.org/abs/2010.09686).
-# - The Coalition for Content Provenance and Authenticity. *C2PA Technical Specification.* Signed manifests in real
+# - The Coalition for Content Provenance and Authenticity. *C2PA Technical Specification 2.1.* 2024. Signed manifests in real
 #   files.
 #
 # **New words:** StableHLO, ONNX, golden request, serving skew, quantisation, pruning, load, tail latency,
