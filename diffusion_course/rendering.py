@@ -47,7 +47,7 @@ def ray_weights(density: Array, length) -> tuple[Array, Array]:
     Returns: weights [..., S], and the transmittance of the whole ray [...].
     Source: Mildenhall et al. 2020, NeRF, eq. 3 (arXiv:2003.08934).
 
-    >>> half = float(np.log(2))  # each piece lets half of the light through
+    >>> half = float(jnp.log(2))  # each piece lets half of the light through
     >>> weights, through = ray_weights(jnp.full(3, half), 1.0)
     >>> print(weights.round(4), through.round(4))
     [0.5   0.25  0.125] 0.125

@@ -393,7 +393,7 @@ np.testing.assert_allclose(alone, distil.gradient(p, exact.denoise, one, 0.4, it
 
 # %% [markdown]
 # Score distillation ends in points: the spread is less than a third of the data's. With all times alike, most
-# points end in one place, and one cloud gets none, because at high noise all slopes lead to the middle of the data.
+# points end near one place, and one cloud gets none: at high noise the slopes lead to the middle of the data.
 # This is why practice lets $t$ fall. The variational gradient, with the same start, times and noise, keeps
 # the spread and the shares. **Score distillation is no sampler.**
 #
@@ -745,8 +745,8 @@ assert e["plain, turned"].mean() > e["equivariant"][0]
 
 # %% [markdown]
 # Where all molecules lie as in training, the plain network is the best of the three: it knows the direction, which
-# is information. Turned by 180°, its error is more than four times that of the others. With random turns in training the curve is nearly flat, but it has to
-# learn every direction, and after 1,500 steps its error is larger than that of the equivariant network. The equivariant
+# is information. Turned by 180°, its error is more than four times that of the others. With random turns in
+# training the curve is nearly flat, but it has to learn every direction, and after 1,500 steps its error is larger than that of the equivariant network. The equivariant
 # network is flat to rounding: its error cannot depend on the direction.
 #
 # Do its samples have the right shape? And the right density? The noise has $(N-1)\cdot3 = 9$ dimensions here, not
@@ -930,7 +930,8 @@ assert omega[angle_density["s = 0.2"].argmax()] < 0.4 and rotations.haar(np.pi) 
 
 # %% [markdown]
 # The grey bars are 3,000 rotations that were made by twenty small turns each. They have the density of (9).
-#
+
+# %% [markdown]
 # ## 10 · What to inspect
 #
 # 1. **Every side** of an object, also from behind, not the view that was trained. Two faces are the first thing to
@@ -941,7 +942,8 @@ assert omega[angle_density["s = 0.2"].argmax()] < 0.4 and rotations.haar(np.pi) 
 # 5. **The mean of each cloud** at every step: a sampler with fresh noise must centre it.
 # 6. **Something with a sign**: the hand of a molecule.
 # 7. **The integral of a density** on a circle or of rotations. Each series fails silently at its own end.
-#
+
+# %% [markdown]
 # ### On paper
 #
 # **Meshes and fields.** A network in the place of voxels (NeRF), Gaussian blobs, or a mesh whose surface is drawn:
