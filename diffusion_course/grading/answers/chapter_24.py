@@ -127,7 +127,8 @@ def _scenes(rng, *rows):
         )
         views = rng.uniform(0.1, 0.8, (V, D, M)) * (rng.uniform(size=(V, D, M)) < 0.8)
         alpha = rng.uniform(0.5, 0.9, V)
-        eps = rng.normal(0.3, 1.1, (V, D)) if M == 3 else rng.normal(-1.5, 0.5, (V, D))
+        # Bright noise in one scene and dark noise in the other: gradients of both signs.
+        eps = rng.normal(1.5 if M == 3 else -1.5, 0.5, (V, D))
         theta, weight = rng.uniform(0.2, 1.1, M), rng.uniform(40, 210, V)
         yield theta, views, denoise, eps, alpha, np.sqrt(1 - alpha**2), weight, kind
 
