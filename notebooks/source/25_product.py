@@ -162,8 +162,8 @@ print(f"StableHLO, read back: largest difference from the model {gap_hlo:.1e}")
 
 # %% tags=["claims"]
 # @title Checked: a program of less than a tenth of the weights' bytes; read back, equal to 1e-5
-size = {path.suffix: path.stat().st_size for path in folder.iterdir()}
-assert size[".stablehlo"] < size[".safetensors"] / 10
+bytes_of = {path.suffix: path.stat().st_size for path in folder.iterdir()}
+assert bytes_of[".stablehlo"] < bytes_of[".safetensors"] / 10
 assert gap_hlo < 1e-5 < 1e-2 < np.abs(ours).max()
 
 # %% [markdown]
@@ -398,9 +398,10 @@ print("a meter for energy:", "yes" if meter.exists() else "none on this machine"
 # %% tags=["claims"]
 # @title Checked: a fiftieth of the evaluations, and on the cards hardly any loss
 assert rows["teacher, w = 1.5"][0] == 50 * rows["student"][0]
-old, new = (measured for _, measured in rows.values())
-assert old["samples"] == new["samples"] == 5000
-assert 0 < old["accuracy"] - new["accuracy"] < 0.003 and abs(old["frechet"] - new["frechet"]) < 0.1
+card_old, card_new = (measured for _, measured in rows.values())
+assert card_old["samples"] == card_new["samples"] == 5000
+assert 0 < card_old["accuracy"] - card_new["accuracy"] < 0.003
+assert abs(card_old["frechet"] - card_new["frechet"]) < 0.1
 assert kwh["student"] < kwh["teacher, w = 1.5"] / 49
 
 # %% [markdown]
@@ -677,10 +678,10 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: what removes the mark, and that our 20 pictures agree with the record
 for name in survived:
-    hits, share = (survived[name] > watermark.threshold(0.01)).sum(), RECORDED[name][1] / 200
+    hits, part = (survived[name] > watermark.threshold(0.01)).sum(), RECORDED[name][1] / 200
     # Of 20 pictures whose true share lies near that of 200: at most one chance in a thousand.
-    share = np.clip(share, 0.005, 0.995)
-    assert binom.cdf(hits, 20, share) > 5e-4 and binom.sf(hits - 1, 20, share) > 5e-4
+    part = np.clip(part, 0.005, 0.995)
+    assert binom.cdf(hits, 20, part) > 5e-4 and binom.sf(hits - 1, 20, part) > 5e-4
 hit = {name: count for name, (_, count) in RECORDED.items()}
 assert hit["none"] >= 198 and hit["8 bits"] >= 198 and hit["JPEG 90"] >= 198
 assert hit["one pixel aside"] < hit["to 24 and back"] < hit["JPEG 50"] < hit["drawn again, .3"]
@@ -762,8 +763,8 @@ one_key = np.repeat(KEYS[:1], 20, 0)
 same = np.asarray(draw(mnist.model, watermark.mark(NOISE, one_key), LABELS))
 stolen, agreement = {}, {}
 for name, pictures, keys in (("one key", same, one_key), ("a key each", marked, KEYS)):
-    z = back(mnist.model, jnp.asarray(pictures))
-    unit = z / jnp.sqrt((z**2).sum((1, 2, 3), keepdims=True))
+    inverted = back(mnist.model, jnp.asarray(pictures))
+    unit = inverted / jnp.sqrt((inverted**2).sum((1, 2, 3), keepdims=True))
     stolen[name] = np.sign(np.asarray(unit.sum(0)))  # the thief's guess at the key
     agreement[name] = float((stolen[name] == keys[0]).mean())
 forger = jax.random.normal(jax.random.key(99), NOISE.shape)  # his own noise, our mark
@@ -858,8 +859,8 @@ for name, statistic in STATISTICS.items():
     measured = {w: statistic(x) for w, x in weeks.items()}
     for w in weeks:
         rates[name, w] = alarm_rate(measured[1.0], measured[w])
-        value, low, high = rates[name, w]
-        print(f"{name:9} w = {w:4}: {value:6.1%} ({low:.1%} to {high:.1%})")
+        alarmed, least, most = rates[name, w]
+        print(f"{name:9} w = {w:4}: {alarmed:6.1%} ({least:.1%} to {most:.1%})")
 
 # %% tags=["claims"]
 # @title Checked: false alarms as asked for, and the power against a changed w
@@ -980,8 +981,8 @@ stopped = {"real, other than 7": others >= limit, "real sevens": truly >= limit}
 stopped |= {name: seven(x) >= limit for name, x in red.items()}
 print(f"area under the ROC, real unseen digits: {roc.auc(others, truly):.4f}")
 for name, flags in stopped.items():
-    _, low, high = roc.wilson(int(flags.sum()), len(flags))
-    print(f"{name:20} stopped {flags.mean():6.1%} ({low:.1%} to {high:.1%}), of {len(flags)}")
+    _, under, over = roc.wilson(int(flags.sum()), len(flags))
+    print(f"{name:20} stopped {flags.mean():6.1%} ({under:.1%} to {over:.1%}), of {len(flags)}")
 are_sevens = {name: (logits(x).argmax(1) == 7).mean() for name, x in red.items()}
 print("a seven is the judge's first guess:", {k: f"{v:.0%}" for k, v in are_sevens.items()})
 
@@ -989,7 +990,7 @@ print("a seven is the judge's first guess:", {k: f"{v:.0%}" for k, v in are_seve
 unknown = red["any digit"]
 guess_7 = logits(unknown).argmax(1) == 7
 fig, ax = plt.subplots(figsize=(6.5, 2.4))
-bins = np.linspace(-30, 15, 46)
+bins = np.linspace(-10, 8, 46)
 for name, values, style in (("real, other than 7", others, "-"), ("real sevens", truly, "--"),
                             ("any digit, drawn", seven(unknown), ":")):  # fmt: skip
     ax.hist(values, bins, density=True, histtype="step", ls=style, color=plots.TRUTH, label=name)
@@ -1004,13 +1005,13 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: nearly perfect on real digits; on stranger ones it stops the innocent
 assert roc.auc(others, truly) > 0.995 and stopped["real sevens"].all() and len(truly) == 36
-share = {name: flags.mean() for name, flags in stopped.items()}
-assert 0.01 < share["real, other than 7"] < 0.07
-assert share["variation of a 7"] > 0.9 and are_sevens["variation of a 7"] > 0.75
+halted = {name: flags.mean() for name, flags in stopped.items()}
+assert 0.01 < halted["real, other than 7"] < 0.07
+assert halted["variation of a 7"] > 0.9 and are_sevens["variation of a 7"] > 0.75
 assert 0.04 < are_sevens["any digit"] < 0.15
 innocent = stopped["any digit"][~guess_7].mean()
 # About 230 pictures: a standard error of 2.6 %.
-assert innocent > 0.1 and innocent > 3 * share["real, other than 7"]
+assert innocent > 0.1 and innocent > 3 * halted["real, other than 7"]
 
 # %% [markdown]
 # The red team gets its sevens past the filter *before*: most variations are sevens, and of "any digit" about a
