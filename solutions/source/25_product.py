@@ -15,8 +15,8 @@
 # `raise NotImplementedError`, then run the `check` below it: it tells you at once whether the
 # function is right, and if not, what is wrong. Check as often as you like.
 #
-# They need only arrays: each is a small piece of what stands between a notebook and its users. A *layer* is a group of
-# weights; a *key* is a secret pattern of signs; a *filter* refuses the pictures with a high score.
+# They need only arrays: each is a small piece of what stands between a notebook and its users. A *layer* is a group
+# of weights; a *key* is a secret pattern of signs; a *filter* refuses the pictures with a high score.
 #
 # Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
 # constants of your own in other cells. It may not use the function of another exercise; of
@@ -42,14 +42,14 @@ from diffusion_course.grading import check
 # ## 25.1
 # *warm-up · 20 minutes*
 #
-# The chapter rounds the weights. To multiply faster, a device rounds the inputs, too. A *step* is the largest
-# magnitude, divided by 127. Each row of `x` has a step $s$ of its own, and each column of `W` a step $r$. A code is the
-# number divided by its step, rounded to the nearest whole number, where halves go to the nearest even one. In a row or
-# a column of zeros, all codes are 0, and so is the step. Find
+# To multiply faster, a device rounds the inputs as well as the weights. The largest magnitude, divided by 127, is a
+# *step*. Each row of `x` has a step $s$ of its own, and each column of `W` a step $r$. A code is the number divided
+# by its step, rounded to the nearest whole number; halves go to the nearest even one. In a row or a column of zeros,
+# all codes are 0, and so is the step. Find
 #
-# 1. the output: what the matrix product of the codes says about $xW$. This product is exact, in whole numbers;
-# 2. a bound of the output's error. A number $x_i$ is wrong by $s/2$ at most, and a weight $W_{ij}$ by $r/2$. The
-#    output is a sum of products. Use the triangle inequality on each product, with *all* its errors, and add up.
+# 1. the output: what the product of the codes says about $xW$. This product is exact, in whole numbers;
+# 2. a bound of the output's error. A number $x_i$ is wrong by $s/2$ at most, and a weight $W_{ij}$ by $r/2$. Use the
+#    triangle inequality on each product of the sum, with *all* its errors.
 #
 # **Expected.** A tuple of two arrays `[B, C]`. The codes lie between −127 and 127.
 #
@@ -64,10 +64,11 @@ def int8_layer(x, W):
     ### BEGIN SOLUTION return a tuple: the output and the bound, both [B, C]
     tall, wide = np.max(np.abs(x), axis=1), np.max(np.abs(W), axis=0)
     s, r = tall[:, None] / 127, wide / 127
-    x_int = np.rint(np.divide(x, s, out=np.zeros_like(x), where=s > 0))
-    W_int = np.rint(np.divide(W, r, out=np.zeros_like(W), where=r > 0))
+    x_int = np.rint(x / np.where(s > 0, s, 1))
+    W_int = np.rint(W / np.where(r > 0, r, 1))
     dot = x_int @ W_int
-    u, v = np.full_like(x, 0.5) * s, np.full_like(W, 0.5) * r  # the errors
+    D = len(W)
+    u, v = np.tile(s / 2, (1, D)), np.tile(r / 2, (D, 1))  # the errors
     return dot * s * r, u @ np.abs(W) + np.abs(x) @ v + u @ v
     ### END SOLUTION
 
@@ -76,23 +77,23 @@ def int8_layer(x, W):
 # ## 25.2
 # *implement · 25 minutes*
 #
-# Magnitude pruning: small weights become 0. All $N$ weights of a network stand in one list, and `layer` says to which
+# Magnitude pruning: small weights become 0. All $N$ weights of a network stand in one list; `layer` says to which
 # layer each belongs.
 #
 # - `kind="layer"`: of each layer with $n$ weights, $\lfloor \text{share}\cdot n\rfloor$ go.
 # - `kind="global"`: of all weights together, $\lfloor \text{share}\cdot N\rfloor$ go.
 # - `kind="relative"`: as `"global"`, but a weight is compared after division by its layer's root mean square.
 #
-# The smallest magnitudes go first. Of equal ones, the one that stands first in the list goes first. A network without
-# one of its layers says nothing, so each layer keeps at least one weight: if its last one is due, then it stays, and
-# the next weight of the other layers goes in its place. If only one weight is left in each layer, no more go.
+# The smallest magnitudes go first, and of equal ones the first in the list. Each layer keeps at least one weight: if
+# its last one is due, it stays, and the next weight of the other layers goes in its place. If only one weight is
+# left in each layer, no more go.
 #
-# **Expected.** An array `[N]`: the weights, and 0 for those that went. A weight may have been 0 before, and
-# then it goes as any other does. No layer consists of zeros alone.
+# **Expected.** An array `[N]`: the weights, and 0 for those that went. A weight that was 0 before goes as any other
+# does. No layer consists of zeros alone.
 #
 # <details><summary>Hint</summary>
-# Put the weights in the order in which they are due. Does your sorting function keep the order of equal numbers? Then
-# count twice: how many have gone, and how many are left in each layer.
+# Put the weights in the order in which they are due. Does your sorting function keep the order of equal numbers?
+# Then count twice: how many have gone, and how many are left in each layer.
 # </details>
 
 
@@ -106,7 +107,7 @@ def prune(w, layer, share, kind):
     if kind == "relative":
         size = size / np.sqrt(np.bincount(layer, w**2) / left)[layer]
     due = np.floor(share * left) if kind == "layer" else np.array(left)
-    total = np.sum(due) if kind == "layer" else np.floor(share * len(w))
+    total = np.floor(share * len(w))
     out = np.array(w)
     for i in np.argsort(size, kind="stable"):
         own = layer[i]
@@ -123,23 +124,23 @@ def prune(w, layer, share, kind):
 # ## 25.3
 # *derive and check · 25 minutes*
 #
-# Several owners put watermarks into initial noise, each with a key of $d$ signs. Inversion finds the noise `z` of each
-# picture. But after an attack its size is wrong by a factor that nobody knows. So look at the direction only,
+# Several owners put watermarks into initial noise, each with a key of $d$ signs. Inversion finds the noise `z` of
+# each picture, but its size is wrong by an unknown factor. So look at the direction only,
 #
 # $$r = \frac{\langle z, k\rangle}{|z|\,|k|}.$$
 #
-# If a picture has no watermark, then its noise comes from $N(0, c^2 I)$ with any $c$: all directions are equally
-# probable. The *score* of a key is $r$ if `sides` is 1. If `sides` is 2, somebody may have turned the sign of all of
-# `z`, and the score is $|r|$. Return for each picture which key has the best score, and the natural logarithm of a
-# p-value: the probability that noise gives a key at least this score, **exactly**, times the number of keys that were
-# tried. A p-value is 1 at most.
+# Without a watermark, a picture's noise comes from $N(0, c^2 I)$ with any $c$: all directions are equally probable.
+# The *score* of a key is $r$ if `sides` is 1. If `sides` is 2, somebody may have turned the sign of all of `z`, and
+# the score is $|r|$. Return for each picture which key has the best score, and the natural logarithm of a p-value:
+# the probability that noise gives a key at least this score, **exactly**, times the number of keys that were tried.
+# A p-value is 1 at most.
 #
-# **Expected.** A tuple: the best keys `[B]`, and the logarithms `[B]`. For these pictures they are above −650, so the
-# p-value itself does not underflow; $1 - p$ would be 1.
+# **Expected.** A tuple: the best keys `[B]`, and the logarithms `[B]`. They are above −650, so the p-value itself
+# does not underflow; $1 - p$ would be 1.
 #
 # <details><summary>Hint</summary>
-# For noise, r·√((d − 1)/(1 − r²)) has Student's t distribution with d − 1 degrees of freedom, whatever the key is. See
-# the methods of scipy.stats.t, and which of them are about the upper tail.
+# For noise, r·√((d − 1)/(1 − r²)) has Student's t distribution with d − 1 degrees of freedom, whatever the key is.
+# Which methods of scipy.stats.t are about the upper tail?
 # </details>
 
 
@@ -158,18 +159,18 @@ def identify(z, keys, sides):
 
 
 # %% [markdown]
-# With one key, one side and many pixels, noise has a score above $2.33/\sqrt d$ in one picture of a hundred. A
-# watermark whose scores scatter as much must lie at $4.65/\sqrt d$ to be missed as rarely.
+# With one key and one side, how large must a score be, so that noise reaches it in one picture of a hundred? And how
+# large must the mean score of a watermark be, so that it is missed as rarely?
 
 # %% [markdown]
 # ## 25.4
 # *debug this · 25 minutes*
 #
-# A drift alarm. `x` holds the classes of $N$ samples from the day of the release, and `y` those of $M$ samples from today.
-# The distance of two samples is $\sum_c (p_c - q_c)^2/m_c$, where $p_c$ and $q_c$ are the shares of class $c$ in the two,
-# and $m_c$ is its share in all $N + M$ together. If nothing has changed, the $N + M$ samples might have come in any order.
-# So the samples are put in $n$ random orders, which are the rows of `orders`. Each time, their first part is taken for
-# `x`, and the rest for `y`.
+# A drift alarm. `x` holds the classes of $N$ samples from the day of the release, and `y` those of $M$ samples from
+# today. Their distance is $\sum_c (p_c - q_c)^2/m_c$, where $p_c$ and $q_c$ are the shares of class $c$ in the two,
+# and $m_c$ is its share in all $N + M$ together. If nothing has changed, the samples might have come in any order.
+# So they are put in $n$ random orders, the rows of `orders`. Each time, the first part is taken for `x`, and the
+# rest for `y`.
 #
 # The p-value should be at most 0.05 in at most 5 % of the days on which nothing has changed. Run the cells.
 
@@ -208,8 +209,8 @@ assert min(alarms.values()) > 0.08
 # **Expected.** A number in $(0, 1]$: the p-value. Two distances that differ by less than $10^{-6}$ are equal.
 #
 # <details><summary>Hint</summary>
-# If nothing has changed, the order in which the data came is one more random order. How often is its distance among the
-# largest two of 21? How large is x in each order? And are equal distances evidence of a change?
+# If nothing has changed, the order in which the data came is one more random order. How often is its distance among
+# the largest two of 21? How large is x in each order? And are equal distances evidence of a change?
 # </details>
 
 
@@ -231,24 +232,22 @@ def alarm(x, y, orders):
 # ## 25.5
 # *derive and check · 25 minutes*
 #
-# A filter gives each picture a score, and refuses the pictures whose score is at least a threshold. Pictures with the
-# same score are refused together. `good` and `bad` are the scores of pictures that should pass and of those that
-# should not. At most a share `rate` of the good ones may be refused. Take the **lowest** threshold that obeys this.
-# Find
+# A filter refuses the pictures whose score is at least a threshold. `good` and `bad` are the scores of pictures that
+# should pass and of those that should not. Take the **lowest** threshold that refuses at most a share `rate` of the
+# good ones. Find
 #
 # 1. the share of the good pictures that are refused;
 # 2. the share of the bad pictures that are refused;
-# 3. the share of the bad that are refused, on average, if chance uses up what is left of the rate. The filter
-#    also refuses pictures with the next lower score at which a good picture stands, each with the same
-#    probability, such that the share of the good that are refused is `rate`. (Bad pictures above this score are
-#    refused already.) If all are refused already, nothing changes;
-# 4. the share of good pictures among the refused ones, by the threshold of 1 and 2. Of the pictures that arrive, a share
-#    `base` is bad. It is 0 where nothing is refused.
+# 3. the same, on average, if chance uses up the rest of the rate: pictures with the next lower score of a good
+#    picture are also refused, each with the same probability, so that the share `rate` of the good ones are. If all
+#    are refused, nothing changes;
+# 4. the share of good pictures among those that 1 and 2 refuse, if a share `base` of all that arrive is bad. It is 0
+#    where nothing is refused.
 #
 # **Expected.** An array of four numbers. At `rate = 1` the first three are 1, and the fourth is 1 − `base`.
 #
 # <details><summary>Hint</summary>
-# Only the scores that occur matter, those of bad pictures included. Go down through them, from the largest. For 4, Bayes' rule.
+# Go down through all the scores that occur, those of bad pictures included. For 4, use Bayes' rule.
 # </details>
 
 
@@ -259,7 +258,7 @@ def screen(good, bad, rate, base):
     too_low = [g for g in good if np.mean(good >= g) > rate]  # as thresholds
     edge = max(too_low, default=-np.inf)  # all that is above may be refused
     f, c = np.mean(good > edge), np.mean(bad > edge)
-    lucky = c
+    lucky = 1.0
     if np.isfinite(edge):
         lucky = c + (rate - f) / np.mean(good == edge) * np.mean(bad == edge)
     flagged = (1 - base) * f + base * c
@@ -268,24 +267,23 @@ def screen(good, bad, rate, base):
 
 
 # %% [markdown]
-# A filter that catches nine bad pictures of ten, and refuses one good picture of a hundred, sounds good. If one picture
-# of a thousand is bad, eleven of twelve refused pictures are good ones.
+# A filter that catches nine bad pictures of ten, and refuses one good picture of a hundred, sounds good. What does
+# your fourth number say if one picture of a thousand is bad?
 
 # %% [markdown]
 # ## 25.6
 # *stretch · 35 minutes*
 #
-# Requests come to a server at the times `arrivals`, in rising order. It answers them in the order in which they came, in
-# batches, one batch at a time. A batch of $b$ requests takes `service[b - 1]` seconds, and all its answers are there at
-# its end. `service` has $B$ entries: no batch is larger. A batch starts as soon as the server is free **and** one of
-# these is true:
+# Requests come to a server at the times `arrivals`, in rising order. It answers them in order, one batch at a time.
+# A batch of $b$ requests takes `service[b - 1]` seconds, and all answers come at its end. `service` has $B$ entries:
+# no batch is larger. A batch starts as soon as the server is free **and** one of these is true:
 #
 # - $B$ requests are waiting;
 # - the request that has waited longest has waited for `window` seconds since it came.
 #
-# The batch takes all requests that are waiting, but no more than $B$. Who comes just when it starts is in it. The server does
-# not know when requests will come, or that no more will come. Find the latency of each request, from its arrival to its answer, and the
-# percentile for the share $q$: the smallest of these latencies that at least $q\cdot N$ of the requests do not exceed.
+# It takes all that are waiting, but at most $B$. Who comes just when it starts is in it. The server does not know
+# whether more requests will come. Find the latency of each request, from its arrival to its answer, and the
+# percentile for the share $q$: the smallest latency that at least $q\cdot N$ of the requests do not exceed.
 #
 # **Expected.** A tuple: the latencies `[N]`, and one of them. $0 < q \le 1$.
 #
@@ -321,41 +319,38 @@ def serve(arrivals, service, window, q):
 #
 # Three sentences from a release note:
 #
-# - "We rounded the weights to 8 bits. The Fréchet distance of 500 samples is 0.31, and it was 0.34 before. So rounding
-#   costs no quality, and the model is four times as fast, since the file is a quarter of its size."
+# - "We rounded the weights to 8 bits. The Fréchet distance of 500 samples is 0.31, and it was 0.34 before. So
+#   rounding costs no quality, and the model is four times as fast, since the file is a quarter of its size."
 # - "Our detector of synthetic images is right in 99 % of the cases, on 10000 pictures that our own sampler has drawn
 #   and 10000 photographs. So a picture that it calls synthetic is synthetic with 99 % certainty."
 # - "Each hour we test for drift at the 1 % level. The alarm rang on Sunday, so the model has drifted. We have
 #   retrained it, and the alarm has been silent since: the retraining worked."
 #
-# Each verdict does not follow. For each, say in about 50 words what is wrong, and which measurement would
-# show it. *(1 point each)*
+# Each verdict does not follow. For each, say in about 50 words what is wrong, and which measurement would show it.
+# *(1 point each)*
 #
 # <details><summary>Hint</summary>
-# What does the distance say between two runs of the *same* model? What did exercise 25.5 call `base`? How many tests are
-# there in a week?
+# What does the distance say between two runs of the *same* model? What did exercise 25.5 call `base`? How many tests
+# are there in a week?
 # </details>
 
 # %% [markdown] exercise="25.7" role="written"
 # ### BEGIN SOLUTION
-# 1. The difference may be noise: a distance of 500 samples scatters from seed to seed. Repeat both with several seeds and the
-#    same initial noises, and state the scatter, or compare the pictures of equal noises one by one. A smaller file is
-#    no speed: weights that are turned back into floats before each product cost time. Measure milliseconds,
-#    warm, at the batch in use.
-# 2. The rate belongs to its two samples. Where one picture of a thousand is synthetic, most alarms are false: the share
-#    of true ones needs the base rate. And another sampler, or a recompressed file, was never tried, nor whether photographs
-#    differ in format only. Measure both error rates on other generators and after attacks.
-# 3. A week has 168 tests, and with a false-alarm rate of 1 % one expects 1.7 alarms without any drift. After
-#    an alarm by chance, silence is what one expects, with or without retraining. Divide the level by the
-#    number of tests or use a sequential test, repeat the test on fresh data before acting, and run the old model beside the
-#    new one.
+# 1. A distance of 500 samples scatters from seed to seed. Repeat both with several seeds, and state the scatter, or
+#    compare the pictures of equal noises. A smaller file is no speed: to turn weights back into floats costs time.
+#    Measure milliseconds, warm.
+# 2. The rate belongs to its two samples. The share of true alarms needs the base rate: where few pictures are
+#    synthetic, most alarms are false. No other sampler and no recompressed file was tried. Measure both error rates
+#    on them.
+# 3. A week has 168 tests: at 1 % one expects 1.7 alarms without any drift. After an alarm by chance, one expects
+#    silence, with or without retraining. Divide the level by the number of tests, repeat the test on fresh data, and
+#    run the old model beside the new one.
 #
-# *One point for each. The first needs the scatter between seeds or a paired comparison, and a measured time; the second the
-# base rate or the other generators, with a measurement; the third the number of tests, and a comparison with the old
-# model or fresh data.*
+# *One point each. The first needs the scatter or a paired comparison, and a measured time; the second the base rate
+# or other generators, with a measurement; the third the number of tests, and the old model or fresh data.*
 # ### END SOLUTION
 
 # %% [markdown]
-# That is all of chapter 25. You have multiplied in whole numbers, pruned without losing a layer, found whose watermark
-# a picture carries, mended an alarm, set a filter's threshold, and measured how long the slowest users wait. Chapter 26
-# is yours: a frozen network, a few evaluations, and every method of this course.
+# That is all of chapter 25. You have multiplied in whole numbers, pruned without losing a layer, found whose
+# watermark a picture carries, mended an alarm, set a filter's threshold, and measured how long the slowest users
+# wait. Chapter 26 is yours: a frozen network, a few evaluations, and every method of this course.

@@ -156,14 +156,17 @@ def _networks(rng, *cases):
                 w[: len(sizes)] = 1.25  # no layer holds zeros alone
                 layer[: len(sizes)] = np.arange(len(sizes))
             if kind == "relative" or not ties:
-                w = w * 2.0 ** (-2 * layer)
+                w = w * 2.0 ** (-4 - 2 * layer)
             if ties or kind != "relative" or min(sizes) < 9 or _tells_sizes(w, layer, share):
                 break
         yield w, layer, share, kind
 
 
 def _tells_sizes(w, layer, share):
-    """Whether every other size of a layer prunes other weights, and no two of them the same."""
+    """Whether every other size of a layer prunes other weights, and no two of them the same.
+
+    Sizes with something added need not differ from each other.
+    """
     sizes = (
         lambda a: np.sqrt(np.mean(a**2)),
         lambda a: np.mean(a**2),
@@ -173,11 +176,18 @@ def _tells_sizes(w, layer, share):
         lambda a: np.max(np.abs(a)),
         lambda a: 1.0,
     )
-    kept = set()
-    for size in sizes:
-        relative = w / np.array([size(w[layer == name]) for name in layer])
-        kept.add(tuple(prune(relative, layer, share, "global") != 0))
-    return len(kept) == len(sizes)
+    added = (
+        lambda a: np.sqrt(np.mean(a**2)) + 1e-3,
+        lambda a: np.sqrt(np.mean(a**2) + 1e-3),
+    )
+    gone = []
+    for size in sizes + added:
+        of_layers = np.array([size(w[layer == name]) for name in np.unique(layer)])
+        lost = set(np.argsort(np.abs(w) / of_layers[layer.astype(int)])[: int(share * len(w))])
+        if lost in (gone if size in sizes else gone[:1]):
+            return False
+        gone.append(lost)
+    return True
 
 
 PRUNE = exercise(
@@ -283,7 +293,9 @@ def _marked(rng, *cases):
     The first image carries a key in the wrong sign, as if its pixels had been inverted.
     """
     for B, d, K, sides, rho in cases:
-        keys = rng.choice([-1.0, 1.0], (K, d))
+        keys = np.ones((K, d))
+        while np.sum(np.abs(keys @ keys.T) == d) > K:  # no key twice, in any sign
+            keys = rng.choice([-1.0, 1.0], (K, d))
         z = rng.normal(size=(B, d))
         own = rng.integers(K, size=B)
         for b in range(B):
@@ -292,22 +304,22 @@ def _marked(rng, *cases):
             z[b] /= np.linalg.norm(z[b])
             along = -1.1 * rho if b == 0 else (0.02 if b == 1 and B > 2 else rho) / b**0.5
             z[b] = along * key / np.sqrt(d) + np.sqrt(1 - along**2) * z[b]
-        yield z * rng.uniform(0.4, 30, (B, 1)) * np.sqrt(d), keys, sides
+        yield z * 10 ** rng.uniform(-2.5, 1, (B, 1)), keys, sides
 
 
 IDENTIFY = exercise(
     "25.3 · Whose watermark is it?",
     identify,
     Part(
-        "one key, one side",
+        "one key",
         1,
-        lambda rng: _marked(rng, (4, 16, 1, 1, 0.55), (3, 6, 1, 1, 0.7)),
+        lambda rng: _marked(rng, (4, 16, 1, 1, 0.55), (3, 4, 1, 1, 0.85), (2, 5, 1, 2, 0.88)),
     ),
     Part(
         "several keys, one or two sides",
         2,
         lambda rng: _marked(
-            rng, (4, 16, 3, 1, 0.6), (5, 12, 5, 2, 0.7), (3, 30, 2, 2, 0.45), (3, 5, 4, 1, 0.3)
+            rng, (4, 16, 3, 1, 0.6), (5, 12, 5, 2, 0.7), (3, 30, 2, 2, 0.45), (3, 6, 4, 1, 0.3)
         ),
     ),
     Part(
@@ -355,6 +367,8 @@ IDENTIFY = exercise(
     the p-value is the chance of *at least* this correlation: yours is that of at most this
         stats.t.logsf( -> stats.t.logcdf(
     """,
+    rtol=2e-5,
+    atol=2e-6,
 )
 
 
@@ -384,34 +398,46 @@ def _cut_at(y, orders):
 
 
 def _days(rng, *cases):
-    """Rows of (N, M, the classes, n): drawn again until ties, and the cut, change the count."""
-    for N, M, classes, n in cases:
+    """Rows of (N, M, the classes, n, other): only x has the first class.
+
+    Drawn again until ties, the cut and other distances change the count: those that leave out a
+    class, and some that are nearly the right one, which `other` says.
+    """
+    for N, M, classes, n, other in cases:
         while True:
             p = rng.dirichlet(np.full(len(classes), 3.0))
             q = rng.dirichlet(np.full(len(classes), 3.0)) * 0.4 + 0.6 * p
-            x, y = rng.choice(classes, N, p=p), rng.choice(classes, M, p=q)
-            orders = np.array([rng.permutation(N + M) for _ in range(n)])
-            p_value = alarm(x, y, orders)
-            strict = _strict(x, y, orders)
-            swapped = alarm(x, y, _cut_at(y, orders)) if N != M else 0.0
-            kept = p_value * (n + 1) - 1
-            if strict < p_value and abs(swapped - p_value) > 0.01 and 2 < kept < 0.6 * n:
+            q[0] = 0
+            x, y = rng.choice(classes, N, p=p), rng.choice(classes, M, p=q / q.sum())
+            if classes[0] not in x or (other == "means" and set(y) <= set(x)):
+                continue
+            orders = rng.permuted(np.tile(np.arange(N + M), (n, 1)), axis=1)
+            count, *others = _counts(x, y, orders, other)
+            if not 2 < count < 0.7 * n or count in others:
+                continue
+            if N == M or round(alarm(x, y, _cut_at(y, orders)) * (n + 1)) - 1 != count:
                 break
         yield x.astype(np.int32), y.astype(np.int32), orders.astype(np.int32)
 
 
-def _strict(x, y, orders):
-    """Ties do not count, by the numbers of both samples as whole numbers."""
-    both, n = np.concatenate([x, y]), len(x)
-
-    def distance(order):
-        a, b = both[order[:n]], both[order[n:]]
-        return sum(
-            (np.mean(a == c) - np.mean(b == c)) ** 2 / np.mean(both == c) for c in np.unique(both)
-        )
-
-    seen = distance(np.arange(len(both)))
-    return (1 + sum(distance(order) > seen + 1e-6 for order in orders)) / (1 + len(orders))
+def _counts(x, y, orders, other):
+    """How many orders count, by the right distance, without ties, and by other distances."""
+    pool, n = np.concatenate([x, y]), len(x)
+    rows = np.concatenate([np.arange(len(pool))[None], orders])
+    classes = np.unique(pool)
+    member = pool[rows][:, :, None] == classes  # [1 + n, N + M, classes]
+    p, q, m = member[:, :n].mean(1), member[:, n:].mean(1), member[0].mean(0)
+    square = (p - q) ** 2
+    far = np.sum(square / m, axis=1)
+    others = [np.sum(square, axis=1), np.sum(np.abs(p - q) / m, axis=1)]
+    others += [np.sum((square / m)[:, np.isin(classes, y)], axis=1)]
+    if other == "means":
+        others += [np.sum((square / m)[:, np.isin(classes, x)], axis=1)]
+        others += [np.sum(square / w, axis=1) for w in (p.mean(0), q.mean(0))]
+    if other == "added":
+        others += [np.sum(square / (m + 1e-3), axis=1)]
+    counts = [np.sum(d[1:] >= d[0] - 1e-6) for d in [far, *others]]
+    return [*counts, np.sum(far > far[0] + 1e-6)]
 
 
 ALARM = exercise(
@@ -420,12 +446,12 @@ ALARM = exercise(
     Part(
         "two samples of one size",
         2,
-        lambda rng: _days(rng, (8, 8, (0, 1, 2), 24), (10, 10, (3, 1, 7), 30)),
+        lambda rng: _days(rng, (8, 8, (2, 0, 1), 24, ""), (12, 12, (3, 1, 7, 2), 40, "means")),
     ),
     Part(
         "two sizes",
         2,
-        lambda rng: _days(rng, (12, 6, (0, 1, 2), 24), (5, 11, (4, 0, 1, 2), 30)),
+        lambda rng: _days(rng, (12, 6, (0, 1, 2), 24, ""), (9, 14, (4, 0, 1, 2, 6), 60, "added")),
     ),
     mistakes="""
     all three bugs are still there
@@ -491,14 +517,15 @@ def _scores(rng, *cases):
 
     The rate is a number of the good that may be refused, with a part left over or not.
     """
-    for N, M, allowed, kind in cases:
+    for place, (N, M, allowed, kind) in enumerate(cases):
         base = number(rng, 0.03, 0.3)
+        middle = -3.0 * (place % 2)  # scores may be negative
         while True:
-            good, bad = rng.normal(0.0, 1.0, N), rng.normal(1.1, 0.9, M)
+            good, bad = middle + rng.normal(0.0, 1.0, N), middle + rng.normal(1.1, 0.9, M)
             if kind == "ties":
                 good, bad = np.round(2 * good) / 2, np.round(2 * bad) / 2
-            if kind == "best":  # no bad picture has as large a score as the best good one
-                good[0] = bad.max() + 0.3
+            if kind == "best":  # no bad picture has as large a score as the two best good ones
+                good[:2] = bad.max() + 0.3, bad.max() + 0.2
             if kind == "apart":
                 bad = bad - bad.min() + good.max() + 0.2
             if kind == "same":  # the bad one of them has the best good one's score
