@@ -139,8 +139,8 @@ def prune(w, layer, share, kind):
 # does not underflow; $1 - p$ would be 1.
 #
 # <details><summary>Hint</summary>
-# For noise, r·√((d − 1)/(1 − r²)) has Student's t distribution with d − 1 degrees of freedom, whatever the key is.
-# Which methods of scipy.stats.t are about the upper tail?
+# For noise, r·√((d − 1)/(1 − r²)) has Student's t distribution with d − 1 degrees of freedom. Which methods of
+# scipy.stats.t are about the upper tail?
 # </details>
 
 
@@ -239,15 +239,14 @@ def alarm(x, y, orders):
 # 1. the share of the good pictures that are refused;
 # 2. the share of the bad pictures that are refused;
 # 3. the same, on average, if chance uses up the rest of the rate: pictures with the next lower score of a good
-#    picture are also refused, each with the same probability, so that the share `rate` of the good ones are. If all
-#    are refused, nothing changes;
-# 4. the share of good pictures among those that 1 and 2 refuse, if a share `base` of all that arrive is bad. It is 0
-#    where nothing is refused.
+#    picture are also refused, each with the same probability, so that the share `rate` of the good ones are;
+# 4. the share of good pictures among those that 1 and 2 refuse, if a share `base` of all is bad. It is 0 where
+#    nothing is refused.
 #
 # **Expected.** An array of four numbers. At `rate = 1` the first three are 1, and the fourth is 1 − `base`.
 #
 # <details><summary>Hint</summary>
-# Go down through all the scores that occur, those of bad pictures included. For 4, use Bayes' rule.
+# Go down through all scores, those of bad pictures included. For 4, Bayes' rule.
 # </details>
 
 
@@ -288,8 +287,8 @@ def screen(good, bad, rate, base):
 # **Expected.** A tuple: the latencies `[N]`, and one of them. $0 < q \le 1$.
 #
 # <details><summary>Hint</summary>
-# One batch after the other. For the first request that is not answered yet, three times matter: when the server is
-# free, when the window ends, and when the request comes that fills the batch.
+# For the first request not answered yet, three times matter: when the server is free, when the window ends, and when
+# the request comes that fills the batch.
 # </details>
 
 
