@@ -163,7 +163,7 @@ def test_a_sandbox_that_says_nothing_ends_the_run_and_no_grades_are_written(
 ):
     submissions_of(2, tmp_path / "subs")
     monkeypatch.setattr(sandbox, "require", lambda *a, **k: [])
-    monkeypatch.setattr(sandbox, "_program", lambda out: ["true"])
+    monkeypatch.setattr(sandbox, "_program", lambda *arguments: ["true"])
     out = tmp_path / "grades.csv"
     assert cli.main(["grade", str(tmp_path / "subs"), "--out", str(out)]) == 1
     said = capsys.readouterr().err
