@@ -146,7 +146,9 @@ def test_where_packages_are_not_seen_the_run_ends_with_an_error(
 
 
 def test_a_program_that_needs_what_is_not_there_is_told_without_walls_too(monkeypatch):
-    monkeypatch.setattr(sandbox, "_program", lambda out: [sys.executable, "-c", "import missing"])
+    monkeypatch.setattr(
+        sandbox, "_program", lambda *arguments: [sys.executable, "-c", "import missing"]
+    )
     with pytest.raises(sandbox.CannotGrade, match=r"do not start: .*No module named 'missing'"):
         sandbox.require(sandbox.Limits(), walled=False)
 
@@ -225,7 +227,7 @@ def says(script, monkeypatch):
     """Has a program that does this run instead of the one for submissions; notes its starts."""
     starts = []
 
-    def program(out):
+    def program(out, module):
         starts.append(out)
         head = f"import json, os, signal, sys, time\nout = {out}\n"
         head += "job = json.loads(sys.stdin.readline())['job']\n"
