@@ -146,7 +146,9 @@ def test_where_packages_are_not_seen_the_run_ends_with_an_error(
 
 
 def test_a_program_that_needs_what_is_not_there_is_told_without_walls_too(monkeypatch):
-    monkeypatch.setattr(sandbox, "_program", lambda out: [sys.executable, "-c", "import missing"])
+    monkeypatch.setattr(
+        sandbox, "_program", lambda *arguments: [sys.executable, "-c", "import missing"]
+    )
     with pytest.raises(sandbox.CannotGrade, match=r"do not start: .*No module named 'missing'"):
         sandbox.require(sandbox.Limits(), walled=False)
 
@@ -163,7 +165,7 @@ def test_a_sandbox_that_says_nothing_ends_the_run_and_no_grades_are_written(
 ):
     submissions_of(2, tmp_path / "subs")
     monkeypatch.setattr(sandbox, "require", lambda *a, **k: [])
-    monkeypatch.setattr(sandbox, "_program", lambda out: ["true"])
+    monkeypatch.setattr(sandbox, "_program", lambda *arguments: ["true"])
     out = tmp_path / "grades.csv"
     assert cli.main(["grade", str(tmp_path / "subs"), "--out", str(out)]) == 1
     said = capsys.readouterr().err
@@ -225,7 +227,7 @@ def says(script, monkeypatch):
     """Has a program that does this run instead of the one for submissions; notes its starts."""
     starts = []
 
-    def program(out):
+    def program(out, module):
         starts.append(out)
         head = f"import json, os, signal, sys, time\nout = {out}\n"
         head += "job = json.loads(sys.stdin.readline())['job']\n"

@@ -229,6 +229,7 @@ for t in levels_2d:
 #
 # **Predict, then run.** How do the two fields of arrows differ, at much noise and at little noise?
 
+
 # %%
 def cosine(a, b):
     return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
@@ -244,7 +245,9 @@ for t in levels_2d:
 cloud = toy2d.load(kind="mixture", n=400).x
 fig = plots.panels({f"{name}, t = {t}": cloud for t in (0.2, 0.5) for name in ("without", "with")},
                    color=plots.DATA, limits=(-1.3, 1.3), alpha=0.25)  # fmt: skip
-for ax, arrows in zip(fig.axes, (by_hand[0.2], of_loss[0.2], by_hand[0.5], of_loss[0.5]), strict=True):
+for ax, arrows in zip(
+    fig.axes, (by_hand[0.2], of_loss[0.2], by_hand[0.5], of_loss[0.5]), strict=True
+):
     step = -np.asarray(arrows) / np.linalg.norm(arrows, axis=1, keepdims=True)
     plots.arrows(ax, grid, np.asarray(grid) + 0.14 * step)
 fig.suptitle("Directions of descent without and with the Jacobian; data behind", x=0.02, ha="left")
@@ -277,7 +280,7 @@ def answers(model, t):
     net = denoiser.denoiser(model, q, "v", None)
     found = []
     for D in (net, true_mix.denoise):
-        guess = lambda x, D=D: ((x - q.alpha(t) * D(x[None], t)[0]) / q.sigma(t))
+        guess = lambda x, D=D: (x - q.alpha(t) * D(x[None], t)[0]) / q.sigma(t)
         found += [jax.vmap(guess)(x_t), jax.vmap(jax.jacfwd(guess))(x_t)]
     return found
 
@@ -336,6 +339,7 @@ assert seen_through[0, 3] > 0.9 and seen_through[1, 1] > 0.9
 # **Predict, then run.** 300 points start from the same noise, and $t$ falls from at most .3 to at most .05. What
 # will the spread in each cloud be, compared with the data's?
 
+
 # %%
 @partial(jax.jit, static_argnames=("kind", "high", "low"))
 def descend(x, key, kind, high=0.3, low=0.05, steps=600):
@@ -343,7 +347,9 @@ def descend(x, key, kind, high=0.3, low=0.05, steps=600):
 
     def one(x, n):
         key_t, key_eps = jax.random.split(jax.random.fold_in(key, n))
-        t = jax.random.uniform(key_t, x.shape[:1], minval=0.02, maxval=high + (low - high) * n / steps)
+        t = jax.random.uniform(
+            key_t, x.shape[:1], minval=0.02, maxval=high + (low - high) * n / steps
+        )
         eps = jax.random.normal(key_eps, x.shape)
         if kind == "variational":
             own = distil.own_denoiser(p, x)
@@ -362,6 +368,7 @@ runs = {
     "variational": descend(particles, jax.random.key(0), "variational"),
     "all times alike": descend(particles, jax.random.key(0), "plain", 0.98, 0.98),
 }
+
 
 # %%
 def clusters(x):
@@ -388,7 +395,9 @@ assert spread_ratio["variational"].min() > 0.7 and spread_ratio["variational"].m
 assert np.abs(np.array(found["variational"][0]) - toy2d.MIXTURE.weights).max() < 0.13
 assert max(found["all times alike"][0]) > 0.7 and found["all times alike"][0][2] == 0
 one, its_noise = particles[:1], jnp.array([[0.7, -1.2]])
-alone = distil.variational_gradient(p, exact.denoise, distil.own_denoiser(p, one), one, 0.4, its_noise)
+alone = distil.variational_gradient(
+    p, exact.denoise, distil.own_denoiser(p, one), one, 0.4, its_noise
+)
 np.testing.assert_allclose(alone, distil.gradient(p, exact.denoise, one, 0.4, its_noise), atol=1e-5)
 
 # %% [markdown]
@@ -416,7 +425,9 @@ for t in (0.2, 0.8):
     for kept in (False, True):
         g = distil.gradient(p, gaussian.denoise, 0 * draws, t, draws, control=kept)
         measured[t, kept] = float(jnp.std(g))
-        print(f"t = {t}, ε {'subtracted' if kept else 'left in':10}: spread {measured[t, kept]:.3f}")
+        print(
+            f"t = {t}, ε {'subtracted' if kept else 'left in':10}: spread {measured[t, kept]:.3f}"
+        )
 
 # %% tags=["claims"]
 # @title Checked: subtracting ε helps where there is more noise than signal, and harms where there is less
@@ -504,7 +515,9 @@ for (name, _), (front, right) in three.items():
 
 # %%
 circle = np.radians(np.arange(0, 360, 30))
-pictures_of = {name: np.asarray(views(fields[name, 0], jnp.asarray(circle), size=24)) for name in sides}
+pictures_of = {
+    name: np.asarray(views(fields[name, 0], jnp.asarray(circle), size=24)) for name in sides
+}
 read_as = {name: read(fields[name, 0], circle) for name in sides}
 
 
@@ -523,7 +536,9 @@ plt.show()
 # %%
 widgets.explorer(
     {name: widgets.render(partial(side, name), range(len(circle))) for name in sides},
-    [f"{a:.0f}° around" for a in np.degrees(circle)], slider="walk", choice="teacher",
+    [f"{a:.0f}° around" for a in np.degrees(circle)],
+    slider="walk",
+    choice="teacher",
 )
 
 # %% [markdown]
@@ -558,7 +573,10 @@ axes[0].set_ylabel("frequency, kHz")
 axes[3].plot(cross[1:], transform.frequencies[1:] / 1000, color=plots.DATA)
 axes[3].set(xlabel="time at which log SNR is 0", xlim=(0, 1), title="who drowns when")
 plt.show()
-print("power λ at", {f"{transform.frequencies[i]:.0f} Hz": round(float(lam[i]), 3) for i in (3, 8, 16, 28)})
+print(
+    "power λ at",
+    {f"{transform.frequencies[i]:.0f} Hz": round(float(lam[i]), 3) for i in (3, 8, 16, 28)},
+)
 
 # %% tags=["claims"]
 # @title Checked: 27 decibels between the frequencies; they drown at times from .76 down to less than .1
@@ -594,7 +612,9 @@ for name, oracle in oracles.items():
     made, _ = sampling.sample(samplers.ddim(p), oracle.denoise, begin, few, jax.random.key(0))
     right_std = np.sqrt(lam) if name == "as it is" else 1.0
     gains[name] = np.asarray(made).std(0) / np.asarray(begin).std(0) / right_std
-ax = plots.curves(transform.frequencies, gains, xlabel="frequency, Hz", ylabel="amplitude / right one")
+ax = plots.curves(
+    transform.frequencies, gains, xlabel="frequency, Hz", ylabel="amplitude / right one"
+)
 ax.axhline(1, color=plots.TRUTH, lw=0.8)
 plt.show()
 
@@ -629,6 +649,7 @@ assert np.abs(spectra.ddim_gain(p, lam, sampling.uniform(1000)) - 1)[1:].max() <
 #
 # Where the cloud lies in space does not matter either. But no distribution is uniform over all of space. So each
 # cloud, and **also the noise**, is moved until its mean is 0. What is left has $(N-1)\cdot 3$ dimensions.
+
 
 # %%
 def round_by_hand(net, x, h, start):
@@ -700,9 +721,13 @@ x7, t7 = jnp.asarray(test.x[:3]) + 0.3, jnp.array([0.1, 0.4, 0.8])
 egnn = jax.jit(lambda model, x, t, types: model(x, t, types))
 
 # %% tags=["comparison"]
-ours = [egnn_by_hand(nets["equivariant"], x, t[None], jnp.arange(4)) for x, t in zip(x7, t7, strict=True)]
+ours = [
+    egnn_by_hand(nets["equivariant"], x, t[None], jnp.arange(4))
+    for x, t in zip(x7, t7, strict=True)
+]
 theirs = np.asarray(egnn(nets["equivariant"], x7, t7, which(x7)))
 np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())  # sums in another order
+
 
 # %%
 def error_at(model, degrees):
@@ -719,10 +744,14 @@ def error_at(model, degrees):
 angles = np.arange(0, 181, 20.0)
 sweep = jax.jit(lambda model: jax.lax.map(partial(error_at, model), jnp.asarray(angles)))
 error_by_angle = {name: np.asarray(sweep(net)) for name, net in nets.items()}
-plots.curves(angles, error_by_angle, xlabel="turned by, degrees", ylabel="mean square error", log="y")
+plots.curves(
+    angles, error_by_angle, xlabel="turned by, degrees", ylabel="mean square error", log="y"
+)
 plt.show()
 for name, e in error_by_angle.items():
-    print(f"{name:14} at 0°: {e[0]:.3f}   at 180°: {e[-1]:.3f}   largest/smallest {e.max() / e.min():.4f}")
+    print(
+        f"{name:14} at 0°: {e[0]:.3f}   at 180°: {e[-1]:.3f}   largest/smallest {e.max() / e.min():.4f}"
+    )
 
 # %% tags=["claims"]
 # @title Checked: turned, mirrored, moved, exchanged, to 1e-5 of the size; errors by angle
@@ -734,7 +763,9 @@ np.testing.assert_allclose(egnn(net, x7 + 0.7, t7, which(x7)), theirs, atol=1e-5
 order = np.array([2, 0, 3, 1])
 mixed = egnn(net, x7[:, order], t7, which(x7)[:, order])
 np.testing.assert_allclose(mixed, theirs[:, order], atol=1e-5 * big)
-off = np.abs(np.asarray(nets["plain, turned"](x7 @ turn7.T, t7)) - nets["plain, turned"](x7, t7) @ turn7.T)
+off = np.abs(
+    np.asarray(nets["plain, turned"](x7 @ turn7.T, t7)) - nets["plain, turned"](x7, t7) @ turn7.T
+)
 assert off.max() > 1e-2 * big
 e = error_by_angle
 assert np.ptp(e["equivariant"]) < 1e-4 * e["equivariant"][0]
@@ -751,6 +782,7 @@ assert e["plain, turned"].mean() > e["equivariant"][0]
 #
 # Do its samples have the right shape? And the right density? The noise has $(N-1)\cdot3 = 9$ dimensions here, not
 # 12. Who counts 12 is wrong by $\tfrac{3}{2}\log(2\pi\sigma^2)$ in each log-likelihood, which depends on $\sigma$.
+
 
 # %%
 @jax.jit
@@ -872,7 +904,9 @@ for s in (0.2, 1.0, 2.0, 4.0):
         few_waves = np.exp(np.float64(torus.log_prob_by_waves(line, s, 3)))
     gap = lambda f, truth=truth: np.nanmax(np.abs(f - truth)) if np.isfinite(f).all() else np.nan
     worst[s] = gap(few_turns), gap(few_waves)
-    print(f"s = {s:3}: error of three ways around {worst[s][0]:.0e}, of three waves {worst[s][1]:.0e}")
+    print(
+        f"s = {s:3}: error of three ways around {worst[s][0]:.0e}, of three waves {worst[s][1]:.0e}"
+    )
 
 # %% tags=["claims"]
 # @title Checked: each series is good at one end; the way back gives pentane's torsions

@@ -372,9 +372,7 @@ print(f"equation (5) from one draw: between {predicted.min():.2f} and {predicted
 print(f"all 2,000 images: {metrics.frechet(features, judge.moments):.2f}")
 
 # %% tags=["comparison"]
-np.testing.assert_allclose(
-    predicted[0], metrics.frechet_error(groups[0], judge.moments), rtol=1e-3
-)
+np.testing.assert_allclose(predicted[0], metrics.frechet_error(groups[0], judge.moments), rtol=1e-3)
 
 # %% tags=["claims"]
 # @title Checked: (5) predicts the scatter, and few images make the distance too large

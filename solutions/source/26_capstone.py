@@ -88,6 +88,7 @@ def bill(times, stages, low, high):
 # %% exercise="26.2" role="answer"
 def drawn(alpha, sigma, means, stds):
     """Tables alpha and sigma [n + 1], means and stds [D] -> means [D], stds [D], the distance."""
+
     ### BEGIN SOLUTION return a tuple: means [D], standard deviations [D] and a number
     def run(x):
         for i in range(len(alpha) - 1):
@@ -205,6 +206,7 @@ def place(known, told, wanted):
 # %% exercise="26.5" role="answer"
 def apart(a, b, mean, covariance):
     """a and b [N, D], mean [D], covariance [D, D] -> the difference, and its standard error."""
+
     ### BEGIN SOLUTION return two numbers: the difference of the distances and its standard error
     def root(matrix, power=0.5):
         values, axes = np.linalg.eigh(matrix)
