@@ -39,7 +39,8 @@ def magnitude(
         keep[small] = False
         for name in group:
             size = pruned[name].size
-            pruned[name] *= keep[:size].reshape(pruned[name].shape)
+            kept = keep[:size].reshape(pruned[name].shape)
+            pruned[name] = np.where(kept, pruned[name], np.zeros_like(pruned[name]))
             keep = keep[size:]
     return pruned
 
