@@ -82,10 +82,10 @@ def pattern(template: str) -> re.Pattern:
     if not re.search(r"\{\w+\}", template):
         raise ValueError(f"a pattern must hold a {{name}} for a number, got {template!r}")
     found = ""
-    for part in re.split(r"(\{\w+\}|…|\s+)", template):
+    for part in re.split(r"(\{\w+\}|\s*…\s*|\s+)", template):
         if re.fullmatch(r"\{\w+\}", part):
             found += rf"(?P<{part[1:-1]}>{_NUMBER})"
-        elif part == "…":
+        elif part.strip() == "…":
             found += r".*?"
         else:
             found += r"\s+" if part.isspace() else re.escape(part)
