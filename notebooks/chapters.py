@@ -8,13 +8,14 @@ Other scripts and tests ask it for the chapters: `read`.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tomllib
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
+
+import pages
 
 COURSE = Path(__file__).resolve().parent.parent
 TABLE = "notebooks/chapters.toml"
@@ -184,25 +185,12 @@ def write(course: Path = COURSE) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
-    parser.add_argument("--course", type=Path, default=COURSE, help="the course's folder")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.check:
-            texts = updated(arguments.course).items()
-            stale = [path for path, text in texts if path.read_text(encoding="utf-8") != text]
-        else:
-            stale = write(arguments.course)
-    except (ValueError, OSError) as error:
-        print(f"chapters.py: {error}", file=sys.stderr)
-        return 2
-    for path in stale:
-        name = path.relative_to(arguments.course)
-        print(f"{name} is out of date" if arguments.check else f"wrote {name}")
-    if not arguments.check and arguments.course / FIRST_PAGE in stale:
-        print("its notebook follows with: python notebooks/build.py --text 00")
-    return 1 if arguments.check and stale else 0
+    return pages.main("chapters.py", __doc__.split("\n")[0], updated, argv, _hint)
+
+
+def _hint(course: Path, written: list[Path]) -> str:
+    first = course / FIRST_PAGE in written
+    return "its notebook follows with: python notebooks/build.py --text 00" if first else ""
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ notebooks, and the verdicts follow from the numbers: nobody writes either by han
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tomllib
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import chapters
 import nbformat
+import pages
 
 COURSE = Path(__file__).resolve().parent.parent
 TABLE = "notebooks/ledger.toml"
@@ -221,22 +221,9 @@ def _line(line: Entry, files: dict[str, str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
-    parser.add_argument("--course", type=Path, default=COURSE, help="the course's folder")
-    arguments = parser.parse_args(argv)
-    path = arguments.course / PAGE
-    try:
-        made = page(arguments.course)
-        stale = not path.exists() or path.read_text("utf-8") != made
-        if stale and not arguments.check:
-            path.write_text(made, "utf-8")
-    except (ValueError, KeyError, OSError) as error:
-        print(f"ledger.py: {error}", file=sys.stderr)
-        return 2
-    if stale:
-        print(f"{PAGE} is out of date" if arguments.check else f"wrote {PAGE}")
-    return 1 if arguments.check and stale else 0
+    return pages.main(
+        "ledger.py", __doc__.split("\n")[0], lambda course: {course / PAGE: page(course)}, argv
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ ask, minutes, where students stumble) is read from the chapters, the masters and
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tomllib
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import chapters
 import jupytext
+import pages
 
 from diffusion_course.grading import answers
 from diffusion_course.grading.exercise import Exercise, Written
@@ -169,7 +169,7 @@ def _kind(kind_of: dict[str, tuple[str, str]], exercise: str) -> str:
     return f" ({', '.join(kind_of[exercise])})"
 
 
-def pages(course: Path = COURSE) -> dict[Path, str]:
+def made(course: Path = COURSE) -> dict[Path, str]:
     """Every page with the text that it should have.
 
     Raises: ValueError for a chapter without a plan, or a plan that does not fit its chapter.
@@ -180,7 +180,7 @@ def pages(course: Path = COURSE) -> dict[Path, str]:
     if sorted(chosen) != sorted(numbers):
         raise ValueError(f"{TABLE}: must have a line for each of {', '.join(numbers)}")
     folder = course / FOLDER
-    made = {folder / f"{c.file}.md": plan(course, c, chosen[c.number]) for c in written}
+    plans = {folder / f"{c.file}.md": plan(course, c, chosen[c.number]) for c in written}
     listed = [f"- [{c.number} · {c.title}]({c.file}.md)" for c in written]
     about = (
         "One page for each chapter: what to show in 90 minutes, what to ask before a cell runs, "
@@ -188,28 +188,12 @@ def pages(course: Path = COURSE) -> dict[Path, str]:
         "are for reading at home. Minutes of the sections follow from the length of the text, "
         "those of the exercises are the masters'; none was measured with a class."
     )
-    made[folder / "README.md"] = "\n".join([MADE, "# Lesson plans", "", about, "", *listed, ""])
-    return made
+    plans[folder / "README.md"] = "\n".join([MADE, "# Lesson plans", "", about, "", *listed, ""])
+    return plans
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
-    parser.add_argument("--course", type=Path, default=COURSE, help="the course's folder")
-    arguments = parser.parse_args(argv)
-    try:
-        made = pages(arguments.course)
-    except (ValueError, KeyError, OSError) as error:
-        print(f"lessons.py: {error}", file=sys.stderr)
-        return 2
-    stale = [p for p, t in made.items() if not p.exists() or p.read_text("utf-8") != t]
-    if not arguments.check:
-        (arguments.course / FOLDER).mkdir(exist_ok=True)
-    for path in stale:
-        if not arguments.check:
-            path.write_text(made[path], "utf-8")
-        print(f"{path.name} is out of date" if arguments.check else f"wrote {path.name}")
-    return 1 if arguments.check and stale else 0
+    return pages.main("lessons.py", __doc__.split("\n")[0], made, argv)
 
 
 if __name__ == "__main__":

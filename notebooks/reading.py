@@ -8,7 +8,6 @@ The words and papers are those of the chapters. A word's meaning is in glossary.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tomllib
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import chapters
 import jupytext
+import pages
 
 COURSE = Path(__file__).resolve().parent.parent
 TABLE = "notebooks/glossary.toml"
@@ -149,7 +149,7 @@ def _sorted_by(word: str) -> str:
     return re.sub(r"[^\w ]", "", word.replace("\\", "")).lower()
 
 
-def pages(course: Path = COURSE) -> dict[Path, str]:
+def made(course: Path = COURSE) -> dict[Path, str]:
     """Both pages with the text that they should have."""
     files = {each.number: each.file for each in chapters.read(course).chapters if each.file}
 
@@ -179,24 +179,7 @@ def pages(course: Path = COURSE) -> dict[Path, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
-    parser.add_argument("--course", type=Path, default=COURSE, help="the course's folder")
-    arguments = parser.parse_args(argv)
-    try:
-        stale = {
-            path: text
-            for path, text in pages(arguments.course).items()
-            if not path.exists() or path.read_text("utf-8") != text
-        }
-    except (ValueError, KeyError, OSError) as error:
-        print(f"reading.py: {error}", file=sys.stderr)
-        return 2
-    for path, text in stale.items():
-        if not arguments.check:
-            path.write_text(text, "utf-8")
-        print(f"{path.name} is out of date" if arguments.check else f"wrote {path.name}")
-    return 1 if arguments.check and stale else 0
+    return pages.main("reading.py", __doc__.split("\n")[0], made, argv)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ sys.path.insert(0, str(COURSE / "notebooks"))
 import chapters  # noqa: E402 (notebooks/chapters.py)
 import lessons  # noqa: E402 (notebooks/lessons.py)
 
-PAGES = lessons.pages(COURSE)
+PAGES = lessons.made(COURSE)
 PLANS = {path: text for path, text in PAGES.items() if path.name != "README.md"}
 
 

@@ -16,7 +16,7 @@ import reading  # noqa: E402 (notebooks/reading.py)
 
 
 def test_both_pages_are_up_to_date():
-    for path, text in reading.pages(COURSE).items():
+    for path, text in reading.made(COURSE).items():
         assert path.read_text("utf-8") == text, "python notebooks/reading.py writes it"
 
 

@@ -372,11 +372,7 @@ def grade(arguments: argparse.Namespace) -> int:
     """Grade a folder of submissions and write the results; 1 if something cannot be graded."""
     from diffusion_course.grading import answers, journal, sandbox
 
-    folder, out = Path(arguments.submissions), Path(arguments.out)
-    if not folder.is_dir():
-        raise runner.Mistake(f"{folder} is not a folder; name the one with the submissions")
-    if out.suffix != ".csv" or not out.resolve().parent.is_dir():
-        raise runner.Mistake(f"--out {out}: give a name that ends in .csv in a folder that exists")
+    folder, out = _folder_and_out(arguments)
     if arguments.chapter not in (None, *answers.chapters()):
         known = ", ".join(answers.chapters())
         raise runner.Mistake(f"--chapter {arguments.chapter}: choose one of {known}")
@@ -436,6 +432,16 @@ def _grade(arguments, folder: Path, out: Path, notes, limits, walled: bool) -> i
     return 1 if graded.failed else 0
 
 
+def _folder_and_out(arguments) -> tuple[Path, Path]:
+    """The folder of submissions and the file of results, which can be read and written."""
+    folder, out = Path(arguments.submissions), Path(arguments.out)
+    if not folder.is_dir():
+        raise runner.Mistake(f"{folder} is not a folder; name the one with the submissions")
+    if out.suffix != ".csv" or not out.resolve().parent.is_dir():
+        raise runner.Mistake(f"--out {out}: give a name that ends in .csv in a folder that exists")
+    return folder, out
+
+
 def _apart(folder: Path, out: Path) -> None:
     """Results lie outside the submissions, and a submission can read neither."""
     from diffusion_course.grading import results, walls
@@ -492,11 +498,7 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     """Play every submission of a folder and write the board; 1 if it cannot be played."""
     from diffusion_course.grading import sandbox
 
-    folder, out = Path(arguments.submissions), Path(arguments.out)
-    if not folder.is_dir():
-        raise runner.Mistake(f"{folder} is not a folder; name the one with the submissions")
-    if out.suffix != ".csv" or not out.resolve().parent.is_dir():
-        raise runner.Mistake(f"--out {out}: give a name that ends in .csv in a folder that exists")
+    folder, out = _folder_and_out(arguments)
     _apart(folder, out)
     limits = sandbox.Limits(seconds=arguments.timeout, notebook=arguments.timeout)
     try:
