@@ -29,7 +29,7 @@ def signs(secret: bytes, nonce: str, shape: tuple[int, ...]) -> np.ndarray:
     Returns: float32 of this shape. Raises: ValueError for a short secret or an empty shape.
 
     >>> signs(bytes(16), "picture 7", (2, 4)).tolist()
-    [[1.0, -1.0, -1.0, -1.0], [1.0, -1.0, -1.0, -1.0]]
+    [[-1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, 1.0]]
     """
     if not isinstance(secret, bytes) or len(secret) < 16:
         raise ValueError("secret must be at least 16 bytes")

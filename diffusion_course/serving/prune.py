@@ -39,7 +39,7 @@ def magnitude(
         keep[small] = False
         for name in group:
             size = pruned[name].size
-            pruned[name] *= keep[:size].reshape(pruned[name].shape)
+            pruned[name][~keep[:size].reshape(pruned[name].shape)] = 0
             keep = keep[size:]
     return pruned
 

@@ -494,6 +494,7 @@ assert p50["up to 16, after 0.2 s", 2] > 7 * p50["up to 16, at once", 2]
 # %% [markdown]
 # **The explorer.** Move the rate, and watch the tail rather than the middle: p99 leaves first.
 
+
 # %%
 def latencies(rate):
     fig, axes = plt.subplots(1, 3, figsize=(9, 2.2), sharey=True)
@@ -819,6 +820,7 @@ assert abs(alike["a key each"].mean() - alike["no key"].mean()) < 0.12
 #
 # **Predict, then run.** 60 pictures a week against 150 from the first week. Which of the two sees a change of $w$?
 
+
 # %%
 def looks(w, seed):
     """250 digits of the server at guidance w."""
@@ -1033,6 +1035,7 @@ assert innocent > 0.1 and innocent > 3 * halted["real, other than 7"]
 #
 # **Predict, then run.** Our digits come from a scanner with 17 grey levels. What might a perfect detector have
 # learnt?
+
 
 # %%
 def between_levels(x):
