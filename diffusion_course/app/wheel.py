@@ -23,7 +23,7 @@ DISTRIBUTION = "diffusion-course"
 BUILD = "1workshop"
 TAG = "py3-none-any"
 # pyproject.toml packs the same: modules, weights and their cards.
-SUFFIXES = (".py", ".safetensors", ".json")
+SUFFIXES = (".py", ".safetensors", ".json", ".onnx")
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip archive can tell
 
 
