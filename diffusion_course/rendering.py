@@ -5,12 +5,11 @@ right), y (up), z (towards the viewer at azimuth 0); the density is an absorptio
 length, and each voxel gives light of its own.
 """
 
+import itertools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.ndimage import map_coordinates
 
 from diffusion_course import checks
 
@@ -109,13 +108,17 @@ def look_up(values: Array, points: Array) -> Array:
     """
     n = values.shape[0]
     places = jnp.moveaxis((points + 1) * n / 2 - 0.5, -1, 0)
-
-    def one(grid):
-        return map_coordinates(grid, list(places), order=1, mode="constant", cval=0.0)
-
-    if values.ndim == 3:
-        return one(values)
-    return jax.vmap(one, in_axes=-1, out_axes=-1)(values)
+    low, total = jnp.floor(places).astype(jnp.int32), 0.0
+    for corner in itertools.product((0, 1), repeat=3):
+        voxel = [low[axis] + step for axis, step in enumerate(corner)]
+        # From the voxel's own distance: where a compiler rounds a whole-numbered place otherwise here
+        # than for `low`, as XLA of jax 0.7 does, its voxel still has the weight 1.
+        near = [jnp.maximum(0, 1 - jnp.abs(places[a] - voxel[a])) for a in range(3)]
+        inside = jnp.all(jnp.stack([(v >= 0) & (v < n) for v in voxel]), axis=0)
+        weight = jnp.where(inside, near[0] * near[1] * near[2], 0)
+        found = values[tuple(jnp.clip(v, 0, n - 1) for v in voxel)]
+        total += weight.reshape(weight.shape + (1,) * (values.ndim - 3)) * found
+    return total
 
 
 def render(

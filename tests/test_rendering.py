@@ -137,3 +137,12 @@ def test_a_field_that_does_not_fit_is_refused():
         rendering.rays(0.0, 4, 0)
     with pytest.raises(ValueError, match="reach must be positive"):
         rendering.rays(0.0, 4, 4, reach=-1.0)
+
+
+def test_a_compiled_view_from_behind_is_the_view_in_front_in_a_mirror():
+    # Every sample lies in a voxel's centre: a place on the border between two neighbourhoods.
+    density = jax.nn.softplus(jax.random.normal(jax.random.key(0), (12, 12, 12)))
+    field = rendering.Field(density, jnp.ones((12, 12, 12, 1)))
+    look = jax.jit(jax.vmap(lambda azimuth: rendering.render(field, azimuth, 8, 12)[0]))
+    front, behind = look(jnp.array([0.0, np.pi]))
+    np.testing.assert_allclose(front[:, ::-1], behind, atol=1e-5)
