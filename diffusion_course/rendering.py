@@ -111,8 +111,8 @@ def look_up(values: Array, points: Array) -> Array:
     low, total = jnp.floor(places).astype(jnp.int32), 0.0
     for corner in itertools.product((0, 1), repeat=3):
         voxel = [low[axis] + step for axis, step in enumerate(corner)]
-        # From the voxel's own distance: where a compiler rounds a whole-numbered place otherwise here
-        # than for `low`, as XLA of jax 0.7 does, its voxel still has the weight 1.
+        # From the voxel's own distance: where a compiler rounds a whole-numbered place otherwise
+        # here than for `low`, as XLA of jax 0.7 does, its voxel still has the weight 1.
         near = [jnp.maximum(0, 1 - jnp.abs(places[a] - voxel[a])) for a in range(3)]
         inside = jnp.all(jnp.stack([(v >= 0) & (v < n) for v in voxel]), axis=0)
         weight = jnp.where(inside, near[0] * near[1] * near[2], 0)
