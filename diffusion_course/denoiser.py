@@ -213,6 +213,15 @@ def gaussian_mixture(p: Process, means, stds, weights) -> GaussianMixture:
     # NumPy's arrays can be checked inside a jitted function too, unless they are its arguments.
     asarray = np.asarray if checks.concrete(means, stds, weights) else jnp.asarray
     means, stds, weights = (asarray(a, np.float32) for a in (means, stds, weights))
+    check_components(means, stds, weights)
+    checks.within("stds", stds, 0, np.inf, ends="[)")
+    checks.above("weights", weights, 0)
+    weights = weights / weights.sum()
+    return GaussianMixture(p, jnp.asarray(means), jnp.asarray(stds), jnp.asarray(weights))
+
+
+def check_components(means, stds, weights) -> None:
+    """Raises: ValueError unless means are [K, D], and stds and weights [K]."""
     if means.ndim != 2 or 0 in means.shape:
         raise ValueError(f"means must have shape [K, D], got shape {list(means.shape)}")
     for name, values in {"stds": stds, "weights": weights}.items():
@@ -221,10 +230,6 @@ def gaussian_mixture(p: Process, means, stds, weights) -> GaussianMixture:
                 f"{name} must have shape [K] = {list(means.shape[:1])}, "
                 f"got shape {list(values.shape)}"
             )
-    checks.within("stds", stds, 0, np.inf, ends="[)")
-    checks.above("weights", weights, 0)
-    weights = weights / weights.sum()
-    return GaussianMixture(p, jnp.asarray(means), jnp.asarray(stds), jnp.asarray(weights))
 
 
 def ideal(p: Process, data) -> Denoiser:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from diffusion_course import checks
+from diffusion_course.denoiser import check_components
 from diffusion_course.process import Process, expand
 
 # Below this std the sum over turns is used, above it the one over waves; with `TURNS` and `WAVES`
@@ -157,15 +158,9 @@ def wrapped_mixture(p: Process, means, stds, weights) -> WrappedMixture:
     means, stds, weights = (np.asarray(a, np.float32) for a in (means, stds, weights))
     if not np.allclose(p.alpha(jnp.array([0.3, 1.0])), 1):
         raise ValueError("p must have alpha = 1 at all times: an angle cannot be scaled")
-    if means.ndim != 2 or 0 in means.shape:
-        raise ValueError(f"means must have shape [K, D], got shape {list(means.shape)}")
-    for name, values in {"stds": stds, "weights": weights}.items():
-        if values.shape != means.shape[:1]:
-            raise ValueError(
-                f"{name} must have shape [K] = {list(means.shape[:1])}, "
-                f"got shape {list(values.shape)}"
-            )
-        checks.above(name, values, 0)
+    check_components(means, stds, weights)
+    checks.above("stds", stds, 0)
+    checks.above("weights", weights, 0)
     return WrappedMixture(p, wrap(means), jnp.asarray(stds), jnp.asarray(weights / weights.sum()))
 
 

@@ -165,7 +165,8 @@ def made(course: Path = COURSE) -> dict[Path, str]:
     for paper in cited:
         title = f"[*{paper.title}*]({paper.link})" if paper.link else f"*{paper.title}*"
         where = ", ".join(of(number) for number in paper.chapters)
-        papers_of.append(f"- {paper.year}. {paper.who}. {title}. Chapters {where}")
+        word = "Chapter" if len(paper.chapters) == 1 else "Chapters"
+        papers_of.append(f"- {paper.year}. {paper.who}. {title}. {word} {where}")
     return {
         course / "docs/glossary.md": "\n".join(
             [MADE, "# Glossary", "", "The words that chapters list as new, with the chapter that "

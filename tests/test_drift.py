@@ -75,14 +75,3 @@ def test_auc_is_the_probability_of_the_right_order():
         assert found == pytest.approx((high >= at).mean())
     with pytest.raises(ValueError, match="negative must hold numbers"):
         roc.auc([], [1.0])
-
-
-@pytest.mark.parametrize("share, count", [(0.02, 200), (0.4, 50)])
-def test_wilson_s_interval_covers(share, count):
-    covered = [
-        low <= share <= high for _, low, high in (roc.wilson(k, count) for k in range(count + 1))
-    ]
-    assert 0.92 < binom.pmf(np.arange(count + 1), count, share) @ covered < 0.98
-    assert roc.wilson(count, count).high == 1.0 and roc.wilson(0, count).low == 0.0
-    with pytest.raises(ValueError, match="successes"):
-        roc.wilson(3, 2)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from diffusion_course.evaluation import (
     classes,
@@ -346,3 +346,13 @@ def test_block_kid_needs_two_rows_in_each_block():
         kernels.block_kid(np.ones((3, 1)), np.ones((5, 1)), blocks=2)
     with pytest.raises(ValueError, match="blocks must be a whole number at least 2, got 1"):
         kernels.block_kid(np.ones((4, 1)), np.ones((5, 1)), blocks=1)
+
+
+@pytest.mark.parametrize("share, count", [(0.02, 200), (0.4, 50)])
+def test_wilson_s_interval_covers(share, count):
+    found = [intervals.wilson(k, count) for k in range(count + 1)]
+    covered = [low <= share <= high for _, low, high in found]
+    assert 0.92 < binom.pmf(np.arange(count + 1), count, share) @ covered < 0.98
+    assert intervals.wilson(count, count).high == 1.0 and intervals.wilson(0, count).low == 0.0
+    with pytest.raises(ValueError, match="successes"):
+        intervals.wilson(3, 2)

@@ -277,3 +277,10 @@ def test_chapter_25_shows_the_recorded_marks_and_times():
     times = record("onnx_export")
     found = {row["batch"]: row["milliseconds"]["onnxruntime"][0] for row in times["rows"]}
     assert in_chapter("25_product", "RECORDED_MS") == found
+
+
+def test_chapter_24_shows_the_recorded_molecules():
+    found = record("molecules")["rows"]
+    names = ("error", "turned", "scatter", "near", "right")
+    shown = {name: [tuple(row[n] for n in names) for row in rows] for name, rows in found.items()}
+    assert in_chapter("24_beyond_images", "RECORDED") == shown

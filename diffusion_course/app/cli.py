@@ -139,24 +139,10 @@ def parser() -> argparse.ArgumentParser:
         "One notebook per student, or one folder per student. Writes OUT, a .json twin and a "
         "folder of feedback pages; run again, an interrupted run goes on where it was.",
     )
-    sub.add_argument("submissions", metavar="SUBMISSIONS", help="the folder")
-    sub.add_argument("--out", default="grades.csv", metavar="FILE", help="default: grades.csv")
+    _submissions_options(
+        sub, "grades.csv", 60, "seconds for an exercise; a notebook has four times as many (60)"
+    )
     sub.add_argument("--chapter", type=_chapter, metavar="NN", help="grade this chapter only")
-    sub.add_argument("--seed", metavar="SECRET", help="what inputs are drawn from (random)")
-    sub.add_argument("--jobs", type=_positive, default=2, metavar="N", help="at once (2)")
-    sub.add_argument(
-        "--timeout",
-        type=_positive,
-        default=60,
-        metavar="S",
-        help="seconds for an exercise; a notebook has four times as many (60)",
-    )
-    sub.add_argument(
-        "--allow-unsandboxed",
-        action="store_true",
-        help="where there is no sandbox, run the students' code with your own rights; it can then "
-        "import the right answers",
-    )
 
     sub = command(
         "leaderboard",
@@ -165,21 +151,10 @@ def parser() -> argparse.ArgumentParser:
         "Each notebook defines sample(denoise, noise, evaluations, seed). Writes OUT and an .html "
         "page beside it.",
     )
-    sub.add_argument("submissions", metavar="SUBMISSIONS", help="the folder")
-    sub.add_argument("--out", default="leaderboard.csv", metavar="FILE", help="(leaderboard.csv)")
-    sub.add_argument("--seed", metavar="SECRET", help="what games are drawn from (random)")
+    _submissions_options(sub, "leaderboard.csv", 240, "seconds of a submission (240)")
     sub.add_argument("--images", type=_images, default=1000, metavar="N", help="per budget (1000)")
-    sub.add_argument("--jobs", type=_positive, default=2, metavar="N", help="at once (2)")
-    sub.add_argument(
-        "--timeout", type=_positive, default=240, metavar="S", help="seconds of a submission (240)"
-    )
     sub.add_argument(
         "--no-baselines", action="store_true", help="leave the course's own samplers out"
-    )
-    sub.add_argument(
-        "--allow-unsandboxed",
-        action="store_true",
-        help="where there is no sandbox, run the students' code with your own rights",
     )
 
     sub = command("report", report, "Sum a class up: exercises, diagnoses, who needs help.")
@@ -198,6 +173,21 @@ def _images(text: str) -> int:
     if not text.isdecimal() or not 100 <= int(text) <= 5000:
         raise argparse.ArgumentTypeError(f"must be a number from 100 to 5000, got {text!r}")
     return int(text)
+
+
+def _submissions_options(sub, out: str, timeout: int, about_timeout: str) -> None:
+    """What every command takes that runs a folder of unknown notebooks."""
+    sub.add_argument("submissions", metavar="SUBMISSIONS", help="the folder")
+    sub.add_argument("--out", default=out, metavar="FILE", help=f"default: {out}")
+    sub.add_argument("--seed", metavar="SECRET", help="what everything is drawn from (random)")
+    sub.add_argument("--jobs", type=_positive, default=2, metavar="N", help="at once (2)")
+    sub.add_argument("--timeout", type=_positive, default=timeout, metavar="S", help=about_timeout)
+    sub.add_argument(
+        "--allow-unsandboxed",
+        action="store_true",
+        help="where there is no sandbox, run the students' code with your own rights; it can then "
+        "import the right answers",
+    )
 
 
 def _chapter(text: str) -> str:

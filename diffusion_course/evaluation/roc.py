@@ -1,12 +1,9 @@
-"""How well a score tells two kinds apart, and how sure a counted share is."""
+"""How well a score tells two kinds apart."""
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, rankdata
-
-from diffusion_course import checks
-from diffusion_course.evaluation.intervals import Interval
+from scipy.stats import rankdata
 
 
 class Curve(NamedTuple):
@@ -64,29 +61,6 @@ def auc(negative, positive) -> float:
     n, m = len(negative), len(positive)
     ranks = rankdata(np.concatenate([negative, positive]))[n:].sum()
     return float((ranks - m * (m + 1) / 2) / (n * m))
-
-
-def wilson(successes: int, count: int, level: float = 0.95) -> Interval:
-    """A share with Wilson's interval, which is sensible for shares of 0 and 1 as well.
-
-    Args:
-      successes: in 0 … count.
-      count: of independent trials, at least 1.
-      level: of confidence, in (0, 1).
-
-    Raises: ValueError for values outside their range.
-    Source: Wilson 1927.
-
-    >>> [round(v, 3) for v in wilson(0, 100)]
-    [0.0, 0.0, 0.037]
-    """
-    count = checks.integer("count", count, 1)
-    successes = checks.integer("successes", successes, 0, count)
-    checks.within("level", level, 0, 1, ends="()")
-    z2, share = norm.isf((1 - level) / 2) ** 2, successes / count
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = np.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
-    return Interval(share, max(float(middle - half), 0.0), min(float(middle + half), 1.0))
 
 
 def _scores(name: str, given) -> np.ndarray:

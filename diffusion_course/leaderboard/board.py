@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
 import queue
 import threading
@@ -17,6 +16,7 @@ import numpy as np
 from diffusion_course import files
 from diffusion_course.grading import sandbox
 from diffusion_course.grading import text as texts
+from diffusion_course.grading.markup import document, escape, table
 from diffusion_course.grading.submissions import Notebook, read_all
 from diffusion_course.leaderboard import match
 from diffusion_course.leaderboard.baselines import BASELINES
@@ -193,13 +193,7 @@ def _in_order(rows: Sequence[Row]) -> list[Row]:
     return [row for budget in budgets for row in ranking(rows, budget)]
 
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .3rem .6rem }
-td { border-top: 1px solid #ccc } .n { text-align: right; white-space: nowrap }
-.ours td { background: #f4f4f4 } small { color: #555 }
-img { image-rendering: pixelated; height: 24px; vertical-align: middle }
-"""
+_STYLE = "<style>img { image-rendering: pixelated; height: 24px; vertical-align: middle }</style>"
 
 
 def page(rows: Sequence[Row], images: int) -> str:
@@ -210,41 +204,36 @@ def page(rows: Sequence[Row], images: int) -> str:
       images: how many each of them drew with each budget.
     """
     parts = [
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Leaderboard</title>',
-        f"<style>{_STYLE}</style>\n<h1>Leaderboard</h1>",
+        _STYLE,
         f"<p>{images} images with each budget, the same noise and classes for everybody. Sorted by "
         "the Fréchet distance, which is lower for better images. ± is half a 95 % interval; = "
-        "means that the interval overlaps the first row's. Grey rows are the course's baselines."
+        "means that the interval overlaps the first row's. Grey names are the course's baselines."
         "</p>",
     ]
+    numbers = dict.fromkeys(("Fréchet", "coverage", "accuracy", "copies", "used"), "number")
+    columns = {"": "number", "name": "text"} | numbers | {"images": ""}
     for budget in sorted({row.evaluations for row in rows}):
         plural = "" if budget == 1 else "s"
-        parts.append(f"<h2>{budget} evaluation{plural} per image</h2>\n<table><tr><th>")
-        parts.append(
-            "<th>Name<th class=n>Fréchet<th class=n>Coverage<th class=n>Accuracy<th class=n>Copies"
-            "<th class=n>Used<th>Images</tr>"
-        )
         order = ranking(rows, budget)
-        parts += [_table_row(n, row, order[0]) for n, row in enumerate(order, start=1)]
-        parts.append("</table>")
-    return "\n".join([*parts, "</html>\n"])
+        lines = [_table_row(n, row, order[0]) for n, row in enumerate(order, start=1)]
+        parts += [f"<h2>{budget} evaluation{plural} per image</h2>", table(columns, lines)]
+    return document("Leaderboard", "\n".join(parts))
 
 
-def _table_row(number: int, row: Row, best: Row) -> str:
-    name = html.escape(row.name)
+def _table_row(number: int, row: Row, best: Row) -> list[str]:
+    """The cells of a row; who has no score reads the reason below the name."""
+    name = escape(row.name)
     if row.chapter:
-        name += f" <small>chapter {html.escape(row.chapter)}</small>"
-    kind = ' class="ours"' if row.chapter else ""
+        name = f'<span class="quiet">{name} <small>chapter {escape(row.chapter)}</small></span>'
     if row.score is None:
-        said = f"{html.escape(row.status)}: {html.escape(row.message)}"
-        return f"<tr{kind}><td><td>{name}<td colspan=4>{said}<td class=n>{row.used}<td></tr>"
+        said = f"{escape(row.status)}: {escape(row.message)}"
+        return ["", f"{name}<br><small>{said}</small>", "", "", "", "", f"{row.used}", ""]
     same = " =" if number > 1 and tied(row, best) else ""
     s = row.score
     half = (s.frechet.high - s.frechet.low) / 2
-    numbers = [f"{s.frechet.value:.2f} ± {half:.2f}"]
-    numbers += [f"{100 * getattr(s, m).value:.1f} %" for m in MEASURES[1:]]
-    told = "".join(f"<td class=n>{n}" for n in [*numbers, row.used])
-    return f"<tr{kind}><td class=n>{number}{same}<td>{name}{told}<td>{_picture(row)}</tr>"
+    shares = [f"{100 * getattr(s, m).value:.1f} %" for m in MEASURES[1:]]
+    shown = [f"{s.frechet.value:.2f} ± {half:.2f}", *shares, f"{row.used}", _picture(row)]
+    return [f"{number}{same}", name, *shown]
 
 
 def _picture(row: Row) -> str:

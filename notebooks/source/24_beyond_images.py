@@ -388,12 +388,16 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: score distillation collapses on modes; the variational kind keeps spread and shares
 spread_ratio = {name: np.array(std) / toy2d.MIXTURE.stds for name, (_, std) in found.items()}
-assert spread_ratio["score distillation"].max() < 0.35
-assert spread_ratio["with Jacobian"].max() < 0.35
+assert spread_ratio["score distillation"].max() < 1 / 3
+assert spread_ratio["with Jacobian"].max() < 1 / 3
 assert spread_ratio["variational"].min() > 0.7 and spread_ratio["variational"].max() < 1.5
 # 300 points: four standard errors of a share are .11.
 assert np.abs(np.array(found["variational"][0]) - toy2d.MIXTURE.weights).max() < 0.13
-assert max(found["all times alike"][0]) > 0.7 and found["all times alike"][0][2] == 0
+ends = np.asarray(runs["all times alike"])
+from_clouds = np.linalg.norm(ends[:, None] - np.asarray(toy2d.MIXTURE.means), axis=2)
+assert ends.std(0).max() < 0.1 and (from_clouds / toy2d.MIXTURE.stds).min() > 2
+to_middle = np.asarray(toy2d.MIXTURE.weights) @ np.asarray(toy2d.MIXTURE.means) - grid
+assert cosine(-jax.vmap(partial(sds_by_hand, t=0.9))(grid), to_middle).min() > 0.99
 one, its_noise = particles[:1], jnp.array([[0.7, -1.2]])
 alone = distil.variational_gradient(
     p, exact.denoise, distil.own_denoiser(p, one), one, 0.4, its_noise
@@ -401,8 +405,8 @@ alone = distil.variational_gradient(
 np.testing.assert_allclose(alone, distil.gradient(p, exact.denoise, one, 0.4, its_noise), atol=1e-5)
 
 # %% [markdown]
-# Score distillation ends in points: the spread is less than a third of the data's. With all times alike, most
-# points end near one place, and one cloud gets none: at high noise the slopes lead to the middle of the data.
+# Score distillation ends in points: the spread is less than a third of the data's. With all times alike, all points
+# end near one place, *between* the clouds: at high noise the slopes lead to the middle of the data.
 # This is why practice lets $t$ fall. The variational gradient, with the same start, times and noise, keeps
 # the spread and the shares. **Score distillation is no sampler.**
 #
@@ -777,8 +781,9 @@ assert e["plain, turned"].mean() > e["equivariant"][0]
 # %% [markdown]
 # Where all molecules lie as in training, the plain network is the best of the three: it knows the direction, which
 # is information. Turned by 180°, its error is more than four times that of the others. With random turns in
-# training the curve is nearly flat, but it has to learn every direction, and after 1,500 steps its error is larger than that of the equivariant network. The equivariant
-# network is flat to rounding: its error cannot depend on the direction.
+# training the curve is nearly flat. But that network has to learn every direction, and after 1,500 steps its error
+# is a little larger than that of the equivariant one. The equivariant network is flat to rounding: its error cannot
+# depend on the direction.
 #
 # Do its samples have the right shape? And the right density? The noise has $(N-1)\cdot3 = 9$ dimensions here, not
 # 12. Who counts 12 is wrong by $\tfrac{3}{2}\log(2\pi\sigma^2)$ in each log-likelihood, which depends on $\sigma$.
@@ -807,9 +812,8 @@ for name, x in molecules.items():
 # @title Checked: mean bond lengths to a few hundredths of an ångström; nine dimensions
 for k, want in enumerate((0.95, 1.475, 0.95)):
     assert abs(lengths["equivariant"][k].mean() - want) < 0.05
-assert lengths["equivariant"][:3].std(1).max() < 0.15
 near_it = np.abs(np.abs(twists["equivariant"]) - 111.8) < 30
-assert abs(np.abs(twists["equivariant"]).mean() - 111.8) < 8 and 0.5 < near_it.mean() < 0.9
+assert abs(np.abs(twists["equivariant"]).mean() - 111.8) < 8 and 0.5 < near_it.mean() < 0.8
 assert np.abs(molecules["equivariant"].mean(1)).max() < 1e-4
 z = equivariant.centred_noise(jax.random.key(4), (4000, 4, 3))
 # ‖z‖² has mean 9 and variance 18: four standard errors are .27.
@@ -818,10 +822,55 @@ shift = equivariant.centred_log_prob(z, 2.0) - equivariant.centred_log_prob(z / 
 np.testing.assert_allclose(shift, -9 * np.log(2), rtol=1e-4)
 
 # %% [markdown]
+# ### Three runs of each
+#
+# One training is one draw. So each network was trained with three seeds (`benchmarks/molecules.py`); ours is the
+# first of them. *Scatter* is the largest standard deviation of a bond's length, *near* the share of samples whose
+# twist is within 30° of the right size.
+
+# %%
+RECORDED = {  # error, error when turned by 180°, scatter, near, twisted to the right
+    "equivariant": [
+        (0.3466, 0.3466, 0.073, 0.662, 0.518),
+        (0.3589, 0.3589, 0.286, 0.47, 0.518),
+        (0.3563, 0.3563, 0.201, 0.52, 0.518),
+    ],
+    "plain": [
+        (0.0175, 2.4297, 0.025, 1.0, 1.0),
+        (0.0173, 2.3425, 0.022, 1.0, 1.0),
+        (0.0175, 2.6291, 0.023, 1.0, 1.0),
+    ],
+    "plain, turned": [
+        (0.3789, 0.3759, 0.53, 0.908, 0.988),
+        (0.3794, 0.376, 0.521, 0.898, 0.99),
+        (0.38, 0.3733, 0.522, 0.896, 0.98),
+    ],
+}
+print(f"{'':14}    error    turned   scatter in Å   near")
+for name, runs_of in RECORDED.items():
+    for error, turned_error, scatter, near, _ in runs_of:
+        print(f"{name:14} {error:8.3f} {turned_error:9.3f} {scatter:12.2f} {near:9.0%}")
+
+# %% tags=["claims"]
+# @title Checked: what holds in all three runs, and that ours is the first of them
+for name, (first, *_) in RECORDED.items():
+    ours_now = error_by_angle[name][0], error_by_angle[name][-1], lengths[name][:3].std(1).max()
+    np.testing.assert_allclose(ours_now, first[:3], rtol=0.1)  # float32, 1,500 steps elsewhere
+column = lambda name, k: np.array(RECORDED[name])[:, k]
+assert column("equivariant", 0).max() < column("plain, turned", 0).min()
+assert column("plain", 1).min() > 4 * max(column(name, 1).max() for name in list(nets)[::2])
+assert column("equivariant", 2).max() < 0.6 * column("plain, turned", 2).min()
+assert column("equivariant", 3).min() > 0.4 and column("equivariant", 3).max() < 0.75
+
+# %% [markdown]
+# The order of the errors is the same in all three runs. Turned examples teach the direction slowly: their bonds
+# scatter by half an ångström, those of the equivariant network by .07 to .29.
+#
 # ## 8 · Break it on purpose: the wrong hand
 #
-# The bond lengths are right on average, to a few hundredths, and so is the twist, though after this short training
-# only about two thirds of the samples come within 30° of it. But we inspected the *size* of the twist.
+# The bond lengths of the equivariant network are right on average, to a few hundredths, and so is the twist, though
+# after this short training only half to two thirds of the samples come within 30° of it. But we inspected the
+# *size* of the twist.
 #
 # All molecules of the data are twisted to the right. A mirror image is another molecule: as with gloves, no turning
 # makes a left one out of a right one. In medicine the difference can be a matter of life.
@@ -842,6 +891,10 @@ plt.show()
 # @title Checked: half of the equivariant network's samples are of the wrong hand
 assert hand["data"] == 1 and hand["plain"] > 0.99 and hand["plain, turned"] > 0.95
 assert abs(hand["equivariant"] - 0.5) < 4 * np.sqrt(0.25 / 500)  # four standard errors of 500
+assert np.abs(column("equivariant", 4) - 0.5).max() < 4 * np.sqrt(
+    0.25 / 500
+)  # other runs, with the same noise
+assert column("plain, turned", 4).min() > 0.95
 mirror = jnp.array([1.0, 1.0, -1.0])
 start_9 = equivariant.centred_noise(jax.random.key(3), (64, 4, 3))
 D9 = denoiser.denoiser(nets["equivariant"], p, "v", jnp.tile(jnp.arange(4), (64, 1)))
@@ -890,8 +943,10 @@ moments["uniform start"] = np.asarray(
     jax.random.uniform(jax.random.key(1), (2000, 2), minval=-np.pi, maxval=np.pi)
 )
 moments["pentane data"] = clouds.load("pentane", n=2000).torsions
-plots.panels({k: np.degrees(v) for k, v in moments.items()}, limits=(-185, 185), size=3,
-             color={"pentane data": plots.DATA})  # fmt: skip
+fig = plots.panels({k: np.degrees(v) for k, v in moments.items()}, limits=(-185, 185), size=3,
+                   color={"pentane data": plots.DATA})  # fmt: skip
+for ax in fig.axes:
+    ax.set(xlabel="first torsion, degrees", ylabel="second" if ax is fig.axes[0] else "")
 plt.show()
 
 # %%
@@ -947,7 +1002,10 @@ for n in range(20):  # twenty small turns, whose variances add up to .5²
     small = 0.5 / np.sqrt(20) * jax.random.normal(jax.random.key(n), (3000, 3))
     walk = rotations.from_vector(small) @ walk
 walked = np.asarray(rotations.angle_of(walk))
-ax = plots.curves(omega, angle_density, xlabel="angle ω", ylabel="density of the angle")
+axes_of = plt.subplots(figsize=(6, 3.2))[1]
+axes_of.set(ylim=(0, 3.2))
+ax = plots.curves(omega, angle_density, ax=axes_of, label_at=0.12,
+                  xlabel="angle ω", ylabel="density of the angle")  # fmt: skip
 ax.hist(walked, 40, density=True, color=plots.NOISE, alpha=0.5)
 plt.show()
 
