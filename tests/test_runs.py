@@ -108,7 +108,12 @@ def test_each_file_that_depends_on_versions_has_its_turn():
 
 
 def test_without_a_commit_all_chapters_run(tmp_path):
-    for name in (".ci/quarter.py", "notebooks/chapters.py", "notebooks/chapters.toml"):
+    for name in (
+        ".ci/quarter.py",
+        "notebooks/chapters.py",
+        "notebooks/pages.py",
+        "notebooks/chapters.toml",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(COURSE / name, tmp_path / name)
     (tmp_path / "notebooks" / "03_ddpm.ipynb").write_text("")

@@ -567,11 +567,11 @@ white = np.random.default_rng(0).standard_normal((200, notes.x.shape[1]))
 lam = spectra.power_ratio(transform, notes.x, white)
 cross = np.asarray(spectra.crossing_time(p, lam))
 fig, axes = plt.subplots(1, 4, figsize=(11, 2.6), width_ratios=(1, 1, 1, 1.2))
-ends = (0, notes.x.shape[1] / notes.rate, 0, notes.rate / 2000)
+extent = (0, notes.x.shape[1] / notes.rate, 0, notes.rate / 2000)
 for ax, t in zip(axes, (0.0, 0.3, 0.6), strict=False):
     noisy = p.alpha(t) * notes.x[2] + p.sigma(t) * white[0]
     picture = spectra.log_magnitude(transform.forward(noisy), 1e-2)
-    ax.imshow(picture, origin="lower", aspect="auto", extent=ends, vmin=-40, vmax=25)
+    ax.imshow(picture, origin="lower", aspect="auto", extent=extent, vmin=-40, vmax=25)
     ax.set(title=f"one note, $t$ = {t}", xlabel="seconds")
 axes[0].set_ylabel("frequency, kHz")
 axes[3].plot(cross[1:], transform.frequencies[1:] / 1000, color=plots.DATA)
@@ -848,8 +848,8 @@ RECORDED = {  # error, error when turned by 180°, scatter, near, twisted to the
 }
 print(f"{'':14}    error    turned   scatter in Å   near")
 for name, runs_of in RECORDED.items():
-    for error, turned_error, scatter, near, _ in runs_of:
-        print(f"{name:14} {error:8.3f} {turned_error:9.3f} {scatter:12.2f} {near:9.0%}")
+    for error, turned_error, scatter, right_size, _ in runs_of:
+        print(f"{name:14} {error:8.3f} {turned_error:9.3f} {scatter:12.2f} {right_size:9.0%}")
 
 # %% tags=["claims"]
 # @title Checked: what holds in all three runs, and that ours is the first of them
