@@ -168,6 +168,52 @@ def test_a_mask_is_drawn_and_filled_in_a_tiny_notebook(lab):
     assert lab.outside == []
 
 
+STUDY = """
+import io
+
+from PIL import Image
+
+from diffusion_course.evaluation import judgements
+from diffusion_course.notebook import widgets
+
+
+def grey(level):
+    file = io.BytesIO()
+    Image.new("L", (40, 40), level).save(file, "PNG")
+    return file.getvalue()
+
+
+dealt = judgements.deal([3, 3], rounds=3)  # no picture comes twice
+study = widgets.judging([[*map(grey, (0, 40, 80))], [*map(grey, (160, 200, 240))]], dealt)
+study
+"""
+
+
+def test_a_person_judges_three_pairs_in_a_tiny_notebook(lab):
+    page = open_code(lab, "study.ipynb", STUDY.strip())
+    assert_every_cell_ran(lab.run_all(page))
+    (study,) = outputs_with(page, ".course-judge")
+    pictures = study.locator("img.course-left, img.course-right")
+    assert pictures.count() == 2 and study.locator("button.course-judge").count() == 3
+    readout, left = study.locator(".course-readout"), pictures.first.element_handle()
+    readout.get_by_text("0 of 3 judged").wait_for(timeout=20_000)
+    for done, answer in enumerate(("the left one", "neither", "the right one"), start=1):
+        before = pictures.first.get_attribute("src")
+        study.get_by_role("button", name=answer).click()
+        readout.get_by_text(f"{done} of 3 judged").wait_for(timeout=20_000)
+        if done < 3:
+            page.wait_for_function(
+                "([picture, before]) => picture.src !== before && picture.naturalWidth > 0",
+                arg=[left, before],
+                timeout=20_000,
+            )
+    page.wait_for_function(
+        "() => document.querySelectorAll('button.course-judge:disabled').length === 3"
+    )
+    lab.close(page)
+    assert lab.outside == []
+
+
 def test_a_failing_cell_would_be_seen(lab):
     page = open_code(lab, "bad.ipynb", "1 / 0")
     (cell,) = lab.run_all(page)
