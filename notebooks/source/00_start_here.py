@@ -148,6 +148,9 @@ print(f"the card: trained {minutes:.0f} minutes on {device}; {released_share:.1%
 assert len(train) == 1437
 # Training is never exact; but guessing some single digit would give the distance of real ones.
 assert gap < spread / 4
+# Each smudge gets sharper: the guesses leave the averages of the digits, in each of the four steps.
+from_average = [np.mean((guesses[i] - average[labels[:20]]) ** 2) for i in stops]
+assert np.all(np.diff(from_average) > 0)
 # If .99 is right, the standard error of a share of 200 is .007; this is 4 of them.
 assert share > released_share - 0.03
 # A copy has distance 0: not one of the 200 comes near it.
@@ -196,6 +199,9 @@ print(f"loop by hand against the library: largest difference {largest:.1e} on a 
 # Sums in another order differ by 1e-5; a TPU also rounds factors to bfloat16. A wrong formula is
 # off by more than one of the data's grey levels, which are 0.125 apart.
 assert largest < 0.02
+# Equation (1): at t = 0 only the digit, at t = 1 only noise, and half-way 0.7 of each.
+assert p.alpha(0.0) == 1 and p.sigma(0.0) == 0 and p.alpha(1.0) < 1e-3 and p.sigma(1.0) > 0.999
+assert max(abs(float(level(0.5)) - 0.7) for level in (p.alpha, p.sigma)) < 0.02
 
 # %% [markdown]
 # You have now seen all of sampling. The rest of the course explains why it works and how to train
@@ -839,6 +845,7 @@ print(f"expected {expected}, B trains {counts['B']}, A trains {counts['A']}")
 # @title Checked: A trains 7 % of the parameters, and its loss is at most 10 % higher
 assert counts["B"] == expected
 assert counts["A"] == expected - (w * w + w) < 0.08 * expected  # 93 % are missing
+assert all(loss[-1] < 0.3 * loss[0] for loss in losses.values())  # it falls, with the bug as well
 # The loss is at most 10 % higher, also for two other seeds.
 last_losses = [(losses["A"][-1], losses["B"][-1])]
 for seed in (1, 2):

@@ -273,6 +273,11 @@ for n in steps:
     # 2.23·sqrt(2/N), with a chance of 1 in 10,000 for more (Kolmogorov–Smirnov).
     below = [np.searchsorted(np.sort(x), grid) / N for x in (path[n], jumps[n])]
     assert np.abs(below[0] - below[1]).max() < 2.23 * np.sqrt(2 / N)
+assert abs(numbers.mean()) > 0.2 and numbers.var() < 0.7  # lopsided: not 0, and not 1
+# At the end the bell curve (one sample against a formula: 2.23·sqrt(1/N)), and nothing of the group.
+end_below = np.searchsorted(np.sort(path[1000]), grid) / N
+assert np.abs(end_below - np.asarray(jax.scipy.stats.norm.cdf(grid))).max() < 2.23 / np.sqrt(N)
+assert abs(np.corrcoef(is_right, path[1000])[0, 1]) < 4 / np.sqrt(N)
 assert in_chain > 0.99
 assert abs(in_jumps) < 4 / np.sqrt(N)  # the standard error where the true correlation is 0
 
@@ -786,6 +791,16 @@ for row, name in zip(axes, ("linear", "cosine"), strict=True):
         histogram.set(title="", ylabel="", yticks=[], xlabel="pixel value" * (name == "cosine"))
 plt.show()
 
+# %% tags=["claims"]
+# @title Checked: two spikes at the start, paper and ink; the bell curve at the end
+tallest = np.argsort(shares_of(crowd))[-2:]
+assert sorted(np.rint(pixel_edges[tallest] + 0.05)) == [-1, 1]
+for each in processes.values():
+    ended = shares_of(process.add_noise(each, crowd, crowd_noise, 1.0))
+    at_middles = np.exp(-((pixel_edges[:-1] + 0.05) ** 2) / 2) / np.sqrt(2 * np.pi)
+    # 25,600 pixels: a bar of 0.4 has a standard error of 0.4/sqrt(0.04·25600) = 0.0125.
+    assert np.abs(ended - at_middles).max() < 4 * 0.0125
+
 # %% [markdown]
 # ## 8 · What a bad schedule looks like
 #
@@ -913,6 +928,7 @@ print(f"recognised: clean {clean:.0%}, at λ = 5 {fine:.0%}, at λ = −5 {lost:
 assert spread < 0.015
 assert window[-3] == 5 and window[2] == -5
 assert abs(fine - clean) < 0.01 and 0.1 < lost < 0.16
+assert window[12] == 0 and lost + 0.2 < at_log_snr["cosine"][12] < clean - 0.1  # in between at 0
 
 # %% [markdown]
 # ### A bigger picture needs more noise

@@ -479,6 +479,12 @@ for t in (0.8, 0.5, 0.3, 0.12):
     guesses_on_grid = exact_denoiser(np.asarray(fine, np.float64), a, s, *toy2d.MIXTURE)
     changes.append(np.abs(np.diff(guesses_on_grid.reshape(69, 69, 2), axis=0)).max())
 assert all(later > 2 * earlier for earlier, later in itertools.pairwise(changes))
+# The ends as averages of the three means: inside their triangle at first, later in its corners.
+corners = np.vstack([toy2d.MIXTURE.means.T, np.ones(3)])
+parts = {t: np.linalg.solve(corners, np.vstack([denoise(starts, t).T, np.ones(121)]))
+         for t in (0.6, 0.12)}  # fmt: skip
+assert parts[0.6].min() > -0.05 and parts[0.6].max() < 0.95
+assert np.mean(parts[0.12].max(axis=0) > 0.95) > 0.75
 
 # %% [markdown]
 # ## 5 · Five names for one answer
@@ -603,6 +609,10 @@ assert worst_v < 1.001  # alpha and sigma are at most 1
 assert np.allclose(dets["v"], 1, atol=1e-5)  # variance-preserving: alpha² + sigma² = 1
 (a_v, b_v), (a_f, b_f) = (parameterization.row(kind, p, clock) for kind in ("v", "flow"))
 assert np.allclose(a_f * b_v, b_f * a_v, atol=1e-3)  # two rows of one direction
+# The factor is the speed on the quarter circle: differences of the angle, away from the ends.
+angle = np.arctan2(np.float64(p.sigma(clock)), np.float64(p.alpha(clock)))
+ratio_of_rows = a_f * a_v + b_f * b_v  # the row of v has the length 1
+assert np.allclose(ratio_of_rows[50:-1], np.gradient(angle, clock)[50:-1], rtol=5e-3)
 flow = process.rectified_flow()
 assert np.allclose(parameterization.determinant("flow", flow, clock), -1, atol=1e-5)
 
@@ -1116,6 +1126,9 @@ for by_posterior, guess in averaged.values():
 for one, other, slack in zip(variety, doubt, slacks, strict=True):
     assert abs(one + other - total) < slack and one <= total + slack
 assert 0.4 < half < 0.8 and doubt[0] < 1e-3 * total
+# More noise, more doubt, and a guess that is more blurred; each look has draws of its own.
+assert np.all(np.diff(doubt) > -max(slacks)) and np.all(np.diff(doubt[::4]) > 0)
+assert np.all(np.diff(variety[::4]) < max(slacks)) and np.all(np.diff(variety[8::4]) < 0)
 assert abs(doubt[-1] / total - 1) < 0.01  # at t = 1 nothing is known; only rounding is left
 
 # %% [markdown]

@@ -310,6 +310,7 @@ print(f"loss of the untrained network: {v_at_start:.3f}")
 # %% tags=["claims"]
 # @title Checked: the stack makes the way up large; an untrained block is the identity and answers 0
 assert max(count, key=lambda name: count[name] * (name != "all")) == "way up"
+assert round(count["all"], -4) == 120_000
 assert [[b.conv1.kernel.shape[2] for b in way] for way in (net.up, net.down)] == [
     [64, 48],
     [16, 16],
@@ -345,6 +346,9 @@ for t, ratio_of_t in relative_spread.items():
 # %% tags=["claims"]
 # @title Checked: a batch at one level has another spread than a mixed one
 assert relative_spread[0.95].max() > 1.15 and relative_spread[0.05].min() < 0.8
+# With group norms an image does not feel the others of its batch: three times as bright, the same answer.
+brighter_others = jnp.asarray(inputs[0]).at[1:].multiply(3.0)
+np.testing.assert_allclose(call(net, brighter_others, *inputs[1:])[0], library[0], atol=1e-5)
 
 # %% [markdown]
 # So a batch norm would meet other statistics in sampling than in training, and they would change with every
@@ -521,7 +525,7 @@ assert abs(error_again / 0.3153 - 1) < 0.03
 # %% [markdown]
 # ## 4 · Does the network hear the time?
 #
-# The network receives the time as cosines and sines of $1000\,t$ at frequencies from 1 down to $10^{-4}$
+# The network receives the time as cosines and sines of $1000\,t$, at 32 frequencies from 1 to $1.3\cdot10^{-4}$
 # (Vaswani et al. 2017, section 3.5). The factor 1000 comes from DDPM, which counted its steps from 1 to
 # 1000. It is often said that code with $t \in [0, 1]$ must keep this factor. It is easily forgotten, and
 # then no error is raised. We compare how similar the embeddings of two times are, with and without the
@@ -612,6 +616,9 @@ print("at t = 0.95:", np.round(factor[:, -1], 1))
 # %% tags=["claims"]
 # @title Checked: without the factor times look alike, the output moves less; the seeds disagree
 assert apart["t"] > 0.95 and apart["1000 t"] < 0.7
+waves_of = np.float64(embedded["1000 t"])  # 32 cosines, then 32 sines; float32 in 1000 t
+assert np.allclose(waves_of[:, 0], np.cos(1000 * np.float64(grid)), atol=1e-3)
+assert abs(np.arctan2(waves_of[-1, 63], waves_of[-1, 31]) / 1000 - 1.3e-4) < 5e-6  # at t = 1
 better, *worse = np.sort(by_seed)  # no verdict on the whole
 assert better < 0.8 and 1.1 < min(worse) <= max(worse) < 1.3
 assert (factor[:, -1] > 1.2).all()  # but at the highest noise all three are worse
@@ -833,7 +840,7 @@ print("of 100 recognised:", {d: f"{a:.0%}" for d, a in recognised.items()})
 # %% tags=["claims"]
 # @title Checked: with warm-up most digits are legible, with d = 0.9999 few
 # If 95 % is right, the standard error of a share of 100 is 2.2 %.
-assert recognised["warm-up"] >= 0.85 and recognised[0.9999] < 0.5
+assert recognised["warm-up"] >= 0.85 and max(recognised[0.999], recognised[0.9999]) < 0.5
 
 # %% [markdown]
 # ## 6 · One error, many losses
@@ -1074,6 +1081,8 @@ for exponent, left_over in kept_by.items():
 
 # %% tags=["claims"]
 # @title Checked: 1e-8 needs the scale, 5 overflows with 2^15 and not with two halvings
+assert np.finfo(np.float16).max == 65_504 and round(2.0**-24, 9) == 6e-8 == round(
+    float(np.finfo(np.float16).smallest_subnormal), 9)  # fmt: skip
 assert kept_by[0][0] == 0 and abs(kept_by[15][0] / 1e-8 - 1) < 0.05
 assert np.isinf(kept_by[15][2]) and np.isfinite(kept_by[13]).all() and kept_by[13][0] > 0
 

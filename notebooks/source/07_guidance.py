@@ -314,6 +314,13 @@ for t in (0.1, 0.3, 0.5, 0.7, 0.9):
 # Measured with three seeds: noise-aware .1 to .5, the clean one 5 at t = .3 and 145 at t = .9.
 assert all(gradients["noise-aware", t] < 1 for t in (0.1, 0.3, 0.5, 0.7, 0.9))
 assert gradients["clean only", 0.5] > 5 and gradients["clean only", 0.9] > 50
+# As t grows the exact gradient goes to 0, and the clean classifier's does not.
+longer = {name: [rms(slope(log_p, process.add_noise(p, jnp.asarray(cloud.x[:2000]), eps, t), t))
+                 for t in (0.3, 0.9)]
+          for name, log_p in (("exact", log_class(WANTED)), ("clean", learned_log_class(
+              trained["clean only"], WANTED, clean=True)))}  # fmt: skip
+assert longer["exact"][1] < 0.1 * longer["exact"][0]
+assert longer["clean"][1] > 0.3 * longer["clean"][0]
 
 
 # %%
@@ -350,6 +357,10 @@ for name, x in drawn.items():
 # gave 63 to 68 % and distances above 8, of the noise-aware one at most 0.1 % and 0.001.
 assert stray(drawn["noise-aware"]) < 0.01 and stray(drawn["clean only"]) > 0.5
 assert distance["noise-aware"] < 0.01 < 1 < distance["clean only"]
+# The wedge: a sixth of a round cloud lies within 30° of straight down, with a standard error of .8 %.
+down = {name: np.mean(np.abs(x - means[WANTED])[:, 0] < (means[WANTED] - x)[:, 1] * np.tan(np.pi / 6))
+        for name, x in drawn.items()}  # fmt: skip
+assert abs(down["exact"] - 1 / 6) < 4 * 0.0083 and down["noise-aware"] > 1 / 6 + 4 * 0.0083
 
 # %% [markdown]
 # With the clean classifier, most points end far outside their cloud: look at the scale of the right panel.
@@ -737,11 +748,16 @@ print(f"DDPM at w = 1: std {with_100:.3f} with 100 steps, {with_400:.3f} with 40
 
 # %% tags=["claims"]
 # @title Checked: guidance leaves the sharpened density, and the two samplers differ
-for scale in scales[scales >= 1]:
+for scale in scales[scales >= 0.5]:
     centre, width, *_ = moments[float(scale)]
     # The cloud itself, to a thousandth: the classes hardly overlap.
     np.testing.assert_allclose(centre, means[WANTED], atol=1e-3)
     np.testing.assert_allclose(width, stds[WANTED], atol=1e-3)
+assert min(moments[0.5][4:]) > 1.4 * stds[WANTED]  # at w = 1/2 the samples are spread over more
+# The far edge: the mean moves straight away from the mean of the other two clouds.
+moved_by = by_ddim[list(scales).index(8)].mean(0) - means[WANTED]
+away_from = means[WANTED] - shares[[0, 2]] @ means[[0, 2]] / shares[[0, 2]].sum()
+assert moved_by @ away_from > 0.9 * np.linalg.norm(moved_by) * np.linalg.norm(away_from)
 assert max(moments[1.0][2:4]) < 0.15  # w = 1 is exact: 1,000 points, a standard error of .03
 assert 1.2 < moments[3.0][2] < 1.6 and moments[8.0][2] > 2
 assert moments[3.0][4] < 0.85 * stds[WANTED].mean()
@@ -862,6 +878,7 @@ print(f"MNIST: accuracy {m['accuracy'][0]:.1%} at w = 1, {m['accuracy'][1]:.1%} 
 
 # %% tags=["claims"]
 # @title Checked: the Fréchet distance has its least value at w = 1, and the spread only falls
+assert np.abs(data.load("digits").x).max() == 1  # no training image has pixels beyond ±1.05
 assert ws[d["Fréchet"].argmin()] == 1  # three seeds; w = 0.5 and 1.5 are at least 1.5 times as far
 assert (np.diff(d["Fréchet"][2:]) > 0).all() and d["Fréchet"][-1] > 3 * d["Fréchet"].min()
 assert d["accuracy"][1] < 0.9 and d["accuracy"][2:].min() > 0.97

@@ -278,6 +278,12 @@ assert mixed < 0.4 and stuck > 0.9  # 1,000 points: a standard error of .01
 # The standard error of a share is at most .016.
 assert np.abs(shares(at_end) - toy2d.MIXTURE.weights).max() > 4 * 0.016
 assert np.abs(shares(at_end) - shares(at_half)).max() < 2 * 0.016
+# The right shape: in each cloud the spread of the data with noise, but for the error of (3).
+in_cloud = np.argmax(clouds.responsibilities(at_end, low), 1)
+for k, narrow in enumerate(np.hypot(toy2d.MIXTURE.stds, 0.05)):
+    apart_from = np.asarray(at_end)[in_cloud == k] - toy2d.MIXTURE.means[k]
+    by_3 = narrow / np.sqrt(1 - 0.002 / (2 * narrow**2))
+    assert abs(np.sqrt(np.mean(apart_from**2)) / by_3 - 1) < 4 / np.sqrt(2 * apart_from.size)
 from_start, from_data = (
     np.abs(shares(at_end) - other).sum() for other in (shares(scattered), toy2d.MIXTURE.weights)
 )
@@ -1036,6 +1042,7 @@ for eta, (exact_share, ddim_share) in curves_of_share.items():
     near = ratio > 0.9
     np.testing.assert_allclose(exact_share[near], ddim_share[near], rtol=0.06, atol=1e-12)
     assert (np.abs(exact_share - ddim_share).max() > 0.1) == (eta < 1)
+    assert (exact_share >= ddim_share - 1e-12).all()  # DDIM adds less
 
 # %% [markdown]
 # For short steps the two dials agree. For long steps DDIM adds less fresh noise. And (12) is finite at both
@@ -1153,6 +1160,7 @@ for name in ("VP", "VE", "cosine"):
                                                for q in ("(11)", "(12)", "transition")]}  # fmt: skip
     assert w["(11)", "(11)"][0] < w["(12)", "(12)"][0] / 1.5  # no scatter; measured 2.3 to 2.9
     assert w["(12)", "(12)"][1] < -0.015 and w["(11)", "(12)"][1] < -0.015
+    assert all(w["(11)", q][1] < w["(12)", q][1] for q in ("(11)", "(12)"))  # its mean narrows
     by_noise = [w[m, "(11)"][1] - w[m, "(12)"][1] for m in ("(11)", "(12)")]
     by_mean = [abs(w["(12)", q][1] - w["(11)", q][1]) for q in ("(11)", "(12)")]
     assert min(by_noise) > max(by_mean)
@@ -1363,6 +1371,7 @@ for eta in (0.0, 1.0):
     assert 0 < np.argmin(few) < len(highest) - 1 and np.argmin(many) > np.argmin(few)
     assert few[-1] > 1.1 * min(few) and few[0] > 1.5 * min(few)  # no scatter
 assert wrong_start[1.0, 80, 2.0] < wrong_start[0.0, 80, 2.0] / 2
+assert 2.5 < float(jnp.ptp(numbers)) < 4  # the largest distance of two of 20,000 numbers: about 3
 
 # %% [markdown]
 # With 20 steps the curve has a minimum. On the left the start is wrong, on the right the steps are too
@@ -1491,6 +1500,8 @@ mean_of = {key: values.mean() for key, values in scores.items()}
 assert mean_of["(11)", 10, 1.0] < mean_of["(12)", 10, 1.0] - 0.3
 assert mean_of["(12)", 10, 0.0] < mean_of["(12)", 10, 1.0] - 0.2
 assert mean_of["(11)", 10, 2.0] > 5 * mean_of["(12)", 10, 2.0]
+at_eta_2 = [float(spreads_of[name, 10, 2.0][:-1].max()) for name in ("(11)", "(12)")]
+assert at_eta_2[0] > 3 > 1.2 > at_eta_2[1]  # states of a spread near 1: several times too wide
 assert abs(mean_of["(11)", 40, 1.0] - mean_of["(12)", 40, 0.0]) < 0.15
 for few, alone in ((5, 10), (20, 40)):  # paired seeds; a standard error of .1
     assert mean_of["(12) + corrector", few, 1.0] > mean_of["(12)", alone, 1.0]
