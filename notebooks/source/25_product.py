@@ -1062,6 +1062,7 @@ assert np.median(doubt(unknown)) > np.median(doubt(test.x)) + 1
 # **Predict, then run.** A real digit has 17 grey levels. If each pixel may move by three of them, how many of the 36
 # real sevens pass the filter?
 
+
 # %%
 def log_odds(x):
     """The score of `seven`, as JAX can differentiate it."""
