@@ -66,4 +66,13 @@ SLIPS = [
         "expected finite numbers",
     ),
     Slip("15.2", CONTRAST, "jnp.log(jax.nn.softmax(logits, axis=1) + 1e-8)", "the largest error"),
+    Slip("25.1", "return dot * s * r,", "return dot.astype(int),", "floating-point numbers"),
+    Slip("25.1", "D = len(W)", "D = len(x)", "your code raised"),
+    Slip("25.2", "return out", "return out[out != 0]", "expected shape"),
+    Slip("25.3", "return best,", "return keys[best],", "expected shape"),
+    Slip("25.3", "sides * K * tail", "np.nan * tail", "expected finite numbers"),
+    Slip("25.4", "far[0] - 1e-6)", "far[0] - 1e-6) <= 0.05", "floating-point numbers"),
+    Slip("25.5", "np.array([f, c, lucky", "np.array([c, f, lucky", "but in another order"),
+    Slip("25.6", "min(enough)", "max(latency)", "the value is"),
+    Slip("25.6", "np.array(latency), min(enough)", "np.array(latency)", "tuple of 2"),
 ]

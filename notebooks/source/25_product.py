@@ -21,7 +21,7 @@
 # - predict how long users wait, and why the slowest per cent wait so much longer;
 # - hide a key in the noise and find it again with a p-value, and say which attacks remove it;
 # - build an alarm whose false alarms you know beforehand, also if you look every day;
-# - measure filters, detectors and biases, and say what each cannot do.
+# - measure filters, detectors, biases and forgetting, and say what each cannot do.
 #
 # **You need** chapters 03, 06, 07 and 08; section 3 uses chapter 13. **Time**: about 80 minutes of reading. The
 # cells run for about two minutes on two CPU cores.
@@ -53,12 +53,13 @@ from PIL import Image, PngImagePlugin
 from scipy.stats import binom, norm
 from sklearn.ensemble import RandomForestClassifier
 
-from diffusion_course import data, denoiser, editing, guidance, samplers, sampling, watermark
-from diffusion_course import weights
+from diffusion_course import data, denoiser, editing, guidance, losses, samplers, sampling
+from diffusion_course import watermark, weights
 from diffusion_course.evaluation import drift, intervals, metrics, roc
 from diffusion_course.models.classifier import judge
 from diffusion_course.notebook import plots, widgets
 from diffusion_course.serving import batching, export, precision, provenance, prune
+from diffusion_course.training import loop, update
 from diffusion_course.weights import features
 from diffusion_course.weights.card import filled, flat_params
 
@@ -241,8 +242,14 @@ gap_onnx = np.abs(run_onnx(None, x_ten, t_ten, np.int32(TEN)) - ours).max()
 print(f"one evaluation, ONNX against JAX: largest difference {gap_onnx:.1e}")
 
 # %% tags=["claims"]
-# @title Checked: ONNX is the same function to 1e-4, and another process draws the same digits
+# @title Checked: ONNX is the same function and draws the same digits; it takes any time
 assert gap_onnx < 1e-4
+assert drawn["times · 1000"].shape == drawn["JAX, here"].shape == (10, 8, 8, 1)
+try:
+    digits.model(x_ten, jnp.full(10, 500.0), TEN)
+    raise AssertionError("the network takes a time of 500")
+except ValueError as error:
+    assert "[0, 1]" in str(error)  # a server without the course has no such check
 assert off["ONNX, elsewhere"] < 1e-3  # float32, twenty steps, and a cosine in another precision
 assert off["times · 1000"] > 0.2
 
@@ -354,7 +361,8 @@ mb, moved, right, far = (dict(zip(quality, column, strict=True))
 assert 3.8 < mb["float32"] / mb["8 bits"] < 4.0 and mb["float32"] == 2 * mb["float16"]
 assert moved["float16"] < 1e-3 and moved["8 bits"] < 0.01 < 0.2 < moved["3 bits"]
 # An 8-bit grey level is 2/255: half of it is what rounding a picture for a screen changes at most.
-assert moved["8 bits"] < 2 / 255
+assert moved["8 bits"] < 2 / 255 and abs(moved["8 bits"] - 0.006) < 1e-3
+assert right["4 bits"] < right["float32"] and far["4 bits"] > far["8 bits"] + 0.1
 assert abs(far["8 bits"] - far["float32"]) < 0.1 and far["3 bits"] > 3 * far["float32"]
 assert 1.3 < moved["4 bits, one scale"] / moved["4 bits"] < 1.7
 assert far["30% zeros"] < far["50% zeros"] < far["70% zeros"]
@@ -366,15 +374,14 @@ for name, array in params.items():  # the bound of (1), for every channel of eve
         assert (np.abs(precision.unpack(packed) - array) <= packed.scale * 0.50001).all()
 
 # %% [markdown]
-# Eight bits move a pixel by .006 on average, less than one of the 256 grey levels of a screen (.008). Four bits
-# are visible to the judge. With one scale for a whole tensor instead of one for each channel, four bits do half as
-# much damage again: one large channel sets the step for all.
+# Eight bits move a pixel by .006 (root mean square), less than one of the 256 grey levels of a screen (.008). Four
+# bits are visible to the judge. With one scale for a whole tensor instead of one for each channel, four bits move
+# the pictures half as far again: one large channel sets the step for all.
 #
 # Half of the weights can be zero, and the judge still recognises nearly all digits; but four bits move the
 # pictures less, at less than a third of the bytes. And none of them is *faster* here: a dense product multiplies
 # by zeros too, and our integers become float32 before they are used. Bytes are memory and download. Milliseconds
 # need hardware that computes with few bits, or that skips zeros.
-#
 
 # %% [markdown]
 # What does save time is **fewer evaluations**. The released student of chapter 18 needs one. Its card and its
@@ -400,6 +407,7 @@ print("a meter for energy:", "yes" if meter.exists() else "none on this machine"
 assert rows["teacher, w = 1.5"][0] == 50 * rows["student"][0]
 card_old, card_new = (measured for _, measured in rows.values())
 assert card_old["samples"] == card_new["samples"] == 5000
+assert card_old["steps"] == 25 and card_new["steps"] == 1
 assert 0 < card_old["accuracy"] - card_new["accuracy"] < 0.003
 assert abs(card_old["frechet"] - card_new["frechet"]) < 0.1
 assert kwh["student"] < kwh["teacher, w = 1.5"] / 49
@@ -415,7 +423,7 @@ assert kwh["student"] < kwh["teacher, w = 1.5"] / 49
 # %% [markdown]
 # ## 4 · Who waits for how long
 #
-# Strangers do not take turns. Each arrives when he likes, and whoever finds the server busy waits. Let $W_n$ be
+# Strangers do not take turns. They arrive when they like, and whoever finds the server busy waits. Let $W_n$ be
 # the time that request $n$ waits, $s$ the time to serve one and $g_n$ the gap to the next arrival. Then
 #
 # $$W_{n+1} = \max(0,\; W_n + s - g_n) \tag{2}$$
@@ -424,8 +432,8 @@ assert kwh["student"] < kwh["teacher, w = 1.5"] / 49
 # known: $\mathbb{E}\,W = \rho s / (2(1-\rho))$ (Pollaczek 1930, Khinchine 1932). It explodes as $\rho \to 1$: at
 # 50 % load one waits half a service time, at 95 % almost ten.
 #
-# The times below are a recorded benchmark of the ONNX file with one thread (`benchmarks/onnx_export.py`), 20
-# evaluations per picture, so that this section gives the same numbers everywhere.
+# The times below are a recorded benchmark of the ONNX file with one thread (`benchmarks/onnx_export.py`), of 30 runs
+# the quick ones (the 10 % quantile). A picture takes 20 evaluations. Recorded times are the same on every machine.
 #
 # **Predict, then run.** One picture takes 25 ms, a batch of 16 takes 113 ms. Is a batch worth waiting for?
 
@@ -568,10 +576,9 @@ np.testing.assert_allclose(z_hand, z_hat["B"], atol=5e-3)
 np.testing.assert_allclose(T, found["B"], atol=5e-2)
 
 # %% [markdown]
-# How large must the correlation $c = T/\sqrt d$ be? With $d$ pixels, $T$ has the mean $c\sqrt d$ and a spread of
-# about
-# 1. One false alarm in a hundred puts the threshold at $2.33$. To miss one in a hundred, the mean must lie $2.33$
-#    above the threshold:
+# How large must the correlation $c = T/\sqrt d$ be? With $d$ pixels, $T$ has the mean $c\sqrt d$ and a standard
+# deviation of about one. One false alarm in a hundred puts the threshold at $2.33$. To miss one in a hundred, the
+# mean must lie $2.33$ above the threshold:
 #
 # $$c \ge \frac{2.33 + 2.33}{\sqrt d} = \frac{4.65}{\sqrt d} \tag{5}$$
 #
@@ -687,6 +694,7 @@ for name in survived:
 hit = {name: count for name, (_, count) in RECORDED.items()}
 assert hit["none"] >= 198 and hit["8 bits"] >= 198 and hit["JPEG 90"] >= 198
 assert hit["one pixel aside"] < hit["to 24 and back"] < hit["JPEG 50"] < hit["drawn again, .3"]
+assert hit["JPEG 50"] > 150 and abs(hit["one pixel aside"] - 20) <= 2
 assert hit["to 14 and back"] <= 3 and hit["unmarked"] <= 6 and hit["drawn again, .6"] == 100
 assert RECORDED["JPEG 50"][0] < watermark.needed_correlation(784) < RECORDED["none"][0]
 
@@ -696,8 +704,8 @@ assert RECORDED["JPEG 50"][0] < watermark.needed_correlation(784) < RECORDED["no
 # little about what the mark survives. (A detector can try all shifts, and pays with more tries. Tree-Ring marks,
 # Wen et al. 2023, use rings in frequency space against turning the picture.)
 #
-# Drawing it again from noise level .3 leaves most marks, from .6 half. So this mark resists clumsy handling. It
-# does **not** resist somebody who wants to remove it and knows how.
+# Drawing it again from noise level .3 leaves most marks, from .6 half. So this mark survives a good JPEG and some
+# redrawing. It does **not** survive a shift, a smaller picture, or somebody who wants to remove it and knows how.
 
 # %% [markdown]
 # ### A note with a signature
@@ -782,7 +790,7 @@ for name in stolen:
 
 # %% tags=["claims"]
 # @title Checked: with one key for all, 20 pictures give it away; with a key each they say nothing
-assert agreement["one key"] > 0.6
+assert abs(agreement["one key"] - 2 / 3) < 0.05
 # 784 signs guessed by chance: a standard error of 1.8 %.
 assert abs(agreement["a key each"] - 0.5) < 4 * 0.018
 assert (accused["one key"] > watermark.threshold(0.01)).mean() > 0.9
@@ -873,11 +881,18 @@ assert all(abs(rates[name, 1.0].value - 0.05) < 0.062 for name in STATISTICS)
 assert rates["doubt", 1.5].low > 0.7 and rates["doubt", 2.0].low > 0.8
 assert 0.15 < rates["doubt", 1.25].value < 0.6
 assert all(rates["features", w].high < 0.1 for w in (1.25, 1.5, 2.0))
+typical = [doubt(x).mean() for x in weeks.values()]  # w = 1, 1.25, 1.5, 2
+assert typical[0] > typical[1] > typical[2] and typical[0] > typical[3]
+seen_by_judge = [STATISTICS["features"](x) for x in weeks.values()]
+by_chance = np.sqrt(seen_by_judge[0].var(0).sum() / 60)  # how far a mean of 60 pictures scatters
+centres = [f.mean(0) for f in seen_by_judge]
+assert max(np.linalg.norm(c - centres[0]) for c in centres) < by_chance / 2
 
 # %% [markdown]
-# Both have the false alarms that we asked for. But the distance of mean features is **blind**: guidance does not
-# move the middle of the features, it makes every digit more typical. The doubt sees a change from $w = 1$ to 1.5
-# in most weeks.
+# Both have the false alarms that we asked for. But the distance of mean features is **blind**: it has no more alarms
+# with another $w$ than without. These $w$ move the mean of the features by less than half of what chance moves a
+# mean of 60 pictures. But digits become more typical, and the judge's doubt falls. It sees a change from $w = 1$ to
+# 1.5 in most weeks.
 #
 # So two numbers belong to an alarm: the rate of false ones, which (6) guarantees for *any* statistic, and the
 # **power** against a change that you fear, which nobody guarantees. Make the change on purpose, once, and measure
@@ -928,11 +943,11 @@ plt.axhline(0.05, color=plots.TRUTH, lw=0.8, ls="--")
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: forty looks make five per cent into five times as much; wealth keeps its promise
+# @title Checked: forty looks make five per cent into four times as much; wealth keeps its promise
 # 2,000 runs: a standard error of half a per cent near 5 %, of one per cent near 50 %.
 fair, near, clear = table.values()
 assert abs(fair["one look at the end"] - binom.sf(binom.isf(0.05, 400, 0.5), 400, 0.5)) < 0.02
-assert fair["40 looks at p"] > 4 * 0.05 * 0.95 and fair["wealth, every vote"] <= 0.05 + 4 * 0.005
+assert abs(fair["40 looks at p"] - 0.2) < 0.03 and fair["wealth, every vote"] <= 0.05 + 4 * 0.005
 assert fair["40 looks, p/40"] < 0.025
 assert near["one look at the end"] > near["wealth, every vote"] > 1.5 * near["40 looks, p/40"]
 assert clear["wealth, every vote"] > 0.94 and clear["40 looks, p/40"] < 0.92
@@ -994,12 +1009,15 @@ unknown = red["any digit"]
 guess_7 = logits(unknown).argmax(1) == 7
 fig, ax = plt.subplots(figsize=(6.5, 2.4))
 bins = np.linspace(-10, 8, 46)
-for name, values, style in (("real, other than 7", others, "-"), ("real sevens", truly, "--"),
-                            ("any digit, drawn", seven(unknown), ":")):  # fmt: skip
-    ax.hist(values, bins, density=True, histtype="step", ls=style, color=plots.TRUTH, label=name)
+for name, values, style, where, side in (
+    ("real, other than 7", others, "-", (-6.4, 0.5), "right"),
+    ("real sevens", truly, "--", (2.5, 0.5), "right"),
+    ("any digit, drawn", seven(unknown), ":", (-2.6, 0.25), "left"),
+):
+    ax.hist(values, bins, density=True, histtype="step", ls=style, color=plots.TRUTH)
+    ax.text(*where, name, ha=side, fontsize=9)
 ax.axvline(limit, color=plots.PREDICTION)
 ax.set(xlabel="log odds of a seven (line: the threshold)", ylabel="density")
-ax.legend()
 plt.show()
 plots.image_grid([red["variation of a 7"][:12], unknown[(seven(unknown) >= limit) & ~guess_7][:12]],
                  ["variations of a 7", "stopped, no 7?"])  # fmt: skip
@@ -1009,9 +1027,10 @@ plt.show()
 # @title Checked: nearly perfect on real digits; on stranger ones it stops the innocent
 assert roc.auc(others, truly) > 0.995 and stopped["real sevens"].all() and len(truly) == 36
 halted = {name: flags.mean() for name, flags in stopped.items()}
-assert 0.01 < halted["real, other than 7"] < 0.07
+assert abs(halted["real, other than 7"] - 0.04) < 0.005  # of 324; a picture at the edge may change
 assert halted["variation of a 7"] > 0.9 and are_sevens["variation of a 7"] > 0.75
 assert 0.04 < are_sevens["any digit"] < 0.15
+assert abs(intervals.wilson(0, 36).high - 0.1) < 0.005
 innocent = stopped["any digit"][~guess_7].mean()
 # About 230 pictures: a standard error of 2.6 %.
 assert innocent > 0.1 and innocent > 3 * halted["real, other than 7"]
@@ -1028,6 +1047,77 @@ assert np.median(doubt(unknown)) > np.median(doubt(test.x)) + 1
 #
 # 36 real sevens, all stopped: Wilson's interval for the misses still goes up to 10 %. "None slipped through" is as
 # strong as the number of tries.
+
+# %% [markdown]
+# ### A picture that is made for the filter
+#
+# The next attack knows the filter. Its score $s(x)$ has a gradient, and each pixel may move by $\delta$ at most. To
+# first order, nothing lowers the score more than a step of all pixels against their signs,
+#
+# $$x' = x - \delta\,\operatorname{sign}\nabla_x s(x) \tag{8}$$
+#
+# (Goodfellow et al. 2015). A better attack takes several small steps of this kind, and brings $x$ back to within
+# $\delta$ after each (Madry et al. 2018). For comparison, a coin decides each pixel's sign.
+#
+# **Predict, then run.** A real digit has 17 grey levels. If each pixel may move by three of them, how many of the 36
+# real sevens pass the filter?
+
+
+# %%
+def log_odds(x):
+    """The score of `seven`, as JAX can differentiate it."""
+    z = judges.model(x)
+    return z[:, 7] - jax.nn.logsumexp(jnp.delete(z, 7, axis=1), axis=1)
+
+
+slope = jax.jit(jax.grad(lambda x: log_odds(x).sum()))  # each picture has its own part of the sum
+real_7 = jnp.asarray(test.x[test.labels == 7])
+coin = jax.random.rademacher(jax.random.key(3), real_7.shape, jnp.float32)
+
+
+def against(x, size, steps):
+    """Equation (8), repeated: pictures of a lower score, in which no pixel has moved further."""
+    y = x
+    for _ in range(steps):
+        y = y - (size if steps == 1 else size / 4) * jnp.sign(slope(y))
+        y = jnp.clip(jnp.clip(y, x - size, x + size), -1, 1)
+    return y
+
+
+# %%
+WAYS_PAST = {"a coin": lambda size: jnp.clip(real_7 - size * coin, -1, 1),
+             "one step": lambda size: against(real_7, size, 1),
+             "ten steps": lambda size: against(real_7, size, 10)}  # fmt: skip
+moved_7 = {(way, n): f(n / 8) for way, f in WAYS_PAST.items() for n in (1, 2, 3, 4)}
+passed = {key: int((seven(x) < limit).sum()) for key, x in moved_7.items()}
+for way in WAYS_PAST:
+    print(f"{way:10} sevens that pass, of 36:", *(f"{passed[way, n]:3}" for n in (1, 2, 3, 4)))
+pixels_of = lambda x: np.asarray(x).reshape(len(x), 64)
+to_train = lambda x: ((pixels_of(x)[:, None] - pixels_of(train.x)) ** 2).sum(-1).argmin(1)
+still = {key: int((train.labels[to_train(x)] == 7).sum()) for key, x in moved_7.items()}
+print("sevens, says the nearest training digit:", still["ten steps", 3], "of 36 after ten steps")
+plots.image_grid([real_7[:12], moved_7["a coin", 3][:12], moved_7["ten steps", 3][:12]],
+                 ["real sevens", "a coin, 3 levels", "ten steps, 3 levels"])  # fmt: skip
+plt.show()
+
+# %% tags=["claims"]
+# @title Checked: signs of the gradient open the filter, signs of a coin do not
+for (_, n), x in moved_7.items():
+    assert np.abs(x - real_7).max() < n / 8 + 1e-6 and np.abs(x).max() <= 1
+assert all(passed["a coin", n] == 0 for n in (1, 2, 3, 4))
+assert passed["ten steps", 1] == 0 and passed["ten steps", 2] <= 2
+# 19, 35 and 5 where this page was made; a picture at the edge may change with the compiler.
+assert 16 <= passed["ten steps", 3] <= 22 and passed["ten steps", 4] >= 33
+assert passed["one step", 4] <= 8 and still["ten steps", 3] >= 31
+
+# %% [markdown]
+# With two levels, hardly a seven passes: this filter is not easily fooled. With three, half of them do, with four
+# nearly all. Of a coin's steps of the same size it stops every one. So its errors on noise say little about its
+# errors against somebody who aims. After three levels, the nearest training digit is still a seven for more than
+# thirty of the 36.
+#
+# The attack needs the filter's gradient, or many answers of the filter. Limit how often one may ask, and test with
+# attacks that are made for *your* filter.
 
 # %% [markdown]
 # ### A detector of synthetic pictures, and what it has learnt
@@ -1131,7 +1221,92 @@ assert ((counts - 25) ** 2 / 25).sum() < 16.9 and counts.max() > 1.5 * counts.mi
 # data: nobody noted who wrote boldly, and we could measure it only because ink can be counted.
 
 # %% [markdown]
-# ## 11 · What to inspect
+# ## 11 · What remains after forgetting
+#
+# Somebody wants his pictures out of the model (an opt-out), or a class must go. The data can be deleted, but the
+# weights have seen them. The sure way is to **train again without them**, once for each request. A shorter way
+# teaches the network another answer to the label. With $v$ from the old network,
+#
+# $$v_{\text{new}}(x_t, 7) \leftarrow v(x_t, \varnothing) - \eta\,\big(v(x_t, 7) - v(x_t, \varnothing)\big) \tag{9}$$
+#
+# (Gandikota et al. 2023, equation 7, for the noise). This is guidance *away* from sevens, trained into the weights.
+# The other labels, and no label, keep the old answers.
+#
+# **Predict, then run.** Ask the new network for sevens in the three ways of section 9: with the label 7; "any
+# digit"; variations of a real 7. Which of them still give sevens?
+
+# %%
+NULL, schedule = digits.model.null_label, digits.process
+
+
+def requests(rng):
+    """Batches of 32 pictures: half under the label 7, some under none, others under their own."""
+    while True:
+        chosen = rng.choice(len(train), 32)
+        labels = train.labels[chosen].copy()
+        labels[:16], labels[16::4] = 7, NULL
+        yield train.x[chosen], (labels,)
+
+
+def forget(model, x, labels, key, teacher):
+    """Equation (9) with η = 1 where the label is 7; elsewhere the old answers."""
+    (labels,), (key_t, key_eps) = labels, jax.random.split(key)
+    t, eps = losses.stratified_times(key_t, len(x)), jax.random.normal(key_eps, x.shape)
+    a_t, s_t = (level(t)[:, None, None, None] for level in (schedule.alpha, schedule.sigma))
+    x_t, is_7 = a_t * x + s_t * eps, (labels == 7)[:, None, None, None]
+    old, without = teacher(x_t, t, labels), teacher(x_t, t, jnp.full_like(labels, NULL))
+    wanted = jnp.where(is_7, without - (old - without), old)
+    return jnp.mean((model(x_t, t, labels) - wanted) ** 2)
+
+
+# %%
+told = loop.fit(
+    digits.model, forget, requests(np.random.default_rng(0)), steps=100, key=jax.random.key(0),
+    optimizer=update.adam(1e-3, 100), ema=0.9, teacher=digits.model, progress=False,
+).ema  # fmt: skip
+SEVENS, NINE = jnp.full(250, 7), np.resize(np.delete(np.arange(10), 7), 250)
+ways_in = jax.random.normal(jax.random.key(5), (250, 8, 8, 1))
+
+
+def left_of_sevens(model):
+    """Shares of sevens in three ways, and of the other digits that are as asked, of 250 each."""
+    first = lambda x: np.asarray(judge(judges.model, x)[0])
+    by_label = first(paint(model, ways_in, SEVENS, 1.0))
+    unasked = first(paint(model, ways_in, SEVENS, 0.0))
+    varied = first(vary(model, uploads, jax.random.key(8)))
+    nine = first(paint(model, ways_in, jnp.asarray(NINE), 1.0))
+    return ((by_label == 7).mean(), (unasked == 7).mean(), (varied == 7).mean(),
+            (nine == NINE).mean())  # fmt: skip
+
+
+left = {"as released": left_of_sevens(digits.model), "told to forget": left_of_sevens(told)}
+print("sevens:           with label 7   any digit   variations   other digits as asked")
+for name, shares in left.items():
+    print(f"{name:17}", *(f"{share:12.1%}" for share in shares))
+
+# %% tags=["claims"]
+# @title Checked: the label is forgotten; variations of a seven are not, and other digits suffer
+# 250 pictures each: standard errors of at most 3.2 %.
+before, after = left.values()
+assert before[0] > 0.96 and 0.04 < before[1] < 0.15 and before[2] > 0.75 and before[3] > 0.97
+assert after[0] < 0.06 and after[1] < 0.04
+assert 0.2 < after[2] < 0.7 and after[2] < before[2] - 0.1
+assert 0.88 < after[3] < before[3] - 0.015
+
+# %% [markdown]
+# The label gives hardly a seven, and "any digit" hardly one, although (9) keeps the answers without a label. The
+# price: about one in twenty of the other digits is no longer as asked. And a third door stays open: about two in
+# five variations of a real seven are still sevens.
+#
+# How much of that comes from the uploaded picture, and how much is still in the weights? Only a network that was
+# **trained without sevens** can tell. It is the measure of every shorter way, and we have not trained it here. Nor
+# have we tried to teach the sevens again, which an attacker with the weights would do.
+#
+# The opt-out of *one person* is harder. His pictures have no label of their own, and no judge of ours knows his
+# hand, so we could not even say what remains.
+
+# %% [markdown]
+# ## 12 · What to inspect
 #
 # 1. **A golden request**: one input with its answer, checked whenever a server starts.
 # 2. **p50, p95 and p99**, at the load that you expect and at twice that load. Never the mean alone.
@@ -1139,13 +1314,12 @@ assert ((counts - 25) ** 2 / 25).sum() < 16.9 and counts.max() > 1.5 * counts.mi
 #    alone sees it late.
 # 4. **False alarms of every alarm**, measured on data without a change, and its power against a change made on
 #    purpose.
-# 5. **Marks and filters after an attack**, with the number of tries. A mark that was never attacked is untested.
+# 5. **Marks, filters and forgetting after an attack**, with the number of tries. What was never attacked is untested.
 # 6. **Shares with intervals**, for every group that you can name.
 
 # %% [markdown]
-# **Not in this chapter.** How to make a trained model *forget*: the only method that is sure is to train again
-# without the examples, and shorter ways must be measured against that. How near samples are to training examples:
-# chapter 13 measures copies.
+# **Not in this chapter.** How near samples are to training examples: chapter 13 measures copies. What a model
+# costs in energy when somebody measures it: we have counted operations only.
 
 # %% [markdown]
 # ## Recap
@@ -1190,8 +1364,14 @@ assert ((counts - 25) ** 2 / 25).sum() < 16.9 and counts.max() > 1.5 * counts.mi
 #   speak about evidence.
 # - I. Waudby-Smith, A. Ramdas. *Estimating means of bounded random variables by betting.* JRSS B 2024.
 #   [arXiv:2010.09686](https://arxiv.org/abs/2010.09686).
-# - The Coalition for Content Provenance and Authenticity. *C2PA Technical Specification 2.1.* 2024. Signed manifests in real
-#   files.
+# - I. Goodfellow, J. Shlens, C. Szegedy. *Explaining and Harnessing Adversarial Examples.* ICLR 2015.
+#   [arXiv:1412.6572](https://arxiv.org/abs/1412.6572). Equation (8).
+# - A. Madry et al. *Towards Deep Learning Models Resistant to Adversarial Attacks.* ICLR 2018.
+#   [arXiv:1706.06083](https://arxiv.org/abs/1706.06083). The steps repeated, and brought back.
+# - R. Gandikota, J. Materzyńska, J. Fiotto-Kaufman, D. Bau. *Erasing Concepts from Diffusion Models.* ICCV 2023.
+#   [arXiv:2303.07345](https://arxiv.org/abs/2303.07345). Equation (9).
+# - The Coalition for Content Provenance and Authenticity. *C2PA Technical Specification 2.1.* 2024. Signed
+#   manifests in real files.
 #
 # **New words:** StableHLO, ONNX, golden request, serving skew, quantisation, pruning, load, tail latency,
 # watermark, nonce, provenance, HMAC, drift, false alarm, power, permutation test, betting, red team, ROC.

@@ -101,7 +101,7 @@ def int8_layer(x, W):
 def prune(w, layer, share, kind):
     """w [N], layer [N] with whole numbers from 0, share in [0, 1), a string -> the weights [N]."""
     ### BEGIN SOLUTION return the weights that are left, and zeros, an array [N]
-    layer = layer.astype(int)
+    layer = np.asarray(layer)
     left = np.bincount(layer)
     size = np.abs(w)
     if kind == "relative":
@@ -238,8 +238,8 @@ def alarm(x, y, orders):
 #
 # 1. the share of the good pictures that are refused;
 # 2. the share of the bad pictures that are refused;
-# 3. the same, on average, if chance uses up the rest of the rate: pictures with the next lower score of a good
-#    picture are also refused, each with the same probability, so that the share `rate` of the good ones are;
+# 3. the second share, on average, if chance uses up the rest of the rate: each picture with the next lower score of a
+#    good one is refused, too, with a probability that makes the first share equal to `rate`;
 # 4. the share of good pictures among those that 1 and 2 refuse, if a share `base` of all is bad. It is 0 where
 #    nothing is refused.
 #
@@ -273,7 +273,7 @@ def screen(good, bad, rate, base):
 # ## 25.6
 # *stretch · 35 minutes*
 #
-# Requests come to a server at the times `arrivals`, in rising order. It answers them in order, one batch at a time.
+# Requests come to a server at the times `arrivals`, which never fall. It answers them in order, one batch at a time.
 # A batch of $b$ requests takes `service[b - 1]` seconds, and all answers come at its end. `service` has $B$ entries:
 # no batch is larger. A batch starts as soon as the server is free **and** one of these is true:
 #

@@ -107,6 +107,9 @@ INT8_LAYER = exercise(
             -> np.abs(x.sum(1, keepdims=True)), np.abs(W.sum(0))
     x is rounded, too: it has errors of its own
         s / 2 * on_W + r / 2 * on_x + len(W) * s * r / 4 -> r / 2 * on_x + 0 * s
+    a small number added to a step moves the codes: what was a half is one no more
+        np.where(s > 0, s, 1) -> (s + 1e-12)
+        np.where(r > 0, r, 1) -> (r + 1e-12)
     a row or a column of zeros has the codes 0: 0/0 is no number
         np.where(s > 0, s, 1) -> s
         np.where(r > 0, r, 1) -> r
@@ -145,18 +148,25 @@ def _below_a_threshold(w, layer, share, kind):
 
 
 def _networks(rng, *cases):
-    """Rows of (sizes of the layers, share, kind, whether magnitudes tie), in any order."""
+    """Rows of (sizes of the layers, share, kind, whether magnitudes tie), the layers mixed.
+
+    With "zeros", the first layers hold some zeros, and so does the last, of small weights.
+    """
     for sizes, share, kind, ties in cases:
         for _ in range(100):
-            layer = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(float)
+            layer = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int32)
             w = rng.normal(0.2 + 0.6 * layer, 1.0)
             w = np.sign(w) * np.abs(w) ** (1 + 0.7 * layer)  # the last layers have long tails
-            if ties:  # a few magnitudes, with both signs, and some zeros
+            if ties == "zeros":
+                w = np.where(rng.permutation(len(w)) % 4 == 0, 0.0, w)
+                w[np.flatnonzero(layer == len(sizes) - 1)[:2]] = 0.0
+                w[[np.flatnonzero(layer == name)[-1] for name in range(len(sizes))]] = 0.9
+            elif ties:  # a few magnitudes, with both signs, and some zeros
                 w = rng.choice([-1.0, 1.0], len(layer)) * rng.integers(0, 4, len(layer)) / 4
                 w[: len(sizes)] = 1.25  # no layer holds zeros alone
                 layer[: len(sizes)] = np.arange(len(sizes))
-            if kind == "relative" or not ties:
-                w = w * 2.0 ** (-4 - 2 * layer)
+            if kind == "relative" or ties in (False, "zeros"):
+                w = w * 2.0 ** (-4.0 - 2 * layer)
             if ties or kind != "relative" or min(sizes) < 9 or _tells_sizes(w, layer, share):
                 break
         yield w, layer, share, kind
@@ -183,7 +193,7 @@ def _tells_sizes(w, layer, share):
     gone = []
     for size in sizes + added:
         of_layers = np.array([size(w[layer == name]) for name in np.unique(layer)])
-        lost = set(np.argsort(np.abs(w) / of_layers[layer.astype(int)])[: int(share * len(w))])
+        lost = set(np.argsort(np.abs(w) / of_layers[layer])[: int(share * len(w))])
         if lost in (gone if size in sizes else gone[:1]):
             return False
         gone.append(lost)
@@ -202,6 +212,7 @@ PRUNE = exercise(
             ((12, 21, 7), 0.375, "global", False),
             ((24, 36, 30), 0.5, "relative", False),
             ((30, 24, 36), 0.4375, "relative", False),
+            ((11, 7, 9), 0.03125, "global", False),
         ),
     ),
     Part(
@@ -223,6 +234,7 @@ PRUNE = exercise(
             ((5, 22, 3), 0.9375, "relative", False),
             ((2, 3, 1), 0.9375, "relative", False),
             ((3, 2, 2), 0.96875, "global", False),
+            ((9, 13, 6), 0.625, "global", "zeros"),
             ((1, 5, 2), 0.75, "layer", False),
         ),
     ),
@@ -262,6 +274,9 @@ PRUNE = exercise(
         if left > 0 and group[i] and np.sum(kept & (layer == layer[i])) > 1:
             -> if left > 0 and group[i]:
         kept[i] = False -> kept[i] = np.sum(kept & (layer == layer[i])) <= 1
+    a weight that was 0 is one of its layer's, and may be the first to go
+        np.sum(kept & (layer == layer[i])) > 1
+            -> np.sum(kept & (layer == layer[i])) > 1 + np.sum(w[layer == layer[i]] == 0)
     the number of weights that go is rounded down
         np.floor(share -> np.ceil(share
     the share is that of the weights that go: yours stay
@@ -351,6 +366,10 @@ IDENTIFY = exercise(
         np.log(sides * len(keys)) -> np.log(len(keys))
     where sides is 2, a key in the wrong sign is found as well
         np.abs(r) if sides == 2 else r -> r
+    where sides is 2, the best key is that with the largest magnitude
+        r = np.abs(r) if sides == 2 else r ->
+        top = np.argmax(r, axis=1), np.max(r, axis=1)
+            -> top = np.argmax(r, axis=1), np.max(np.abs(r) if sides == 2 else r, axis=1)
     where sides is 1, a key in the wrong sign is no watermark
         np.abs(r) if sides == 2 else r -> np.abs(r)
     that is exact for independent tries: what is asked for is the bound, the sum over the tries
@@ -479,6 +498,10 @@ ALARM = exercise(
         (1 + k) / (1 + len(orders)) -> k / (1 + len(orders))
     an alarm is about large distances: yours counts the smaller ones
         >= seen - 1e-6 -> <= seen + 1e-6
+    the distance was right: a class that only x has counts, too
+        np.unique(both) -> np.unique(y)
+    the distance was right: a class that only y has counts, too
+        np.unique(both) -> np.unique(x)
     the distance was right: its denominator is the share in both samples together
         ** 2 / share) -> ** 2 / _shares(x, classes))
     the distance was right: each class has its denominator
@@ -593,6 +616,9 @@ SCREEN = exercise(
     among the pictures that arrive, good ones are far more frequent than in your two samples
         return np.append(right[:3],
             [np.sum(good.size * right[0]) / max(good.size * right[0] + bad.size * right[1], 1e-9)])
+    how many of the pictures that arrive are good, and how many bad, counts in the fourth number
+        base * caught + (1 - base) * false -> caught + false
+        (1 - base) * false / refused -> false / refused
     the share of good ones among the *refused*: divide by how many are refused
         (1 - base) * false / refused if refused > 0 else 0.0 -> (1 - base) * false
     the share of good ones among the refused: yours is that of the bad ones
@@ -622,13 +648,21 @@ def serve(arrivals, service, window, q):
 
 
 def _queues(rng, *cases):
-    """Rows of (N, most, window, load, q, ties): with ties, all times are eighths of a second."""
+    """Rows of (N, most, window, load, q, ties): with ties, all times are eighths of a second.
+
+    Without, no other request has the latency that is the percentile.
+    """
     for N, most, window, load, q, ties in cases:
-        service = 0.6 + np.cumsum(rng.uniform(0.1, 0.4, most))
-        gaps = rng.exponential(service[-1] / most / load, N)
-        if ties:
-            service, gaps = np.round(8 * service) / 8, np.round(8 * gaps) / 8
-        yield 0.5 + np.cumsum(gaps), service, window, q
+        while True:
+            service = 0.6 + np.cumsum(rng.uniform(0.1, 0.4, most))
+            gaps = rng.exponential(service[-1] / most / load, N)
+            if ties:
+                service, gaps = np.round(8 * service) / 8, np.round(8 * gaps) / 8
+            arrivals = 0.5 + np.cumsum(gaps)
+            latency, found = serve(arrivals, service, window, q)
+            if ties or np.sum(np.abs(latency - found) < 5e-3) == 1:
+                break
+        yield arrivals, service, window, q
 
 
 SERVE = exercise(
@@ -650,7 +684,7 @@ SERVE = exercise(
         lambda rng: _queues(
             rng,
             (32, 4, 0.9, 0.5, 0.9375, False),
-            (21, 5, 1.3, 0.8, 0.7, False),
+            (23, 5, 1.3, 0.8, 0.7, False),
             (24, 3, 4.0, 0.7, 1.0, False),
             (17, 4, 60.0, 0.6, 0.25, False),
         ),
@@ -686,6 +720,9 @@ SERVE = exercise(
         min(arrivals[i] + window, full) -> arrivals[i]
     the server does not know that nobody comes any more: the last batch waits for its window, too
         if i + most <= N else np.inf -> if i + most <= N else arrivals[-1]
+    a batch holds B requests at most
+        min(most, np.sum(arrivals[i:] <= start)) -> np.sum(arrivals[i:] <= start)
+        service[b - 1] -> service[min(b, most) - 1]
     a request that arrives while the window is open joins the batch
         np.sum(arrivals[i:] <= start) -> max(1, np.sum(arrivals[i:] <= max(free, arrivals[i])))
     a request that arrives just when the batch starts is in it
@@ -706,6 +743,8 @@ SERVE = exercise(
         np.sort(latency)[ceil(q * N) - 1] -> np.sort(latency)[min(int(q * N), N - 1)]
     one request less than the share q has this latency or less
         np.sort(latency)[ceil(q * N) - 1] -> np.sort(latency)[max(0, int(q * N) - 1)]
+    the percentile for the share q must be enough for q·N of the requests: yours may be below it
+        np.sort(latency)[ceil(q * N) - 1] -> np.quantile(latency, q, method="lower")
     sort the latencies before you count
         np.sort(latency)[ceil -> latency[ceil
     most users wait in large batches: count requests, not batches
