@@ -34,9 +34,9 @@ sys.path[:0] = [str(SITE), str(COURSE / "notebooks"), str(COURSE)]
 import chapters  # noqa: E402 (notebooks/chapters.py)
 import frames  # noqa: E402 (notebooks/frames.py)
 import links  # noqa: E402 (site/links.py)
-import words  # noqa: E402 (site/words.py)
 
 from diffusion_course import paths  # noqa: E402
+from diffusion_course.app import words  # noqa: E402
 from diffusion_course.grading.places import anchor  # noqa: E402
 
 PACKAGE = COURSE / "diffusion_course"

@@ -550,7 +550,7 @@ def test_a_place_is_a_section_and_its_address_on_the_site():
 def test_a_site_is_an_address_or_a_folder_that_was_built(tmp_path):
     assert places.site("https://x.org/c/") == "https://x.org/c"
     for text in (str(tmp_path), "x.org", "javascript:alert(1)", "ftp://x.org"):
-        with pytest.raises(ValueError, match="begins with https://, or a folder .* got "):
+        with pytest.raises(ValueError, match=r"begins with https://, or a folder .* got "):
             places.site(text)
     (tmp_path / "index.html").touch()
     (tmp_path / "notebooks").mkdir()

@@ -19,7 +19,7 @@ from browser import ARGUMENTS, find_chromium
 from PIL import Image
 
 from diffusion_course import paths
-from diffusion_course.app import runner
+from diffusion_course.app import runner, words
 from diffusion_course.notebook import widgets
 
 COURSE = Path(__file__).resolve().parent.parent
@@ -29,7 +29,6 @@ import docstrings  # noqa: E402 (site/docstrings.py)
 import frames  # noqa: E402 (notebooks/frames.py)
 import links  # noqa: E402 (site/links.py)
 import sentence  # noqa: E402 (.ci/sentence.py)
-import words  # noqa: E402 (site/words.py)
 
 MOST_BYTES = 10_000_000  # of all committed frames together
 

@@ -126,6 +126,17 @@ def parser() -> argparse.ArgumentParser:
     course_option(sub)
 
     sub = command(
+        "slides",
+        slides,
+        "Make slides of chapters, from their questions, predictions, figures and recaps.",
+        "Example: diffusion-course slides build/slides 06 07. Open FOLDER/06_ddim.html: the arrow "
+        "keys move on. No cell runs, and no network is needed.",
+    )
+    sub.add_argument("folder", metavar="FOLDER", help="is made if need be; decks are replaced")
+    sub.add_argument("chapters", metavar="CHAPTER", nargs="*", help="as for run; all without any")
+    course_option(sub)
+
+    sub = command(
         "assign",
         assign,
         "Write the students' notebooks, exercises/, from the masters in solutions/.",
@@ -357,6 +368,17 @@ def pack(arguments: argparse.Namespace) -> int:
     content = pack.pack(pack.course_folder(arguments.course), arguments.chapters)
     files.write(out, content)
     print(f"wrote {out}, {len(content) / 1e6:.0f} MB; its README.md says how to start")
+    return 0
+
+
+def slides(arguments: argparse.Namespace) -> int:
+    """Write a deck of slides for each chapter."""
+    _need("nbconvert", 'pip install "diffusion-course[lab]"')
+    from diffusion_course.app import pack, slides
+
+    course = pack.course_folder(arguments.course)
+    for path in slides.write(course, Path(arguments.folder), arguments.chapters):
+        print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
