@@ -25,7 +25,7 @@ class Place:
 
 
 def anchor(section: str) -> str:
-    """The id of a heading: JupyterLab's, nbconvert's, and that of the course's site.
+    """The id of a heading on the course's site; JupyterLab's, too, if it has no formula.
 
     >>> anchor("5 · ΠGDM: the guess has an error")
     '5-·-ΠGDM:-the-guess-has-an-error'
