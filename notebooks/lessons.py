@@ -159,7 +159,9 @@ def plan(course: Path, chapter: chapters.Chapter, chosen: dict) -> str:
         text.append(f"To do: {'; '.join(listed)}.")
     for exercise in practice:
         text += ["", f"## Where students stumble in {exercise}, {group[exercise].title}", ""]
-        text.append(f"{_kind(kind_of, exercise).strip(' ()').capitalize()}. `check` says:")
+        kind = _kind(kind_of, exercise).strip(" ()").capitalize()
+        again = f"To read again: §{group[exercise].section.replace(' · ', ' ', 1)}. "
+        text.append(f"{kind}. {again if group[exercise].section else ''}`check` says:")
         text.append("")
         text += [f"- {mistake}" for mistake in list(group[exercise].mistakes)[:_MISTAKES]]
     return "\n".join(text) + "\n"

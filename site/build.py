@@ -34,9 +34,10 @@ sys.path[:0] = [str(SITE), str(COURSE / "notebooks"), str(COURSE)]
 import chapters  # noqa: E402 (notebooks/chapters.py)
 import frames  # noqa: E402 (notebooks/frames.py)
 import links  # noqa: E402 (site/links.py)
-import words  # noqa: E402 (site/words.py)
 
 from diffusion_course import paths  # noqa: E402
+from diffusion_course.app import words  # noqa: E402
+from diffusion_course.grading.places import anchor  # noqa: E402
 
 PACKAGE = COURSE / "diffusion_course"
 EXPLORER = "[An interactive explorer stands here when the notebook runs.]"
@@ -137,7 +138,8 @@ class Site:
         explorers = {file.stem: file for file in frames.archives(path.stem)}
         for number, cell in enumerate(notebook.cells):
             if cell.cell_type == "markdown":
-                cell.source = self.linked(_open_details(cell.source), target.parent)
+                text = _with_anchors(_open_details(cell.source))
+                cell.source = self.linked(text, target.parent)
             elif cell.cell_type == "code":
                 self.code(cell, words.alternative(notebook.cells, number), path, explorers)
         title, _, rest = notebook.cells[0].source.partition("\n")
@@ -334,6 +336,18 @@ def _normal(path: Path | str) -> str:
 def _open_details(text: str) -> str:
     """Blank lines around what a fold hides, so that it is read as Markdown, formulas and all."""
     return _DETAILS.sub(lambda m: f"{m[1]}\n\n{m[2].strip()}\n\n{m[3]}", text)
+
+
+def _with_anchors(text: str) -> str:
+    """Before each numbered section the id that its heading has in JupyterLab.
+
+    Sphinx makes ids of its own; links to sections are made for both.
+    """
+    return re.sub(
+        r"(?m)^## (\d+ · .+)$",
+        lambda m: f'<span class="course-anchor" id="{html.escape(anchor(m[1]))}"></span>\n\n{m[0]}',
+        text,
+    )
 
 
 def _section(text: str, heading: str) -> str:

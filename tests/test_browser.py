@@ -4,14 +4,17 @@ Of a chapter only those cells run here that its explorers need: all of them run 
 notebooks.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 import pytest
 
 from diffusion_course import paths
+from diffusion_course.grading.places import anchor
 
 COURSE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(COURSE / "notebooks"))
@@ -259,3 +262,24 @@ def test_a_student_goes_from_the_stub_over_a_mistake_to_the_right_answer(lab):
         assert f"Chapter 01 so far: {points} of" in output.inner_text()
     assert lab.outside == []
     lab.close(page)
+
+
+def test_a_link_to_a_section_opens_its_chapter_in_jupyterlab_where_headings_have_the_same_ids(lab):
+    cells = nbformat.read(COURSE / "notebooks" / "01_forward_process.ipynb", as_version=4).cells
+    texts = [cell for cell in cells if cell.cell_type == "markdown"]
+    headings = re.findall(r"(?m)^## (\d+ · .+)$", "\n".join(cell.source for cell in texts))
+    wanted = headings[3]
+    link = nbformat.v4.new_markdown_cell(f"[there](texts.ipynb#{quote(anchor(wanted))})")
+    for name, some in (("texts.ipynb", texts), ("link.ipynb", [link])):
+        notebook = nbformat.v4.new_notebook(cells=some)
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, lab.folder / name)
+    page = lab.open("link.ipynb")
+    page.get_by_role("link", name="there").click()
+    page.locator("h2", has_text=wanted).wait_for(timeout=60_000)
+    found = page.evaluate(
+        "[...document.querySelectorAll('h2')].map(h => h.id || h.dataset.jupyterId)"
+    )
+    # A formula has another id there, which nothing in the course links to.
+    assert {anchor(each) for each in headings if "$" not in each} <= set(found)
+    page.close()

@@ -28,6 +28,8 @@ CHAPTERS = answers.chapters()
 EXERCISES = [e for group in CHAPTERS.values() for e in group if isinstance(e, Exercise)]
 CHECKS = (0,)  # the seed of `check` in a notebook; batch grading has others
 
+ALL = [e for group in CHAPTERS.values() for e in group]
+
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.id)
 
 
@@ -363,3 +365,19 @@ def test_a_check_that_the_source_writes_itself_is_refused():
 def test_a_head_of_no_exercise_is_refused():
     with pytest.raises(ValueError, match=r"got '01\.9'"):
         assign.complete([build.nbformat.v4.new_markdown_cell("## 01.9\n*warm-up · 5 minutes*")])
+
+
+@cache
+def sections(chapter):
+    """The headings of a chapter's numbered sections."""
+    (path,) = (COURSE / "notebooks" / "source").glob(f"{chapter}_*.py")
+    return re.findall(r"(?m)^# ## (\d+ · .+)$", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
+def test_an_exercise_names_the_section_that_says_it_right(exercise):
+    chapter = exercise.id.partition(".")[0]
+    known = "\n".join(sections(chapter))
+    assert exercise.section in sections(chapter), (
+        f"{exercise.id}: in answers/chapter_{chapter}.py, section must be one of\n{known}"
+    )

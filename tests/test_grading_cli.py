@@ -52,7 +52,12 @@ def test_a_folder_is_graded_and_reported(submissions, tmp_path, capsys):
     page = out.with_suffix(".html").read_text()
     assert "One step of noise" in page and "grades_feedback/ada-" in page
     feedback = next((tmp_path / "grades_feedback").glob("ben-*.html")).read_text()
-    assert "One step of noise" in feedback
+    assert "One step of noise" in feedback and "chapter 01, section 1 · One small step" in feedback
+    assert "https://" not in feedback
+
+    assert run("report", out, "--site", "https://x.org/c") == 0
+    feedback = next((tmp_path / "grades_feedback").glob("ben-*.html")).read_text()
+    assert 'href="https://x.org/c/notebooks/01_forward_process.html#1-%C2%B7-One-' in feedback
 
     assert run("report", out, "--before", out) == 0
     assert "moved" in out.with_suffix(".html").read_text()
@@ -72,6 +77,7 @@ def test_a_secret_that_was_not_given_is_told(submissions, tmp_path, capsys):
         ({"--out": "grades.txt"}, "give a name that ends in .csv"),
         ({"--out": "nowhere/grades.csv"}, "in a folder that exists"),
         ({"--chapter": "77"}, "choose one of 01, 02, 03"),
+        ({"--site": "x.org"}, "--site must be an address"),
     ],
 )
 def test_mistakes_are_one_line(submissions, tmp_path, monkeypatch, capsys, change, says):

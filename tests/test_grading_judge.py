@@ -2,6 +2,7 @@
 
 import linecache
 import re
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -564,6 +565,15 @@ def test_check_says_what_is_wrong_with_each_part(chapter, capsys):
         "      the offset is missing (called with x = [0.83, -2.47, 5.12, 1.96])\n"
         "Chapter 07 so far: 0 of 6 points; 07.3 is graded by hand.\n"
     )
+
+
+def test_a_wrong_answer_is_told_what_to_read_again(chapter, capsys, monkeypatch):
+    wanted = replace(answers.find("07.1"), section="4 · Maps")
+    monkeypatch.setattr(answers, "find", lambda name: wanted)
+    check("07.1", lambda x: 1.7 * x)
+    assert "\n  Read again: chapter 07, section 4 · Maps.\nChapter" in capsys.readouterr().out
+    check("07.1", affine)
+    assert "Read again" not in capsys.readouterr().out
 
 
 def test_the_report_marks_the_parts_that_are_right(chapter):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import examples
 
-from diffusion_course.grading import class_page, overview, results
-from diffusion_course.grading.exercise import Exercise, Part
+from diffusion_course.grading import class_page, overview, places, results
+from diffusion_course.grading.exercise import Exercise, Part, Written
 from diffusion_course.grading.inputs import GaussianDenoiser
 from diffusion_course.grading.judging import judge
 from diffusion_course.grading.row import Row
@@ -514,6 +515,46 @@ def test_the_page_lists_diagnoses_by_frequency_and_where_to_read_again():
     said = words(class_of(grades()))
     most, then = said.index("2 × the sign is wrong everywhere"), said.index("1 × the order is")
     assert most < then and "read again: chapter 01" in said[most:then]
+
+
+PLACE = places.Place("chapter 01, section 2 · <All> steps", "https://x.org/c/01.html#2-%C2%B7-All")
+
+
+@pytest.mark.parametrize("address", [PLACE.address, ""])
+def test_a_diagnosis_leads_to_the_section_that_says_it_right(address):
+    where = {"01.2": places.Place(PLACE.text, address)}
+    link = ("a", ("href", address))
+    for page, missing in (
+        (class_page.page(overview.overview(grades()), {}, {}, None, where), 2),  # two diagnoses
+        (results.page("bert", [row("bert", "01.2", 1, 4)], None, where), 1),
+        (results.page("bert", [row("bert", "01.2", 4, 4)], None, where), 0),
+        (results.page("bert", [row("bert", "01.2", None, 4, "manual")], None, where), 0),
+    ):
+        assert words(page).count(f"read again: {PLACE.text}") == missing
+        assert Elements(page).tags.count(link) == (missing if address else 0)
+
+
+def test_a_place_is_a_section_and_its_address_on_the_site():
+    exercise = Written("01.5", "t", 2, section="6 · At $t = 1$: ΠGDM")
+    here = places.place(exercise, "https://x.org/c", "01_forward_process")
+    assert here.text == "chapter 01, section 6 · At t = 1: ΠGDM"
+    page, _, fragment = here.address.partition("#")
+    assert page == "https://x.org/c/notebooks/01_forward_process.html"
+    assert unquote(fragment) == "6-·-At-$t-=-1$:-ΠGDM" and fragment.isascii()
+    assert places.place(exercise) == places.Place(here.text)
+    assert places.place(Written("01.5", "t", 2)) is None
+    found = places.places([exercise, Written("02.1", "t", 1)], "x", {"02": "y"})
+    assert found == {"01.5": places.Place(here.text)}
+
+
+def test_a_site_is_an_address_or_a_folder_that_was_built(tmp_path):
+    assert places.site("https://x.org/c/") == "https://x.org/c"
+    for text in (str(tmp_path), "x.org", "javascript:alert(1)", "ftp://x.org"):
+        with pytest.raises(ValueError, match=r"begins with https://, or a folder .* got "):
+            places.site(text)
+    (tmp_path / "index.html").touch()
+    (tmp_path / "notebooks").mkdir()
+    assert places.site(str(tmp_path)) == tmp_path.as_uri()
 
 
 def test_every_student_leads_to_the_feedback_page(tmp_path):

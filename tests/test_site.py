@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
@@ -19,7 +20,9 @@ from browser import ARGUMENTS, find_chromium
 from PIL import Image
 
 from diffusion_course import paths
-from diffusion_course.app import runner
+from diffusion_course.app import cli, runner, words
+from diffusion_course.grading import answers, places, results
+from diffusion_course.grading.row import Row
 from diffusion_course.notebook import widgets
 
 COURSE = Path(__file__).resolve().parent.parent
@@ -29,7 +32,6 @@ import docstrings  # noqa: E402 (site/docstrings.py)
 import frames  # noqa: E402 (notebooks/frames.py)
 import links  # noqa: E402 (site/links.py)
 import sentence  # noqa: E402 (.ci/sentence.py)
-import words  # noqa: E402 (site/words.py)
 
 MOST_BYTES = 10_000_000  # of all committed frames together
 
@@ -412,6 +414,106 @@ def test_a_newcomer_moves_the_first_page_s_explorer_and_reads_a_chapter(
     page.locator("#search-results li a").first.wait_for()
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
     page.close()
+
+
+# The class's page, and the way from a diagnosis to the chapter
+
+
+def a_class(folder, site):
+    """The class's page of six students, with links to the site, in a folder."""
+    long = "a_very_long_name_of_a_folder_without_any_space_" * 2
+    rows = []
+    for number, student in enumerate(["anna", "bert", "cleo", "dora", long, "Ünal Ö."]):
+        for chapter in ("01", "05"):
+            for exercise in answers.chapters()[chapter]:
+                points = (number + int(exercise.id[-1])) % (exercise.points + 1)
+                wrong = points < exercise.points
+                said = (
+                    f"{[*getattr(exercise, 'mistakes', {}), 'no words'][0]} (called with [3], 0.5)"
+                )
+                given = ("wrong", said) if wrong else ("right", "")
+                rows.append(Row(student, exercise.id, points, exercise.points, *given, "x.ipynb"))
+    out = folder / "grades.csv"
+    titles = {e.id: e.title for group in answers.chapters().values() for e in group}
+    results.write(out, rows, "secret", titles)
+    assert cli.main(["report", str(out), "--site", str(site)]) == 0
+    return out.with_suffix(".html")
+
+
+@pytest.fixture(scope="module")
+def class_page(site, tmp_path_factory):
+    return a_class(tmp_path_factory.mktemp("class"), site)
+
+
+def test_every_section_to_read_again_is_on_the_site(site):
+    pages = {}
+    for chapter in ("01", "05"):
+        (file,) = (path.stem for path in CHAPTERS if path.stem.startswith(chapter))
+        pages[chapter] = file
+    group = [*answers.chapters()["01"], *answers.chapters()["05"]]
+    found = places.places(group, site.as_uri(), pages)
+    assert set(found) == {exercise.id for exercise in group}
+    for place in found.values():
+        address, _, fragment = place.address.partition("#")
+        path = site / "notebooks" / address.rpartition("/")[2]
+        text = path.read_text(encoding="utf-8")
+        assert path.is_file() and unquote(fragment) in links.Page(text).anchors, place
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(380, "light"), (1280, "dark")])
+def test_the_way_from_an_explorer_over_the_class_s_page_to_the_section(
+    site, class_page, chromium, width, scheme
+):
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((site / "index.html").as_uri())
+    page.locator(".course-slider").wait_for()
+    before = page.locator(".course-readout").inner_text()
+    page.locator(".course-slider").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".course-readout").inner_text() != before
+
+    page.goto(class_page.as_uri())
+    fits = "document.documentElement.scrollWidth <= window.innerWidth"
+    assert page.evaluate(fits)
+    again = page.get_by_role(
+        "link", name="chapter 05, section 6 · Pixels are not real numbers"
+    ).first
+    again.click()
+    page.wait_for_url("**/05_bound.html#*")
+    page.locator("mjx-container").first.wait_for()
+    heading = page.locator("h2", has_text="6 · Pixels are not real numbers")
+    page.wait_for_function("heading => Math.abs(heading.getBoundingClientRect().top) < 200",
+                           arg=heading.element_handle())  # fmt: skip
+    assert page.evaluate(fits)
+
+    page.goto(class_page.as_uri())
+    page.get_by_role("link", name="bert").click()
+    page.locator("h1", has_text="bert").wait_for()
+    assert page.evaluate(fits)
+    page.get_by_role("link", name="chapter 01, section").first.click()
+    page.wait_for_url("**/01_forward_process.html#*")
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    page.close()
+
+
+def test_the_class_s_page_prints_without_scripts(class_page, chromium):
+    text = class_page.read_text(encoding="utf-8")
+    assert "<script" not in text and not re.search(r"(src|@import|url\()", text)
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.set_viewport_size({"width": 718, "height": 1000})  # of A4 with margins of a centimetre
+    page.emulate_media(media="print")
+    page.goto(class_page.as_uri())
+    for table in page.locator("table").all():
+        box = table.bounding_box()
+        assert box["height"] > 0 and box["x"] >= 0 and box["x"] + box["width"] <= 718
+    assert page.locator("a", has_text="chapter 05, section").first.is_visible()
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    context.close()
 
 
 # What fails is named

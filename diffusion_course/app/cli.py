@@ -126,6 +126,17 @@ def parser() -> argparse.ArgumentParser:
     course_option(sub)
 
     sub = command(
+        "slides",
+        slides,
+        "Make slides of chapters, from their questions, predictions, figures and recaps.",
+        "Example: diffusion-course slides build/slides 06 07. Open FOLDER/06_ddim.html: the arrow "
+        "keys move on. No cell runs, and no network is needed.",
+    )
+    sub.add_argument("folder", metavar="FOLDER", help="is made if need be; decks are replaced")
+    sub.add_argument("chapters", metavar="CHAPTER", nargs="*", help="as for run; all without any")
+    course_option(sub)
+
+    sub = command(
         "assign",
         assign,
         "Write the students' notebooks, exercises/, from the masters in solutions/.",
@@ -143,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
         sub, "grades.csv", 60, "seconds for an exercise; a notebook has four times as many (60)"
     )
     sub.add_argument("--chapter", type=_chapter, metavar="NN", help="grade this chapter only")
+    _site_option(sub)
 
     sub = command(
         "leaderboard",
@@ -166,7 +178,18 @@ def parser() -> argparse.ArgumentParser:
         help="write a page of the written answers beside their rubrics; points go into "
         "grades_by_hand.csv, which grade and report read",
     )
+    _site_option(sub)
     return top
+
+
+def _site_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--site",
+        metavar="ADDRESS",
+        default=os.environ.get("DIFFUSION_COURSE_SITE", ""),
+        help="the course's site, or the folder that make site has built: with it the pages link to "
+        "the section that says it right (DIFFUSION_COURSE_SITE)",
+    )
 
 
 def _images(text: str) -> int:
@@ -348,6 +371,17 @@ def pack(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def slides(arguments: argparse.Namespace) -> int:
+    """Write a deck of slides for each chapter."""
+    _need("nbconvert", 'pip install "diffusion-course[lab]"')
+    from diffusion_course.app import pack, slides
+
+    course = pack.course_folder(arguments.course)
+    for path in slides.write(course, Path(arguments.folder), arguments.chapters):
+        print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
 def assign(arguments: argparse.Namespace) -> int:
     """Write exercises/ from solutions/."""
     from diffusion_course.grading.assign import write_exercises
@@ -363,6 +397,7 @@ def grade(arguments: argparse.Namespace) -> int:
     from diffusion_course.grading import answers, journal, sandbox
 
     folder, out = _folder_and_out(arguments)
+    places = _places(arguments.site)  # a mistake in it is told at once
     if arguments.chapter not in (None, *answers.chapters()):
         known = ", ".join(answers.chapters())
         raise runner.Mistake(f"--chapter {arguments.chapter}: choose one of {known}")
@@ -371,7 +406,7 @@ def grade(arguments: argparse.Namespace) -> int:
     try:
         walled = _sandbox(limits, arguments.allow_unsandboxed)
         with journal.Journal(out.with_suffix(".unfinished")) as notes:
-            return _grade(arguments, folder, out, notes, limits, walled)
+            return _grade(arguments, folder, out, places, notes, limits, walled)
     except journal.Unusable as error:
         raise runner.Mistake(str(error)) from None
     except (sandbox.NotStarted, sandbox.CannotGrade) as error:
@@ -379,7 +414,7 @@ def grade(arguments: argparse.Namespace) -> int:
         return 1
 
 
-def _grade(arguments, folder: Path, out: Path, notes, limits, walled: bool) -> int:
+def _grade(arguments, folder: Path, out: Path, places, notes, limits, walled: bool) -> int:
     from tqdm import tqdm
 
     from diffusion_course.grading import batch, by_hand, results
@@ -405,7 +440,7 @@ def _grade(arguments, folder: Path, out: Path, notes, limits, walled: bool) -> i
         graded = batch.grade(folder, notes, settings, progress)
     entries = by_hand.extended(entered, graded.rows)
     rows = by_hand.merged(graded.rows, entries)
-    written = [*results.write(out, rows, settings.seed, _titles())]
+    written = [*results.write(out, rows, settings.seed, _titles(), places)]
     if entries != entered:
         by_hand.write(by_hand.entries_file(out), entries)
         written.append(by_hand.entries_file(out))
@@ -532,6 +567,23 @@ def _titles() -> dict[str, str]:
     return {each.id: each.title for group in answers.chapters().values() for each in group}
 
 
+def _places(given: str) -> dict:
+    """Exercise -> the section to read again, with links to the site if one is given."""
+    from diffusion_course.app import pack, table
+    from diffusion_course.grading import answers, places
+
+    site, files = "", {}
+    if given:
+        try:
+            site = places.site(given)
+        except ValueError as error:
+            raise runner.Mistake(f"--site {error}") from None
+        known, _ = table.read(pack.course_folder())
+        files = {chapter.number: name for name, chapter in known.items()}
+    every = [each for group in answers.chapters().values() for each in group]
+    return places.places(every, site, files)
+
+
 def _read(reader, path: Path) -> list:
     """A table that a user has named or edited. Raises: runner.Mistake that says what is wrong."""
     try:
@@ -547,6 +599,7 @@ def report(arguments: argparse.Namespace) -> int:
     from diffusion_course.grading import by_hand, class_page, overview, results
 
     path, before = Path(arguments.grades), arguments.before
+    places = _places(arguments.site)
     entries = _read(by_hand.read, by_hand.entries_file(path))
     rows = by_hand.merged(_read(results.read_csv, path), entries)
     view = overview.overview(rows)
@@ -559,8 +612,8 @@ def report(arguments: argparse.Namespace) -> int:
     picture, page = path.with_suffix(".png"), path.with_suffix(".html")
     figure = overview.figure(view)
     files.write(picture, lambda file: figure.savefig(file, dpi=100, format="png"))
-    results.refresh(path, rows, _titles())
-    made = class_page.page(view, _titles(), results.feedback_pages(path), moved)
+    results.refresh(path, rows, _titles(), places)
+    made = class_page.page(view, _titles(), results.feedback_pages(path), moved, places)
     files.write(page, made.encode("utf-8", "backslashreplace"))
     print(f"wrote {picture} and {page}")
     return 0

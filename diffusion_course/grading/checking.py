@@ -10,6 +10,7 @@ from diffusion_course.grading.alone import refusal
 from diffusion_course.grading.calling import call
 from diffusion_course.grading.exercise import Exercise, Failure, Verdict, Written
 from diffusion_course.grading.judging import judge
+from diffusion_course.grading.places import place
 
 # Inputs are drawn anew from this for every check, so that a wrong answer stays wrong. Batch
 # grading draws from a secret seed.
@@ -64,6 +65,8 @@ def report(verdict: Verdict) -> str:
             lines.append(f"  {'✗' if part.message else '✓'} {part.name}")
             if part.message:
                 lines.append(f"      {part.message}")
+        if here := place(answers.find(verdict.exercise)):
+            lines.append(f"  Read again: {here.text}.")
     return "\n".join([*lines, _so_far(verdict.exercise[:2])])
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from diffusion_course.grading.markup import bar, document, escape, table
+from diffusion_course.grading.markup import bar, document, escape, read_again, table
 from diffusion_course.grading.overview import Movement, Overview, Summary
+from diffusion_course.grading.places import Place
 
 _WORDS = {
     "right": "all points",
@@ -21,6 +22,7 @@ def page(
     titles: Mapping[str, str],
     pages: Mapping[str, str],
     moved: Movement | None = None,
+    places: Mapping[str, Place] | None = None,
 ) -> str:
     """The class as one HTML file, for a screen, a phone and paper. Needs no script and no network.
 
@@ -29,6 +31,7 @@ def page(
       titles: exercise -> its title; one that is not there is shown by its number.
       pages: student -> the feedback page, a link relative to this one.
       moved: since an earlier hand-in, or None.
+      places: exercise -> the section that says it right.
 
     Returns: the page. Everything from students is escaped.
     """
@@ -37,7 +40,7 @@ def page(
         "<h2>Exercises</h2>",
         _key(),
         _exercises(view, titles, moved),
-        _diagnoses(view, titles),
+        _diagnoses(view, titles, places or {}),
         "<h2>Students</h2>",
         '<p class="quiet">The weakest first. Marked: below half of the points.</p>',
         _students(view, pages, moved),
@@ -100,7 +103,7 @@ def _before(moved: Movement, each: Summary) -> str:
     return f"{before:.0%} → {after:.0%}"
 
 
-def _diagnoses(view: Overview, titles: Mapping[str, str]) -> str:
+def _diagnoses(view: Overview, titles: Mapping[str, str], places: Mapping[str, Place]) -> str:
     said = [
         (count, each.exercise, message)
         for each in view.exercises
@@ -113,8 +116,8 @@ def _diagnoses(view: Overview, titles: Mapping[str, str]) -> str:
         [
             f"{count} ×",
             escape(message),
-            f"<b>{escape(exercise)}</b> {escape(titles.get(exercise, ''))}<br>"
-            f"<small>read again: chapter {escape(exercise.partition('.')[0])}</small>",
+            f"<b>{escape(exercise)}</b> {escape(titles.get(exercise, ''))}"
+            f"{read_again(places.get(exercise) or Place(f'chapter {exercise[:2]}'))}",
         ]
         for count, exercise, message in said[:_MOST]
     ]

@@ -51,6 +51,8 @@ class Exercise:
         `setup`, with its whole name. An answer may use this, and nothing else of the package.
       rtol: allowed error, relative to each value.
       atol: allowed error, relative to the largest value of a result.
+      section: of its chapter, what to read again where the answer is wrong: the whole heading,
+        "5 · ΠGDM: the guess has an error".
     """
 
     id: str
@@ -62,6 +64,7 @@ class Exercise:
     library: tuple[str, ...] = ()
     rtol: float = 2e-4
     atol: float = 2e-5
+    section: str = ""
 
     @property
     def points(self) -> int:
@@ -89,11 +92,12 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Written:
-    """A question that is answered in words and graded by hand."""
+    """A question that is answered in words and graded by hand; `section` as in `Exercise`."""
 
     id: str
     title: str
     points: int
+    section: str = ""
 
 
 @dataclass(frozen=True)

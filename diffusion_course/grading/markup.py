@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+from diffusion_course.grading.places import Place
+
 # Colours that differ in brightness too, for who cannot tell the hues apart and for paper.
 _STYLE = """
 :root { color-scheme: light dark; --line: #d5d9e0; --soft: #f4f6f9; --quiet: #5b6472;
@@ -72,6 +74,16 @@ def table(columns: dict[str, str], rows: list[list[str]]) -> str:
     ]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table><tr>{head}</tr>\n{body}\n</table></div>'
+
+
+def read_again(place: Place | None) -> str:
+    """A line that says what to read again, with a link where there is a site; empty for None."""
+    if place is None:
+        return ""
+    text = escape(place.text)
+    if place.address:
+        text = f'<a href="{escape(place.address)}">{text}</a>'
+    return f"<br><small>read again: {text}</small>"
 
 
 def bar(parts: dict[str, float], said: str) -> str:

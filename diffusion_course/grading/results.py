@@ -20,6 +20,7 @@ from diffusion_course import files
 from diffusion_course.grading import markup
 from diffusion_course.grading import text as texts
 from diffusion_course.grading.exercise import CALLED
+from diffusion_course.grading.places import Place
 from diffusion_course.grading.row import Row
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -46,7 +47,11 @@ def require(out: Path) -> None:
 
 
 def write(
-    out: Path, rows: Sequence[Row], secret: str, titles: Mapping[str, str] | None = None
+    out: Path,
+    rows: Sequence[Row],
+    secret: str,
+    titles: Mapping[str, str] | None = None,
+    places: Mapping[str, Place] | None = None,
 ) -> tuple[Path, Path, Path]:
     """Writes OUT, its .json twin and a folder of feedback pages.
 
@@ -57,6 +62,7 @@ def write(
       rows: of all students.
       secret: from which the names of the pages are made, so that nobody can guess them.
       titles: of the exercises, for the pages.
+      places: exercise -> the section that says it right, for the pages.
 
     Returns: the three paths.
     Raises: ValueError as `require` does.
@@ -74,7 +80,7 @@ def write(
         if path not in wanted and _PAGE.fullmatch(path.name):
             path.unlink()  # of an earlier run
     for path, mine in wanted.items():
-        files.write(path, _utf8(page(mine[0].student, mine, titles)))
+        files.write(path, _utf8(page(mine[0].student, mine, titles, places)))
     return out, twin, pages
 
 
@@ -199,13 +205,19 @@ def page_name(student: str, secret: str) -> str:
     return f"{plain}-{hmac.new(key, name, hashlib.sha256).hexdigest()[:16]}.html"
 
 
-def page(student: str, rows: Sequence[Row], titles: Mapping[str, str] | None = None) -> str:
+def page(
+    student: str,
+    rows: Sequence[Row],
+    titles: Mapping[str, str] | None = None,
+    places: Mapping[str, Place] | None = None,
+) -> str:
     """A student's feedback. Everything that came from the student is escaped.
 
     Args:
       student: whose.
       rows: of this student.
       titles: exercise -> its title, as far as they are known.
+      places: exercise -> the section that says it right; told where points are missing.
     """
     earned = sum(row.points or 0 for row in rows)
     possible = sum(row.out_of or 0 for row in rows)
@@ -213,14 +225,14 @@ def page(student: str, rows: Sequence[Row], titles: Mapping[str, str] | None = N
     answers = "written answer is" if waiting == 1 else "written answers are"
     by_hand = f" {waiting} {answers} still to be graded by hand." if waiting else ""
     columns = {"exercise": "text", "outcome": "", "points": "number", "what we saw": "text"}
-    lines = [_table_row(row, titles or {}) for row in rows]
+    lines = [_table_row(row, titles or {}, places or {}) for row in rows]
     return markup.document(
         student,
         f"<p>{earned:g} of {possible:g} points.{by_hand}</p>\n{markup.table(columns, lines)}",
     )
 
 
-def _table_row(row: Row, titles: Mapping[str, str]) -> list[str]:
+def _table_row(row: Row, titles: Mapping[str, str], places: Mapping[str, Place]) -> list[str]:
     points = "" if row.points is None else f"{row.points:g}"
     points += "" if row.out_of is None else f" / {row.out_of:g}"
     name = markup.escape(row.exercise or row.file)
@@ -229,18 +241,26 @@ def _table_row(row: Row, titles: Mapping[str, str]) -> list[str]:
     message = markup.escape(said) + (
         f"<br><small>{markup.escape(called + inputs)}</small>" if called else ""
     )
+    if row.points is not None and row.points < (row.out_of or 0):
+        message += markup.read_again(places.get(row.exercise))
     outcome = "by hand" if row.status == "manual" else markup.escape(row.status)
     return [f"<b>{name}</b> {title}", outcome, points, message]
 
 
-def refresh(out: Path, rows: Sequence[Row], titles: Mapping[str, str]) -> None:
+def refresh(
+    out: Path,
+    rows: Sequence[Row],
+    titles: Mapping[str, str],
+    places: Mapping[str, Place] | None = None,
+) -> None:
     """Writes the feedback pages that are there anew, with points that were entered since."""
     mine = defaultdict(list)
     for row in rows:
         mine[row.student].append(row)
     for student, link in feedback_pages(out).items():
         if student in mine:
-            files.write(out.parent / link, _utf8(page(student, mine[student], titles)))
+            content = page(student, mine[student], titles, places)
+            files.write(out.parent / link, _utf8(content))
 
 
 def feedback_pages(out: Path) -> dict[str, str]:

@@ -99,7 +99,7 @@ widgets.animation(frames, [f"$t$ = {t:.2f}    above: the picture, below: the gue
 # Here are five moments of the same run, for readers without a play button. Follow one column
 # downwards.
 
-# %%
+# %% alt="Ten digits at five times, from t = 1 at the top to t = 0. On the left the noisy picture, in which digits appear only in the last two rows. On the right what the network guesses: a smudge at first, which sharpens into a digit."
 stops = [0, 6, 12, 18, 24]
 fig, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
 titles = "the picture $x_t$", "what the network guesses is hidden in it"
@@ -321,7 +321,7 @@ assert rows.shape == (3,)
 # **Predict, then run.** A training step needs random times and random noise. Somebody draws both
 # with one key: uniform times and normal noise. What will noise plotted against time look like?
 
-# %%
+# %% alt="Noise against time, for 4,000 pairs. With one key for both, all points lie on one rising curve. With split keys they fill a level band, without any pattern."
 key = jax.random.key(0)
 print("twice with one key:", jax.random.normal(key, (2,)), jax.random.normal(key, (2,)))
 
@@ -512,7 +512,7 @@ assert sum(new for _, new in history) == len({rows for rows, _ in history})
 # 32 leave a last batch of 4. Padding all batches to one size costs some arithmetic, and then one
 # program is enough.
 
-# %%
+# %% alt="Compilations so far against calls so far, for 12 batches. If every size is new, there are 12 compilations; with batches of 32, 32, 32 and 4 there are 2; padded to 32 there is 1."
 ways = {
     "every size is new": range(20, 32),
     "32, 32, 32, 4, again": [32, 32, 32, 4] * 3,
@@ -778,7 +778,7 @@ class Broken(nnx.Module):  # A
         return self.last(jax.nn.silu(middle(jax.nn.silu(self.first(x)))))
 
 
-# %%
+# %% alt="The losses of the networks A and B over 300 training steps. Both fall to below 0.1 within a few steps, and from then on the two curves nearly coincide."
 clean = data.load("toy2d", kind="two_moons", n=1000).x
 noisy = clean + 0.3 * np.random.default_rng(0).standard_normal(clean.shape).astype(np.float32)
 
@@ -825,7 +825,7 @@ def norms(tree):
     return {name: float(jnp.linalg.norm(array)) for name, array in arrays.items()}
 
 
-# %%
+# %% alt="A bar for the norm of the gradient of each of six parameter arrays, in networks A and B. B has all six. In A the bias and the kernel of the middle layer are not there."
 sizes = {name: norms(gradients(model)) for name, model in models.items()}
 fig, ax = plt.subplots(figsize=(7, 2.8))
 for name, color, shift in (("A", plots.SERIES[0], -0.2), ("B", plots.SERIES[1], 0.2)):

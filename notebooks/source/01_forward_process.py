@@ -59,7 +59,7 @@ plots.use_style()
 # wastes its remaining steps. By the end of the chapter you can say why, and which line of code is
 # the cause.
 
-# %%
+# %% alt="One digit under the same noise at nine times, in three rows. As intended: the last pictures are noise. Never noise: the digit can still be seen at the end. Over at once: from the third picture on there is only noise."
 digits = data.load("digits")  # 1,437 handwritten digits, 8 × 8, grey levels in [−1, 1]
 three = digits.x[13:14]
 noise = jax.random.normal(jax.random.key(1), three.shape)
@@ -142,7 +142,7 @@ path = np.stack(list(chain(jnp.asarray(numbers), betas, jax.random.key(2))))
 print(f"path {path.shape}: mean {path[0].mean():.2f} -> {path[-1].mean():.2f}, "
       f"std {path[0].std():.2f} -> {path[-1].std():.2f}")  # fmt: skip
 
-# %%
+# %% alt="Left: the paths of 40 numbers over 1,000 steps. Two groups start near 1.6 and near −0.2, spread, and mix. Right: four histograms, which go from two peaks to the bell curve of the standard normal."
 fig, (wide, *narrow) = plt.subplots(1, 5, figsize=(9, 3), sharey=True, width_ratios=[4, 1, 1, 1, 1])
 for i in range(40):
     wide.plot(path[:, i], lw=0.6, color=plots.SERIES[int(is_right[i])])
@@ -210,7 +210,7 @@ for n in steps:
     print(f"{n:4d}     {path[n].mean():11.3f} {jumps[n].mean():6.3f} {mean:9.3f}"
           f"      {path[n].std():10.3f} {jumps[n].std():6.3f} {std:9.3f}")  # fmt: skip
 
-# %%
+# %% alt="Histograms after 10, 150, 300 and 1,000 steps, filled for the chain and as a line for the jump. The two agree in each panel, while two peaks become one bell."
 fig, axes = plt.subplots(1, 4, figsize=(9, 2.1), sharey=True)
 for ax, n in zip(axes, (10, 150, 300, 1000), strict=True):
     edges = np.linspace(-4, 4, 65)
@@ -364,7 +364,7 @@ def one_gaussian(x0, x_n, n, m):
     return float(mean[0]), float(variance), float(mean[0] - mean[1]) / x0
 
 
-# %%
+# %% alt="The density of an earlier value, given the value at step 300, and one Gaussian. One step back the two coincide. 100 steps back the truth is wider and leans. 200 steps back the truth has two humps, and the Gaussian stands over the dip between them."
 start, back = 300, (299, 200, 100)
 seen = 0.6  # a value of x_300 between the two groups
 x0_hat, doubt = moments_of(undo(seen, start, 0))
@@ -390,7 +390,7 @@ plt.show()
 # Next we average over all $x_{300}$ and compare the lost variance with $\tilde\beta$, the variance that
 # we keep.
 
-# %%
+# %% alt="The lost variance, divided by the variance that is kept, against the length of a step; both axes are logarithmic. It rises from 0.003 at a length of 0.001, and passes 1 between 0.1 and 0.2."
 visible = np.linspace(-4, 4, 161)  # values of x_300, and how often each one occurs
 a_300 = alpha_bar[300]
 often = sum(w * normal(visible, np.sqrt(a_300) * c, a_300 * 0.15**2 + 1 - a_300)
@@ -454,7 +454,7 @@ assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
 # at pure noise. When it falls by 2.3, the SNR becomes ten times smaller. (It compares levels only. It
 # does not use that our digits have a standard deviation of 0.75 and not 1.)
 
-# %%
+# %% alt="Eight digits in nine rows, with a log-SNR from 8 down to −8. Down to 3 they are clear, around 0 they can be seen if one knows where to look, and at −5 they are almost gone."
 ladder = (8.0, 5.0, 3.0, 1.0, 0.0, -1.0, -3.0, -5.0, -8.0)
 eight = digits.x[:8]
 eight_noises = jax.random.normal(jax.random.key(5), eight.shape)
@@ -507,7 +507,7 @@ log_snrs = {name: np.asarray(each.log_snr(clock)) for name, each in processes.it
 halfway = {name: clock[np.argmax(values < 0)] for name, values in log_snrs.items()}
 print({name: f"{half:.2f}" for name, half in sorted(halfway.items(), key=lambda item: item[1])})
 
-# %%
+# %% alt="Six schedules over time in three panels: beta, alpha-bar and log-SNR. The log-SNR of the linear schedule crosses 0 first, that of the cosine last. Cosine and zero-SNR plunge at the end."
 alpha_bars = {name: np.asarray(each.alpha(clock)) ** 2 for name, each in processes.items()}
 fig, axes = plt.subplots(1, 3, figsize=(11.5, 4))
 for name, color, dash in zip(schedules, plots.SERIES, plots.DASHES, strict=True):
@@ -535,7 +535,7 @@ assert processes["linear"].log_snr(0.71) < -5 and processes["cosine"].log_snr(0.
 # the noisiest ones. They reported that it got little worse, and they designed the cosine to fall
 # more evenly.
 
-# %%
+# %% alt="One digit under one noise at nine times, a row for each of six schedules. The linear schedule hides the digit first and the cosine last. At the end all six look like noise."
 show_strips({name: strip(betas) for name, betas in schedules.items()},
             "One digit, one noise, six schedules; above: the time $t$")  # fmt: skip
 
@@ -614,7 +614,7 @@ for name in ("scaled-linear", "linear", "zero-SNR"):
     print(f"{name:14s} right by one pixel {by_pixel[name]:.1%}, "
           f"by the mean of all {right[name]:.1%}")  # fmt: skip
 
-# %%
+# %% alt="Histograms of the mean pixel at the end of the process, for pictures that were black and pictures that were white. Scaled-linear: two separate heaps. Linear: two heaps that overlap. Zero-SNR: one heap lies on the other."
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.2), sharex=True, sharey=True)
 bins = np.linspace(-0.13, 0.13, 40)
 for ax, (name, mean) in zip(axes, means.items(), strict=True):
@@ -779,7 +779,7 @@ widgets.explorer(frames, labels, slider="time", choice="schedule", start=3)
 # The next figure shows three moments without a slider, for the linear schedule (above) and the cosine
 # (below).
 
-# %%
+# %% alt="Four noisy digits and the histogram of the pixels at t = 0.25, 0.5 and 0.75; linear above, cosine below. The linear schedule's histogram lies on the bell curve from 0.5 on, the cosine's only at 0.75."
 fig, axes = plt.subplots(2, 6, figsize=(11, 3.6), width_ratios=[1, 1] * 3)
 for row, name in zip(axes, ("linear", "cosine"), strict=True):
     for (image, histogram), t in zip(row.reshape(3, 2), (0.25, 0.5, 0.75), strict=True):
@@ -891,7 +891,7 @@ recognised = {name: accuracy(each, looks) for name, each in compared.items()}
 # **Predict, then run.** If we plot the share over *time*, the four schedules give four different
 # curves. What will they give over *log-SNR*?
 
-# %%
+# %% alt="The share of digits that are recognised. Over time the four schedules give four different curves. Over log-SNR their points lie on one curve, which falls from 0.9 to guessing within the shaded part, from 5 to −5."
 fig, (ax, bx) = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
 plots.curves(looks, recognised, ax=ax, xlabel="time $t$", ylabel="share recognised", label_at=0.3)
 for (name, shares), color in zip(recognised.items(), plots.SERIES, strict=False):
@@ -952,7 +952,7 @@ residual = pooled - float(cosine.alpha(time_shown)) * eight
 expected = float(cosine.sigma(time_shown)) / 4
 print(f"noise after averaging 4 × 4 pixels: {residual.std():.3f}, a quarter is {expected:.3f}")
 
-# %%
+# %% alt="Eight noisy digits in three rows. At 8 × 8 pixels they are hidden; at 32 × 32 one sees only fine noise; averaged over blocks of 4 × 4 pixels, and divided by alpha, the digits are visible again."
 views = {
     "8 × 8": small_noisy,
     "32 × 32": large_noisy,
@@ -984,7 +984,7 @@ assert abs(residual.std() / expected - 1) < 4 / np.sqrt(2 * residual.size)
 # digits look like at the end with bug A, and what with bug B?
 
 
-# %%
+# %% alt="One digit at nine times. Right: it ends as noise. Bug A: it fades to grey with hardly any noise. Bug B: it ends as noise too, and its middle looks plausible."
 @jax.jit
 def step_with_bug_a(x, beta, key):
     eps = jax.random.normal(key, x.shape)
@@ -1012,7 +1012,7 @@ show_strips({"right": right_x[:, 3], "bug A": walk_a[:, 3], "bug B": bug_b[:, 3]
 # We can also compute what the bugs do. With bug A the variance obeys
 # $v_n = (1-\beta_n)\,v_{n-1} + \beta_n^2$. With bug B the standard deviation is $\sigma^2$.
 
-# %%
+# %% alt="The standard deviation of the noise over time; lines are the theory and dots are measured. The right curve and bug B both rise to 1, and bug B lies below in between. Bug A ends below 0.2."
 v = [0.0]
 for beta in schedules["linear"]:
     v.append((1 - beta) * v[-1] + beta**2)
@@ -1098,7 +1098,7 @@ continuous = {
     "rectified flow": process.rectified_flow(),
 }
 
-# %%
+# %% alt="Five processes: signal level over time, noise level over time, and noise level against signal level. In the last panel the variance-preserving ones follow a quarter circle, rectified flow a straight line, and VE and EDM a vertical line. Grey rays join points of one log-SNR."
 alphas = {name: np.asarray(each.alpha(clock)) for name, each in continuous.items()}
 sigmas = {name: np.asarray(each.sigma(clock)) for name, each in continuous.items()}
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.3))

@@ -67,7 +67,7 @@ plots.use_style()
 # fog the best answer? And how can a model that answers "fog" draw sharp digits? This chapter answers
 # both questions.
 
-# %%
+# %% alt="A six at nine times: clean, noisy, and the best guess. Up to t = 0.7 the guess is a six that gets softer; at 0.8 it is blurred, and at 1 it is grey fog."
 p = process.vp_cosine()  # the cosine schedule of chapter 01, in continuous time
 digits, unseen = data.load("digits"), data.load("digits", split="test")
 best_guess = denoiser.ideal(p, digits.x)  # section 7 opens this box
@@ -109,7 +109,7 @@ print(f"alpha = {alpha:.2f}, sigma = {sigma:.2f}; {shown.sum()} of {N} rounds sh
 # **Predict, then run.** I show you $x_t = 0.95$. Which $c$ costs you least on average: −0.2, 1.6,
 # or something else?
 
-# %%
+# %% alt="Three panels. Points in two bands, a strip marked where the noisy value is near 0.95. The histogram of the truth in this strip, with peaks near 0 and 1.6. The cost of a guess, a parabola whose least value lies between the two peaks."
 c = np.linspace(-0.6, 2.0, 261)
 cost = np.mean((x0[shown, None] - c) ** 2, axis=0)
 best, average = c[cost.argmin()], x0[shown].mean()
@@ -169,7 +169,7 @@ off_in_bin = [(x0 - exact)[bin_of == b] for b in bins]
 worst = max(abs(off.mean()) * np.sqrt(off.size) / off.std() for off in off_in_bin)
 print(f"{len(bins)} bins: the largest gap to the oracle is {worst:.1f} standard errors")
 
-# %%
+# %% alt="Clean against noisy numbers. The oracle's curve is S-shaped, from about −0.4 to 1.65, and the averages of 40 bins lie on it. A straight line misses it."
 grid = np.linspace(-2.6, 3.4, 451)
 curve = np.asarray(oracle.denoise(jnp.asarray(grid, jnp.float32)[:, None], middle_time))[:, 0]
 slope, offset = np.polyfit(x_t, x0, 1)
@@ -275,7 +275,7 @@ truth = np.interp(middle_of, grid, curve)
 off = np.sqrt(np.average((blind - truth) ** 2, weights=counts))
 print(f"blind guess against the oracle: rms {off:.3f}, where x0 has a std of {x0.std():.2f}")
 
-# %%
+# %% alt="Left: the logarithm of the counts of noisy numbers, with a smooth curve through them. Right: the guess made from this curve alone. It lies on the oracle's line, except at the two ends, where there are few numbers."
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3))
 axes[0].plot(middle_of, np.log(counts), ".", color=plots.NOISE)
 axes[0].plot(middle_of, log_curve(middle_of), color=plots.PREDICTION)
@@ -434,7 +434,7 @@ widgets.explorer(widgets.render(frame, moments), labels, slider="t")
 # %% [markdown]
 # Here are four times without a slider.
 
-# %%
+# %% alt="Arrows from noisy points to their best guesses, at four times, over three clouds of data. At t = 0.95 all end near one point. At 0.5 the ends fill a triangle between the clouds, at 0.3 they gather at its corners, and at 0.12 each cloud has its own ends."
 fig, axes = plt.subplots(2, 2, figsize=(8, 8), sharex=True, sharey=True)
 for ax, t in zip(axes.ravel(), (0.95, 0.5, 0.3, 0.12), strict=True):
     field(ax, t)
@@ -566,7 +566,7 @@ for kind in kinds:
         eps_off = rms(parameterization.to_eps(kind, p, y, x, t) - epses) / rms(delta)
         measured[kind, t] = x0_off, eps_off
 
-# %%
+# %% alt="Three panels over time with a curve for each of five predictions: the determinant, and what an error of the prediction becomes in x0 and in the noise. Near pure noise the error of x0 explodes for eps and score. Near the data the error of the noise explodes for x0."
 clock = np.linspace(0.002, 0.998, 499)
 dets = {k: np.abs(parameterization.determinant(k, p, clock)) for k in kinds}
 panels = {
@@ -763,7 +763,7 @@ for n in (2, 10, 100, 500, 1000):
 # positive number stands before the square. So the weight does not change the *goal*. It changes how a
 # network of limited size spends its effort.
 
-# %%
+# %% alt="The weight of each step in the bound and in the simple loss, on the error of the noise and on that of x0. Relative to the simple loss, the bound's weight is largest at the first steps, and lowest around step 350."
 n = np.arange(2, T + 1)
 snr = alpha_bar[1:] / (1 - alpha_bar[1:])  # snr[n - 1] belongs to step n
 bound_eps, bound_x0 = 0.5 * (snr[:-1] / snr[1:] - 1), 0.5 * (snr[:-1] - snr[1:])
@@ -821,7 +821,7 @@ print("denoiser.ideal is equation (3) with clouds of no width")
 # repeats. We start from pure noise, 64 times. What will the samples be: fog, new digits, or digits of
 # the training set?
 
-# %%
+# %% alt="Twelve samples of the perfect denoiser above their nearest training images. The two rows look the same."
 start = sampling.start_noise(p, jax.random.key(7), (64, 8, 8, 1))
 drawn, _ = sampling.sample(
     samplers.ddim(p), best_guess, start, sampling.uniform(50), jax.random.key(8)
@@ -876,7 +876,7 @@ clouds = {
     for name, D in denoisers.items()
 }
 
-# %%
+# %% alt="Samples of three denoisers over 60 training points in three clouds. Perfect for the 60 points: every sample lies on a training point. Slightly wrong: the samples spread around the points. Truth: the samples fill the clouds."
 fig = plots.panels(clouds, limits=(-1.3, 1.3), size=8, alpha=0.5, scale=3.3)
 for ax in fig.axes:
     ax.plot(*few.T, "+", ms=5, mew=0.8, color=plots.DATA)
@@ -961,7 +961,7 @@ def by_tweedie(score_of, D):
     return broken
 
 
-# %%
+# %% alt="Arrows from 60 noisy points to their best guesses. Right: they end in the clouds. Without the sign they point away from the data. Without sigma they point the right way, and stop too early."
 broken = {name: by_tweedie(score_of, gm.denoise) for name, score_of in bugs.items()}
 sixty = gm.sample(jax.random.key(20), 60)
 seen = process.add_noise(p, sixty, jax.random.normal(jax.random.key(21), sixty.shape), 0.3)
@@ -1004,7 +1004,7 @@ for t in (0.05, 0.2, 0.5, 0.8, 0.99):
 # not find it either. Will the samples of bug B look right? (We start at $t = 0.99$, because (2) divides
 # by $\alpha$, which is 0 at $t = 1$.)
 
-# %%
+# %% alt="Samples over three clouds of data. Right: they lie in the clouds. Without the sign none is in view. Without sigma they form one wide cloud around all three."
 from_noise = sampling.start_noise(p, jax.random.key(24), (600, 2), 0.99)
 results = {
     name: np.asarray(sampling.sample(samplers.ddim(p), D, from_noise, 0.99 * sampling.uniform(100),
@@ -1054,7 +1054,7 @@ assert np.all(results["B: no σ"].std(axis=0) > 1.3 * data_std)
 # digits that the guess averages.
 
 
-# %%
+# %% alt="Each row, from t = 0.5 to 0.9, has a noisy six, the best guess, and nine digits that it could be. At 0.5 all nine look like the guess. At 0.9 they are different digits, each one sharp, and the guess is a blur."
 def posterior(x_t, t):
     """The probability of each training digit, given x_t: r of equation (9)."""
     squared = np.sum((x_t - float(p.alpha(t)) * digits.x) ** 2, axis=(1, 2, 3), dtype=np.float64)
@@ -1108,7 +1108,7 @@ half = looks[np.argmax(np.array(doubt) > np.array(variety))]
 print(f"variance of a pixel {total:.3f}; half of it is doubt from t = {half:.2f}, "
       f"log-SNR {float(p.log_snr(half)):.1f}")  # fmt: skip
 
-# %%
+# %% alt="The variance of a pixel over time, cut in two: the variety of the best guesses, and the doubt that remains. Up to t = 0.25 it is all variety, at 1 all doubt, and in sum it is constant."
 fig, ax = plt.subplots(figsize=(6.5, 3.2))
 ax.stackplot(looks, variety, doubt, colors=[plots.DATA, plots.NOISE], alpha=0.7)
 ax.axhline(total, color=plots.TRUTH, lw=1)

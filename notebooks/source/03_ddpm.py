@@ -68,7 +68,7 @@ plots.use_style()
 # is the result. We asked the model for one digit of each class. The loop that made the picture uses no
 # real image. It only calls a network that guesses what lies under the noise.
 
-# %%
+# %% alt="Ten images at five times, from t = 1 to t = 0. The first row is noise, at t = 1/4 digits show through noise, and the last row has one digit of each class."
 released = weights.load("digits")
 D = denoiser.denoiser(released.model, released.process, "v", jnp.arange(10))
 start = jax.random.normal(jax.random.key(3), (10, 8, 8, 1))
@@ -168,7 +168,7 @@ np.testing.assert_allclose(ours, library, rtol=1e-5)
 # constant rate, as in the paper. The digits of section 6 use the default.
 
 
-# %%
+# %% alt="The loss over 1,500 training steps, on a logarithmic axis. It falls from 1 to about 0.13 within 200 steps, and stays there, noisy."
 def objective(model, x, labels, key):
     return losses.diffusion_loss(model, p, "eps", x, None, key, times=losses.discrete_times(T))
 
@@ -350,7 +350,7 @@ def side_by_side(step):
     return plots.panels(clouds, color=color, limits=(-3, 3), size=5, scale=3.2)
 
 
-# %%
+# %% alt="2,000 points at five times, from noise to data; above with the exact denoiser, below with the trained network. Both rows end in three clouds. Below, a few points are left between the clouds."
 columns = {f"t = {1 - step / T:g}": step for step in (0, 500, 750, 900, 1000)}
 rows = {name: {title: path[step] for title, step in columns.items()}
         for name, path in states.items()}  # fmt: skip
@@ -509,7 +509,7 @@ print(f"{len(digits)} images of shape {shape}; {recipe.steps * recipe.batch_size
 # %% [markdown]
 # **Predict, then run.** After how many images will you recognise the first digit?
 
-# %%
+# %% alt="Ten digits, drawn after 19,200, 38,400, 57,600 and 76,800 training images. Many can be read in the first row already; the later rows are cleaner."
 snapshots = {}
 
 
@@ -538,7 +538,7 @@ print(f"loss of the first batch {first_loss:.3f}, mean square of v {expected:.3f
 # learns. It also shows whether the network is as good on images that it has never seen.
 
 
-# %%
+# %% alt="Left: the loss falls fast at first and then slowly, over 1,200 steps. Right: the squared error of v over time, largest near t = 0; the curve of unseen images lies a little above that of training images."
 def error_of_v(model, x0, eps, t, labels):
     return losses.squared_error(model, p_digits, "v", x0, eps, t, labels)
 
@@ -565,7 +565,7 @@ plt.show()
 # trace of a digit in the row of $t = 1/4$ after a long training, the network has not learned the middle
 # of the schedule.
 
-# %%
+# %% alt="Ten samples on their way, at five times. At t = 1/2 hardly anything can be seen in the noise, at 1/4 shapes can be seen, and at 0 there are digits."
 gap = errors["unseen images"].mean() / errors["training images"].mean()
 print(f"error on unseen images / on training images: {gap:.2f} (360 images each)")
 
@@ -649,7 +649,7 @@ assert in_row[0] >= 0.5 and in_row[-1] >= 0.8  # measured all ten in every row
 # network copies nothing: the samples are about as far from the training images as unseen real digits
 # are.
 
-# %%
+# %% alt="Ten samples above their nearest training images. In each pair the digit is the same, and strokes and greys differ."
 samples = generate(trained.ema, jax.random.key(1), n=10, labels=np.arange(10))
 closest, _ = metrics.nearest(samples, digits.x)
 plots.image_grid([samples, digits.x[closest]], ["samples, w = 1", "nearest in training"], scale=0.8)
@@ -677,7 +677,7 @@ failed, _ = sampling.sample(
     samplers.ddpm(p), D_broken, x_start, sampling.uniform(T), jax.random.key(6)
 )
 
-# %%
+# %% alt="Two figures. The loss with the time cut is flat at about 0.17, and with the time at about 0.13. The samples of the network with time lie in the three clouds of data; those of the network without it spread between the clouds."
 smooth = {
     name: np.convolve(np.pad(run.history.loss, (99, 0), "edge"), np.ones(100) / 100, "valid")
     for name, run in (("with time", fitted), ("time cut", broken))
@@ -717,7 +717,7 @@ assert hears_the_time(fitted.ema) and not hears_the_time(deaf(broken.ema))
 # **Predict, then run.** We train the U-Net of section 6 again, with the same recipe, but its time input is
 # cut. Of its 200 samples, how many will the judge recognise?
 
-# %%
+# %% alt="Ten digits of the network with time, and ten of the one whose time is cut. Both rows can be read, and look alike."
 recipe_loss = recipes.diffusion_objective(recipe)
 cut = loop.fit(
     weights.build(recipe.model, recipe.seed, profile.dtype),
@@ -771,7 +771,7 @@ log_density = np.stack([np.asarray(exact_of.log_prob(x_point, t)) for t in t_gri
 chance = np.exp(log_density - log_density.max(axis=0))
 read["a point, at best"] = np.asarray(t_point), t_grid @ chance / chance.sum(axis=0)
 
-# %%
+# %% alt="The time as read from a noisy input, against the true time. For a digit the points follow the diagonal, off by 0.11. For a point in the plane they form a nearly level band, off by 0.25."
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.3), sharey=True)
 errors_of_t = {}
 for ax, (name, (true, guessed)) in zip(axes, read.items(), strict=True):
@@ -808,7 +808,7 @@ assert not hears_the_time(lambda _, t: deaf(cut.ema)(image, t, jnp.zeros(2, int)
 # **Predict, then run.** We take a *perfect* predictor of $\varepsilon$ for the linear schedule, and draw
 # with $\bar\alpha = 1 - t$, in 1,000 steps. Will the three clouds be there?
 
-# %%
+# %% alt="Samples over three clouds of data. With its own schedule they lie in the clouds. With another schedule the clouds are there, but wider."
 straight = process.from_betas(1 / np.arange(T, 0, -1))  # ᾱ_n = 1 − n/T
 
 
@@ -859,7 +859,7 @@ assert np.mean(nearest(mixed_up) == shares.argmax()) < shares.max() - 0.02
 # **Predict, then run.** The linear schedule destroys the data faster (chapter 01). Which of the two will
 # need more steps for the same quality?
 
-# %%
+# %% alt="The Fréchet distance against the number of steps, from 5 to 50, both axes logarithmic. Both schedules fall, and the cosine lies below the linear one everywhere."
 counts = (5, 10, 20, 50)
 distance = {"linear": [], "cosine": []}
 for name, made in (("linear", process.linear_betas(T)), ("cosine", process.cosine_betas(T))):

@@ -129,7 +129,7 @@ def fit_and_collect(seed, kept, norms):
 run = fit_and_collect(0, kept, gradient_norms)
 
 
-# %%
+# %% alt="Ten digits in eight rows, drawn with different averages of the weights. From d = 0 to 0.995, and with the warm-up, there are digits. At 0.999 they are hidden in noise, and at 0.9999 there is only noise."
 @jax.jit
 def draw(net, x_start, labels):
     D = denoiser.denoiser(net, p, "v", labels)
@@ -186,7 +186,7 @@ def reach(net, t):
     return jnp.sqrt((slope**2).mean((0, 3)))
 
 
-# %%
+# %% alt="How strongly the middle pixel of the answer depends on each pixel of the input, at five times. At t = 0.05 it depends on one pixel; the spot grows with the time, and at 0.9 it is a wide cloud. The share within two pixels falls from 99 % to 59 %."
 looked = {t: np.asarray(reach(mnist.model, t)) for t in (0.05, 0.2, 0.4, 0.6, 0.9)}
 down, right = np.mgrid[:28, :28] - 14
 near = np.maximum(np.abs(down), np.abs(right)) <= 2
@@ -427,7 +427,7 @@ RECORDED = {
 }  # fmt: skip
 recorded = {name: np.array(runs) for name, runs in RECORDED.items()}  # [3 seeds, 7 times]
 
-# %%
+# %% alt="The error of five networks over time, as it is and divided by the complete network's. Without skips it is about a quarter larger at middle times, and hardly larger at the highest noise. Without time it is larger everywhere, and most at the end. Without attention nothing changes."
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2))
 plots.curves(grid_t, {name: runs.mean(0) for name, runs in recorded.items()}, xlabel="time $t$",
              ylabel="squared error of $v$", ax=axes[0], label_at=0.15)  # fmt: skip
@@ -531,7 +531,7 @@ assert abs(error_again / 0.3153 - 1) < 0.03
 # then no error is raised. We compare how similar the embeddings of two times are, with and without the
 # factor.
 
-# %%
+# %% alt="The cosine between the embeddings of two times, as two square maps. For waves of 1000 t there is a bright diagonal on grey stripes. For waves of t the whole square is white: all times look the same."
 grid = jnp.linspace(0.005, 1, 200)
 embedded = {
     "1000 t": sinusoidal_embedding(grid, 64),
@@ -598,7 +598,7 @@ for name, forward in (("1000 t", with_factor), ("t", without_factor)):
 factor = distance["t"] / distance["1000 t"]
 by_seed = np.exp(np.log(factor).mean(1))  # geometric means over the times
 
-# %%
+# %% alt="Left: the distance to the exact denoiser without the factor, divided by that with it, for three seeds; the lines cross 1 at different times, and all are above 1 at the end. Right: how fast the output changes with time; with 1000 t it jumps, with t it is smooth."
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2))
 plots.curves(grid_t, {f"seed {k}": factor[k] for k in range(3)}, xlabel="time $t$", ax=axes[0],
              ylabel="distance without factor / with it", log="y", label_at=0.1)  # fmt: skip
@@ -730,7 +730,7 @@ def quality_of(kept):
 
 quality = quality_of(kept)
 
-# %%
+# %% alt="The error against the memory of the average, after 150, 300 and 600 steps. Each line is lowest at a memory of 10 or 33 steps, and rises steeply for long memories. The thin lines of the warm-up are as low as the best."
 memory = [1 / (1 - d) for d in decays]
 fig, ax = plt.subplots(figsize=(6.5, 3.6))
 for i, n in enumerate(kept):
@@ -858,7 +858,7 @@ assert recognised["warm-up"] >= 0.85 and max(recognised[0.999], recognised[0.999
 # (Hang et al. 2023, section 3.4) sets $\lambda = \min(\text{SNR}, \gamma)$ for *every* target. Nearly clean
 # images are easy, and with this weight they do not dominate the training.
 
-# %%
+# %% alt="The weight on the error of x0 against log-SNR. For x0 it is 1; for eps it is a rising line; for v it follows x0 where there is noise, and eps near the data; min-SNR-5 follows eps up to 5, and stays there."
 clock = jnp.linspace(0.02, 0.98, 200)
 snr = (p.alpha(clock) / p.sigma(clock)) ** 2
 
@@ -1124,7 +1124,7 @@ assert by_label > 0.05
 #
 # **Predict, then run.** At which steps of our run would clipping at 1 have acted?
 
-# %%
+# %% alt="The length of the gradient over 600 steps, on a logarithmic axis. It exceeds 1 in the first steps only, and is shorter afterwards."
 norms = np.array(gradient_norms)
 fig, ax = plt.subplots(figsize=(6, 2.8))
 ax.semilogy(1 + np.arange(len(norms)), norms, color=plots.SERIES[0], lw=0.8)

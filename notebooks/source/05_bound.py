@@ -83,7 +83,7 @@ def first_look(model, x0, times, key):
 arguments = unseen.x[:100], sampling.uniform(16), jax.random.key(3)
 steps, noisy, guesses = first_look(released.model, *arguments)
 
-# %%
+# %% alt="A digit under less and less noise, and the model's guess below it. The titles say which share of the bits has been sent: 0, 1, 6, 10, 17, 24, 34 and 57 %. The guess can be read when 10 % are sent."
 sent = np.cumsum(np.concatenate([[0], steps])) / np.sum(steps)
 fig, axes = plt.subplots(2, 8, figsize=(9, 2.7))
 for column, i in enumerate(shown):
@@ -141,7 +141,7 @@ assert read[4:].all() and sent[shown[4]] < 0.25
 # forward process, so there is nothing to train in it; and the top layer is noise. In the figure, the arrows
 # above belong to the encoder, and the arrows below to the decoder.
 
-# %%
+# %% alt="A chain of six pictures, from a digit to noise. Arrows to the right, above, are the encoder, which is fixed. Arrows to the left, below, are the decoder, which is trained."
 layers = jnp.linspace(0, 1, 6)
 digit, its_noise = jnp.asarray(unseen.x[13]), jax.random.normal(jax.random.key(14), (8, 8, 1))
 latents = [q.alpha(t) * digit + q.sigma(t) * its_noise for t in layers]
@@ -420,7 +420,7 @@ for n, row in zip(counts, gap.T, strict=True):
     )
 print(f"standard errors: at most {gap_se.max():.3f} bits/dim (10,000 points)")
 
-# %%
+# %% alt="The gap of the bound against the number of steps, for three variances, both axes logarithmic. The gap of the best variance falls fastest, and that of the transition's steadily. The gap of the posterior's variance falls at first, and then rises."
 names = ("posterior", "transition", "best")
 fig, ax = plt.subplots(figsize=(5.6, 3.4))
 ax.set(ylim=(0.012, 2))  # lines that leave below are lost in the sampling error
@@ -667,7 +667,7 @@ def shares(row):
 
 middle, late = 12, 27  # t = 0.44 and t = 0.91
 
-# %%
+# %% alt="Left: the logarithm of three variances over that of the posterior, over time; the learned one lies close to the exact one, far below the transition's. Right: the learned share against the exact share; the points follow the diagonal."
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.2))
 plots.curves(at, rise, xlabel="time $t$", ylabel=r"$\log v - \log\tilde\beta$",
              ax=axes[0], label_at=0.3)  # fmt: skip
@@ -854,7 +854,7 @@ print(f"standard errors at most {np.sqrt(max(squared)):.2f} bits/dim")
 # data too. So the right panel has other grids: their last time is $1/32$, and only the number of steps
 # before it changes.
 
-# %%
+# %% alt="The bound against the number of steps. On uniform grids each line falls at first and then rises, and the rounded one stops rising at 128 steps. With the last time held, all fall."
 held = {
     T: chain_of(np.append(np.linspace(1, 1 / 32, T), 0).astype(np.float32)) for T in lengths[3:]
 }
@@ -948,7 +948,7 @@ widgets.explorer(frames, [f"T = {T}" for T in lengths], slider="steps", choice="
 # %% [markdown]
 # Here is the same figure for 256 steps, without a slider.
 
-# %%
+# %% alt="Bits of each step, and bits so far, over the noise in grey levels, with 256 steps. Most bits are sent once the noise is below one grey level. Without rounding the last step costs the most; with rounding it costs hardly anything."
 fig, axes = plt.subplots(2, 2, figsize=(8.5, 5.6))
 for row, method in zip(axes, ("matched", "matched, rounded"), strict=True):
     step_bits(256, method, row)
@@ -975,7 +975,7 @@ assert all(part > 0.5 and rms < 1.5 for part, rms in at_the_end.values())
 #
 # **Predict, then run.** After a fifth of all bits, how much of the error has gone?
 
-# %%
+# %% alt="The error of the guess, in grey levels, against the bits so far. It falls from above 4 to 2 within the first 0.25 bits, and then ever more slowly."
 rate = np.concatenate([[0], np.cumsum(chains[32]["matched"].mean(1))])
 distortion = 8 * np.sqrt(chains[32]["error"].mean(1))  # in grey levels, before each step
 fig, ax = plt.subplots(figsize=(5.6, 3.2))
@@ -1037,7 +1037,7 @@ by_weight = on_x0[:-1, None] * error[:-1]
 np.testing.assert_allclose(chains[STEPS]["posterior"][:-1], by_weight, rtol=2e-3, atol=1e-5)
 print(f"equation (10) gives all {by_weight.size:,} transition terms")
 
-# %%
+# %% alt="Left: the weight on the error of x0 over time, for the bound and two simple losses; the bound's is the largest near the data. Right: the share of the loss below each time. The bound has more than four fifths of its loss below t = 0.2, simple (v) less than a third."
 alpha, sigma = np.asarray(q.alpha(t_64)), np.asarray(q.sigma(t_64))
 on_error = {  # the weight of each loss on the squared error of x0
     "bound": on_x0,
@@ -1155,7 +1155,7 @@ for k in (0, 2, 4, 6, 8):
     print(f"last step from t = 1/{2 ** (7 + k)}: {probability[k]:.2f} bits/dim with bins, "
           f"{as_density[k]:+.2f} without")  # fmt: skip
 
-# %%
+# %% alt="Bits per dimension against the time of the last step, which gets ever closer to the data. With bins the line is level, above 2. The density falls in a straight line, from −2 to below −6."
 ends = 2.0 ** -(7 + np.arange(9))
 ax = plots.curves(ends, {"with bins": probability, "density": as_density}, log="x",
                   xlabel="time $t$ of the last step", ylabel="“bits/dim”", label_at=0.75)  # fmt: skip

@@ -90,7 +90,7 @@ def draw(model, x, labels, steps, key, eta=0.0, end=0.0, make=None):
 # %% [markdown]
 # **Predict, then run.** Which of the three rows took only twenty steps?
 
-# %%
+# %% alt="Ten digits in three rows, A, B and C. A and B show nearly the same digits; those of C are as clear, but others."
 mnist = weights.load("mnist")
 ten = jnp.arange(10)
 start = jax.random.normal(jax.random.key(0), (10, 28, 28, 1))
@@ -149,7 +149,7 @@ assert rms(twenty - thousand) < 0.15 < 0.3 < rms(ddpm - thousand)
 # **Predict, then run.** We draw 50,000 pairs $(x_t, x_s)$ for one fixed $x_0$, with three values of
 # $\eta$. What will differ: the two histograms, or the cloud?
 
-# %%
+# %% alt="The state at s against the noise in the state at t, for three values of eta. At 0 the points lie on a line, at 0.5 they form a narrow cloud, at 1 a wide one. Along both axes they spread alike in all three."
 t, s, x0 = 0.6, 0.4, 0.8
 alpha_s, sigma_s = float(p.alpha(s)), float(p.sigma(s))
 snr_ratio = float(jnp.exp(p.log_snr(t) - p.log_snr(s)))
@@ -300,7 +300,7 @@ widgets.explorer(frames, [f"{n} steps" for n in counts], slider="steps", choice=
 # Here is the same without a kernel. In the first figure, the six digits on the left have $\eta = 0$, and the
 # six on the right have $\eta = 1$. Below are the paths.
 
-# %%
+# %% alt="Two figures. Digits after 2 to 100 steps: with eta = 0 each stays the same from 5 steps on, and with eta = 1 it changes with the number of steps. Paths in the plane, with 10 and 100 steps: smooth at eta = 0, and ever more jagged up to eta = 1. All end in the clouds."
 shown = (2, 5, 10, 20, 100)
 left_and_right = [np.concatenate([digits[0.0, n][:6], digits[1.0, n][:6]]) for n in shown]
 titles = [f"{n} steps" for n in shown]
@@ -401,7 +401,7 @@ RECORDED = {
 }  # fmt: skip
 WEIGHTS = "c66bd0b5"  # the first digits of the SHA-256 of the network's file
 
-# %%
+# %% alt="The Fréchet distance against the evaluations, from 5 to 1,000, with bars for the scatter of eight seeds. Both lines fall and flatten above the line of unseen real digits. The line of eta = 0 is the lower one, clearly so at 5 and 10 evaluations."
 recorded = {kind: np.array(values) for kind, values in RECORDED.items()}
 grid_of_steps = sorted({n for _, n in recorded})
 fig, ax = plt.subplots(figsize=(6, 3.4))
@@ -503,7 +503,7 @@ def at_share(share, t):
     return (low + high) / 2
 
 
-# %%
+# %% alt="Exact paths as lines, and DDIM with four steps as dots, which drift away from the outer lines. In the coordinates of equation (5) each step is a straight piece that misses the bend of the exact path."
 BEGIN, END = 0.9, 0.2
 clock, share = np.linspace(BEGIN, END, 71), np.linspace(0.03, 0.97, 13)
 exact = np.stack([at_share(share, t) for t in clock])
@@ -581,7 +581,7 @@ up_by_library, _ = jax.jit(
 print(f"largest difference to the library {jnp.abs(top - up_by_library).max():.1e}")
 np.testing.assert_allclose(top, up_by_library, atol=2e-3)  # 20 steps of float32, a network
 
-# %%
+# %% alt="Twelve real digits, the noise that belongs to them, and the digits after the way down again, without and with a refinement. All three rows of digits look alike."
 _, again_unrefined = round_trip(small.model, x, y, 20, 0)
 plots.image_grid(
     [x[:12], top[:12] / 2, again_unrefined[:12], again[:12]],
@@ -594,7 +594,7 @@ plt.show()
 # **Predict, then run.** Go up and down with more and more steps. How fast does the error fall? And what is an
 # extra evaluation better used for: a further step, or a refinement?
 
-# %%
+# %% alt="The error of the round trip, both axes logarithmic, for 0, 1 and 5 refinements. Against the steps, more refinements are always better. At equal evaluations one refinement is the best from about 20 evaluations on."
 ladder, refinements = (5, 10, 20, 50, 100), (0, 1, 5)
 trips = {
     (n, r): round_trip(small.model, x, y, n, r)
@@ -696,7 +696,7 @@ arc_by_library = jnp.concatenate([editing.slerp(a, b, u) for u in along])
 print(f"largest difference to the library {jnp.abs(arc - arc_by_library).max():.1e}")
 np.testing.assert_allclose(arc, arc_by_library, atol=1e-5)  # float32 in the angle
 
-# %%
+# %% alt="Two figures. Along the arc from one noise to another, a 2, a 4 and an 8 change their shape little by little. Half-way between ten other pairs of noises, digits from the arc and from the straight line can both be read."
 along_arc = [draw(mnist.model, arc, jnp.full(10, k), 20, jax.random.key(0)) for k in (2, 4, 8)]
 plots.image_grid(along_arc, ["2", "4", "8"], "Along the arc, from one noise to another")
 one_side, other_side = jax.random.normal(jax.random.key(13), (2, 10, 28, 28, 1))
@@ -746,7 +746,7 @@ assert found["line"][2] > found["one end"][2] - 0.02
 # distance, to the recognised share, and to the variety within a class?
 
 
-# %%
+# %% alt="Twenty digits from the same seeds at the temperatures 0.8, 1.0 and 1.2. All three rows show digits; their shapes differ a little."
 @jax.jit
 def draw_at(model, x, labels, key, temperature):
     D = denoiser.denoiser(model, p, "v", labels)
@@ -919,7 +919,7 @@ for name in SOLVERS:
     print(f"{name:6} order {orders[name]:.2f}, error {errors[name][-1]:.1e} "
           f"at {costs[name][-1]} evaluations")  # fmt: skip
 
-# %%
+# %% alt="The error of six solvers against the evaluations, both axes logarithmic. DDIM is the highest line, and falls slowly, with order 1. Heun, DPM-2, 2M and PNDM fall with order 2. DPM-3 is the lowest, with order 3."
 fig, ax = plt.subplots(figsize=(6.5, 4.2))
 for (name, values), color, dash in zip(errors.items(), plots.SERIES, plots.DASHES, strict=True):
     ax.loglog(costs[name], values, "o", ls=dash, ms=4, color=color)
@@ -959,7 +959,7 @@ assert at_24["2M"] < at_24["Heun"] / 3
 #
 # **Predict, then run.** With ten evaluations, will Heun, of order 2, be better than DDIM, of order 1?
 
-# %%
+# %% alt="Two figures. Ten digits from 300 evaluations, and from 6 with DDIM, Heun and 2M; Heun's two is broken. The distance to 300 steps against the evaluations: 2M is the lowest everywhere, and Heun is above DDIM up to about 20 evaluations and below it at 40."
 truth = draw(mnist.model, start, ten, 300, key, make=samplers.dpm_solver_pp_2m)
 budgets, race, pictures, spent = (6, 10, 20, 40), {}, {}, {}
 for name in ("DDIM", "Heun", "2M"):
@@ -1086,7 +1086,7 @@ for name, betas in (("linear", process.linear_betas(1000)),
 assert all(abs(ratio - 1) < 0.03 for ratio in residual.values())
 assert [round(value) for value in in_levels.values()] == [1, 4]  # grey levels of an 8-bit picture
 
-# %%
+# %% alt="Ten digits in three rows. Where the sampler stops at t = 0 and at 0.001, the ground is black. Where it stops at 0.05, there is grain on the ground."
 last_steps = (0.0, 0.001, 0.05)
 finished = {end: draw(mnist.model, start, ten, 20, key, end=end) for end in last_steps}
 blank = np.asarray(finished[0.0]) < -0.98  # pixels where a finished digit is blank

@@ -71,7 +71,7 @@ plots.use_style()
 # with one entry per image, so a new $w$ needs no new program. The solver is DPM-Solver++(2M) from chapter 06,
 # with 12 steps.
 
-# %%
+# %% alt="Ten noises, one in each column, at four guidance scales. At w = 0 the digits are not those that were asked for. At 1 most of them are, some hard to read. At 3 one is still broken, and at 8 all ten are clear and bold."
 mnist = weights.load("mnist")
 p = mnist.process  # the cosine process; the digits and the points below use the same one
 scales = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 10], np.float32)
@@ -147,7 +147,7 @@ for t in (0.05, 0.3, 0.6, 0.95):
 # wanted cloud. (A quarter of each arrow is drawn. The blue points are the clouds' centres without noise,
 # where $D$ points to. At this $t$ the centres of the noisy clouds lie nearer to 0.)
 
-# %%
+# %% alt="Arrows in the plane over three points, grey where the wanted cloud is probable. Without a class they lead to all three. The classifier's push leads upwards, into the grey. Their sum leads to the upper point from everywhere."
 AT, WANTED = 0.4, 1  # a time in the middle, and the upper cloud
 ticks = np.linspace(-1.7, 1.7, 61)
 tail, fine = jnp.asarray(plots.plane(-1.5, 1.5, 10)), jnp.asarray(plots.plane(-1.7, 1.7, 61))
@@ -323,7 +323,7 @@ assert longer["exact"][1] < 0.1 * longer["exact"][0]
 assert longer["clean"][1] > 0.3 * longer["clean"][0]
 
 
-# %%
+# %% alt="Samples over the wanted cloud, guided by three classifiers. With the exact one and with the one that has seen noise, they lie on the cloud. With the one that knows clean points only, many fly far away in two wings."
 def points_from(D, x_start, steps=100):
     times = sampling.uniform(steps)
     return np.asarray(sampling.sample(samplers.ddim(p), D, x_start, times, jax.random.key(0))[0])
@@ -536,7 +536,7 @@ def both(model, w):
 shown = (0.0, 1.0, 2.0, 3.0)
 clouds = {(name, w): np.asarray(both(model, w)) for name, model in networks.items() for w in shown}
 
-# %%
+# %% alt="Samples of two networks over the exact ones, at four scales. With 10 % of the labels dropped they agree at every w. With none dropped they agree at w = 1 only: at 0 they miss the clouds, and at 2 and 3 they lie too far up."
 rows = {name: {f"w = {w:g}": clouds[name, w][0] for w in shown} for name in networks}
 exact_ones = {f"w = {w:g}": clouds["none dropped", w][1] for w in shown}
 plots.panels(rows, behind=exact_ones, limits=((-1.6, 2.2), (-1.2, 3)), size=3)
@@ -639,7 +639,7 @@ by_ddim, by_ddpm = (np.asarray(x) for x in plane_sweep(noise_6, jnp.asarray(scal
 own = np.asarray(classes[WANTED].sample(jax.random.key(9), 1000))
 
 
-# %%
+# %% alt="Above, arrows to the guided guess at w = 0, 1, 3 and 8, which first lead to three points, then to one, and then beyond it. Below, the samples: all three clouds, the upper cloud, and then a small cloud that moves to its far edge."
 def bent_field(ax, w, t=0.3):
     D = guidance.classifier_free(classes[WANTED].denoise, mixture.denoise, w)
     starts = jnp.asarray(plots.plane(-1.5, 1.9, 12))
@@ -695,7 +695,7 @@ widgets.explorer(frames, [f"w = {w:g}" for w in scales], slider="w", choice="wor
 # %% [markdown]
 # Here is the same without a kernel: two noises per class, at six scales.
 
-# %%
+# %% alt="Two times ten digits at six scales. At w = 0.5 several are broken; from 2 on nearly all are clear; at 10 they are bold."
 pick = (0.5, 1, 2, 4, 6, 10)
 plots.image_grid(
     [np.concatenate([at[v][:10], at[v][20:]]) for v in pick],
@@ -855,7 +855,7 @@ for title, found, count in (("8×8 digits", curve, 480), ("MNIST", mnist_curve, 
         print(f"  w = {w:<3g}  accuracy {r['accuracy']:6.1%}  Fréchet {r['Fréchet']:5.2f}  "
               f"spread {r['spread']:.2f}  beyond ±1.05 {r['beyond']:.1%}")  # fmt: skip
 
-# %%
+# %% alt="Three measurements against w, for 8×8 digits and MNIST. The accuracy rises to 1 by w = 2. The Fréchet distance is lowest at w = 1, and then rises to about six times that. The spread falls."
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.3))
 for ax, name in zip(axes, ("accuracy", "Fréchet", "spread"), strict=True):
     for found, colour, dash, label in ((curve, plots.DATA, "o-", "8×8 digits, 480"),
@@ -984,7 +984,7 @@ for name, cure in cures.items():
     run = cured(cure)
     results[name] = [run(digits.model, x, asked, jnp.float32(5)) for x in noises]
 
-# %%
+# %% alt="Sixteen digits in seven rows: w = 1, w = 5, and w = 5 with the cures. At w = 5 the contrast is hard. The dynamic threshold at .995 makes the digits grey."
 reports = {name: [report(np.asarray(x), labels, expert.model, real) for x in drawn_thrice]
            for name, drawn_thrice in results.items()}  # fmt: skip
 table = {n: {key: np.array([r[key] for r in rs]) for key in rs[0]} for n, rs in reports.items()}
@@ -1083,7 +1083,7 @@ for t in (0.4, 0.8):
 # Then (5) with $w = 2$ and $w = 3$. Will the two lower clouds (blue) stay where they are?
 
 
-# %%
+# %% alt="Samples over two clouds. The exact “not” fills both. With a negative prompt the samples lie outside of them, further away from the unwanted cloud above, more so at w = 3 than at 2; a few are left in the unwanted one."
 @jax.jit
 def not_upper(w):
     D = guidance.classifier_free(mixture.denoise, classes[WANTED].denoise, w)

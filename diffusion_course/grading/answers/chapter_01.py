@@ -24,6 +24,7 @@ ONE_STEP = exercise(
     "01.1 · One step of noise",
     noise_step,
     Part("any picture, any beta", 2, _any_step),
+    section="1 · One small step",
     mistakes="""
     β is a variance: the noise must be multiplied by its square root
         np.sqrt(beta) -> beta
@@ -71,6 +72,7 @@ ALPHA_BAR = exercise(
     # Away from 0.382, where β is (1 − β)².
     Part("a chain of one step", 1, lambda rng: [(rng.uniform(0.05, 0.3, 1),)]),
     Part("chains of many steps", 1, _chains),
+    section="2 · All steps in one jump",
     mistakes="""
     the first entry is missing: ᾱ_0, the product over no step at all
         return np.cumprod(1 - betas)
@@ -127,6 +129,7 @@ JUMP = exercise(
     Part("the ends: n = 0 is the data, n = T the noise", 1, _both_ends),
     Part("one step per image", 1, lambda rng: _own_steps(rng, 2, 4, 5, 1)),
     Part("as many images as rows, columns and colours", 1, lambda rng: _own_steps(rng, 3, 3, 3, 3)),
+    section="2 · All steps in one jump",
     mistakes="""
     the noise is multiplied by its variance, not by its standard deviation
         np.sqrt(1 - level) -> (1 - level)
@@ -189,6 +192,7 @@ COSINE = exercise(
     cosine_betas,
     Part("the formula (max_beta = 1)", 1, lambda rng: _cosine_cases(rng, 1, 1)),
     Part("the clip", 1, lambda rng: _cosine_cases(rng, 0.3, 0.6)),
+    section="5 · Six schedules side by side",
     mistakes="""
     no beta may be larger than max_beta
         max_beta -> 1
@@ -245,6 +249,7 @@ TERMINAL = exercise(
     # An ordinary schedule as well: from the extreme alone, one mistake looks like another.
     Part("hardly any noise", 1, lambda rng: _and_ordinary(rng, rng.uniform(1e-19, 1e-18, 12))),
     Part("hardly any signal", 1, lambda rng: _and_ordinary(rng, rng.uniform(0.8, 0.95, 600))),
+    section="6 · The last step: what is left at $t = 1$",
     mistakes="""
     tiny β are lost in a difference from 1: neither 1 − β nor 1 − ᾱ may be computed as one
         -np.expm1(log_signal) -> 1 - np.exp(log_signal)
@@ -296,6 +301,7 @@ CHAIN = exercise(
     noising_chain,
     Part("a chain of one step", 1, lambda rng: _walks(rng, 1, 1)),
     Part("chains of many steps", 2, lambda rng: _walks(rng, 4, 7, ends=(3e-4, 0.9997))),
+    section="1 · One small step",
     # "both bugs" can't be told from the first in a chain of one step.
     mistakes="""
     the factors of signal and noise add up to 1: what should, by equation (1)?
@@ -366,6 +372,7 @@ LADDER = exercise(
     # An ordinary ladder as well: from the extreme alone, one mistake looks like another.
     Part("a ladder close to the data", 1, lambda rng: _and_any_ladder(rng, 60, 38)),
     Part("a ladder deep in the noise", 1, lambda rng: _and_any_ladder(rng, -750, -790)),
+    section="4 · One number says how noisy",
     mistakes="""
     close to the data a β is far smaller than 1, and a difference from 1 rounds it to 0
         -np.expm1(np.diff(log_level)) -> 1 - np.exp(np.diff(log_level))
@@ -408,4 +415,9 @@ LADDER = exercise(
 
 
 # --- 01.8 -----------------------------------------------------------------------------------
-BOTH_ENDS = Written("01.8", "Right at both ends", 2)
+BOTH_ENDS = Written(
+    "01.8",
+    "Right at both ends",
+    2,
+    section="9 · Break it on purpose: a variance in place of a standard deviation",
+)

@@ -31,6 +31,7 @@ TWEEDIE = exercise(
     "02.1 · Tweedie's formula",
     tweedie,
     Part("any score, any level", 1, _scores),
+    section="2 · Tweedie's formula",
     mistakes="""
     the score is multiplied by the variance of the noise, not by its standard deviation
         sigma**2 -> sigma
@@ -91,6 +92,7 @@ GAUSSIAN = exercise(
     gaussian_posterior_mean,
     Part("any Gaussian, any level", 1, _gaussians),
     Part("hardly any noise, and hardly any signal", 1, _extreme_gaussians),
+    section="3 · The exact denoiser of a mixture, written out",
     mistakes="""
     std is a standard deviation, but variances add up: square it
         return gaussian_posterior_mean(x, mean, std**0.5, alpha, sigma)
@@ -178,6 +180,7 @@ TWO_POINTS = exercise(
     two_points,
     Part("any level", 2, _pairs),
     Part("almost no noise", 1, _pairs_without_doubt),
+    section="7 · A perfect denoiser only memorises",
     mistakes="""
     your doubt ends too early: the two weights differ by e^(2u), while tanh(u) holds u
         alpha * a -> 2 * alpha * a
@@ -262,6 +265,7 @@ FINITE = exercise(
     finite_posterior_mean,
     Part("any data, any level", 2, _data),
     Part("almost no noise, where exp underflows", 1, _data_far_away),
+    section="7 · A perfect denoiser only memorises",
     mistakes="""
     the exponent of a Gaussian has a factor ½; without it every doubt ends too early
         2 * sigma**2 -> sigma**2
@@ -350,6 +354,7 @@ SOLVE = exercise(
     Part("a network that predicts eps or the score", 1, _noise_and_score),
     Part("a network that predicts v", 1, _of_v),
     Part("one that predicts x0 or the flow, and any row (a, b)", 1, _all_the_others),
+    section="5 · Five names for one answer",
     mistakes="""
     the determinant has the wrong sign
         return -right
@@ -421,6 +426,7 @@ SAMPLER = exercise(
     sampler,
     Part("steps that end among the noise", 1, lambda rng: _walks(rng, to_data=False)),
     Part("all the way to the data", 2, lambda rng: _walks(rng, to_data=True)),
+    section="7 · A perfect denoiser only memorises",
     mistakes="""
     both bugs are still there
         alphas[t], sigmas[t]) -> alphas[s], sigmas[s])
@@ -509,6 +515,7 @@ DOUBT = exercise(
     # Nearer together: a difference of squares is right too, as long as some doubt is left.
     Part("any data, any level", 2, lambda rng: _data(rng, std=1.1)),
     Part("almost no noise, where exp underflows", 1, _doubt_far_away),
+    section="9 · What to inspect",
     mistakes="""
     the slope alone is not the doubt: how σ and α enter, (9) says when differentiated
         return alpha / sigma**2 * right
@@ -560,4 +567,4 @@ DOUBT = exercise(
 
 
 # --- 02.8 -----------------------------------------------------------------------------------
-PERFECT = Written("02.8", "The perfect model", 2)
+PERFECT = Written("02.8", "The perfect model", 2, section="7 · A perfect denoiser only memorises")

@@ -37,6 +37,7 @@ POSTERIOR = exercise(
     Part("neighbouring steps", 1, lambda rng: _pairs(rng, (0.9, 0.97))),
     Part("a long jump", 1, lambda rng: _pairs(rng, (0.05, 0.4))),
     Part("any step, and back to the data, ᾱ_s = 1", 1, _and_to_the_data),
+    section="3 · Sampling: many small steps back",
     mistakes="""
     the two factors are swapped: the nearer s is to the data, the more x0 counts
         return posterior(x_t, x0, abar_t, abar_s)
@@ -103,6 +104,7 @@ LOSS = exercise(
     training_loss,
     Part("one level for each image", 1, lambda rng: _batches(rng, 2, 4, 5, 1)),
     Part("as many images as rows and colours", 1, lambda rng: _batches(rng, 3, 3, 3, 3)),
+    section="6 · Real digits",
     mistakes="""
     the target has the wrong sign
         output - ( -> output + (
@@ -185,6 +187,7 @@ STEP = exercise(
     ancestral_step,
     Part("between two noisy levels", 2, _steps),
     Part("down to the data: the last step adds no noise", 1, _last_steps),
+    section="3 · Sampling: many small steps back",
     mistakes="""
     noise is multiplied by a standard deviation, and the posterior gives a variance
         np.sqrt(variance) -> variance
@@ -253,6 +256,7 @@ EMA = exercise(
     ema,
     Part("the warm-up", 1, lambda rng: _run(rng, 5, 0.95, 0.999)),
     Part("after the warm-up", 1, lambda rng: _run(rng, 25, 0.3, 0.5)),
+    section="5 · The average of the weights",
     mistakes="""
     the shares are exchanged: d is what the average keeps
         d * average + (1 - d) -> (1 - d) * average + d
@@ -324,6 +328,7 @@ MIN_SNR = exercise(
     "03.5 · Min-SNR weights for every kind",
     min_snr_weight,
     *(Part(f"kind {kind!r}", 1, _weights_of(kind)) for kind in ("x0", "eps", "v")),
+    section="6 · Real digits",
     mistakes="""
     errors of eps and v are errors of x0 in another unit: each kind has a factor of its own
         [kind] -> ["x0"]
@@ -407,6 +412,7 @@ SAMPLER = exercise(
     sample,
     Part("short runs; the last step returns the denoiser's guess", 1, _short_runs),
     Part("whole runs", 3, _whole_runs),
+    section="3 · Sampling: many small steps back",
     mistakes="""
     one bug is left: noise is added that the posterior does not have, even in the last step
         np.sqrt(variance) -> np.sqrt(1 - kept)
@@ -480,6 +486,7 @@ KL = exercise(
     "03.7 · What a wrong guess costs",
     kl_term,
     Part("images and vectors, any two levels", 3, _guesses),
+    section="3 · Sampling: many small steps back",
     mistakes="""
     a divergence adds up over the pixels of an image; yours is their mean
         np.sum -> np.mean
@@ -533,4 +540,6 @@ KL = exercise(
 
 
 # --- 03.8 -----------------------------------------------------------------------------------
-DEAD_INPUT = Written("03.8", "A loss that falls", 2)
+DEAD_INPUT = Written(
+    "03.8", "A loss that falls", 2, section="7 · Break it on purpose: the dead time input"
+)

@@ -37,6 +37,7 @@ FILM = exercise(
     Part("one group for all channels", 1, lambda rng: _batch(rng, 2, 4, 5, 4, 1)),
     Part("several groups, one nearly flat", 1, _batch_with_a_flat_group),
     Part("as many images as rows", 1, lambda rng: _batch(rng, 3, 3, 3, 6, 3)),
+    section="3 · A U-Net, taken apart",
     mistakes="""
     the scale is added to 1, so that a network that says 0 changes nothing
         (1 + scale[:, None, None]) -> scale[:, None, None]
@@ -100,6 +101,7 @@ EMBEDDING = exercise(
     time_embedding,
     Part("one wave, and two", 1, lambda rng: _times(rng, 4, 2) + _times(rng, 5, 4)),
     Part("many waves", 2, lambda rng: _times(rng, 4, 32)),
+    section="4 · Does the network hear the time?",
     mistakes="""
     without the factor 1000 all times look alike (section 4)
         1000 * t -> t
@@ -157,6 +159,7 @@ ATTENTION = exercise(
         1,
         lambda rng: [*_tokens(rng, (3, 4, 4), (2, 5, 3)), *_large_tokens(rng)],
     ),
+    section="3 · A U-Net, taken apart",
     mistakes="""
     the exponential of a large number overflows, and ∞/∞ is no number: use a safe softmax
         softmax(logits, axis=-1)
@@ -227,6 +230,7 @@ ACCUMULATION = exercise(
         lambda rng: _parts(rng, (16, 5, 9), 1000.0) + _a_single_image(rng),
     ),
     Part("a gradient that must be clipped", 1, lambda rng: _parts(rng, (16, 5, 9), 0.3)),
+    section="7 · Memory and numbers",
     mistakes="""
     a part of twice as many images counts twice
         sizes @ gradients / sizes.sum() -> gradients.mean(0)
@@ -291,6 +295,7 @@ IMPORTANCE = exercise(
     reweight,
     Part("three parts", 1, _three_parts),
     Part("many parts", 2, lambda rng: _drawn(rng, 20, rng.integers(20, size=9))),
+    section="6 · One error, many losses",
     mistakes="""
     the density is proportional to the root of the mean square
         np.sqrt(mean_square) -> mean_square
@@ -341,6 +346,7 @@ UPDATE = exercise(
     update,
     Part("a large step", 1, lambda rng: _updates(rng, 0.5, 0.7)),
     Part("a small step", 2, lambda rng: _updates(rng, 1e-3, 0.999)),
+    section="7 · Memory and numbers",
     mistakes="""
     both bugs are still there
         params - rate * gradient -> (_rounded(params) - _rounded(rate * gradient)).astype(float)
@@ -432,6 +438,7 @@ VARIANCE = exercise(
     Part("Gaussian data", 1, lambda rng: [_gaussians(rng), _wide_data(rng)]),
     Part("data in two groups", 1, lambda rng: [_between_two_groups(rng) for _ in range(2)]),
     Part("hardly any noise, hardly any doubt", 1, _little_noise),
+    section="2 · What the job demands",
     mistakes="""
     that is the derivative alone, the share of a change in x that reaches D
         return right * alpha / sigma**2
@@ -474,4 +481,4 @@ VARIANCE = exercise(
 
 
 # --- 04.8 -----------------------------------------------------------------------------------
-ABLATION = Written("04.8", "What an ablation does not say", 2)
+ABLATION = Written("04.8", "What an ablation does not say", 2, section="3 · A U-Net, taken apart")

@@ -35,6 +35,7 @@ KL = exercise(
     kl_bits,
     Part("two oracles and one wrong mean", 1, _equal_gaussians),
     Part("any Gaussians", 1, _gaussians),
+    section="1 · Three steps to the bound",
     mistakes="""
     that is in nats: divide by log 2
         return right * np.log(2)
@@ -96,6 +97,7 @@ BEST_VARIANCE = exercise(
         1,
         _doubts(_any_doubt, (2, 3), (5,)),
     ),
+    section="4 · The best variance",
     mistakes="""
     a factor of x0 is squared in the variance
         c**2 -> c
@@ -144,6 +146,7 @@ WEIGHT = exercise(
     "05.3 · From the simple loss to the bound",
     bound_weight,
     *(Part(f"kind {kind!r}", 1, _pairs_of_levels(kind)) for kind in ("eps", "x0", "v")),
+    section="8 · The simple loss against the bound",
     mistakes="""
     that is in nats: divide by log 2
         return right * np.log(2)
@@ -223,6 +226,7 @@ PROBABILITY = exercise(
     log_probability,
     Part("levels between the ends", 2, _between_the_ends),
     Part("the lowest and the highest level", 1, lambda rng: [*_ends(rng), *_every_level(rng)]),
+    section="6 · Pixels are not real numbers",
     mistakes="""
     that is a density; a probability is an integral over the bin
         return -0.5 * ((x0 - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
@@ -279,6 +283,7 @@ LEARNED = exercise(
     Part(
         "any output", 1, _outputs(lambda rng: np.append(rng.normal(0.4, 4, 6), 20.0).reshape(7, 1))
     ),
+    section="5 · A network that learns its variance",
     mistakes="""
     the scale is logarithmic: mix the logarithms, not the variances
         return np.log((u + 1) / 2 * beta + (1 - u) / 2 * beta_tilde)
@@ -336,6 +341,7 @@ CHAIN = exercise(
     chain_bound,
     Part("a single step: prior and reconstruction", 1, _one_step),
     Part("a whole chain", 3, _whole_chains),
+    section="2 · The bound, written out",
     mistakes="""
     a bug is left: the model's variance is not the posterior's, and that costs bits too
         ratio - 1 - np.log(ratio) + c**2 -> c**2
@@ -404,6 +410,7 @@ HYBRID = exercise(
     hybrid_gradient,
     Part("any outputs", 2, _outputs_and_means),
     Part("outputs whose mean is right", 1, lambda rng: [_step(rng, wrong=0.0)]),
+    section="5 · A network that learns its variance",
     mistakes="""
     the divergence pulls at the mean: a stop_gradient is missing
         2 * off -> (2 + lam / v) * off
@@ -430,4 +437,6 @@ HYBRID = exercise(
 
 
 # --- 05.8 -----------------------------------------------------------------------------------
-TWO_NUMBERS = Written("05.8", "Two numbers", 2)
+TWO_NUMBERS = Written(
+    "05.8", "Two numbers", 2, section="9 · Break it on purpose: pixels without bins"
+)

@@ -30,6 +30,7 @@ FRESH = exercise(
     fresh_noise,
     Part("η = 1 on strided grids", 1, lambda rng: [(_grid(rng, n), 1.0) for n in (1, 7)]),
     Part("any η, and none in a step to the data", 1, _grid_to_the_data),
+    section="2 · One network, many processes",
     mistakes="""
     that is a variance: what multiplies noise is a standard deviation
         eta * np.sqrt(variance) -> eta**2 * variance
@@ -87,6 +88,7 @@ STEP = exercise(
     ddim_step,
     Part("without fresh noise, from pure noise and to the data too", 1, _rotations),
     Part("any η", 2, _steps_with_noise),
+    section="3 · DDIM, written out",
     mistakes="""
     v̂ is not the noise: what v says about it is ε = σ_t·x_t + α_t·v
         sigma_t * x_t + alpha_t * v_hat -> v_hat
@@ -154,6 +156,7 @@ INVERT = exercise(
     invert,
     Part("one step, one evaluation", 1, _one_step_up),
     Part("a grid, refined up to the exact inverse", 2, _whole_way_up),
+    section="7 · Inversion: from a picture to its noise",
     mistakes="""
     the denoiser works at the upper end, and must be told the level there
         denoise(guess, 1.0, sigma_t) -> denoise(guess, 1.0, sigma_s)
@@ -216,6 +219,7 @@ SLERP = exercise(
     slerp,
     Part("one pair", 1, _oblique_pair),
     Part("a batch, where each pair has its own angle", 2, _batches),
+    section="8 · Between two noises",
     mistakes="""
     that is the straight line, whose middle is too short for noise
         return (1 - share) * a + share * b
@@ -259,6 +263,7 @@ ORDER = exercise(
     fitted_order,
     Part("one evaluation per step", 1, lambda rng: _runs(rng, (1, 0))),
     Part("several, and some saved", 1, lambda rng: _runs(rng, (2, 1), (3, 2), (1, -9))),
+    section="9 · Faster: better averages of ε",
     mistakes="""
     the order is minus the slope: it is positive where the error falls
         return -right
@@ -310,6 +315,7 @@ BROKEN = exercise(
     heun,
     Part("steps among the noise", 2, _among_the_noise),
     Part("to the data", 2, _to_the_data),
+    section="9 · Faster: better averages of ε",
     mistakes="""
     a bug is left: the second slope is taken at the new place, but not at its level
         denoise(ahead, 1.0, sigma_s) -> denoise(ahead, 1.0, sigma_t)
@@ -386,6 +392,7 @@ MULTISTEP = exercise(
     Part("order 1, and a first step", 1, _one_slope),
     Part("order 2", 1, _two_slopes),
     Part("orders 3 and 4", 2, _more_slopes),
+    section="9 · Faster: better averages of ε",
     mistakes="""
     nothing is remembered: that is DDIM, whatever the order
         min(order, len(slopes)) -> 1
@@ -413,4 +420,4 @@ MULTISTEP = exercise(
 
 
 # --- 06.8 -----------------------------------------------------------------------------------
-DOUBLING = Written("06.8", "How many steps?", 2)
+DOUBLING = Written("06.8", "How many steps?", 2, section="5 · Twenty steps against a thousand")

@@ -34,6 +34,7 @@ CONVENTIONS = exercise(
     "07.1 · One rule, three conventions",
     guided,
     *(Part(f"convention {name!r}", 1, _in_convention(name)) for name in _CONVENTIONS),
+    section="10 · The same number under other names",
     mistakes="""
     the conditional and the unconditional estimate are exchanged
         return guided(unconditional, conditional, scale, convention)
@@ -80,6 +81,7 @@ DROP = exercise(
     drop_labels,
     Part("a tenth to a third of ten classes", 1, _labels(0.12, 0.32, 10)),
     Part("most of four classes", 1, _labels(0.6, 0.8, 4)),
+    section="5 · Drop the label in training",
     mistakes="""
     kept and dropped are exchanged: below the rate a label is dropped
         null, labels -> labels, null
@@ -123,6 +125,7 @@ PUSH = exercise(
     guide,
     Part("one noise level for each image", 2, _pushes((2, 4, 5, 3), (1.5, 4), (0.2, 0.8))),
     Part("as many images as rows and columns", 1, _pushes((3, 3, 3, 1), (1.5, 4), (-2, -1))),
+    section="2 · Bayes' rule, once for every noise level",
     mistakes="""
     ε is still that of the unguided estimate: the two no longer add up to x_t
         alpha * pushed -> alpha * x0
@@ -181,6 +184,7 @@ PACK = exercise(
     pack,
     Part("a time for each example", 1, _packed_with(scalar=False)),
     Part("one time for all", 1, _packed_with(scalar=True)),
+    section="4 · Guidance without a classifier",
     mistakes="""
     the halves are exchanged: the conditional one comes first
         [given, none] -> [none, given]
@@ -233,6 +237,7 @@ RESCALE = exercise(
         1,
         _contrasts(((4, 6), (2, 6), (1, 1)), ((4, 6), (0, 0), (0.3, 0.8))),
     ),
+    section="8 · Guided too hard, and four cures",
     mistakes="""
     that rescales the estimate of x0; the network's output is v
         of_class, of_all = ((alpha * x_t - x0) / sigma for x0 in (conditional, unconditional))
@@ -298,6 +303,7 @@ SAMPLER = exercise(
     Part("small w; at 0 it is the unconditional sampler", 1, _runs(0.0, (0.2, 0.4))),
     Part("w = 1 is the conditional sampler", 1, _runs(1.0)),
     Part("w above 1", 2, _runs((2, 4))),
+    section="4 · Guidance without a classifier",
     mistakes="""
     one bug is left: the scale is counted from the conditional network
         w * (c - u) -> (w + 1) * (c - u)
@@ -393,6 +399,7 @@ GRADIENT = exercise(
     Part("classes of unlike width", 2, lambda rng: [*_near(rng), *_in_doubt(rng)]),
     Part("a rare class", 1, _rare),
     Part("far from every class", 1, _far),
+    section="2 · Bayes' rule, once for every noise level",
     mistakes="""
     that is the gradient of the class's own logit; a probability is normalised over classes
         - (r[:, :, None] * scores).sum(1) ->
@@ -431,4 +438,4 @@ GRADIENT = exercise(
 
 
 # --- 07.8 -----------------------------------------------------------------------------------
-BETTER = Written("07.8", "A better model?", 2)
+BETTER = Written("07.8", "A better model?", 2, section="7 · Quality against diversity")

@@ -43,6 +43,7 @@ START = exercise(
     sdedit_start,
     Part("strengths in between", 1, _starts_in_between),
     Part("strengths 0 and 1", 1, lambda rng: [_start_at(rng, s, 8 + 3 * s, 2, 5) for s in (0, 1)]),
+    section="2 · SDEdit: start half way",
     mistakes="""
     ᾱ belongs to variances: what multiplies pictures and noise is a square root
         np.sqrt(level) -> level
@@ -88,6 +89,7 @@ STEP = exercise(
     inpainting_step,
     Part("between two noisy levels", 2, _steps),
     Part("known pixels are exact in the end", 1, _last_steps),
+    section="3 · Inpainting: a denoiser that knows some pixels",
     # The first of the last two is true of both, which are one and the same where ᾱ_s is 1.
     mistakes="""
     the mask is the wrong way round: it is True where a pixel is known
@@ -137,6 +139,7 @@ JUMP = exercise(
     jump_back,
     Part("any two levels", 2, _jumps),
     Part("from the data, ᾱ_s = 1", 1, _jumps_from_data),
+    section="3 · Inpainting: a denoiser that knows some pixels",
     mistakes="""
     that noises data; x_s has noise already, and needs only what is missing
         abar_t / abar_s -> abar_t
@@ -181,6 +184,7 @@ HOLD = exercise(
     hold_colour,
     Part("the whole picture", 1, lambda rng: _regions(rng, True, (2, 4, 5, 3), (4, 3, 2, 1))),
     Part("a region of it", 2, lambda rng: _regions(rng, False, (2, 4, 5, 3), (3, 3, 3, 3))),
+    section="6 · Shape, colour and place",
     mistakes="""
     the mean must be over the region alone: divide by its number of pixels
         region.sum() -> region.size
@@ -249,6 +253,7 @@ EDITOR = exercise(
     edit,
     Part("a single step to the data", 2, _single_steps),
     Part("a whole run", 3, _whole_runs),
+    section="4 · Break it on purpose: the wrong noise under the mask",
     # Of the two starts with too little noise the first is true of both: in a single step they are
     # the same.
     mistakes="""
@@ -318,6 +323,7 @@ FEATHER = exercise(
     feathered,
     Part("where the mask is 1 or 0", 1, lambda rng: _blend(rng, soft=False)),
     Part("in the seam", 2, lambda rng: _blend(rng, soft=True)),
+    section="4 · Break it on purpose: the wrong noise under the mask",
     mistakes="""
     the blended noise is too weak in the seam
         / length ->
@@ -335,4 +341,4 @@ FEATHER = exercise(
 
 
 # --- 08.7 -----------------------------------------------------------------------------------
-PLATE = Written("08.7", "The restored licence plate", 2)
+PLATE = Written("08.7", "The restored licence plate", 2, section="7 · From coarse to fine")

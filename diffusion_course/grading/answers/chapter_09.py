@@ -52,6 +52,7 @@ LEVELS = exercise(
     levels,
     Part("signal that shrinks, or grows", 1, lambda rng: _rates(rng, (-1,), (-1, 1, -1, -1))),
     Part("f = 0 too", 1, _with_zero),
+    section="7 · Every process is an SDE",
     mistakes="""
     that is one Euler step for each interval: solve the equations, their rates are constant
         grown = np.exp(2 * rate * span) -> grown = 1 + 2 * rate * span
@@ -111,6 +112,7 @@ SETTLED = exercise(
     settled,
     Part("along the axes", 1, _upright),
     Part("correlated", 2, lambda rng: _clouds(rng, (3.1, 0.5), (0.3, 1.6, 2.7))),
+    section="3 · Langevin dynamics, and where it gets stuck",
     mistakes="""
     the largest step is twice the smallest variance: there 1 − h/v is −1
         share * 2 * narrowest -> share * narrowest
@@ -174,6 +176,7 @@ ENERGY = exercise(
     fit_energy,
     Part("numbers", 2, lambda rng: _data_and_bumps(rng, (7, 1, 3), (7, 1, 3))),
     Part("vectors", 2, lambda rng: _data_and_bumps(rng, (5, 3, 2), (5, 3, 2))),
+    section="5 · Three ways to learn a score",
     mistakes="""
     the trace adds up D second derivatives, and each has its −1/w²
         x.shape[1] / width**2 -> 1 / width**2
@@ -273,6 +276,7 @@ PREDICT = exercise(
     Part("r = 0: the predictor alone", 1, lambda rng: _steps(rng, None, 0.0, 1.0, 0.6)),
     Part("with the corrector", 2, lambda rng: _steps(rng, (0.15, 0.4), 1.0, 0.0, 1.4)),
     Part("from α = 0, and to σ = 0", 1, _both_ends),
+    section="11 · Predictor and corrector",
     mistakes="""
     SNR is a ratio of variances: your k is made of α/σ
         ** (2 * eta**2) -> ** (eta**2)
@@ -377,6 +381,7 @@ BROKEN = exercise(
     sample_reverse,
     Part("η = 0 and 1, for any process", 1, _usual),
     Part("any η", 3, _unusual),
+    section="14 · Break it on purpose: the wrong factor before the score",
     mistakes="""
     all three bugs are still there
         sigma[n] ** 2 -> (1 - alpha[n] ** 2)
@@ -461,6 +466,7 @@ TRAVEL = exercise(
             *_journeys(rng, 1, "signal kept", "no signal"),
         ],
     ),
+    section="8 · Backwards in time",
     mistakes="""
     the score always gathers what the noise spreads: with dt < 0 your score term spreads too
         free * span * score -> free * dt * score
@@ -550,6 +556,7 @@ PREDICTED = exercise(
     Part("numbers", 1, _numbers),
     Part("vectors whose entries are correlated", 2, _vectors),
     Part("to the data", 1, _to_the_data),
+    section="8 · Backwards in time",
     mistakes="""
     those are the moments of the noisy data; a run of finite steps ends somewhere else
         return (
@@ -614,4 +621,4 @@ PREDICTED = exercise(
 
 
 # --- 09.8 -----------------------------------------------------------------------------------
-REPORT = Written("09.8", "Two dials and one verdict", 2)
+REPORT = Written("09.8", "Two dials and one verdict", 2, section="11 · Predictor and corrector")

@@ -50,6 +50,7 @@ PIXEL_BITS = exercise(
             (256, 0.05, 0.3, (28, 28, 1)),  # so many that their product is 0, also in float64
         ),
     ),
+    section="12 · Break it on purpose: bits on the wrong scale",
     mistakes="""
     the width of a bin is missing: a density is not a probability
         return -log_p / std.size / np.log(2)
@@ -116,6 +117,7 @@ FLOW_DIVERGENCE = exercise(
     Part("x0", 1, lambda rng: _jacobians(rng, "x0")),
     Part("eps", 1, lambda rng: _jacobians(rng, "eps")),
     Part("score", 1, lambda rng: _jacobians(rng, "score")),
+    section="3 · The change of the density along a path",
     mistakes="""
     the state itself stands in the velocity too, once for each of the D coordinates
         jacobian.shape[1] * on_state + ->
@@ -192,6 +194,7 @@ PROBE_VARIANCE = exercise(
             rng, False, ((2, 5), 1.0, 3), ((3, 4), 3.0, 1), ((2, 5), number(rng, 4, 7), 7)
         ),
     ),
+    section="5 · Hutchinson's estimate",
     mistakes="""
     zᵀAz knows only the symmetric part of A: yours uses A itself
         S = (A + A.transpose(0, 2, 1)) / 2 -> S = A
@@ -269,6 +272,7 @@ TWO_ACCOUNTS = exercise(
     two_accounts,
     Part("one step", 1, lambda rng: _flows(rng, False, (4, 1, 1), (4, 1, 1))),
     Part("several steps, two groups", 2, lambda rng: _flows(rng, True, (2, 3, 3), (2, 3, 4))),
+    section="4 · Two independent checks",
     mistakes="""
     the two results are exchanged: first the integral, then the map
         return prior + inside, prior + volume -> return prior + volume, prior + inside
@@ -347,6 +351,7 @@ BROKEN = exercise(
     log_prob,
     Part("one probe", 2, lambda rng: _probed(rng, (4, 2, 1, 1), (3, 1, 4, 1))),
     Part("several probes", 2, lambda rng: _probed(rng, (4, 2, 3, 4), (3, 1, 2, 3))),
+    section="5 · Hutchinson's estimate",
     mistakes="""
     all three bugs are still there
         .mean(0) -> .sum(0)
@@ -431,6 +436,7 @@ NATS = exercise(
             (4, 3, -2.3, 0.6, number(rng, 0.3, 2.8), 0.2),
         ),
     ),
+    section="10 · The same number without a flow: I-MMSE",
     mistakes="""
     the tails beyond the grid are missing
         inside + tails -> inside
@@ -516,6 +522,7 @@ PIXEL_COSTS = exercise(
     Part(
         "many numbers, many draws", 2, lambda rng: _dequantised(rng, (3, 70, 4, 33), (3, 70, 4, 65))
     ),
+    section="7 · Bits of pixels: dequantisation",
     mistakes="""
     the first is exact, a mean over all u: yours is a mean over the draws
         log_p(x, width**2 / 12).sum(1) -> log_p(x + width * u).sum(2).mean(0)
@@ -566,4 +573,4 @@ PIXEL_COSTS = exercise(
 
 
 # --- 10.8 -----------------------------------------------------------------------------------
-ALARM = Written("10.8", "An alarm for strange pictures", 3)
+ALARM = Written("10.8", "An alarm for strange pictures", 3, section="9 · Likelihood is not quality")

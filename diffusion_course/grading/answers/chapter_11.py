@@ -25,6 +25,7 @@ MOMENTS = exercise(
     moments,
     Part("without noise", 1, lambda rng: _lengths(rng, 0.0)),
     Part("with any η", 1, lambda rng: _lengths(rng, number(rng, 0.4, 0.8), number(rng, 1.2, 1.5))),
+    section="5 · Stochastic solvers",
     mistakes="""
     integration by parts divides by c once more: j/c, not j
         j / c * m[-1] -> j * m[-1]
@@ -76,6 +77,7 @@ NOISE_WEIGHTS = exercise(
     noise_weights,
     Part("one and two estimates", 1, lambda rng: _nodes(rng, 1, 2)),
     Part("any number, at any places", 2, lambda rng: [*_nodes(rng, 3, 4), *_scattered(rng)]),
+    section="2 · The exact solution, but for one integral",
     mistakes="""
     these are the weights for x0, with e^(u − h); for ε the exponential is e^(h − u)
         np.exp(h) - 1 -> 1 - np.exp(-h)
@@ -132,6 +134,7 @@ CONTROL = exercise(
     control,
     Part("steps that are good, and bad", 1, lambda rng: _attempts(rng, 0.93, 1.08, 0.3, 6.0)),
     Part("the length changes by 0.2 to 5 times", 1, lambda rng: _attempts(rng, 1e-3, 400.0)),
+    section="6 · Steps that choose themselves",
     mistakes="""
     the worst example decides: yours is the mean of the examples
         .max() -> .mean()
@@ -221,6 +224,7 @@ CORRECTED = exercise(
     corrected,
     Part("without noise", 2, lambda rng: _corrections(rng, 0.0, 0.0)),
     Part("with any η", 2, lambda rng: _corrections(rng, number(rng, 0.4, 0.8), 1.3)),
+    section="5 · Stochastic solvers",
     mistakes="""
     half and half is the mean of a line only without the exponential
         at_end = 1 - whole / (c * h) -> at_end = whole / 2
@@ -310,6 +314,7 @@ BROKEN = exercise(
         3,
         lambda rng: [*_tables(rng, (4, False), (6, True), (3, True)), *_short_steps(rng)],
     ),
+    section="5 · Stochastic solvers",
     mistakes="""
     both bugs are still there
         np.sqrt(1 - np.exp(-2 * h)) -> np.sqrt(1 - np.exp(-h))
@@ -365,6 +370,7 @@ PICARD = exercise(
     picard,
     Part("one sweep", 1, lambda rng: _sweeps(rng, (4, 1), (3, 1))),
     Part("several, up to DDIM itself", 2, lambda rng: _sweeps(rng, (6, 2), (5, 3), (4, 4))),
+    section="9 · Back up, and all at once",
     mistakes="""
     that is DDIM: a sweep evaluates all the old states, and only then takes its steps
         denoise(old[i] -> denoise(path[i]
@@ -424,6 +430,7 @@ STRETCH = exercise(
     predict_correct,
     Part("without noise", 2, lambda rng: _runs(rng, (2, 0.0), (4, 0.0))),
     Part("with any η", 2, lambda rng: _runs(rng, (3, number(rng, 0.4, 0.8)), (2, 1.2))),
+    section="2 · The exact solution, but for one integral",
     mistakes="""
     nothing is corrected: that is the predictor alone
         x = move(start, i - 1, slope, before) -> slope = slope + 0.0
@@ -473,4 +480,4 @@ STRETCH = exercise(
 
 
 # --- 11.8 -----------------------------------------------------------------------------------
-RACE = Written("11.8", "Which solver?", 2)
+RACE = Written("11.8", "Which solver?", 2, section="7 · Why a guided solver breaks")

@@ -40,6 +40,7 @@ COEFFICIENTS = exercise(
             (0.0, number(rng, 0.5, 1.6)),
         ),
     ),
+    section="2 · Three demands",
     mistakes="""
     the data are not centred: their mean square counts, not their variance
         np.mean(x0**2) -> np.var(x0)
@@ -96,6 +97,7 @@ FLOW_WEIGHT = exercise(
     flow_weight,
     Part("the times of EDM", 1, lambda rng: _flow_times(rng, "as EDM")),
     Part("uniform times", 2, lambda rng: _flow_times(rng, "uniform")),
+    section="4 · Which noise levels to train at",
     mistakes="""
     an error of x0, divided by t, is one of the velocity: w(t) needs t²
         weight * t**2 -> weight
@@ -193,6 +195,7 @@ CHURN_FLOW = exercise(
             )
         ],
     ),
+    section="8 · Churn",
     mistakes="""
     γ is at most √2 − 1: the cap is missing
         min(churn / n, np.sqrt(2) - 1) -> churn / n
@@ -274,6 +277,7 @@ JOINED = exercise(
             ((2,), 3, 5, 1.0),
         ),
     ),
+    section="9 · Layers that keep sizes",
     mistakes="""
     the sums of squares must stand as the shares: a branch of many channels counts too much
         np.sqrt(common / A) -> np.sqrt(common / (A + B))
@@ -352,6 +356,7 @@ BROKEN = exercise(
             (3, False, number(rng, 0.25, 0.4)),
         ),
     ),
+    section="14 · Break it on purpose: churn with one wrong symbol",
     mistakes="""
     all three bugs are still there
         np.sqrt(up**2 - now**2) -> (up - now)
@@ -439,6 +444,7 @@ AUTOGUIDED = exercise(
             _just(rng, -0.1),
         ),
     ),
+    section="11 · A bad version of itself as the guide",
     mistakes="""
     that precision is negative: the function grows without bound, and `inf` is asked for
         if precision > 0 else np.inf -> if precision > 0 else np.nan
@@ -528,6 +534,7 @@ STRETCH = exercise(
         2,
         lambda rng: _stored(rng, False, _THREE, _TWO),
     ),
+    section="10 · Averages whose length is chosen afterwards",
     mistakes="""
     the sum must be 1: least squares alone does not give that
         np.linalg.solve(system, np.append(gram[:K, K], 1))[:K]
@@ -556,4 +563,4 @@ STRETCH = exercise(
 
 
 # --- 12.8 -----------------------------------------------------------------------------------
-REPORT = Written("12.8", "Twenty per cent better", 2)
+REPORT = Written("12.8", "Twenty per cent better", 2, section="5 · What each choice buys")

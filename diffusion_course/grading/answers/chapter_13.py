@@ -48,6 +48,7 @@ MERGED = exercise(
             _chunks(rng, 2, 2, 1),
         ],
     ),
+    section="2 · The Fréchet distance looks at two moments",
     mistakes="""
     chunks differ in mean, too, and that is part of the spread: yours is the spread within them
         (within + between) / -> within /
@@ -116,6 +117,7 @@ EXPECTED_SCORE = exercise(
     expected_score,
     Part("samples like the real examples", 2, _alike),
     Part("other samples", 2, _different),
+    section="3 · How many samples? The floor falls like 1/N",
     mistakes="""
     that is the distance of the two distributions: no number of rows occurs in it
         std**2 / N + real_std**2 / M -> 0
@@ -187,6 +189,7 @@ CHEAPEST = exercise(
     cheapest,
     Part("any two sets", 2, lambda rng: _sets(rng, (7, 9, 2), (14, 8, 4), (5, 6, 1))),
     Part("fewer real examples than features", 1, lambda rng: _sets(rng, (13, 3, 4), (15, 4, 5))),
+    section="2 · The Fréchet distance looks at two moments",
     mistakes="""
     mean and covariance are right, but this isn't the least change: the matrix must be symmetric
         stretch = narrow @ root(spread @ c_real @ spread) @ narrow ->
@@ -256,6 +259,7 @@ BROKEN = exercise(
     precision_recall,
     Part("the nearest neighbour", 2, lambda rng: _lattice(rng, (25, 34, 2, 1), (20, 15, 1, 1))),
     Part("the k-th neighbour", 2, lambda rng: _lattice(rng, (24, 17, 2, 3), (14, 26, 3, 2))),
+    section="6 · Two questions instead of one: quality and variety",
     mistakes="""
     both bugs are still there
         np.fill_diagonal(within, np.inf) ->
@@ -340,6 +344,7 @@ ENERGY = exercise(
         2,
         lambda rng: [*_tests(rng, 0.2, (5, 8, 3, 24), (7, 4, 2, 41)), *_like_twins(rng)],
     ),
+    section="4 · KID: no floor, and an error bar",
     mistakes="""
     no pair of a row with itself counts, so the mean is over n(n − 1) pairs: yours is too small
         (n * (n - 1)) -> (n * n)
@@ -408,6 +413,7 @@ COPIES = exercise(
     copies_rank,
     Part("no false alarm", 2, _no_alarm),
     Part("some false alarms", 2, _alarms),
+    section="11 · Does the model copy?",
     mistakes="""
     the threshold is random itself, and all samples share it: the flags are not binomial
         hypergeom.sf(allowed, n + N, N, m + 1 + allowed) ->
@@ -496,6 +502,7 @@ STRETCH = exercise(
     judged,
     Part("two methods", 2, _two),
     Part("several, not all shown on both sides", 3, _several),
+    section="13 · Ask people",
     mistakes="""
     the side is left out of the model
         eye[i] + eye[K] / 2, eye[j] - eye[K] / 2 -> eye[i], eye[j]
@@ -539,4 +546,6 @@ STRETCH = exercise(
 
 
 # --- 13.8 -----------------------------------------------------------------------------------
-REPORT = Written("13.8", "A report of results", 3)
+REPORT = Written(
+    "13.8", "A report of results", 3, section="3 · How many samples? The floor falls like 1/N"
+)

@@ -48,6 +48,7 @@ SMALLER = exercise(
     smaller,
     Part("block averages", 1, _averages),
     Part("any filter", 1, _filters),
+    section="12 · Larger pictures need more noise. Do latents?",
     mistakes="""
     noise of independent pixels adds up in variance: the filter multiplies σ by the root of Σ w²
         np.sqrt(np.sum(weights**2)) -> np.sum(weights**2)
@@ -113,6 +114,7 @@ LATENT_SCALE = exercise(
     Part("one batch", 1, lambda rng: _batches(rng, (1, 3), (1, 3))),
     Part("batches of any sizes", 1, lambda rng: _batches(rng, (4, 2), (4, 2))),
     Part("channels far from 0", 1, lambda rng: _batches(rng, (4, 2), (4, 2), far=150.0)),
+    section="6 · Shift and scale are measured",
     mistakes="""
     batches have different sizes: a large one counts more
         (counts / np.sum(counts))[:, None] -> np.full((len(counts), 1), 1 / len(counts))
@@ -192,6 +194,7 @@ RATE_PARTS = exercise(
             *_encoders(rng, (5, 3, 3), (4, 2, 2), sharp=True),
         ],
     ),
+    section="3 · Rate against distortion",
     mistakes="""
     in bits, logarithms are to the base 2
         return right * np.log(2)
@@ -261,6 +264,7 @@ GRADIENTS = exercise(
     gradients,
     Part("codes and commitment", 2, lambda rng: _vectors(rng, (2, 3, 4, 2), (3, 2, 2, 5), g=0.0)),
     Part("a decoder above them", 2, lambda rng: _vectors(rng, (3, 4, 2, 3), (2, 2, 5, 9))),
+    section="4 · A codebook",
     mistakes="""
     the gradient of the decoder passes the rounding as if it were not there: z needs it
         at_unit = g + commitment * apart -> at_unit = commitment * apart
@@ -396,6 +400,7 @@ FOLLOW = exercise(
             *_just_enough(rng),
         ],
     ),
+    section="4 · A codebook",
     mistakes="""
     the old values have the weight decay, the new ones 1 − decay: yours are exchanged
         return follow(z, n, m, 1 - decay, least)
@@ -510,6 +515,7 @@ INPAINT = exercise(
             rng, (2, 3, 2, 2, 5, 1, 3, False), (1, 5, 4, 2, 3, 2, 2, True), blocks=False
         ),
     ),
+    section="8 · Everything you know works here",
     mistakes=f"""
     all three bugs are still there
         {_ORDER}
@@ -627,6 +633,7 @@ BEST_CODE = exercise(
     Part(
         "data in a subspace", 1, lambda rng: _covariances(rng, (4, 2, 5.0, 2.3), (5, 1, 1.5, 0.4))
     ),
+    section="3 · Rate against distortion",
     mistakes="""
     an axis whose variance is below the level gets no bits, and its error is its variance
         return _all_axes(C, rate)
@@ -660,4 +667,6 @@ BEST_CODE = exercise(
 
 
 # --- 14.8 -----------------------------------------------------------------------------------
-REPORT = Written("14.8", "A report on a latent model", 2)
+REPORT = Written(
+    "14.8", "A report on a latent model", 2, section="14 · Break it on purpose: the forgotten scale"
+)

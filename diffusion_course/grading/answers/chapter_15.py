@@ -35,6 +35,7 @@ CHAIN = exercise(
     chain_weights,
     Part("without negative prompts", 1, lambda rng: _chains(rng, 2, 1, 4)),
     Part("with them", 1, lambda rng: _chains(rng, 1, 2, 3, negative=True)),
+    section="4 · The null caption, and how strongly to obey",
     mistakes="""
     a difference has two ends: a negative prompt also adds v_k to the evaluation before it
         c[k] += v[k] -> c[k] += 0
@@ -153,6 +154,7 @@ CONTRASTIVE = exercise(
             _trained(rng),
         ],
     ),
+    section="6 · A score that compares pictures with sentences",
     mistakes="""
     the loss comes first, then its least value
         return right[::-1]
@@ -267,6 +269,7 @@ CONTROL = exercise(
             ((3, 1, 2, 3, 4), "x", 4),
         ),
     ),
+    section="7 · ControlNet: a second picture steers the first",
     mistakes="""
     the outer layer moved before the others' gradients were taken: all belong to the old values
         back = error @ Z_out.T -> Z_out = Z_out - rate * h.T @ error; back = error @ Z_out.T
@@ -376,6 +379,7 @@ ADAPTERS = exercise(
         2,
         lambda rng: _adapters(rng, (6, 8, 1, 2, 2), (9, 5, 2, 1, 1), (6, 8, 1, 2, 1)),
     ),
+    section="8 · LoRA: a new word from 24 pictures",
     mistakes="""
     the changes are added, not the factors: (A + C)·(B + D) has products of both adapters in it
         change = change + scales[1] * alpha / C.shape[1] * C @ D
@@ -508,6 +512,7 @@ READING = exercise(
             ((3, 4, 5, 7), (0, 2, 4), False),
         ),
     ),
+    section="10 · Break it on purpose: the mask that the sampler forgot",
     mistakes="""
     that is what the broken function returns, too
         counts = tokens != padding -> counts = np.arange(tokens.shape[1])
@@ -633,6 +638,7 @@ COMPOSED = exercise(
             ((4, 6, 3), [1.0, 1.0], 0.04),
         ),
     ),
+    section="9 · Several conditions, exactly",
     mistakes="""
     the second estimate is the first one: at t > 0 the product of noisy densities is another thing
         return right[0], right[0]
@@ -767,6 +773,7 @@ EDITED = exercise(
             ((4, 2), (3, 5), (-1, 0, -1, -1, 1), 2, 0, 2),
         ),
     ),
+    section="3 · Where each word acts",
     mistakes="""
     nothing of the source is kept: that is the target alone
         i < kept -> i < 0
@@ -840,4 +847,6 @@ EDITED = exercise(
 
 
 # --- 15.8 -----------------------------------------------------------------------------------
-REPORT = Written("15.8", "A report on a text model", 2)
+REPORT = Written(
+    "15.8", "A report on a text model", 2, section="5 · Does one word change more than it says?"
+)

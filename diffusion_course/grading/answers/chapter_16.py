@@ -27,6 +27,7 @@ IMAGE_OF = exercise(
         1,
         lambda rng: _tokens(rng, (2, 4, 3, 2, 3, 1), (1, 3, 4, 3, 2, 3), (3, 4, 2, 1, 5, 2)),
     ),
+    section="2 · An image as a list of patches",
     mistakes="""
     a reshape alone puts the pixels of one patch into one row: exchange two axes in between
         .transpose(0, 1, 3, 2, 4, 5) ->
@@ -79,6 +80,7 @@ ROTARY = exercise(
     ),
     rtol=5e-5,
     atol=1e-5,
+    section="5 · Where does a patch lie?",
     mistakes="""
     the sine has the other sign: the move leads from the query to the key
         q[half:] * k[:half] - q[:half] * k[half:] -> q[:half] * k[half:] - q[half:] * k[:half]
@@ -130,6 +132,7 @@ GATE = exercise(
     gate_gradient,
     Part("one image", 1, lambda rng: _branches(rng, (1, 4, 3, 5), (1, 4, 3, 5))),
     Part("a batch", 2, lambda rng: _branches(rng, (3, 5, 2, 4), (3, 5, 2, 4))),
+    section="4 · Why the gates start at zero",
     mistakes="""
     the gate reads SiLU of the embedding, not the embedding
         emb / (1 + np.exp(-emb)) -> emb
@@ -200,6 +203,7 @@ MERGE = exercise(
             ((3, 2, 5), 0.5, "empty"),
         ),
     ),
+    section="11 · Two streams: MMDiT",
     mistakes="""
     the results are weighted by their sums of exponentials, not half and half
         np.exp(s_x - top)[..., None], np.exp(s_c - top)[..., None] ->
@@ -270,6 +274,7 @@ JOINT = exercise(
             *_streams(rng, (2, 6, 5, 4, 2, 1), padding=100.0),
         ],
     ),
+    section="11 · Two streams: MMDiT",
     mistakes="""
     both bugs are still there
         reshape(3, B, N + L, heads, C // heads).transpose(0, 1, 3, 2, 4) ->
@@ -347,6 +352,7 @@ COSTS = exercise(
     Part("tokens", 2, lambda rng: _descriptions(rng, "in-context", "cross-attention")),
     rtol=1e-6,
     atol=1e-12,
+    section="7 · Four ways to tell a network the time",
     mistakes="""
     a multiplication with its addition counts once here: your number of products is twice as large
         np.array([parameters, products, rate / products]) ->
@@ -420,6 +426,7 @@ AROUND = exercise(
             rng, (6, 2, "x0", "other", 3), (5, 3, "v", "other", 2), (4, 2, "eps", "other", 4)
         ),
     ),
+    section="12 · What leaves the last layer: noise or image?",
     mistakes="""
     the skip is missing: it brings c·x_t to the output without the bottleneck
         (best - c) ** 2 -> best**2
@@ -456,4 +463,6 @@ AROUND = exercise(
 
 
 # --- 16.8 -----------------------------------------------------------------------------------
-CLAIMS = Written("16.8", "Smaller, faster, dead", 2)
+CLAIMS = Written(
+    "16.8", "Smaller, faster, dead", 2, section="7 · Four ways to tell a network the time"
+)

@@ -55,6 +55,7 @@ ASK = exercise(
     ask_vp,
     Part("for a rectified flow", 1, _rectified),
     Part("for any process, with both ends", 1, _any_levels),
+    section="3 · Flow matching is diffusion",
     mistakes="""
     the network knows states with α² + σ² = 1: divide yours by √(α² + σ²), and its levels too
         size = np.sqrt(a**2 + s**2) -> size = 1.0
@@ -168,6 +169,7 @@ PAIRS = exercise(
     Part("from noise to a mixture", 1, _from_noise),
     Part("any two mixtures, any pairs", 2, _any_pairs),
     Part("at both ends", 1, _at_ends),
+    section="10 · From any source to any target",
     mistakes="""
     those are independent pairs: P[k, j] is not the product of its rows' and columns' sums
         np.log(pairs) -> np.log(pairs.sum(1, keepdims=True) * pairs.sum(0))
@@ -255,6 +257,7 @@ BENDING = exercise(
     bending,
     Part("one step", 2, lambda rng: _walks(rng, 1, 2, 3)),
     Part("any grid", 2, lambda rng: _walks(rng, 4, 3, 2)),
+    section="5 · Straightness",
     mistakes="""
     bends within a step are not seen: that is the straightness of the states alone
         slope = (1 - u) * now + u * after -> slope = mean
@@ -344,6 +347,7 @@ COSTS = exercise(
             _points(rng, 1, 4, 8, 4),
         ],
     ),
+    section="9 · Break it on purpose: a coupling that does not know the labels",
     mistakes="""
     each class counts as much as it has points: the mean over the classes is another number
         len(a) / len(x0) * optimal -> 1 / len(classes) * optimal
@@ -449,6 +453,7 @@ BROKEN = exercise(
             (3, number(rng, 0.3, 0.6), (3,)),
         ),
     ),
+    section="13 · Break it on purpose: two clocks",
     mistakes="""
     all three bugs are still there
         tau = grid / (factor - (factor - 1) * grid) -> tau = factor * grid / (
@@ -560,6 +565,7 @@ GAUSSIANS = exercise(
     gaussian_costs,
     Part("along the same axes", 1, _same_axes),
     Part("along any axes", 3, _any_axes),
+    section="6 · Reflow, exactly",
     mistakes="""
     the flow's pairs are not the optimal ones: they are so only if both clouds have the same axes
         apart - 2 * np.trace(flow) -> apart - 2 * np.trace(best)
@@ -658,6 +664,7 @@ BRIDGE = exercise(
     Part("clouds that overlap", 2, lambda rng: _two_clouds(rng, 1.5)),
     Part("clouds far apart", 1, lambda rng: _two_clouds(rng, 68.0)),
     Part("clouds of two groups", 1, _two_groups),
+    section="11 · Bridges: the noisy relatives",
     mistakes="""
     that is the bridge of independent pairs: Sinkhorn's shares are missing
         log_pair - square -> -square
@@ -702,4 +709,4 @@ BRIDGE = exercise(
 
 
 # --- 17.8 -----------------------------------------------------------------------------------
-WRITTEN = Written("17.8", "Four steps, says the report", 2)
+WRITTEN = Written("17.8", "Four steps, says the report", 2, section="5 · Straightness")

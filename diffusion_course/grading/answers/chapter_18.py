@@ -51,6 +51,7 @@ FLOW_MAP = exercise(
             [_ends(rng)[0]] * 2,
         ),
     ),
+    section="2 · One map, three equations",
     mistakes="""
     Cholesky's roots give the right distributions, but the flow does not shear: take symmetric roots
         stretch = _root(C_s) @ np.linalg.inv(_root(C_t))
@@ -163,6 +164,7 @@ JUMP_COEFFICIENTS = exercise(
             _nowhere(rng, "huge", sign=1),
         ],
     ),
+    section="6 · The derivative, without steps: TrigFlow and MeanFlow",
     mistakes="""
     c_skip divides by the mean square of x_t: yours, with both roots, is the cosine of the angle
         shared / _square(rms, at_t) -> shared / np.sqrt(_square(rms, at_t) * _square(rms, at_s))
@@ -266,6 +268,7 @@ STUDENT_TARGET = exercise(
         2,
         lambda rng: _grids(rng, (3, True, False), (5, False, False), (2, True, True)),
     ),
+    section="4 · The semigroup: progressive distillation",
     mistakes="""
     each of the teacher's steps starts where the one before it has ended
         denoise(state, alpha[i], sigma[i]) -> denoise(x, alpha[0], sigma[0])
@@ -337,6 +340,7 @@ SPREAD = exercise(
     spread,
     Part("one evaluation", 2, lambda rng: _levels(rng, (1, 1), (3, 3), (6, 6))),
     Part("two", 2, lambda rng: _levels(rng, (1, 0), (3, 1), (6, 2), (2, 1))),
+    section="5 · The derivative, in steps: consistency models",
     mistakes="""
     that is a variance: take the root
         return np.sqrt(twice) -> return twice
@@ -425,6 +429,7 @@ BROKEN = exercise(
             rng, (2, number(rng, 0.2, 0.4)), (3, number(rng, 0.2, 0.4)), (3, 0.0)
         ),
     ),
+    section="5 · The derivative, in steps: consistency models",
     mistakes="""
     both bugs are still there
         keep = (1 - t) / (1 - end) -> keep = 1 - t
@@ -534,6 +539,7 @@ GENERATOR_GRADIENT = exercise(
     generator_gradient,
     Part("divided by a size", 2, lambda rng: _generators(rng, _two_groups(rng), 3, 2, "size")),
     Part("the gradient of KL", 2, lambda rng: _generators(rng, _far(rng), 5, 3, "KL")),
+    section="7 · The distribution: a difference of two scores",
     mistakes="""
     the generator would run away from the data: the difference is fake − real
         (fake - real) / size -> (real - fake) / size
@@ -636,6 +642,7 @@ STRETCH = exercise(
     mean_target,
     Part("by t", 2, lambda rng: _pairs_of_times(rng, "t")),
     Part("by s", 3, lambda rng: _pairs_of_times(rng, "s")),
+    section="6 · The derivative, without steps: TrigFlow and MeanFlow",
     mistakes="""
     by t the derivative has a minus
         return v - length -> return v + length
@@ -687,4 +694,4 @@ STRETCH = exercise(
 
 
 # --- 18.8 -----------------------------------------------------------------------------------
-REPORT = Written("18.8", "Three verdicts on few steps", 3)
+REPORT = Written("18.8", "Three verdicts on few steps", 3, section="8 · The wall")

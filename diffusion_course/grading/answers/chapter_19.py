@@ -56,6 +56,7 @@ AGREE = exercise(
             rng, (3, (0, 1, 0, 0, -1), _noise(rng, 2)), (2, (1, 0, 2, 1), [0, *_noise(rng, 2)])
         ),
     ),
+    section="5 · ΠGDM: the guess has an error",
     mistakes="""
     a pixel that is not measured keeps its guess: the index −1 is the last group
         (groups == m) -> (groups % y.shape[1] == m)
@@ -165,6 +166,7 @@ EXACT_GUESS = exercise(
             (3, 3, 2, 1, "exact"),
         ),
     ),
+    section="2 · Bayes' rule for a denoiser",
     mistakes="""
     y changes the weights of the components, too: yours are those that x alone gives
         softmax(joint, axis=1) -> softmax(before, axis=1)
@@ -276,6 +278,7 @@ NEXT_POWER = exercise(
             (10, 0.1, 0.1, True, number(rng, 0.5, 0.7)),
         ),
     ),
+    section="9 · Particles: wrong guesses, right weights",
     mistakes="""
     the power is at most 1, where the target is
         step = 1 - power -> step = 60.0
@@ -393,6 +396,7 @@ RUN_PARTICLES = exercise(
             (4, 3, (0.7, 1.2), 1.0, False),
         ),
     ),
+    section="10 · Break it on purpose: forgotten weights",
     mistakes="""
     all three bugs are still there
         log_z = log_z + logsumexp(log_w) -> log_z = logsumexp(log_w)
@@ -510,6 +514,7 @@ BEST_OF = exercise(
             ((1, 0, 3, 1, 2, 0), 4, True),
         ),
     ),
+    section="11 · Best of n: draw many, keep one",
     mistakes="""
     that is the KL of a continuous reward; for a few outcomes it is smaller
         q[seen] @ np.log(q[seen] / p[seen]) -> np.log(n) - (n - 1) / n
@@ -602,6 +607,7 @@ PREFERENCE = exercise(
     preference,
     Part("pairs of any kind", 3, lambda rng: _pairs(rng, ((3, 4), 1.2), ((4, 2, 3), 0.8))),
     Part("pairs that are clear", 1, lambda rng: _pairs(rng, ((2, 5), 1800.0), ((4, 2, 2), 25.0))),
+    section="13 · Fine-tuning: two losses",
     mistakes="""
     the logarithm is taken for each pair, and then the mean: yours is that of a mean margin
         -np.mean(log_expit(margin)) -> -log_expit(np.mean(margin))
@@ -707,6 +713,7 @@ GRPO = exercise(
     grpo,
     Part("all steps have noise", 2, lambda rng: _policies(rng, (2, 2, 4, 3, ""), (3, 1, 5, 2, ""))),
     Part("any paths", 3, lambda rng: _policies(rng, (3, 3, 3, 2, "ends"), (4, 2, 5, 1, "ends"))),
+    section="13 · Fine-tuning: two losses",
     mistakes="""
     time falls: over the step h = t − s the state moves by −h·v
         x - h * v - h -> x + h * v - h
@@ -795,4 +802,6 @@ GRPO = exercise(
 
 
 # --- 19.8 -----------------------------------------------------------------------------------
-REPORT = Written("19.8", "Three verdicts on steering", 3)
+REPORT = Written(
+    "19.8", "Three verdicts on steering", 3, section="9 · Particles: wrong guesses, right weights"
+)

@@ -62,6 +62,7 @@ FORGET = exercise(
             *[(steps, number(rng, 0.2, 0.4), K) for steps, K in ((1, 3), (5, 2), (4, 3), (2, 5))],
         ),
     ),
+    section="2 · Noise for letters",
     mistakes="""
     a letter that was forgotten for another letter may still become the mask in a later step
         return _drawn_once(betas, share, K)
@@ -159,6 +160,7 @@ STEP_BACK = exercise(
             rng, ("absorbing", (3, 4, 2)), ("neighbour", (2, 3, 4)), ("absorbing", (2, 5, 3))
         ),
     ),
+    section="2 · Noise for letters",
     mistakes="""
     you put the mean letter into Bayes' rule: mix the posteriors instead, each one normalised
         return _mean_string(x, p0, Q_s, Q_ts)
@@ -231,6 +233,7 @@ OWN_PACE = exercise(
         lambda rng: _paces(rng, ("own", (3, 2, 4)), ("pause", (2, 3, 3)), ("own", (3, 3, 3))),
     ),
     Part("the last step", 1, lambda rng: _paces(rng, ("last", (2, 3, 4)), ("last", (3, 2, 3)))),
+    section="4 · Every order at once",
     mistakes="""
     that is the loss for letters with one pace: else a mask that stays tells which letters are slow
         + _cost(1 - true, 1 - p.sum(-1)) ->
@@ -306,6 +309,7 @@ TOGETHER = exercise(
         1,
         lambda rng: _tables(rng, (1, 3), (4, 1), (4, 5), (3, 3)),
     ),
+    section="3 · All 27 strings",
     mistakes="""
     a token is lifted in a step with probability α_s − α_t: a *mask* with more, but few are left
         lifts = np.diff(alpha) -> lifts = _of_masks(alpha)
@@ -381,6 +385,7 @@ BROKEN = exercise(
         1,
         lambda rng: _padded(rng, (5, 2, [3, 5, 2]), (5, 2, [2, 4, 5])),
     ),
+    section="4 · Every order at once",
     mistakes="""
     all three bugs are still there
         (x == K) & (np.arange(L) < lengths[:, None]) -> x == K
@@ -494,6 +499,7 @@ GUIDED_STEP = exercise(
             ("step", (2, 3, 5), number(rng, 0.2, 0.7), (0.0, 1.7), True),
         ),
     ),
+    section="8 · Guidance",
     mistakes="""
     in a guided step the mask takes part: normalise over the letters and the mask together
         if kind == "letters": -> if kind:
@@ -592,6 +598,7 @@ PARALLEL_LOSS = exercise(
         3,
         lambda rng: _languages(rng, (3, 2, 4, "holes"), (3, 3, 2, "any"), (4, 2, 3, "copies")),
     ),
+    section="3 · All 27 strings",
     mistakes="""
     that holds for two tokens: of three, two may meet while one is alone
         return _two_only(p, alpha)
@@ -628,4 +635,6 @@ PARALLEL_LOSS = exercise(
 
 
 # --- 20.8 -----------------------------------------------------------------------------------
-VERDICTS = Written("20.8", "Three verdicts", 3)
+VERDICTS = Written(
+    "20.8", "Three verdicts", 3, section="7 · Random numbers that are not what they say"
+)

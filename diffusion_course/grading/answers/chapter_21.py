@@ -51,6 +51,7 @@ PAY = exercise(
         1,
         lambda rng: _games(rng, (4, 5, "non-saturating", True), (5, 4, "saturating", True)),
     ),
+    section="2 · The game of a GAN",
     mistakes="""
     the two games of the generator are exchanged
         game == "saturating" -> game != "saturating"
@@ -151,6 +152,7 @@ BEST_JUDGE = exercise(
         2,
         lambda rng: _alphabets(rng, (2, 5, "zeros"), (3, 4, "zeros"), (3, 4, "apart")),
     ),
+    section="2 · The game of a GAN",
     mistakes="""
     the judge sees more of one kind than of the other: its best logit knows the share
         _log(data) - _log(made) -> _log(p[b, k]) - _log(q[b, k])
@@ -252,6 +254,7 @@ AFTER_PROMPT = exercise(
             ((2, 4, 3), (1, 0), 1.3, "forbidden"),
         ),
     ),
+    section="4 · Densities that add up to 1",
     mistakes="""
     the logits at place i are about the next token, i + 1: yours are taken for token i
         said = np.concatenate([start[None], logits[b]]) -> said = logits[b]
@@ -327,6 +330,7 @@ FLOW = exercise(
     Part("one coupling", 1, lambda rng: _flows(rng, (2, 3, 1, 1.0), (3, 2, 1, 1.0))),
     Part("several couplings", 1, lambda rng: _flows(rng, (3, 4, 2, 1.0), (2, 3, 3, 1.0))),
     Part("any temperature", 1, lambda rng: _flows(rng, (3, 3, 4, None), (4, 2, 1, 1.4))),
+    section="4 · Densities that add up to 1",
     mistakes="""
     all three bugs are still there
         log_p = log_p + log_scale.sum(1) -> log_p = log_p + h[:, :D].sum(1)
@@ -430,6 +434,7 @@ VAE_GAP = exercise(
         1,
         lambda rng: _vaes(rng, (3, 3, 2, "best"), (2, 5, 3, "best")),
     ),
+    section="5 · A bound, and how far below it lies",
     mistakes="""
     the least gap belongs to the best stds: those of the exact posterior are too wide for q
         _gap_of(1 / np.diag(precision), precision, log_det)
@@ -589,6 +594,7 @@ CHEAPEST = exercise(
             (4, 3, (70,), "cheap"),
         ),
     ),
+    section="6 · Three maps from noise, and what a sample costs",
     mistakes="""
     a mean may be below the limit by luck: two of its standard errors must fit in, too
         np.mean(runs) + 2 * error <= limit -> np.mean(runs) <= limit
@@ -734,6 +740,7 @@ ONE_CODE = exercise(
         lambda rng: _codes(rng, (3, 4, 2, 3, "impossible"), (2, 3, 3, 4, "impossible")),
     ),
     Part("many places", 2, lambda rng: _codes(rng, (3, 60, 2, 4, "long"), (2, 90, 3, 3, "long"))),
+    section="5 · A bound, and how far below it lies",
     mistakes="""
     codes depend on the one before them: a mean over the codes of each place is not the sum
         nats[b] = -_log_sum(forward)
@@ -772,4 +779,4 @@ ONE_CODE = exercise(
 
 
 # --- 21.8 -----------------------------------------------------------------------------------
-CASES = Written("21.8", "Which model, and when none", 3)
+CASES = Written("21.8", "Which model, and when none", 3, section="8 · When not to generate")

@@ -45,6 +45,7 @@ ACCUMULATE = exercise(
         1,
         lambda rng: _micro_batches(rng, (4, (6, 0, 2, 11, 0)), (2, (0, 8, 3, 1))),
     ),
+    section="6 · Memory against time",
     mistakes="""
     that is the mean of the means: a micro-batch counts with its number of examples
         n * g / total -> g / seen
@@ -138,6 +139,7 @@ RING = exercise(
         1,
         lambda rng: _rings(rng, (4, 10, 3), (4, 9, 5), (3, 7, 4), (5, 3, 6), (5, 3, 2), (1, 3, 0)),
     ),
+    section="4 · Bytes on a device, bytes on the wire",
     mistakes="""
     after the first N − 1 rounds each chunk is complete somewhere: from there on it is copied
         before[to, chunk] + before[d, chunk] -> before[to, chunk] + before[d, chunk]
@@ -232,6 +234,7 @@ PARALLEL_ATTENTION = exercise(
         1,
         lambda rng: _attentions(rng, (2, 3, 5, 2, 4), (1, 2, 3, 2, 4), (2, 3, 7, 2, 3)),
     ),
+    section="3 · A block, shared by hand",
     mistakes="""
     the sum has the bias once: yours has it from every device
         parts.sum(axis=0) + bias -> parts.sum(axis=0) + N * bias
@@ -383,6 +386,7 @@ SCALED_RUN = exercise(
             (3, (4, 3, 12), 3, (40.0, 40.0, 1, 1, None, 1, 1, 1, 1)),
         ),
     ),
+    section="7 · Half the bytes: which half?",
     mistakes="""
     a step that fails changes nothing: neither the average nor the number of updates
         scale, good = max(scale / 2, low), 0 -> scale, good = max(scale / 2, low), 0;
@@ -503,6 +507,7 @@ TO_LOAD = exercise(
             (2, 17, 4, _LOPSIDED, 2, (7,)),
         ),
     ),
+    section="8 · The loop around it",
     mistakes="""
     the hosts' shares follow the mesh: yours are equal blocks in the order of the hosts
         return _by_host(orders, owner, host, batch, step, "block")
@@ -615,6 +620,7 @@ MEMORY = exercise(
             (8, 2, ("mm half o oo",)),
         ),
     ),
+    section="6 · Memory against time",
     mistakes="""
     a tensor is split along one of its axes: that N divides the number of its values is not enough
         (shapes % N == 0).any(axis=1) -> sizes % N == 0
@@ -737,6 +743,7 @@ ROOFLINE = exercise(
             (2, 600, ((1100, 1500), (2600, 150)), 4),
         ),
     ),
+    section="9 · Compile for a machine that you do not have",
     mistakes="""
     each device computes with its share of the tokens
         b, times, fewest = tokens / N, [], [] -> b, times, fewest = tokens, [], []
@@ -804,4 +811,4 @@ ROOFLINE = exercise(
 
 
 # --- 22.8 -----------------------------------------------------------------------------------
-SLOW = Written("22.8", "Twice as slow", 3)
+SLOW = Written("22.8", "Twice as slow", 3, section="13 · What to inspect")

@@ -59,6 +59,7 @@ SHARES = exercise(
     shares,
     Part("one object", 1, lambda rng: _fields(rng, (1, 2, 5), (1, 3, 4))),
     Part("several in the same place", 2, lambda rng: _fields(rng, (3, 2, 5), (2, 3, 4))),
+    section="4 · Light along a ray",
     mistakes="""
     a piece of the ray holds back 1 − exp(−density·length): yours is only right for thin ones
         1 - np.exp(-total * lengths[s]) -> np.minimum(total * lengths[s], 1)
@@ -144,6 +145,7 @@ DISTIL = exercise(
         lambda rng: _scenes(rng, ("distilled", 3, 2, 4), ("distilled", 5, 3, 2)),
     ),
     Part("the whole gradient", 2, lambda rng: _scenes(rng, ("whole", 3, 2, 4), ("whole", 5, 3, 2))),
+    section="2 · A gradient from a denoiser",
     mistakes=f"""
     the two kinds are exchanged
         if kind == "whole" else -> if kind != "whole" else
@@ -242,6 +244,7 @@ PACED = exercise(
         lambda rng: _signals(rng, ("own", 3, 11, False), ("own", 2, 8, False)),
     ),
     Part("silent ones", 1, lambda rng: _signals(rng, ("own", 2, 8, True), ("one", 3, 11, True))),
+    section="6 · Sounds",
     mistakes="""
     the two kinds are exchanged
         if kind == "own" -> if kind != "own"
@@ -357,6 +360,7 @@ STEP = exercise(
         2,
         lambda rng: _clouds(rng, (3, 2, 4, (3, 2), 4), (2, 1, 3, (4, 1, 3), 5)),
     ),
+    section="7 · Molecules",
     mistakes="""
     all three bugs are left
         return _broken(x, h, mask, into, out, mix, "turn shift empty")
@@ -491,6 +495,7 @@ TURNED = exercise(
             (3, 4, number(rng, 0.5, 0.8), number(rng, 0.6, 0.9), number(rng, 0.3, 0.4), True),
         ),
     ),
+    section="8 · Break it on purpose: the wrong hand",
     mistakes=f"""
     that is the molecule in its most probable turn: the guess is the mean over all turns
         {_BEST} -> sure = 1 / np.where
@@ -641,6 +646,7 @@ TORUS = exercise(
             (3, 2, 1, number(rng, 1.4, 4.1), number(rng, 1.4, 1.6), "anywhere"),
         ),
     ),
+    section="9 · Angles and rotations",
     mistakes="""
     that is a Gaussian on the line: on a torus many ways lead from a point to x
         return _flat(x[:, None] - points, weights, sigma)
@@ -701,4 +707,4 @@ def _few_ways(x, points, weights, sigma, period):
 
 
 # --- 24.7 -----------------------------------------------------------------------------------
-VERDICTS = Written("24.7", "Three verdicts", 3)
+VERDICTS = Written("24.7", "Three verdicts", 3, section="3 · Where it ends")

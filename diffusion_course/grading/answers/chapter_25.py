@@ -65,6 +65,7 @@ INT8_LAYER = exercise(
     Part("any numbers", 2, lambda rng: _layers(rng, (3, 5, 4), (2, 4, 3), (3, 60, 2))),
     Part("codes that end in a half", 1, lambda rng: _halves(rng, (3, 5, 4), (2, 6, 3))),
     Part("rows and columns of zeros", 1, lambda rng: _zeros(rng, (3, 5, 4), (2, 4, 3))),
+    section="3 · Smaller: bits, zeros, steps",
     mistakes="""
     eight bits cannot hold a sum of products: add up in wider whole numbers
         x_codes @ W_codes -> x_codes.astype(np.int8) @ W_codes.astype(np.int8)
@@ -238,6 +239,7 @@ PRUNE = exercise(
             ((1, 5, 2), 0.75, "layer", False),
         ),
     ),
+    section="3 · Smaller: bits, zeros, steps",
     mistakes="""
     small means near 0: a large negative weight is not small
         size, kept = np.abs(w) -> size, kept = w + 0
@@ -342,6 +344,7 @@ IDENTIFY = exercise(
         1,
         lambda rng: _marked(rng, (3, 784, 2, 2, 0.6), (4, 400, 1, 1, 0.8)),
     ),
+    section="5 · A key in the noise",
     mistakes="""
     a rounded 1 has no logarithm of 1 − p: ask the distribution for its upper tail
         stats.t.logsf(t, d - 1) -> np.log(1 - stats.t.cdf(t, d - 1))
@@ -472,6 +475,7 @@ ALARM = exercise(
         2,
         lambda rng: _days(rng, (12, 6, (0, 1, 2), 24, ""), (9, 14, (4, 0, 1, 2, 6), 60, "added")),
     ),
+    section="8 · Did anything change?",
     mistakes="""
     all three bugs are still there
         in orders: -> in _cut_at(y, orders):
@@ -588,6 +592,7 @@ SCREEN = exercise(
             (8, 12, 1.0, "best"),
         ),
     ),
+    section="9 · Filters, and who goes around them",
     mistakes="""
     pictures with one score are refused together: yours refuses so many of them as fit
         return _at(good + 0, bad, np.sort(good)[::-1][max(0, int(rate * len(good)) - 1)], base)
@@ -699,6 +704,7 @@ SERVE = exercise(
             (40, 5, 0.0, 0.8, 0.9, True),
         ),
     ),
+    section="4 · Who waits for how long",
     mistakes="""
     a user waits from arrival to answer: yours is the time of the batch alone
         latency = done - arrivals -> latency = done - starts
@@ -758,4 +764,4 @@ SERVE = exercise(
 
 
 # --- 25.7 -----------------------------------------------------------------------------------
-VERDICTS = Written("25.7", "Three verdicts", 3)
+VERDICTS = Written("25.7", "Three verdicts", 3, section="9 · Filters, and who goes around them")

@@ -58,6 +58,7 @@ BILL = exercise(
             (5, 0.93, 2, 0, 1),
         ),
     ),
+    section="2 · The game",
     mistakes="""
     the step from t = 1 has no signal to correct with: it costs one evaluation
         t < 1 and s > 0 -> s > 0
@@ -119,6 +120,7 @@ DRAWN = exercise(
     drawn,
     Part("from pure noise", 2, lambda rng: _runs(rng, (1, 3, 0.0), (2, 3, 0.0), (4, 5, 0.0))),
     Part("from a grid that begins too late", 2, lambda rng: _runs(rng, (2, 3, 0.2), (4, 5, 0.3))),
+    section="8 · A sampler with one free number",
     mistakes="""
     the run begins with σ times noise: the data's mean is not in it
         middle, factor = 0 * means -> middle, factor = alpha[0] * means
@@ -202,6 +204,7 @@ CHARGE = exercise(
             (5, 3, 4, 0, "twice"),
         ),
     ),
+    section="3 · Who counts?",
     mistakes="""
     an image that comes twice in a call is charged twice: counts[images] += 1 charges it once
         new = counts + np.bincount(images[images >= 0], minlength=N) -> new = counts + np.isin(
@@ -255,6 +258,7 @@ PLACE = exercise(
     place,
     Part("independent answers", 2, lambda rng: _secrets(rng, (3, 2, 5, ""), (2, 3, 4, "inside"))),
     Part("an answer that tells nothing new", 1, lambda rng: _secrets(rng, (2, 3, 5, "dependent"))),
+    section="4 · Secret coordinates",
     mistakes="""
     the vectors are not orthogonal: solve for the weights, with the table of their products
         np.linalg.pinv(squares, hermitian=True, rcond=1e-9) -> np.eye(known.shape[1]) / np.einsum(
@@ -327,6 +331,7 @@ APART = exercise(
     apart,
     Part("two samplers", 2, lambda rng: _samplers(rng, (20, 3, 0.3), (15, 2, 0.8))),
     Part("nearly the same sampler", 2, lambda rng: _samplers(rng, (20, 3, 1), (15, 2, 1))),
+    section="5 · How sure is a score?",
     mistakes="""
     both samplers had the same noise: errors as if each had its own are too large
         np.std(phi, ddof=1) / np.sqrt(len(a)) -> np.hypot(np.std(_influence(a, mean, covariance),
@@ -356,4 +361,4 @@ APART = exercise(
 
 
 # --- 26.6 -----------------------------------------------------------------------------------
-REPORT = Written("26.6", "The report of your sampler", 10)
+REPORT = Written("26.6", "The report of your sampler", 10, section="9 · Your capstone")

@@ -42,7 +42,8 @@ def exercise(
       oracle: the right function, in NumPy.
       parts: see `Part`.
       mistakes: see above.
-      others: `library`, `rtol` and `atol` of `Exercise`, where its defaults don't fit.
+      others: `section` of `Exercise`, and its `library`, `rtol` and `atol` where the defaults
+        don't fit.
     """
     name, title = head.split(" · ")
     known = read_mistakes(oracle, mistakes)

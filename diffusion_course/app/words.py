@@ -21,24 +21,48 @@ _OF_A_FIGURE = re.compile(
     re.IGNORECASE,
 )
 
+_OF_ITS_PARTS = re.compile(
+    r"\b(figure|plot|histogram|panels?|curves?|rows?|columns?|lines?|dots|arrows|upper|lower|left|right)"
+    r"\b(?! (side|place|if|away|for|at the beginning))",
+    re.IGNORECASE,
+)
+
 
 def alternative(cells, number: int) -> str:
     """The text for the pictures of cell `number`; never empty."""
     cell = cells[number]
     if cell.metadata.get("alt"):
         return cell.metadata["alt"]
-    heading, text = "", ""
-    for other in reversed(cells[:number]):
-        if other.cell_type != "markdown":
-            continue
-        text = text or plain(_HEADING.sub("", other.source))
-        found = _HEADING.findall(other.source)
-        if found:
-            heading = plain(found[-1])
-            break
+    heading, text = _before(cells[:number])
     name = f"Figure of “{heading}”." if heading else "Figure."
     labels = _labels(cell.source)
     return " ".join(filter(None, [name, labels, _told(text, enough=bool(labels))]))
+
+
+def caption(cells, number: int) -> str:
+    """What the text says the pictures of cell `number` show, in one sentence; may be empty.
+
+    Formulas stay as they are, in dollars.
+    """
+    if cells[number].metadata.get("alt"):
+        return cells[number].metadata["alt"]
+    sentences = _SENTENCE.split(_before(cells[:number], formulas=True)[1])
+    shown = [part.strip() for part in sentences if _OF_ITS_PARTS.search(part)]
+    last = next((part for part in reversed(shown) if part[-1] not in "?:"), "")
+    return last if last.count("(") == last.count(")") else last.replace("(", "").replace(")", "")
+
+
+def _before(cells, formulas: bool = False) -> tuple[str, str]:
+    """The last heading, and the last text below it."""
+    text = ""
+    for cell in reversed(cells):
+        if cell.cell_type != "markdown":
+            continue
+        text = text or plain(_HEADING.sub("", cell.source), formulas)
+        found = _HEADING.findall(cell.source)
+        if found:
+            return plain(found[-1]), text
+    return "", text
 
 
 def _told(text: str, enough: bool) -> str:
@@ -74,13 +98,21 @@ def _labels(source: str) -> str:
     return f"{text}." if text and text[-1] not in ".?!" else text
 
 
-def plain(text: str) -> str:
-    """Markdown as a line of text: no marks, addresses, tables or displayed formulas."""
+def plain(text: str, formulas: bool = False) -> str:
+    """Markdown as a line of text: no marks, addresses, tables or displayed formulas.
+
+    Args:
+      text: Markdown.
+      formulas: leave those in the lines as they are.
+    """
     text = re.sub(r"(?s)```.*?```|\$\$.*?\$\$|<!--.*?-->", " ", text)
     text = re.sub(r"(?m)^\|.*$", " ", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"(?s)\$(.+?)\$", lambda m: _formula(m[1]), text)
+    kept = re.findall(r"(?s)\$.+?\$", text)
+    text = re.sub(r"(?s)\$.+?\$", "\0", text)  # no mark inside a formula is one
     text = re.sub(r"<[^>]+>|[*`]|(?m:^\s*[-#>]+ )", "", text)
+    for each in kept:
+        text = text.replace("\0", each if formulas else _formula(each[1:-1]), 1)
     return re.sub(r"\s+", " ", text).strip()
 
 
