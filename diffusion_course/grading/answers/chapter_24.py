@@ -130,9 +130,9 @@ def _scenes(rng, *rows):
         views = rng.uniform(0.1, 0.8, (V, D, M)) * (rng.uniform(size=(V, D, M)) < 0.8)
         alpha = rng.uniform(0.5, 0.9, V)
         # Bright noise in one scene and dark noise in the other: gradients of both signs.
-        eps = rng.normal(1.5 if M == 3 else -1.5, 0.5, (V, D))
+        eps = rng.normal(2.0 if M == 3 else -2.0, 0.5, (V, D))
         theta, weight = rng.uniform(0.2, 1.1, M), rng.uniform(40, 210, V)
-        sigma = rng.uniform(0.4, 1.2, V)  # their squares need no sum of 1
+        sigma = rng.uniform(0.3, 0.7, V)  # their squares need no sum of 1
         yield theta, views, denoise, eps, alpha, sigma, weight, kind
 
 
@@ -644,7 +644,7 @@ TORUS = exercise(
         lambda rng: _angles(
             rng,
             (4, 3, 2, number(rng, 0.2, 0.3), number(rng, 0.03, 0.04), "near"),
-            (3, 2, 1, number(rng, 1.4, 4.1), number(rng, 0.036, 0.04), "near"),
+            (3, 2, 1, _degrees(rng), number(rng, 0.036, 0.04), "near"),
             (3, 2, 1, number(rng, 1.4, 4.1), number(rng, 0.006, 0.01), "opposite"),
             (4, 3, 2, _degrees(rng), number(rng, 0.004, 0.006), "anywhere"),
         ),
