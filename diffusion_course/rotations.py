@@ -29,7 +29,7 @@ def density_by_waves(angle, eps: float, terms: int = 200) -> np.ndarray:
 
     Returns: float64 of angle's shape; 1 everywhere for a large eps.
     Raises: ValueError for an eps that is not positive, or an angle outside [0, π].
-    Source: Nikolayev & Savyolov 1970; Leach et al. 2022, eq. 6 with eps² in the place of our
+    Source: Nikolayev & Savyolova 1997; Leach et al. 2022, eq. 6 with eps² in the place of our
     eps²/2 (*Denoising Diffusion Probabilistic Models on SO(3)*); Yim et al. 2023, prop. 3
     (arXiv:2302.02277), with t = eps².
     """

@@ -24,6 +24,8 @@ CLASSES = "jax.nn.softmax(logits, axis=-1)"
 DROPPED = "jnp.where(u < rate, null, labels)"
 CONTRAST = "jax.nn.log_softmax(logits, axis=1)"
 SDEDIT = "np.sqrt(level) * guide + np.sqrt(1 - level) * noise"
+SKY_LAST = "np.vstack([of_each, passed[:, -1]]).T"
+BESSEL = "logsumexp(kappa, b=chance * i0e(kappa), axis=1)"
 PASTE = "alpha_s * guide + sigma_s * noises[i], free)"
 
 SLIPS = [
@@ -66,6 +68,13 @@ SLIPS = [
         "expected finite numbers",
     ),
     Slip("15.2", CONTRAST, "jnp.log(jax.nn.softmax(logits, axis=1) + 1e-8)", "the largest error"),
+    Slip("24.1", SKY_LAST, SKY_LAST.removesuffix(".T"), "its axes are in another order"),
+    Slip("24.2", "sigma[:, None]", "jnp.sqrt(1 - alpha**2)[:, None]", "differ"),
+    Slip("24.2", "error**2 / 2", "error**2", "one and the same factor, about 2"),
+    Slip("24.3", "gain * x_t, T), nats", "gain * x_t, T), nats[None]", "expected shape"),
+    Slip("24.4", 'np.einsum("bij,bijd->bid", push, between), new', "new", "a tuple of 2"),
+    Slip("24.5", BESSEL, "np.log(np.i0(kappa) @ chance)", "every value differs"),
+    Slip("24.6", "if sigma < period / 3:", "if sigma < 1 / 3:", "expected finite numbers"),
     Slip("25.1", "return dot * s * r,", "return dot.astype(int),", "floating-point numbers"),
     Slip("25.1", "D = len(W)", "D = len(x)", "your code raised"),
     Slip("25.2", "return out", "return out[out != 0]", "expected shape"),

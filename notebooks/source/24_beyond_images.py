@@ -171,12 +171,13 @@ np.testing.assert_allclose(rows[0][0][:, ::-1], rows[0][8], atol=1e-4)
 # \mathrm{KL}\big(\mathcal N(\alpha x, \sigma^2) \,\|\, p_t\big) \tag{3}$$
 #
 # Here the picture is a point in the plane, the data are the mixture of chapter 02, and the score is exact. The mean
-# over $\varepsilon$ is an integral in two dimensions, which 24×24 nodes give to all digits that matter.
+# over $\varepsilon$ is an integral in two dimensions, and we take a sum over 48×48 nodes for it. At $t = 0.1$ its
+# error is a few percent of the longest arrow, and above it is far less.
 
 # %%
 p = process.vp_cosine()
 exact = denoiser.gaussian_mixture(p, *toy2d.MIXTURE)
-nodes, node_weights = (jnp.asarray(a, jnp.float32) for a in distil.gauss_hermite(2, 24))
+nodes, node_weights = (jnp.asarray(a, jnp.float32) for a in distil.gauss_hermite(2, 48))
 
 
 def noise_seen(x_t, t):
@@ -212,17 +213,20 @@ by_hand, of_loss, of_divergence = (
 
 # %% tags=["comparison"]
 for t in levels_2d:
-    size = np.abs(by_hand[t]).max()  # float32 sums of 576 terms: a thousandth of the largest
-    plain = distil.mean_gradient(p, exact.denoise, grid, t, 24)
+    size = np.abs(by_hand[t]).max()  # float32 sums of 2,304 terms: a thousandth of it
+    plain = distil.mean_gradient(p, exact.denoise, grid, t, 48)
     np.testing.assert_allclose(plain, by_hand[t], atol=1e-3 * size)
-    full = distil.mean_gradient(p, exact.denoise, grid, t, 24, jacobian=True)
+    full = distil.mean_gradient(p, exact.denoise, grid, t, 48, jacobian=True)
     np.testing.assert_allclose(full, of_loss[t], atol=1e-3 * np.abs(of_loss[t]).max())
 
 # %% tags=["claims"]
-# @title Checked: equation (3), at four noise levels and 144 points
+# @title Checked: equation (3), at four noise levels and 144 points; the error of the nodes
 for t in levels_2d:
     want = of_divergence[t] * p.sigma(t) / p.alpha(t)
     np.testing.assert_allclose(by_hand[t], want, atol=2e-3 * np.abs(want).max())
+for t, error in ((0.1, 0.05), (0.2, 0.005)):
+    finer = distil.mean_gradient(p, exact.denoise, grid, t, 64, jacobian=True)
+    np.testing.assert_allclose(of_loss[t], finer, atol=error * np.abs(finer).max())
 
 # %% [markdown]
 # Equation (3) holds, so the gradient without the Jacobian has a meaning of its own.
@@ -255,17 +259,20 @@ plt.show()
 
 # %% tags=["claims"]
 # @title Checked: much noise, the same directions; little noise, other lengths and some other directions
-assert opposed[0.5] == 0 and 1 < stretch[0.5] < 1.25
-assert all(stretch[t] > 2 for t in (0.1, 0.2)) and 0.03 < opposed[0.2] < 0.25
+assert cosine(by_hand[0.5], of_loss[0.5]).min() > 0.95 and 1.05 < stretch[0.5] < 1.2
+assert 2.5 < stretch[0.2] < 3 and 4 < stretch[0.1] < 4.5
+assert 0.09 < opposed[0.2] < 0.15 and opposed[0.1] == 0  # 17 of 144, and none
 
 # %% [markdown]
-# At $t = 0.5$ the two fields are nearly the same. At $t = 0.2$ the median arrow with the Jacobian is more than
-# twice as long, and at several percent of the points it leads the opposite way: between two clouds, the loss has a
-# slope of its own.
+# At $t = 0.5$ the two fields have nearly the same directions, and the arrows with the Jacobian are a tenth longer.
+# At $t = 0.2$ they are 2.7 times as long (median), and at 12 % of the points the two lead more against each other
+# than together: there, the loss has a slope of its own. At $t = 0.1$ no point is like this, but the lengths differ by
+# a factor of four.
 #
-# So why does everybody leave it out? Two reasons are given: it costs a pass back through the network, and the
-# network was never trained to have a good Jacobian. Both can be measured. For the second we take the released
-# network of this mixture, whose exact answer we know.
+# So why is the Jacobian left out? Poole et al. give two reasons: it costs a pass back through the network, and at
+# little noise it is badly conditioned. One can add a third: no training loss asks for a good Jacobian. The first
+# and the third are measured here. For the third we take the released network of this mixture, whose exact answer
+# we know.
 
 # %%
 plane_net = weights.load("toy2d")
@@ -312,7 +319,7 @@ print("object made with the Jacobian is read as:", seen_through.argmax(1).tolist
 # %% tags=["claims"]
 # @title Checked: the Jacobian has twice the error and costs twice the work; here it works all the same
 for t in (0.05, 0.1, 0.2, 0.4):
-    assert 1.5 < errors_2d[t][1] / errors_2d[t][0] < 3  # 300 points, one network
+    assert 1.7 < errors_2d[t][1] / errors_2d[t][0] < 2.8  # 300 points, one network
 assert 1.7 < cost["with"] / cost["without"] < 2.3
 assert seen_through[0, 3] > 0.9 and seen_through[1, 1] > 0.9
 
@@ -386,13 +393,13 @@ plots.panels({name: np.asarray(x) for name, x in runs.items()}, behind=cloud, li
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: score distillation collapses on modes; the variational kind keeps spread and shares
+# @title Checked: score distillation collapses; the variational kind keeps the spread; shares of both
 spread_ratio = {name: np.array(std) / toy2d.MIXTURE.stds for name, (_, std) in found.items()}
 assert spread_ratio["score distillation"].max() < 1 / 3
 assert spread_ratio["with Jacobian"].max() < 1 / 3
-assert spread_ratio["variational"].min() > 0.7 and spread_ratio["variational"].max() < 1.5
-# 300 points: four standard errors of a share are .11.
-assert np.abs(np.array(found["variational"][0]) - toy2d.MIXTURE.weights).max() < 0.13
+assert spread_ratio["variational"].min() > 0.85 and spread_ratio["variational"].max() < 1.35
+for name in ("score distillation", "variational"):  # 300 points: four standard errors are .11
+    assert np.abs(np.array(found[name][0]) - toy2d.MIXTURE.weights).max() < 0.13
 ends = np.asarray(runs["all times alike"])
 from_clouds = np.linalg.norm(ends[:, None] - np.asarray(toy2d.MIXTURE.means), axis=2)
 assert ends.std(0).max() < 0.1 and (from_clouds / toy2d.MIXTURE.stds).min() > 2
@@ -407,10 +414,10 @@ np.testing.assert_allclose(alone, distil.gradient(p, exact.denoise, one, 0.4, it
 # %% [markdown]
 # Score distillation ends in points: the spread is less than a third of the data's. With all times alike, all points
 # end near one place, *between* the clouds: at high noise the slopes lead to the middle of the data.
-# This is why practice lets $t$ fall. The variational gradient, with the same start, times and noise, keeps
-# the spread and the shares. **Score distillation is no sampler.**
+# So section 1 lets $t$ fall. The variational gradient, with the same start, times and noise, keeps the spread.
+# The shares of the clouds are roughly the data's with both. **Score distillation is no sampler.**
 #
-# One more detail of equation (1): why is $\varepsilon$ subtracted, if its mean is 0? Because it reduces the spread
+# One more detail of equation (1): why is $\varepsilon$ subtracted, if its mean is 0? It is to reduce the spread
 # of the estimate, as a **control variate**. For Gaussian data of variance $s^2$ the best factor is known:
 # $c = \sigma^2/(\alpha^2 s^2 + \sigma^2)$.
 #
@@ -485,10 +492,10 @@ np.testing.assert_allclose(ray.sum() + passes, 1, atol=1e-6)
 # ### The same face on every side
 #
 # A model of images has seen most things from the front. Told "a 3", it pulls *every* view towards the front of a 3.
-# A flat plate with a 3 on it looks like a stroke from its side, almost like a "1". So let us compare two teachers: one
-# says "3" for both sides, the other says "3" in front and "1" from the right. This is the **Janus problem**, named
-# after the god with two faces, and its first cure: tell the model from where it looks (Poole et al. 2022, section
-# 3.2).
+# A flat plate with a 3 on it looks like a stroke from its side, and the reader takes it for a "1". So let us compare
+# two teachers: one says "3" for both sides, the other says "3" in front and "1" from the right. This is the **Janus
+# problem**, named after the god with two faces, and its first cure: tell the model from where it looks (Poole et al.
+# 2022, section 3.2).
 #
 # **Predict, then run.** How sure will the reader be of a 3 from the *right*, for each of the two?
 
@@ -505,10 +512,16 @@ plots.image_grid([views(fields[name, 0], turning, size=24) for name in sides], l
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: without the direction in the prompt there are two fronts, with it one; three seeds
+# @title Checked: without the direction in the prompt there are two fronts, with it one; plates with a 3
 for (name, _), (front, right) in three.items():
     assert front > 0.9
     assert right > 0.9 if name == "3 everywhere" else right < 0.1
+digits = data.load("digits", "test")
+ink = jax.image.resize((digits.x[digits.labels == 3][:10, ..., 0] + 1) / 2, (10, 12, 12), "linear")
+plates = jnp.zeros((10, 12, 12, 12)).at[..., 5:7].set(8 * ink[:, ::-1].mT[..., None])  # 2 voxels deep
+for plate in jnp.log(jnp.expm1(jnp.maximum(plates, 1e-3))):
+    front, right = read(plate, [FRONT, RIGHT])
+    assert front.argmax() == 3 and right[1] > 0.9
 
 # %% [markdown]
 # Only the label of the second side differs. Without it the object has two faces, in all three seeds.
@@ -556,7 +569,7 @@ widgets.explorer(
 #
 # We measure it on notes from synthesis: harmonic $k$ has amplitude $1/k$. The spectrum comes from SciPy's
 # short-time Fourier transform: frequencies of short pieces, which overlap. As complex numbers it can be undone
-# exactly. Its magnitude alone cannot: the phase is lost.
+# exactly. Its magnitude alone does not say the phase: with all phases 0 it gives another sound.
 #
 # **Predict, then run.** At which time does the noise become as strong as the sound, at low and at high frequencies?
 
@@ -584,19 +597,19 @@ print(
 
 # %% tags=["claims"]
 # @title Checked: 27 decibels between the frequencies; they drown at times from .76 down to less than .1
-assert 25 < 10 * np.log10(lam.max() / lam[1:].min()) < 29
-assert 0.72 < cross.max() < 0.8 and cross[1:].min() < 0.1
-assert 150 < transform.frequencies[lam.argmax()] < 250
+assert 26.5 < 10 * np.log10(lam.max() / lam[1:].min()) < 27.5
+assert 0.755 < cross.max() < 0.765 and cross[transform.frequencies >= 1500].max() < 0.1
+assert transform.frequencies[lam.argmax()] == 187.5
 back = transform.inverse(transform.forward(notes.x[:5]), notes.x.shape[1])
 np.testing.assert_allclose(back, notes.x[:5], atol=1e-9)  # float64 there and back
 magnitude_only = transform.inverse(np.abs(transform.forward(notes.x[:5])), notes.x.shape[1])
 assert np.mean((magnitude_only - notes.x[:5]) ** 2) > 0.5
 
 # %% [markdown]
-# The loudest frequencies, near 190 Hz, drown at $t = 0.76$; the quietest at a time below .1. Between them lie 27
-# decibels. So for the high harmonics nine tenths of the schedule are pure noise, and all their work must be done in
-# the last steps. What does this cost with few steps? If the data were Gaussian with this spectrum, DDIM would
-# multiply each frequency by numbers that we know.
+# The loudest frequencies, near 190 Hz, drown at $t = 0.76$; all those from 1,500 Hz on at times below .1. Between
+# the loudest and the quietest lie 27 decibels. So for the high harmonics the noise is the stronger part in nine
+# tenths of the schedule, and most of their work must be done in the last steps. What does this cost with few steps?
+# If the data were Gaussian with this spectrum, DDIM would multiply each frequency by numbers that we know.
 #
 # The cure is one line: **divide each frequency by its standard deviation** before the diffusion, and multiply
 # afterwards. All frequencies then have $\lambda = 1$. It is the same as noise with the spectrum of the data.
@@ -629,8 +642,9 @@ np.testing.assert_allclose(gains["whitened"], spectra.ddim_gain(p, np.ones(33), 
 hertz = transform.frequencies
 assert gains["as it is"][(hertz > 0) & (hertz <= 750)].min() > 0.8
 assert gains["as it is"][hertz > 1500].max() < 2 / 3
-assert np.ptp(gains["whitened"]) < 1e-3 and gains["whitened"].min() > 0.87
-assert np.abs(spectra.ddim_gain(p, lam, sampling.uniform(1000)) - 1)[1:].max() < 0.02
+assert np.ptp(gains["whitened"]) < 1e-3 and 0.875 < gains["whitened"].min() < 0.89
+for powers in (lam[1:], np.ones(1)):
+    assert np.abs(spectra.ddim_gain(p, powers, sampling.uniform(1000)) - 1).max() < 0.02
 
 # %% [markdown]
 # As it is, frequencies up to 750 Hz keep more than four fifths of their amplitude, and those above 1,500 Hz less than
@@ -775,8 +789,8 @@ e = error_by_angle
 assert np.ptp(e["equivariant"]) < 1e-4 * e["equivariant"][0]
 assert e["plain"][0] < 0.2 * e["equivariant"][0] and e["plain"][-1] > 4 * e["equivariant"][0]
 assert e["plain"][-1] > 4 * e["plain, turned"][-1]
-assert np.ptp(e["plain, turned"]) < 0.3 * e["plain, turned"].mean()
-assert e["plain, turned"].mean() > e["equivariant"][0]
+assert np.ptp(e["plain, turned"]) < 0.05 * e["plain, turned"].mean()
+assert 1 < e["plain, turned"].mean() / e["equivariant"][0] < 1.25
 
 # %% [markdown]
 # Where all molecules lie as in training, the plain network is the best of the three: it knows the direction, which
@@ -812,6 +826,8 @@ for name, x in molecules.items():
 # @title Checked: mean bond lengths to a few hundredths of an ångström; nine dimensions
 for k, want in enumerate((0.95, 1.475, 0.95)):
     assert abs(lengths["equivariant"][k].mean() - want) < 0.05
+    np.testing.assert_allclose(lengths["data"][k], want, atol=1e-5)  # the data's are exact
+assert abs(twists["data"].mean() - 111.8) < 1.5 and abs(twists["data"].std() - 8) < 1  # 500
 near_it = np.abs(np.abs(twists["equivariant"]) - 111.8) < 30
 assert abs(np.abs(twists["equivariant"]).mean() - 111.8) < 8 and 0.5 < near_it.mean() < 0.8
 assert np.abs(molecules["equivariant"].mean(1)).max() < 1e-4
@@ -825,31 +841,32 @@ np.testing.assert_allclose(shift, -9 * np.log(2), rtol=1e-4)
 # ### Three runs of each
 #
 # One training is one draw. So each network was trained with three seeds (`benchmarks/molecules.py`); ours is the
-# first of them. *Scatter* is the largest standard deviation of a bond's length, *near* the share of samples whose
-# twist is within 30° of the right size.
+# first of them. *Scatter* is the largest standard deviation of a bond's length, *off* the largest error of a bond's
+# mean length, *near* the share of samples whose twist is within 30° of the right size.
 
 # %%
-RECORDED = {  # error, error when turned by 180°, scatter, near, twisted to the right
+RECORDED = {  # error, when turned by 180°, scatter, off, near, twisted to the right
     "equivariant": [
-        (0.3466, 0.3466, 0.073, 0.662, 0.518),
-        (0.3589, 0.3589, 0.286, 0.47, 0.518),
-        (0.3563, 0.3563, 0.201, 0.52, 0.518),
+        (0.3466, 0.3466, 0.073, 0.006, 0.662, 0.518),
+        (0.3589, 0.3589, 0.286, 0.116, 0.47, 0.518),
+        (0.3563, 0.3563, 0.201, 0.029, 0.52, 0.518),
     ],
     "plain": [
-        (0.0175, 2.4297, 0.025, 1.0, 1.0),
-        (0.0173, 2.3425, 0.022, 1.0, 1.0),
-        (0.0175, 2.6291, 0.023, 1.0, 1.0),
+        (0.0175, 2.4297, 0.025, 0.004, 1.0, 1.0),
+        (0.0173, 2.3425, 0.022, 0.002, 1.0, 1.0),
+        (0.0175, 2.6291, 0.023, 0.003, 1.0, 1.0),
     ],
     "plain, turned": [
-        (0.3789, 0.3759, 0.53, 0.908, 0.988),
-        (0.3794, 0.376, 0.521, 0.898, 0.99),
-        (0.38, 0.3733, 0.522, 0.896, 0.98),
+        (0.3789, 0.3759, 0.53, 0.177, 0.908, 0.988),
+        (0.3794, 0.376, 0.521, 0.209, 0.898, 0.99),
+        (0.38, 0.3733, 0.522, 0.193, 0.896, 0.98),
     ],
 }
-print(f"{'':14}    error    turned   scatter in Å   near")
+print(f"{'':14}    error    turned   scatter in Å   off in Å   near")
 for name, runs_of in RECORDED.items():
-    for error, turned_error, scatter, right_size, _ in runs_of:
-        print(f"{name:14} {error:8.3f} {turned_error:9.3f} {scatter:12.2f} {right_size:9.0%}")
+    for *two, scatter, off_by, near_size, _ in runs_of:
+        print(f"{name:14} {two[0]:8.3f} {two[1]:9.3f}",
+              f"{scatter:13.2f} {off_by:10.2f} {near_size:6.0%}")  # fmt: skip
 
 # %% tags=["claims"]
 # @title Checked: what holds in all three runs, and that ours is the first of them
@@ -859,18 +876,21 @@ for name, (first, *_) in RECORDED.items():
 column = lambda name, k: np.array(RECORDED[name])[:, k]
 assert column("equivariant", 0).max() < column("plain, turned", 0).min()
 assert column("plain", 1).min() > 4 * max(column(name, 1).max() for name in list(nets)[::2])
-assert column("equivariant", 2).max() < 0.6 * column("plain, turned", 2).min()
-assert column("equivariant", 3).min() > 0.4 and column("equivariant", 3).max() < 0.75
+assert column("plain", 0).max() < column("equivariant", 0).min()
+assert column("equivariant", 2).max() < 0.29 and column("plain, turned", 2).min() > 0.5
+assert sorted(column("equivariant", 3) > 0.05) == [False, False, True]
+assert column("equivariant", 4).min() > 0.45 and column("equivariant", 4).max() < 0.67
 
 # %% [markdown]
 # The order of the errors is the same in all three runs. Turned examples teach the direction slowly: their bonds
-# scatter by half an ångström, those of the equivariant network by .07 to .29.
+# scatter by half an ångström, those of the equivariant network by .07 to .29. In one of its runs the mean lengths
+# are off by more than .1, as they are with turned examples in all three.
 #
 # ## 8 · Break it on purpose: the wrong hand
 #
-# The bond lengths of the equivariant network are right on average, to a few hundredths, and so is the twist, though
-# after this short training only half to two thirds of the samples come within 30° of it. But we inspected the
-# *size* of the twist.
+# In our run, the bond lengths of the equivariant network are right on average, to a few hundredths, and so is the
+# twist, to a few degrees. After this short training only about half to two thirds of the samples come within 30° of
+# it. But we inspected the *size* of the twist.
 #
 # All molecules of the data are twisted to the right. A mirror image is another molecule: as with gloves, no turning
 # makes a left one out of a right one. In medicine the difference can be a matter of life.
@@ -891,10 +911,10 @@ plt.show()
 # @title Checked: half of the equivariant network's samples are of the wrong hand
 assert hand["data"] == 1 and hand["plain"] > 0.99 and hand["plain, turned"] > 0.95
 assert abs(hand["equivariant"] - 0.5) < 4 * np.sqrt(0.25 / 500)  # four standard errors of 500
-assert np.abs(column("equivariant", 4) - 0.5).max() < 4 * np.sqrt(
+assert np.abs(column("equivariant", 5) - 0.5).max() < 4 * np.sqrt(
     0.25 / 500
 )  # other runs, with the same noise
-assert column("plain, turned", 4).min() > 0.95
+assert column("plain, turned", 5).min() > 0.95
 mirror = jnp.array([1.0, 1.0, -1.0])
 start_9 = equivariant.centred_noise(jax.random.key(3), (64, 4, 3))
 D9 = denoiser.denoiser(nets["equivariant"], p, "v", jnp.tile(jnp.arange(4), (64, 1)))
@@ -921,8 +941,9 @@ np.testing.assert_allclose(D9(start_9 * mirror, 0.6), D9(start_9, 0.6) * mirror,
 # three terms, for much noise the right one. Noise damps each wave, until only the uniform part is left. The way back
 # is that of chapter 09, with a step that goes around: exact score, no network.
 #
-# Pentane, a chain of five carbon atoms, has two torsions, each near 180° with probability .6, or near ±65°. So a
-# mixture of nine wrapped Gaussians *is* the distribution.
+# Pentane, a chain of five carbon atoms, has two torsions. In our data each is near 180° with probability .6, or near
+# ±65°, whatever the other is. (In nature, +65° beside −65° is rare.) So a mixture of nine wrapped Gaussians *is* the
+# distribution.
 
 # %%
 states_of = np.radians([180.0, 65.0, -65.0])
@@ -976,8 +997,13 @@ assert np.abs(trans(np.asarray(last)) - 0.6).max() < 0.06
 wave = lambda x, k: np.exp(1j * k * np.float64(x)).mean(0)
 for k in (1, 2):
     assert np.abs(wave(last, k) - wave(moments["pentane data"], k)).max() < 0.14
+for mix in ([1, 1], [1, -1]):  # how the two torsions go together
+    both_waves = [wave(np.float64(x) @ mix, 1) for x in (last, moments["pentane data"])]
+    assert abs(both_waves[0] - both_waves[1]) < 0.14
 molecule = clouds.place_chain([1.53] * 4, [np.radians(112)] * 3, np.asarray(last))
-np.testing.assert_allclose(clouds.distances(molecule)[:, [0, 1], [1, 2]], 1.53, atol=1e-9)
+for hop, want in ((1, 1.53), (2, 2 * 1.53 * np.sin(np.radians(56)))):  # bonds, and angles
+    apart = clouds.distances(molecule)[:, np.arange(5 - hop), np.arange(hop, 5)]
+    np.testing.assert_allclose(apart, want, atol=1e-9)
 
 # %% [markdown]
 # With torsions, every sample has exact bonds and angles: the chain is *placed* by its angles. Nothing else can come
@@ -989,7 +1015,7 @@ np.testing.assert_allclose(clouds.distances(molecule)[:, [0, 1], [1, 2]], 1.53, 
 # $$f(\omega) = \sum_{l\ge0} (2l+1)\,e^{-l(l+1)s^2/2}\,\frac{\sin((l+\frac12)\omega)}{\sin(\omega/2)},\qquad
 # p(\omega) = f(\omega)\,\frac{1-\cos\omega}{\pi} \tag{9}$$
 #
-# (Nikolayev & Savyolov 1970; Leach et al. 2022; Yim et al. 2023. They differ in what they call the variance.) The
+# (Nikolayev & Savyolova 1997; Leach et al. 2022; Yim et al. 2023. They differ in what they call the variance.) The
 # factor $(1 - \cos\omega)/\pi$ says how many rotations have the angle $\omega$: there are many large ones and few
 # small ones.
 
@@ -1033,7 +1059,8 @@ assert omega[angle_density["s = 0.2"].argmax()] < 0.4 and rotations.haar(np.pi) 
 # 4. **Equivariance in numbers**, with trained weights (untrained ones are 0): turn, mirror, move, exchange.
 # 5. **The mean of each cloud** at every step: a sampler with fresh noise must centre it.
 # 6. **Something with a sign**: the hand of a molecule.
-# 7. **The integral of a density** on a circle or of rotations. Each series fails silently at its own end.
+# 7. **The integral of a density** on a circle or of rotations. Cut off, each series
+#    is wrong at its own end.
 
 # %% [markdown]
 # ### On paper

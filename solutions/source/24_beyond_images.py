@@ -81,7 +81,7 @@ def shares(density, lengths):
 # sees the cell $m$ along a length of `views[v, d, m]`, and shows how much light is stopped:
 # $x_v = 1 - \exp(-\text{views}_v\,\theta)$. Each picture gets its own noise, at its own level:
 # $x_t = \alpha_v x_v + \sigma_v\varepsilon_v$. The function `denoise(x_t, alpha, sigma)` guesses the picture, pixel by
-# pixel, and so it tells the noise, $\hat\varepsilon$. The loss is
+# pixel (levels of shape `[V, 1]` go with pictures `[V, D]`), and so it tells the noise, $\hat\varepsilon$. The loss is
 #
 # $$\mathcal L(\theta) = \frac1V\sum_v \frac{w_v}2\,\|\hat\varepsilon_v - \varepsilon_v\|^2.$$
 #
@@ -89,7 +89,8 @@ def shares(density, lengths):
 # - `kind="distilled"`: the same, but the network's Jacobian $\partial\hat\varepsilon/\partial x_t$ is replaced by the
 #   identity. All other factors of the chain rule stay.
 #
-# **Expected.** An array `[M]`. With the distilled gradient, no derivative of `denoise` is computed.
+# **Expected.** An array `[M]`. The distilled gradient needs no derivative of `denoise`. Do not expect
+# $\alpha_v^2 + \sigma_v^2 = 1$.
 #
 # <details><summary>Hint</summary>
 # jax.grad of the loss is the whole gradient. For the distilled one, jax.grad works, too: of an inner product
