@@ -24,6 +24,7 @@ CLASSES = "jax.nn.softmax(logits, axis=-1)"
 DROPPED = "jnp.where(u < rate, null, labels)"
 CONTRAST = "jax.nn.log_softmax(logits, axis=1)"
 SDEDIT = "np.sqrt(level) * guide + np.sqrt(1 - level) * noise"
+BILL = "price(t) + np.where(corrected, price(s), 0)"
 PASTE = "alpha_s * guide + sigma_s * noises[i], free)"
 
 SLIPS = [
@@ -66,4 +67,9 @@ SLIPS = [
         "expected finite numbers",
     ),
     Slip("15.2", CONTRAST, "jnp.log(jax.nn.softmax(logits, axis=1) + 1e-8)", "the largest error"),
+    Slip("26.1", f"return {BILL}", f"return ({BILL}) * 1.0", "whole numbers"),
+    Slip("26.2", "np.sum((mean - means) ** 2 + (std - stds) ** 2)", "(mean - means) ** 2", "shape"),
+    Slip("26.3", "images[images >= 0]", "images", "raised ValueError"),
+    Slip("26.4", "np.stack(shares)", "np.stack(shares)[:, None]", "with the right numbers in it"),
+    Slip("26.5", "np.std(phi_a", "1.96 * np.std(phi_a", "one and the same factor"),
 ]

@@ -239,7 +239,7 @@ def against_digits():
 
 def test_no_cheat_gains_anything_although_it_knows_weights_images_and_classes(against_digits):
     honest, cheating = against_digits
-    assert len(cheating) == 7 + 5
+    assert len(cheating) == 8 + 6
     for (budget, name), result in cheating.items():
         if name in ("more evaluations than allowed", "evaluations of other images"):
             assert result == "refused"
