@@ -611,6 +611,8 @@ def test_the_command_writes_one_page_of_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(baselines, "BASELINES", {"DDIM": baselines.BASELINES["DDIM"]})
     monkeypatch.setattr(board, "BASELINES", baselines.BASELINES)
     notebook(tmp_path / "subs" / "ada" / "26.ipynb", HONEST)
+    eve = "import numpy as np\ndef sample(d, noise, *a): return np.sign(noise) * 3e38"
+    notebook(tmp_path / "subs" / "eve" / "26.ipynb", eve)
     (tmp_path / "subs" / "ben.txt").write_text("my sampler")
     out = tmp_path / "board.csv"
     arguments = [
@@ -626,7 +628,7 @@ def test_the_command_writes_one_page_of_a_folder(tmp_path, monkeypatch, capsys):
     assert cli.main(arguments) == 0
     assert f"wrote {out}" in capsys.readouterr().out
     rows = {(r["name"], r["evaluations"]): r for r in csv.DictReader(io.StringIO(out.read_text()))}
-    assert len(rows) == 3 * 4
+    assert len(rows) == 4 * 4
     for budget in "1248":
         ada, ddim = rows["ada", budget], rows["DDIM", budget]
         assert ada["status"] == "played" and ada["used"] == budget
@@ -634,6 +636,7 @@ def test_the_command_writes_one_page_of_a_folder(tmp_path, monkeypatch, capsys):
             float(ddim["frechet"]), abs=2e-3
         )  # it is DDIM
         assert rows["ben", budget]["status"] == "unreadable"
+        assert rows["eve", budget]["status"] == "error"  # and nobody else's row is lost by it
     assert out.with_suffix(".html").read_text().count("<h2>") == 4
 
 

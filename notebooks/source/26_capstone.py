@@ -180,9 +180,23 @@ except ValueError as error:
     print(f"the harness says: {error}")
 
 # %% tags=["claims"]
-# @title Checked: a Python counter sees traces, not evaluations; the harness takes no traced array
+# @title Checked: a counter sees traces; the harness takes none, counts rows, and forgives nothing
 assert calls < 5  # one trace, or a few: never 1,500
 assert new_game.counts.sum() == 0
+new_game.denoise(dealer.deal(8).noise[:8], 0.5, np.full(8, 3))  # image 3, eight times in one call
+assert new_game.counts[3] == new_game.counts.sum() == 8
+
+
+def unruly(denoise, noise, evaluations, seed):
+    for _ in range(2):
+        try:
+            denoise(noise, 0.5)
+        except RuntimeError:
+            pass
+    return noise
+
+
+assert match.here(unruly, dealer, [1])[1].status == "refused"
 
 # %% [markdown]
 # This is the chapter's silent bug: nothing fails, and the number is printed with confidence. So the harness
@@ -210,7 +224,8 @@ assert new_game.counts.sum() == 0
 #
 # $$a\, Q D(Q^\top x) + b\, x = Q\,\big(a\, D(y) + b\, y\big). \tag{3}$$
 #
-# So an honest sampler draws the very same images as without $Q$ (such a map is called **equivariant**).
+# So a sampler made of such steps draws the very same images as without $Q$ (such a map is called **equivariant**).
+# One that adds noise of its own draws other images, of the same law.
 
 
 # %%
@@ -450,7 +465,7 @@ assert min(HALVES["Heun"], HALVES["DPM-Solver++(2M)"]) > 0.1
 # Read the table column by column.
 #
 # - **One evaluation.** All have the same score, since all do the same: the only step goes to $t = 0$, where
-#   every sampler returns $\hat x_0$. Only the noise differs.
+#   every sampler returns $\hat x_0$. Only the row with noise on top differs.
 # - **Two.** Noise on top leads, and then *Euler's method in time*, the crudest of all. An order says what happens
 #   when steps become small. Two steps are not small.
 # - **Eight.** SA-Solver leads, and its interval, ± 0.10, reaches down to DDIM with 50 evaluations. 2M
@@ -568,7 +583,7 @@ assert covered[-1] < covered.max() - 0.2
 #
 # Whoever tries twenty samplers and reports the best reports some luck as well. Section 5 drew the *same* sampler
 # ten times. The best of those ten "methods" has a fine score, and it is worth nothing. The board gives all
-# players the same noise: then luck is shared, and *differences* are far surer than the scores.
+# players the same noise: then luck is shared, and *differences* are surer than the scores.
 #
 # **Predict, then run.** By how much does the best of ten equal samplers beat their mean? And how sure is the
 # difference of two middles on the same noise?
