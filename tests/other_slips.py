@@ -26,6 +26,7 @@ CONTRAST = "jax.nn.log_softmax(logits, axis=1)"
 SDEDIT = "np.sqrt(level) * guide + np.sqrt(1 - level) * noise"
 SKY_LAST = "np.vstack([of_each, passed[:, -1]]).T"
 BESSEL = "logsumexp(kappa, b=chance * i0e(kappa), axis=1)"
+BILL = "price(t) + np.where(corrected, price(s), 0)"
 PASTE = "alpha_s * guide + sigma_s * noises[i], free)"
 
 SLIPS = [
@@ -84,4 +85,9 @@ SLIPS = [
     Slip("25.5", "np.array([f, c, lucky", "np.array([c, f, lucky", "but in another order"),
     Slip("25.6", "min(enough)", "max(latency)", "the value is"),
     Slip("25.6", "np.array(latency), min(enough)", "np.array(latency)", "tuple of 2"),
+    Slip("26.1", f"return {BILL}", f"return ({BILL}) * 1.0", "whole numbers"),
+    Slip("26.2", "np.sum((mean - means) ** 2 + (std - stds) ** 2)", "(mean - means) ** 2", "shape"),
+    Slip("26.3", "images[images >= 0]", "images", "raised ValueError"),
+    Slip("26.4", "np.stack(shares)", "np.stack(shares)[:, None]", "with the right numbers in it"),
+    Slip("26.5", "np.std(phi_a", "1.96 * np.std(phi_a", "one and the same factor"),
 ]

@@ -2,19 +2,24 @@
 
 import csv
 import io
+import itertools
 import shutil
+import subprocess
+import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import nbformat
 import numpy as np
 import pytest
+from browser import ARGUMENTS, find_chromium
 
 from diffusion_course import denoiser, samplers, sampling
 from diffusion_course.app import cli
 from diffusion_course.data import digits
 from diffusion_course.evaluation.intervals import Interval
-from diffusion_course.grading import sandbox, walls
+from diffusion_course.grading import sandbox, walls, wire
 from diffusion_course.leaderboard import baselines, board, cheats, game, match, playing, scores
 from diffusion_course.leaderboard.game import PROCESS
 
@@ -61,10 +66,10 @@ def test_a_game_serves_the_denoiser_in_each_images_own_coordinates(dealer):
     images, t = np.array([3, 0, 29, 3, 7]), np.array([0.9, 0.5, 0.1, 0.3, 1.0], np.float32)
     for null in (False, True):
         found = dealer.game(2).denoise(x, t, images, null=null)
-        for row, (image, time) in enumerate(zip(images, t, strict=True)):
+        for row, (image, at) in enumerate(zip(images, t, strict=True)):
             q = deal.rotations[image].astype(np.float64)
             label = [3] if null else deal.labels[[image]]
-            there = exact((q.T @ x[row]).reshape(1, 2, 3, 1), np.array([time]), np.array(label))
+            there = exact((q.T @ x[row]).reshape(1, 2, 3, 1), np.array([at]), np.array(label))
             np.testing.assert_allclose(found[row], q @ there.reshape(6), atol=1e-5)
     assert (found != dealer.game(2).denoise(x, t, images)).any()
 
@@ -234,7 +239,7 @@ def against_digits():
 
 def test_no_cheat_gains_anything_although_it_knows_weights_images_and_classes(against_digits):
     honest, cheating = against_digits
-    assert len(cheating) == 7 + 5
+    assert len(cheating) == 8 + 6
     for (budget, name), result in cheating.items():
         if name in ("more evaluations than allowed", "evaluations of other images"):
             assert result == "refused"
@@ -344,10 +349,152 @@ def test_a_submission_that_cannot_go_on_ends_alone(dealer, name):
     assert all(f"{p.status}: {p.message}".startswith(says) for p in found.values())
 
 
+# What a submission does with each budget, and what comes of it.
+HOSTILE = {
+    "numbers whose rotation would be infinity less infinity": (
+        "return np.sign(noise) * 3e38",
+        "error: the result must lie within ±1e+06",
+    ),
+    "a question that would overflow": (
+        "return denoise(noise * 1e30, 0.5)",
+        "error: your code raised ValueError: x must lie within ±1e+06",
+    ),
+    "no float32": ("return noise.astype(float) * 1e300", "error: the result must be finite"),
+    "objects": (
+        "return np.array([[object()] * 6] * 30, object)",
+        "error: your code raised ValueError: sample must return numbers",
+    ),
+    "complex": (
+        "return noise * 1j",
+        "error: your code raised ValueError: sample must return numbers",
+    ),
+    "the harness in /proc": (
+        "raise OSError(sorted(int(p) for p in os.listdir('/proc') if p.isdecimal()))",
+        "error: your code raised OSError: [1, 2]",  # bubblewrap, and itself
+    ),
+    "the network in another format": (
+        "import diffusion_course; folder = diffusion_course.__path__[0] + '/weights/'; "
+        "open(folder + 'digits.onnx', 'rb')",
+        "error: your code raised PermissionError",
+    ),
+    "what another submission has left": (
+        "left = os.path.exists('/tmp/left'); open('/tmp/left', 'w'); raise OSError(left)",
+        "error: your code raised OSError: False",
+    ),
+    "much to be printed": ("[print('x' * 10**6) for _ in range(300)]; return noise", "played: "),
+    "another's NumPy": (
+        "import json; json.dumps = lambda *a: '{}'; np.asarray = list; return noise",
+        "stopped: your code interfered with the game",
+    ),
+}
+WHOLE = {  # notebooks of their own: what they do ends them
+    "a child that speaks": (
+        "def sample(denoise, noise, *a):\n if os.fork() == 0:\n"
+        "  os.write(int(sys.argv[1]), b'{\"done\": 1}\\n'); os._exit(0)\n"
+        " os.wait(); return noise",
+        "stopped: your code interfered with the game",
+    ),
+    "a line without an end": (
+        "def sample(*a):\n while True: os.write(int(sys.argv[1]), b'x' * 65536)",
+        "stopped: your code returned too much",
+    ),
+    "an answer before the question": (
+        'os.write(int(sys.argv[1]), b\'{"ready": 1}\\n{"done": 1}\\n\')\n'
+        "def sample(denoise, noise, *a): return noise",
+        "stopped: your code interfered with the game",
+    ),
+}
+
+
+@needs_bubblewrap
+def test_what_a_hostile_submission_does_costs_itself(dealer):
+    tries = "".join(
+        f"    if evaluations == {n}: {code}\n" for n, (code, _) in enumerate(HOSTILE.values(), 1)
+    )
+    source = (
+        f"import os\nimport numpy as np\ndef sample(denoise, noise, evaluations, seed):\n{tries}"
+    )
+    limits, budgets = sandbox.Limits(seconds=60, notebook=60), range(1, len(HOSTILE) + 1)
+    for _ in range(2):  # the second one finds nothing of the first
+        found = match.in_sandbox([source], dealer, limits, budgets=budgets)
+        for (tried, (_, says)), p in zip(HOSTILE.items(), found.values(), strict=True):
+            assert f"{p.status}: {p.message}".startswith(says), tried
+            assert p.pixels is None or np.isfinite(p.pixels).all()
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("name", WHOLE)
+def test_who_lies_to_the_harness_is_stopped(dealer, name):
+    source, says = WHOLE[name]
+    found = match.in_sandbox(
+        [f"import os, sys\n{source}"], dealer, sandbox.Limits(seconds=60, notebook=60), budgets=(1,)
+    )
+    assert f"{found[1].status}: {found[1].message}".startswith(says)
+
+
+class Script:
+    """A conversation whose answers are written in advance; it notes which time is excused."""
+
+    def __init__(self, *messages):
+        self.messages, self.shares = list(messages), []
+
+    def write(self, message):
+        pass
+
+    def read(self):
+        return self.messages.pop(0)
+
+    def excuse(self, seconds, share):
+        self.shares.append(share)
+
+
+def test_the_networks_time_is_free_but_not_for_rows_left_empty(dealer):
+    def asked(rows, t=0.5):
+        parts = (np.zeros((len(rows), 6)), np.array(t), np.array(rows))
+        return {"ask": [wire.pack(part) for part in parts]}
+
+    end = {"done": wire.pack(np.zeros((30, 6)))}
+    script = Script(asked(range(30)), asked([0, 1, 2]), asked([0], t=7), asked([0] * 9), end)
+    backbone = SMALL._replace(together=500)  # more than there are images
+    new = game.Dealer(backbone, "a secret", images=30).game(2)
+    assert match._play(script, new).status == "refused"
+    # The whole batch, 3 of 30 rows, a question that is wrong, and one that is too much.
+    assert script.shares == [1, 0.1, 0, 0]
+    wide = game.Dealer(SMALL._replace(together=8), "a secret", images=30).game(2)
+    assert [wide.share(rows) for rows in (0, 4, 8, 9, 16)] == [0, 0.5, 1, 9 / 16, 1]
+
+
+def test_a_submissions_clock_runs_but_for_what_is_excused():
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        talk = match._Talk(process, process.stdout.fileno(), sandbox.Limits(notebook=1))
+        begin = time.monotonic()
+        talk.write({"a": 1})
+        assert talk.read() == {"a": 1}
+        left = talk._left
+        assert sandbox.START_SECONDS - (time.monotonic() - begin) - 0.1 < left
+        talk.excuse(50.0, 1.0)
+        talk._wait([], [])
+        assert left + 49 - (time.monotonic() - begin) < talk._left
+        talk.excuse(2 * sandbox.START_SECONDS, 0.0)  # nothing of it: it has to have been waited for
+        talk._left = 0.0
+        with pytest.raises(match._Ended) as ended:
+            talk._wait([], [])
+        assert "calls of denoise with few rows" in ended.value.args[1]
+
+
+def test_a_large_question_is_answered_in_pieces(dealer, monkeypatch):
+    x, images = RNG.normal(size=(60, 6)), np.repeat(np.arange(30), 2)
+    t = RNG.uniform(size=60)
+    whole = dealer.game(2).denoise(x, t, images)
+    monkeypatch.setattr(game, "_PIECE", 7)
+    np.testing.assert_allclose(dealer.game(2).denoise(x, t, images), whole, atol=1e-6)
+
+
 def test_everything_that_could_be_stolen_is_hidden():
     names = {path.name for path in match.hidden()}
     assert {
         "digits.safetensors",
+        "digits.onnx",
         "digits_classifier.safetensors",
         "digits.features.safetensors",
     } <= names
@@ -398,6 +545,61 @@ def test_the_page_and_the_table_hold_every_row_and_no_code_of_anybody():
     assert table[2]["status"] == "refused" and table[2]["frechet"] == ""
 
 
+HOSTILE_NAMES = (
+    "<script>document.title = 'mine'</script>",
+    "<img src=x onerror=\"document.title = 'mine'\">",
+    "</table></div><h1>first",
+    "' onmouseover='document.title = 1",
+    "a" * 300,
+    "日本語のチーム" * 12,
+    "e" + "\u0301" * 60,  # accents in a pile
+    "\u202etsrif",  # from right to left
+    "two\nlines",
+    "\ud800",
+    " ",
+)
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_forty_rows_with_hostile_names_can_be_read_on_a_telephone_and_on_a_desk(tmp_path, width):
+    path = find_chromium()
+    from playwright.sync_api import sync_playwright
+
+    rows = [row(name, 1 + 0.3 * i) for i, name in enumerate(HOSTILE_NAMES)]
+    rows += [row(f"team {i}", 9 + 0.3 * i) for i in range(25)]
+    rows += [row("DPM-Solver++(2M), log-SNR grid", 0.5, "11"), row("DDIM", 3.1, "06")]
+    rows += [row("late", None), replace(row("long", None), message="y" * 400)]
+    assert len(rows) == 40
+    rows += [row("nobody", None, evaluations=4)]
+    board.write(tmp_path / "board.csv", rows, 1000)
+    board.write(tmp_path / "empty.csv", [], 1000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto((tmp_path / "board.html").as_uri())
+        assert page.title() == "Leaderboard" and page.locator("h1").count() == 1
+        assert page.locator("tr").count() == 2 + 40 + 1 and page.locator("script").count() == 0
+        size = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert size[0] == size[1]  # the page itself does not scroll sideways, the table does
+        table = page.locator("table").first
+        names = table.locator("td.text").all_inner_texts()
+        assert names[0].startswith("DPM-Solver") and "two lines" in names
+        assert not any("\u202e" in name for name in names) and "(no name)" in names
+        assert max(map(len, names[:38])) <= 80
+        # A row ends where the next begins: nothing lies on top of another name.
+        boxes = [name.bounding_box() for name in table.locator(".name").all()]
+        for one, next_one in itertools.pairwise(boxes):
+            assert one["y"] + one["height"] <= next_one["y"]
+        edges = [c.bounding_box() for c in table.locator("tr").nth(1).locator("td").all()]
+        last = 2 if width == 380 else len(edges) - 1  # name and distance; on a desk everything
+        assert edges[last]["x"] + edges[last]["width"] <= width
+        page.locator(".scroll").first.evaluate("box => box.scrollLeft = 1000")
+        assert table.locator("td.text").first.bounding_box()["x"] >= 0  # the name has stayed
+        page.goto((tmp_path / "empty.html").as_uri())
+        assert "Nobody has played yet." in page.inner_text("body")
+        browser.close()
+
+
 def notebook(path, *cells):
     path.parent.mkdir(parents=True, exist_ok=True)
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
@@ -409,6 +611,8 @@ def test_the_command_writes_one_page_of_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(baselines, "BASELINES", {"DDIM": baselines.BASELINES["DDIM"]})
     monkeypatch.setattr(board, "BASELINES", baselines.BASELINES)
     notebook(tmp_path / "subs" / "ada" / "26.ipynb", HONEST)
+    eve = "import numpy as np\ndef sample(d, noise, *a): return np.sign(noise) * 3e38"
+    notebook(tmp_path / "subs" / "eve" / "26.ipynb", eve)
     (tmp_path / "subs" / "ben.txt").write_text("my sampler")
     out = tmp_path / "board.csv"
     arguments = [
@@ -417,14 +621,14 @@ def test_the_command_writes_one_page_of_a_folder(tmp_path, monkeypatch, capsys):
         "--out",
         str(out),
         "--seed",
-        "s",
+        "a secret of many letters",
         "--images",
         "100",
     ]
     assert cli.main(arguments) == 0
     assert f"wrote {out}" in capsys.readouterr().out
     rows = {(r["name"], r["evaluations"]): r for r in csv.DictReader(io.StringIO(out.read_text()))}
-    assert len(rows) == 3 * 4
+    assert len(rows) == 4 * 4
     for budget in "1248":
         ada, ddim = rows["ada", budget], rows["DDIM", budget]
         assert ada["status"] == "played" and ada["used"] == budget
@@ -432,6 +636,7 @@ def test_the_command_writes_one_page_of_a_folder(tmp_path, monkeypatch, capsys):
             float(ddim["frechet"]), abs=2e-3
         )  # it is DDIM
         assert rows["ben", budget]["status"] == "unreadable"
+        assert rows["eve", budget]["status"] == "error"  # and nobody else's row is lost by it
     assert out.with_suffix(".html").read_text().count("<h2>") == 4
 
 
@@ -441,6 +646,7 @@ def test_the_command_writes_one_page_of_a_folder(tmp_path, monkeypatch, capsys):
         ({"folder": "nowhere"}, "is not a folder"),
         ({"--out": "board.txt"}, "give a name that ends in .csv"),
         ({"--out": "subs/board.csv"}, "lies with the submissions"),
+        ({"--seed": "2026"}, "at least 16 characters, got 4: a submission can try short ones"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, change, says):

@@ -260,7 +260,7 @@ def test_chapter_26_shows_the_recorded_board_and_no_cheat_leads_it():
     for name, digest in found["sha256"].items():
         assert weights.load(name).card.sha256 == digest
     # Cheats that know weights, images and classes: behind an honest baseline at every budget.
-    assert len(found["cheats"]) == 7 * 4
+    assert len(found["cheats"]) == 8 * 4
     for row in found["cheats"]:
         best = min(
             board[name, row["evaluations"]][0] for name in ("DDIM", "DDIM, with noise on top")

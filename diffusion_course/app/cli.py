@@ -534,12 +534,20 @@ def leaderboard(arguments: argparse.Namespace) -> int:
         return 1
 
 
+_SECRET = 16  # characters, as many as a drawn one has
+
+
 def _leaderboard(arguments, folder: Path, out: Path, limits, walled: bool) -> int:
     from tqdm import tqdm
 
     from diffusion_course.leaderboard import baselines, board, game, scores
 
-    seed = arguments.seed or secrets.token_hex(8)
+    seed = arguments.seed if arguments.seed is not None else secrets.token_hex(8)
+    if len(seed) < _SECRET:
+        raise runner.Mistake(
+            f"--seed must have at least {_SECRET} characters, got {len(seed)}: a submission can "
+            "try short ones until it knows every rotation; without --seed a secret one is drawn"
+        )
     if arguments.seed is None:
         print(f"games are drawn from --seed {seed}", flush=True)
     dealer, judge = game.Dealer(game.digits(), seed, arguments.images), scores.judge()

@@ -104,6 +104,8 @@ def submissions(
             best[n.student] = n
     for budget in BUDGETS:
         dealer.deal(budget)  # before there are threads
+    first = dealer.game(1)
+    first.denoise(first.deal.noise, 1.0)  # compiled before anybody's time runs
     waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
     for student in sorted(best):
         waiting.put(student)
@@ -193,7 +195,17 @@ def _in_order(rows: Sequence[Row]) -> list[Row]:
     return [row for budget in budgets for row in ranking(rows, budget)]
 
 
-_STYLE = "<style>img { image-rendering: pixelated; height: 24px; vertical-align: middle }</style>"
+_NAMED = 80  # characters of a name on the page
+# The name stays where it is while the rest scrolls, or nobody would know whose numbers they are.
+# It clips what stands on top of letters: accents in a pile would reach into other rows.
+_STYLE = """<style>
+body { max-width: 72rem }
+img { image-rendering: pixelated; height: 24px; vertical-align: middle }
+td.text { min-width: 8rem; max-width: 15rem; overflow-wrap: anywhere }
+td.text, th.text { position: sticky; left: 0; background: Canvas }
+.name { overflow: hidden }
+@media (max-width: 40rem) { td.text { max-width: 8rem } }
+</style>"""
 
 
 def page(rows: Sequence[Row], images: int) -> str:
@@ -210,8 +222,10 @@ def page(rows: Sequence[Row], images: int) -> str:
         "means that the interval overlaps the first row's. Grey names are the course's baselines."
         "</p>",
     ]
-    numbers = dict.fromkeys(("Fréchet", "coverage", "accuracy", "copies", "used"), "number")
-    columns = {"": "number", "name": "text"} | numbers | {"images": ""}
+    numbers = dict.fromkeys(("coverage", "accuracy", "copies", "used"), "number")
+    columns = {"": "number", "name": "text", "Fréchet": "number", "images": ""} | numbers
+    if not rows:
+        parts.append("<p>Nobody has played yet.</p>")
     for budget in sorted({row.evaluations for row in rows}):
         plural = "" if budget == 1 else "s"
         order = ranking(rows, budget)
@@ -222,17 +236,19 @@ def page(rows: Sequence[Row], images: int) -> str:
 
 def _table_row(number: int, row: Row, best: Row) -> list[str]:
     """The cells of a row; who has no score reads the reason below the name."""
-    name = escape(row.name)
+    name = texts.line(row.name) or "(no name)"
+    name = escape(name if len(name) <= _NAMED else name[: _NAMED - 1] + "…")
     if row.chapter:
         name = f'<span class="quiet">{name} <small>chapter {escape(row.chapter)}</small></span>'
+    name = f'<div class="name">{name}</div>'
     if row.score is None:
-        said = f"{escape(row.status)}: {escape(row.message)}"
-        return ["", f"{name}<br><small>{said}</small>", "", "", "", "", f"{row.used}", ""]
+        said = f"{escape(row.status)}: {escape(texts.line(row.message))}"
+        return ["", f"{name}<small>{said}</small>", "", "", "", "", "", f"{row.used}"]
     same = " =" if number > 1 and tied(row, best) else ""
     s = row.score
     half = (s.frechet.high - s.frechet.low) / 2
     shares = [f"{100 * getattr(s, m).value:.1f} %" for m in MEASURES[1:]]
-    shown = [f"{s.frechet.value:.2f} ± {half:.2f}", *shares, f"{row.used}", _picture(row)]
+    shown = [f"{s.frechet.value:.2f} ± {half:.2f}", _picture(row), *shares, f"{row.used}"]
     return [f"{number}{same}", name, *shown]
 
 

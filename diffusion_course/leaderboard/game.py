@@ -31,6 +31,8 @@ from diffusion_course import checks, denoiser, process, weights
 PROCESS = process.vp_cosine()
 BUDGETS = (1, 2, 4, 8)
 _CHUNK = 500  # rows that the network takes in one call; every call has so many
+_PIECE = 1000  # rows whose rotations are looked up at once: one question may have 40,000 rows
+_LARGEST = 1e6  # of any number from a submission: float32 can square it, and add such squares
 
 
 class TooMany(RuntimeError):
@@ -45,11 +47,13 @@ class Backbone(NamedTuple):
         `classes` stands for no label.
       shape: of one image, (H, W, C).
       classes: how many there are.
+      together: rows that it computes at once; a call with fewer takes as long.
     """
 
     denoise: Callable
     shape: tuple[int, ...]
     classes: int
+    together: int = 1
 
     @property
     def size(self) -> int:
@@ -68,7 +72,8 @@ def digits() -> Backbone:
 
     shape = (8, 8, 1)
     run = partial(run, released.model)
-    return Backbone(partial(_in_chunks, run), shape, released.card.model["num_classes"])
+    classes = released.card.model["num_classes"]
+    return Backbone(partial(_in_chunks, run), shape, classes, _CHUNK)
 
 
 def _in_chunks(run: Callable, x, t, labels) -> np.ndarray:
@@ -201,11 +206,25 @@ class Game:
         labels = self.deal.labels[images]
         if null:
             labels = np.full_like(labels, self._backbone.classes)
+        return np.concatenate([
+            self._served(x[piece], t[piece], images[piece], labels[piece])
+            for piece in (slice(i, i + _PIECE) for i in range(0, len(x), _PIECE))
+        ])  # fmt: skip
+
+    def _served(self, x, t, images, labels) -> np.ndarray:
         q = self.deal.rotations[images]
         pixels = (x[:, None, :] @ q)[:, 0]  # Qᵀ y, as a row
         found = self._backbone.denoise(pixels.reshape(-1, *self._backbone.shape), t, labels)
         flat = np.asarray(found, np.float32).reshape(len(x), -1)
         return (q @ flat[:, :, None])[:, :, 0]
+
+    def share(self, rows: int) -> float:
+        """Which share of the network's work a call of so many rows needs; the rest is padding.
+
+        A call with a row for every image is as large as a game can ask for.
+        """
+        together = min(self._backbone.together, len(self.counts))
+        return rows / (together * max(1, -(-rows // together)))
 
     def _checked(self, x, t, images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x, t = array("x", x), array("t", t)
@@ -244,7 +263,7 @@ class Game:
 
 
 def array(name: str, value) -> np.ndarray:
-    """Finite float32 numbers; ValueError for anything else, with a traced array's own reason."""
+    """Float32 numbers within ±1e6; ValueError for anything else, with a traced array's reason."""
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
             f"{name} must hold numbers, got a traced array: denoise cannot be called inside jit, "
@@ -254,11 +273,14 @@ def array(name: str, value) -> np.ndarray:
         value = np.asarray(value)
         if value.dtype.kind not in "fiu":
             raise TypeError
-        value = value.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            value = value.astype(np.float32)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must hold numbers, got {type(value).__name__}") from None
     if not np.isfinite(value).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if (largest := np.abs(value).max(initial=0)) > _LARGEST:  # or a rotation makes NaN of it
+        raise ValueError(f"{name} must lie within ±{_LARGEST:g}, got the size {largest:g}")
     return value
 
 

@@ -45,6 +45,7 @@ from flax import nnx
 from IPython.display import Markdown
 
 from diffusion_course import data, diagnose, guidance, process, samplers, sampling, weights
+from diffusion_course.data.toy2d import MIXTURE
 from diffusion_course.diagnosis import CHECKS, Case, patients
 from diffusion_course.notebook import plots, widgets
 
@@ -53,8 +54,8 @@ plots.use_style()
 # %% [markdown]
 # ## 1 · One picture: the waiting room
 #
-# Sixteen patients wait. Each one is really ill: what you see was drawn by his own network and sampler, or comes
-# from his own training. Points should look like the three clouds of chapter 02, with the requested class in
+# Sixteen patients wait. Each picture is real: it was drawn by the patient's own network and sampler, or comes from
+# his own training. (One of them will turn out to be well.) Points should look like the three clouds of chapter 02, with the requested class in
 # orange. Digits should look like digits. A loss should fall. (Beds 6 and 16 have plain pictures with some grain.)
 #
 # **Decide first.** Write down for each bed what you would measure, and what you suspect. Most of the pictures have
@@ -167,6 +168,7 @@ assert set(BEDS.values()) <= set(WARD) and len(BEDS) == 18 and len(WARD) == 34
 for bed in (1, 2, 4, 5, 13, 15):
     assert np.isfinite(case_of(BEDS[bed]).drawn).all()
 assert np.isnan(HISTORIES[9][-1]) and HISTORIES[8].max() > 100 * HISTORIES[8][0]
+assert HISTORIES[8][-50:].min() > 10 * HISTORIES[8][0]  # and it does not come back
 for bed in (7, 10):  # two flat losses: one of them is no fault
     early, late = HISTORIES[bed][: len(HISTORIES[bed]) // 2], HISTORIES[bed][-50:]
     assert abs(np.median(late) / np.median(early) - 1) < 0.15
@@ -436,13 +438,20 @@ for bed in (7, 10, 8, 9):
 # @title Checked: bed 7 stands still, bed 10 is well, NaN stays
 assert moved == 0 and not np.isfinite(HISTORIES[9][first_bad:]).any()
 assert case_of(BEDS[10]).errors.mean() < 0.5
+# The least loss of v on a mixture whose component is known: var(x0 | x_t) / sigma², over all t.
+angles = np.pi / 2 * (np.arange(1000)[:, None] + 0.5) / 1000
+mixed = np.cos(angles) ** 2 * MIXTURE.stds**2 + np.sin(angles) ** 2
+least = float(((MIXTURE.stds**2 / mixed) @ MIXTURE.weights).mean())
+assert abs(least / HISTORIES[10].mean() - 1) < 0.15  # 2,000 points stand for the mixture
+average = np.float32(0.99) * np.float32(np.nan) + np.float32(0.01)  # and so on
+assert np.isnan(average)
 assert [examine(BEDS[b], tell=False).names for b in (7, 10, 8, 9)] == [
     ("gradient of a constant",), (), ("unstable training",),
     ("NaN in the parameters",)]  # fmt: skip
 assert [n.name for n in examine(BEDS[10], tell=False).notes] == ["plateau that is none"]
 
 # %% [markdown]
-# Bed 10 is healthy. Most of a diffusion loss is the variance of $x_0$ given $x_t$, which no network can remove. Look
+# Bed 10 is healthy. Nearly all of his loss is the variance of $x_0$ given $x_t$, which no network can remove. Look
 # at samples, or at the error of single noise levels, before you change a flat training.
 #
 # Bed 7 computed the loss, and *then* differentiated `lambda m: loss`. This function does not depend on `m`, so its
@@ -506,6 +515,8 @@ assert beyond[12] > 0.2 and beyond[11] < 0.01
 red, *rest = cast.drawn.mean((0, 1, 2)) - cast.x.mean((0, 1, 2))
 assert abs(red - 0.3) < 0.1 and max(map(abs, rest)) < 0.1  # 64 pictures: standard error .02
 assert measures["bed 15"][1] > 0.05 > measures["healthy"][1]
+more_steps = WARD[BEDS[11]].make() | {"times": sampling.uniform(50)}
+assert diagnose(**more_steps).names == ()  # bed 11 with more steps: the network is well
 
 # %% [markdown]
 # The clouds of beds 13 and 15 have about the right width. The healthy model's are too narrow with as many steps. So

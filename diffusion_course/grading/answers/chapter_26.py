@@ -20,12 +20,12 @@ def bill(times, stages, low, high):
 
 
 def _grids(rng, *cases):
-    """(n, the first time, stages, low, high) with None for a time of the grid."""
+    """(n, the first time, stages, low, high); None for a time of the grid, "low" for one moment."""
     for n, first, stages, low, high in cases:
         inner = np.linspace(0.82, 0.22, n - 1) + rng.uniform(-0.04, 0.04, n - 1)
         times = np.array([first, *inner, 0.0])
         low = times[-3] if low is None else low
-        high = times[1] if high is None else high
+        high = times[1] if high is None else low if high == "low" else high
         yield times, stages, float(low), float(high)
 
 
@@ -53,6 +53,7 @@ BILL = exercise(
             (1, 1.0, 2, 0.2, 0.8),
             (1, 0.9, 2, 0, 1),
             (5, 1.0, 2, None, None),
+            (5, 0.93, 2, None, "low"),
             (6, 1.0, 2, 0.9, 0.1),
             (2, 1.0, 2, 0.0, 1.0),
             (5, 0.93, 2, 0, 1),
@@ -78,6 +79,8 @@ BILL = exercise(
         low <= at <= high -> low <= at < high
     the lower end of the interval belongs to it
         low <= at <= high -> low < at <= high
+    an interval of one moment has that moment in it
+        low <= at <= high -> low < high and low <= at <= high
     where low is above high nothing is guided
         low <= at <= high -> min(low, high) <= at <= max(low, high)
     these are the steps' numbers one by one, and not their running sum
@@ -177,10 +180,11 @@ def _logs(rng, *cases):
         calls = rng.permuted(np.tile(np.resize(np.arange(N), B), (C, 1)), axis=1)
         if kind == "twice":  # an image that comes twice in a call
             calls[:, 0] = calls[:, 1]
-        if kind in ("empty", "twice"):
-            calls[rng.integers(C), -1] = -1
+        if kind in ("empty", "twice"):  # an empty row may also lie among the others
+            calls[rng.integers(C), -1 if kind == "twice" else 1] = -1
         if kind == "late":  # one call asks for too much, and those behind it would be small
             calls[C // 2] = 1
+            calls[C // 2, 0] = 0  # and its first image still has something left
             calls[C // 2 + 1 :, 1:] = -1
         yield calls.astype(np.int32), N, allowed
 
@@ -213,6 +217,11 @@ CHARGE = exercise(
         np.bincount(images[images >= 0], minlength=N) -> np.bincount(images % N, minlength=N)
     a refused call is not charged
         break -> return new, served
+    any image can have too much: yours looks at the first one of the call
+        new.max() > allowed -> new[images[0]] > allowed
+    an empty row may lie among the others: yours stops reading at the first one
+        np.bincount(images[images >= 0], minlength=N) -> np.bincount(
+            images[np.cumprod(images >= 0) > 0], minlength=N)
     the call that is refused is not charged, and not served
         if new.max() > allowed: -> if counts.max() > allowed:
     after a refusal nothing is served any more, however little it asks for
