@@ -66,4 +66,6 @@ SLIPS = [
         "expected finite numbers",
     ),
     Slip("15.2", CONTRAST, "jnp.log(jax.nn.softmax(logits, axis=1) + 1e-8)", "the largest error"),
+    Slip("23.2", "np.full(len(t), 1 / k)", "1 / k", "expected shape"),
+    Slip("23.3", "return patch * buckets", "return 1.0 * patch * buckets", "whole numbers"),
 ]

@@ -26,6 +26,7 @@ def _conditions(rng, noisy):
     """Images without errors, or with less and with more than the level; B takes 3 and 4."""
     for B, h, w, C, k in ((4, 2, 3, 4, 2), (3, 3, 2, 1, 3)):
         log_snr = rng.uniform(0.4, 2.6, B)
+        log_snr[0] += 6 * (not noisy)  # hardly any noise
         # Each second image has more noise than its level allows, and the last one has none.
         part = np.where(np.arange(B) % 2, rng.uniform(1.6, 2.9, B), rng.uniform(0.2, 0.7, B))
         part[-1] = 0 if B == 3 else part[-1]
@@ -47,6 +48,11 @@ CONDITION = exercise(
         {_NOISE} -> sigma = alpha * np.sqrt(ratio)
     the errors shrink with the image: in the condition their variance is α²·error
         {_NOISE} -> sigma = np.sqrt(np.maximum(alpha**2 * ratio - error, 0))
+    the errors are a part of the level: in yours they come on top of it
+        ratio = np.maximum(wanted, error) -> ratio = wanted + error
+    error is a variance: you took its root
+        np.maximum(wanted, error) -> np.maximum(wanted, np.sqrt(error))
+        np.sqrt(ratio - error) -> np.sqrt(ratio - np.sqrt(error))
     variances are subtracted, and not standard deviations
         {_NOISE} -> sigma = alpha * (np.sqrt(ratio) - np.sqrt(error))
     that is a variance: what multiplies noise is a standard deviation
@@ -126,9 +132,9 @@ SHIFTED = exercise(
     Part("α = cos", 2, lambda rng: _times(rng, "cosine")),
     Part("α = 1", 1, lambda rng: _times(rng, "edm")),
     mistakes="""
-    noise averages in deviation like one over the root of the number of pixels
+    the variance of noise falls with the number of pixels: its deviation falls less
         k = np.sqrt(more) -> k = more
-    the SNR is a ratio of variances: σ/α is scaled by the root of the number of pixels
+    the SNR is a ratio of variances: you took one root too many
         k = np.sqrt(more) -> k = more**0.25
     the larger image needs more noise, and not less
         return shifted(t, 1 / more, kind)
@@ -154,7 +160,9 @@ SHIFTED = exercise(
         return np.clip(np.sqrt(more) * t, 0, 1 if kind != "edm" else None), right[1]
     cos(πt/2) is 0 at t = 1, so π/2 stands in both directions
         np.arctan2(k * s, c) -> np.arctan2(k * s, c) * np.pi / 2
-    t = 1 stays 1: there the tangent is infinite, and its place is another
+    t = 1 stays 1: in float32 the tangent of π/2 is a large negative number
+        return np.where((t == 1) & (kind == "cosine"), -1, right[0]), right[1]
+    t = 1 stays 1: there σ/α is infinite, and ∞/∞ is no number
         return np.where(t == 1, np.nan, right[0]), np.where(t == 1, np.nan, right[1])
     """,
 )
@@ -194,13 +202,21 @@ def _pool(tokens, widest, which="right"):
         "not tall": tall & broad & (r / c <= widest),
         "not broad": tall & broad & (c / r <= widest),
         "full": (r * c == tokens) & (wide <= widest),
+        "nearly tall": ((r + 0.5) * c > tokens) & broad & (wide <= widest),
+        "nearly broad": tall & (r * (c + 0.5) > tokens) & (wide <= widest),
         "square": (r == np.floor(np.sqrt(tokens))) & (r == c),
     }[which]
     fits = chosen & (r * c <= tokens)
     return np.stack([r[fits], c[fits]], axis=-1)
 
 
-_MEASURES = {"log": np.log, "linear": lambda x: x, "inverse": lambda x: 1 / x}
+_MEASURES = {
+    "log": np.log,
+    "linear": lambda x: x,
+    "inverse": lambda x: 1 / x,
+    "root": np.sqrt,
+    "angle": np.arctan,
+}
 
 
 def _assigned(sizes, pool, measure="log"):
@@ -213,20 +229,28 @@ def _distances(sizes, pool, measure="log"):
     return np.abs(f(sizes[:, :1] / sizes[:, 1:]) - f(pool[:, 0] / pool[:, 1]))
 
 
+_SLIPS = (
+    *("tall", "broad", "nearly tall", "nearly broad", "full"),
+    *("any width", "below", "not tall", "not broad"),
+)
+
+
 def _pictures(rng, *rows):
     """Rows of (N, tokens, patch, widest): for each slip an image that it sends elsewhere."""
     for N, tokens, patch, widest in rows:
-        aspect = np.exp(rng.uniform(-1.9, 1.9, 3000))
-        width = rng.uniform(300, 900, 3000)
+        aspect = np.exp(rng.uniform(-1.9, 1.9, 20_000))
+        width = rng.uniform(300, 900, 20_000)
         sizes = np.rint(np.stack([aspect * width, width], axis=-1)).astype(int)
         right = _pool(tokens, widest)
         first, second = np.sort(_distances(sizes, right), axis=1)[:, :2].T
-        sizes = sizes[second - first > 0.02]  # none lies in the middle
+        sizes = sizes[second - first > 0.003]  # none lies in the middle
         best = _assigned(sizes, right)
         picked = []
-        for which in ("tall", "broad", "any width", "below", "not tall", "not broad", "full"):
+        for which in _SLIPS:
             picked += _one(rng, best, _assigned(sizes, _pool(tokens, widest, which)))
-        for measure in ("linear", "inverse"):
+        for change in (-1, 1):
+            picked += _one(rng, best, _assigned(sizes, _pool(tokens + change, widest)))
+        for measure in ("linear", "inverse", "root", "angle"):
             picked += _one(rng, best, _assigned(sizes, right, measure))
         picked += list(rng.integers(len(sizes), size=N))
         yield sizes[rng.permutation(picked[:N])].astype(np.int32), tokens, patch, widest
@@ -246,11 +270,6 @@ def _slipped(sizes, tokens, patch, widest, which="right", measure="log"):
     return best, np.minimum(ratio, 1 / ratio)
 
 
-def _boundary(rng):
-    """12·m² tokens: 6m by 2m is as wide as 3 allows."""
-    return int(rng.choice([48, 108]))
-
-
 BUCKETED = exercise(
     "23.3 · Buckets",
     bucketed,
@@ -259,8 +278,9 @@ BUCKETED = exercise(
         3,
         lambda rng: _pictures(
             rng,
-            (11, int(rng.choice([60, 72, 84, 90])), int(rng.choice([8, 14])), number(rng, 2.2, 2.8)),
-            (13, _boundary(rng), 16, 3.0),
+            (16, int(rng.choice([63, 80, 99])), 8, number(rng, 1.7, 1.95)),
+            (18, int(rng.choice([27, 48])), 14, 3.0),  # 9 by 3 and 12 by 4 are as wide as allowed
+            (18, int(rng.choice([5, 7])), 14, number(rng, 7.5, 9.0)),  # with one row, one column
         ),
     ),
     mistakes="""
@@ -278,6 +298,10 @@ BUCKETED = exercise(
         return right[0] // patch, right[1]
     tokens are counted, and not pixels
         return right[0] // patch * patch**2, right[1]
+    aspects are compared by their logarithms: yours compares their roots
+        return _slipped(sizes, tokens, patch, widest, measure="root")
+    aspects are compared by their logarithms: yours compares angles
+        return _slipped(sizes, tokens, patch, widest, measure="angle")
     some of your buckets could get another row
         return _slipped(sizes, tokens, patch, widest, "broad")
     some of your buckets could get another column
@@ -317,7 +341,7 @@ BUCKETED = exercise(
 # --- 23.4 -----------------------------------------------------------------------------------
 def over_time(x, lengths, query, key, value):
     made = np.zeros(x.shape)
-    B, F, h, w, C = x.shape
+    B, F = x.shape[:2]
     heads, d = query.shape[1:]
     for b in range(B):
         clip = np.arange(F) < lengths[b]
@@ -345,12 +369,16 @@ def _broken(x, lengths, query, key, value, bugs):
     return (made if "places" in bugs else made.swapaxes(1, 2)).reshape(x.shape)
 
 
-def _clips(rng, *rows):
-    """Rows of (F, h, w, C, heads, d, the lengths of the clips)."""
+def _overflowing(logits):
+    return np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+
+
+def _clips(rng, *rows, size=0.9):
+    """Rows of (F, h, w, C, heads, d, the lengths of the clips); `size` of queries and keys."""
     for F, h, w, C, heads, d, lengths in rows:
         B = len(lengths)
         x = rng.normal(0.4, 1.2, (B, F, h, w, C))
-        query, key = rng.normal(0.2, 0.9, (2, C, heads, d))
+        query, key = rng.normal(0.2, size, (2, C, heads, d))
         yield x, np.array(lengths), query, key, rng.normal(0.3, 0.8, (C, heads, C))
 
 
@@ -367,6 +395,7 @@ OVER_TIME = exercise(
         3,
         lambda rng: _clips(rng, (5, 2, 3, 2, 3, 4, (3, 2)), (4, 3, 2, 3, 2, 2, (0, 3, 1))),
     ),
+    Part("large logits", 1, lambda rng: _clips(rng, (4, 3, 2, 3, 2, 2, (4, 2, 3)), size=11.0)),
     mistakes="""
     frames and places are still mixed: reshape keeps the order of the numbers and moves no axis
         return _broken(x, lengths, query, key, value, ["places"])
@@ -390,6 +419,17 @@ OVER_TIME = exercise(
         made[b] += -> made[b] += clip[:, None, None, None] *
     the images take part: they are masked for the clip, and the clip for them
         seen = (clip[:, None] & clip) | np.eye(F, dtype=bool) -> seen = np.ones((F, F), dtype=bool)
+    where the exponential of a logit is infinite, weights are no numbers: subtract the largest logit
+        weights = softmax(np.where(seen, logits, -np.inf), axis=-1)
+            -> weights = _overflowing(np.where(seen, logits, -np.inf))
+    the clip still listens to the images
+        (clip[:, None] & clip) | -> clip[:, None] | (np.zeros((F, F)) > 0) |
+    a frame of the clip listens to itself, too
+        (clip[:, None] & clip) | np.eye(F, dtype=bool)
+            -> (clip[:, None] & clip) ^ np.eye(F, dtype=bool)
+    an image goes through the heads like the others: its output is not the image
+        made[b] += np.einsum -> made[b] += np.where(clip[:, None, None, None], 0, x[b] / heads)
+            + clip[:, None, None, None] * np.einsum
     all frames of a clip listen to each other: yours do to earlier ones only
         (clip[:, None] & clip) | -> (np.tril(clip[:, None] & clip)) |
     each example has a clip of its own length: yours is the first one's for all
@@ -401,7 +441,7 @@ OVER_TIME = exercise(
     the attention runs over space: each place has to look at its own past and future
         return _over_space(x, query, key, value)
     the logits are divided by the root of a head's size, and not of the channels'
-        / np.sqrt(d) -> / np.sqrt(C)
+        / np.sqrt(d) -> / np.sqrt(len(query))
     the logits are divided by the root of a head's size
         / np.sqrt(d) -> / d
     the logits are divided by the root of a head's size, and not of all heads together
@@ -571,6 +611,8 @@ ROLLOUT = exercise(
     the latest frame is the nearest: your gains are in the other order
         {_GAIN} -> gain = np.linalg.solve(seen, r[1 : c + 1])
         left = r[0] - gain @ r[c:0:-1] -> left = r[0] - gain @ r[1 : c + 1]
+    your gains, and what they explain, have opposite orders
+        left = r[0] - gain @ r[c:0:-1] -> gain = gain[::-1]; left = r[0] - gain @ r[c:0:-1]
     the model knows c frames only: yours draws given all frames before
         return _sees_everything(r, c, told, added, bias)
     the frames that are seen tell something of each other, too: their covariance is missing
@@ -616,7 +658,7 @@ ROLLOUT = exercise(
         gain @ mean[n - c : n] + bias -> gain @ mean[n - c : n] + bias * (n == c)
     the first c frames are true: they have no bias
         mean[n] = gain -> mean[:c] = bias; mean[n] = gain
-    that is the mean product: the covariance is without the means
+    that is the mean of the products: the covariance is without the means
         return mean, parts @ parts.T -> return mean, parts @ parts.T + np.outer(mean, mean)
     that is the true process: the model has forgotten what lies more than c frames back
         return mean, parts @ parts.T -> return mean, r[lags]
