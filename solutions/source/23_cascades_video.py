@@ -140,8 +140,8 @@ def shifted(t, more, kind):
 # and the share of the image's area that is kept, `[N]`. No image lies in the middle between two buckets.
 #
 # <details><summary>Hint</summary>
-# In which quantity are 1:2 and 2:1 equally far from 1:1? For 12 tokens, and widest = 3, the buckets are (6, 2), (4,
-# 3), (3, 4) and (2, 6). 3 × 3 is not one of them. And with 13 tokens?
+# In which quantity are 1:2 and 2:1 equally far from 1:1? For 12 tokens and widest = 3 there are four buckets: (6, 2),
+# (4, 3), (3, 4) and (2, 6). (3, 3) is not one of them. And with 13 tokens?
 # </details>
 
 
@@ -168,8 +168,11 @@ def bucketed(sizes, tokens, patch, widest):
 # `lengths[b]` are a clip, and each of the others is an image of its own, as in Ho et al. 2022 (arXiv:2204.03458,
 # section 3). Frames of the clip look at all frames of the clip. An image looks only at itself.
 #
-# For each place and each of $H$ heads, with $q = xW_q$ and so on: $y_f = \sum_g \text{softmax}_g\big(q_f\cdot
-# k_g/\sqrt d\big)\,v_g$, where $g$ runs over what $f$ looks at. The outputs of the heads are added. Run the cells.
+# For each place and each of $H$ heads, with $q = xW_q$ and so on,
+#
+# $$y_f = \sum_g \text{softmax}_g\big(q_f\cdot k_g/\sqrt d\big)\,v_g,$$
+#
+# where $g$ runs over what $f$ looks at. The outputs of the heads are added. Run the cells.
 
 
 # %%
@@ -246,9 +249,9 @@ def over_time(x, lengths, query, key, value):
 # ## 23.5
 # *implement · 25 minutes*
 #
-# In Diffusion Forcing (Chen et al. 2024, arXiv:2407.01392) each frame has its own time. Frame by frame, a clip goes
-# down the times `grid`, $1 = t_0 > \dots > t_S = 0$, without a pause. The first `known` frames are given. Of the
-# other `frames`, the first begins at once, and each begins `lag` steps later than the one before it.
+# In Diffusion Forcing (Chen et al. 2024, arXiv:2407.01392) each frame has its own time. A frame goes down the
+# times `grid`, $1 = t_0 > \dots > t_S = 0$, one in each step, without a pause. The first `known` frames are given.
+# Of the other `frames`, the first begins at once, and each begins `lag` steps later than the one before it.
 #
 # The network can change at most `window` frames in one step. Take the smallest lag for which this holds in every
 # step. So a large window gives full-sequence diffusion (lag 0), and a window of 1 gives one frame after the other.
@@ -293,8 +296,8 @@ def timetable(grid, known, frames, window, steady):
 # the frames themselves stay as they are. And the model has a fault: each frame that it draws is too large by
 # `bias`. Find the mean of each frame, and the covariance of each two.
 #
-# **Expected.** A tuple of two arrays, `[N]` and `[N, N]`. For no noise and no bias, the covariance of frames that
-# are at most $c$ apart is that of the process.
+# **Expected.** A tuple of two arrays, `[N]` and `[N, N]`. With no noise, the covariance of frames that are at
+# most $c$ apart is that of the process.
 #
 # <details><summary>Hint</summary>
 # The mean of p(x_n | y) is a sum of gains times y, and its variance is the same number for all y. How much does the
