@@ -52,7 +52,7 @@ from diffusion_course.grading import check
 #
 # Scale each image, and add `eps`, so that the whole noise is as much as `log_snr[b]` says. The errors are a part of
 # it: do not count them twice. If an image has more noise than that already, then add nothing, and tell the log-SNR
-# that it has. In the end, each pixel becomes a block of $k\times k$ pixels, because the second stage is larger.
+# that it has. In the end, each pixel becomes a block of $k\times k$ pixels.
 #
 # **Expected.** A tuple: the condition `[B, k·h, k·w, C]`, where the true image has the factor $\alpha$ and all noise
 # together has the variance $\sigma^2$; and the log-SNR that is told, `[B]`. `error` may be 0.
@@ -127,21 +127,21 @@ def shifted(t, more, kind):
 # ## 23.3
 # *implement · 25 minutes*
 #
-# Images have many sizes. For training, each goes into a *bucket*, a size that many images share. A bucket has $r$
-# rows and $c$ columns of tokens, and a token covers `patch` × `patch` pixels. These are the buckets:
+# For training, each image goes into a *bucket*, a size that many share. A bucket has $r$ rows and $c$ columns of
+# tokens, and a token covers `patch` × `patch` pixels. These are the buckets:
 #
 # - at most `tokens` tokens, but no room for one more row, and none for one more column;
 # - neither side is longer than `widest` times the other. It may be exactly as long.
 #
 # Each image goes to the bucket whose ratio of height to width is the nearest. Twice as wide is as far away as twice
-# as high. Then the image is scaled, without distortion, until it just covers the bucket. What juts out is cut off.
+# as high. Then the image is scaled, without distortion, until it just covers the bucket, and cut.
 #
 # **Expected.** A tuple: for each image the height and the width of its bucket in pixels, whole numbers `[N, 2]`;
 # and the share of the image's area that is kept, `[N]`. No image lies in the middle between two buckets.
 #
 # <details><summary>Hint</summary>
 # In which quantity are 1:2 and 2:1 equally far from 1:1? For 12 tokens and widest = 3 there are four buckets: (6, 2),
-# (4, 3), (3, 4) and (2, 6). (3, 3) is not one of them. And with 13 tokens?
+# (4, 3), (3, 4) and (2, 6). And with 13?
 # </details>
 
 
@@ -249,23 +249,21 @@ def over_time(x, lengths, query, key, value):
 # ## 23.5
 # *implement · 25 minutes*
 #
-# In Diffusion Forcing (Chen et al. 2024, arXiv:2407.01392) each frame has its own time. A frame goes down the
+# In Diffusion Forcing (Chen et al. 2024, arXiv:2407.01392) a frame has its own time. It goes down the
 # times `grid`, $1 = t_0 > \dots > t_S = 0$, one in each step, without a pause. The first `known` frames are given.
 # Of the other `frames`, the first begins at once, and each begins `lag` steps later than the one before it.
 #
 # The network can change at most `window` frames in one step. Take the smallest lag for which this holds in every
-# step. So a large window gives full-sequence diffusion (lag 0), and a window of 1 gives one frame after the other.
+# step. If all fit into it, this is 0.
 #
 # Make two tables: the times, one row before the first step and one after each; and what the network is told in each
-# step. It is told the times before the step, except for frames that are finished or known: it is told `steady` for
-# them. This small level says that they may have errors.
+# step. It is told the times before the step, but `steady`, a small level, for frames that are finished or known.
 #
-# **Expected.** A tuple: the times `[R + 1, known + frames]` and what is told `[R, known + frames]`, where $R$ is the
-# number of steps until all are finished. The last row of the times is 0.
+# **Expected.** A tuple: the times `[R + 1, known + frames]` and what is told `[R, known + frames]`, with
+# $R$ steps until all are finished. The last row of the times is 0.
 #
 # <details><summary>Hint</summary>
-# A frame is changed in S steps. If each one begins lag steps after the last, how many are being changed at a time?
-# When do all frames fit into the window, whatever the lag?
+# A frame is changed in S steps. If each one begins lag steps later, how many are being changed at a time?
 # </details>
 
 
@@ -291,17 +289,17 @@ def timetable(grid, known, frames, window, steady):
 # the standard deviation `told`, and for those it is exact: from $y_i = x_i + \text{told}\cdot\varepsilon_i$ with
 # the $c$ frames $i$ before $n$, it draws a sample of $p(x_n \mid y)$.
 #
-# Now it rolls out. The first $c$ frames are true, that is, drawn from the process. For each further frame, the
-# model is shown the last $c$ frames. Fresh noise of the standard deviation `added` is added to what it is shown;
-# the frames themselves stay as they are. And the model has a fault: each frame that it draws is too large by
-# `bias`. Find the mean of each frame, and the covariance of each two.
+# Now it rolls out. The first $c$ frames are drawn from the process. For each further frame, the model
+# is shown the last $c$ frames. Fresh noise of the standard deviation `added` is added to what it is shown;
+# the frames themselves stay as they are. And each frame that the model draws is too large by `bias`. Find the
+# frames' means and covariance.
 #
 # **Expected.** A tuple of two arrays, `[N]` and `[N, N]`. With no noise, the covariance of frames that are at
 # most $c$ apart is that of the process.
 #
 # <details><summary>Hint</summary>
-# The mean of p(x_n | y) is a sum of gains times y, and its variance is the same number for all y. How much does the
-# new frame vary together with each frame before it? Only through what is shown.
+# The mean of p(x_n | y) is a sum of gains times y, and its variance is the same for all y. How does the new frame
+# covary with earlier ones?
 # </details>
 
 
@@ -350,18 +348,16 @@ def rollout(r, c, told, added, bias):
 # %% [markdown] exercise="23.7" role="written"
 # ### BEGIN SOLUTION
 # 1. Give the second stage true held-out images, averaged: if its samples are right, it is not at fault by itself.
-#    Compare the first stage's samples with data at 16×16, by a distance with its floor. If both are good and the
-#    cascade is bad, the stages do not fit: small errors, which training never showed, are taken for details.
+#    Compare the first stage's samples with data at 16×16. If both are good, the stages do not fit: small errors, which
+#    training never showed, are taken for details.
 # 2. Conditioning augmentation: in training, add noise of a random level to the small image, and tell the level. In
-#    sampling, add noise to the first stage's image, and tell the same level. (Or train on samples of the first
-#    stage.)
+#    sampling, add noise to the first stage's image, and tell the same level. (Or train on samples.)
 # 3. With too much noise the condition is ignored. Average the samples to 16×16 and measure their distance from the
-#    condition; they also agree less with class or text. Try several levels in sampling, without training again, and
-#    take the one with the least distance to held-out data.
+#    condition. Try several levels in sampling, and take the one with the least distance to held-out data.
 #
-# *One point for each. The first needs both swaps: true images into the second stage, and the first stage judged
-# alone at its own size. The second needs noise that is added and told in both phases, or training on samples. The
-# third needs the ignored condition, a measurement of agreement, and a choice on data.*
+# *One point for each. The first needs both: true images into the second stage, and the first stage judged at its own
+# size. The second needs noise that is added and told in both phases, or training on samples. The third needs the
+# ignored condition, a measurement of agreement, and a choice on data.*
 # ### END SOLUTION
 
 # %% [markdown]
