@@ -348,8 +348,8 @@ def rollout(r, c, told, added, bias):
 # %% [markdown] exercise="23.7" role="written"
 # ### BEGIN SOLUTION
 # 1. Give the second stage true held-out images, averaged: if its samples are right, it is not at fault by itself.
-#    Compare the first stage's samples with data at 16×16. If both are good, the stages do not fit: small errors, which
-#    training never showed, are taken for details.
+#    Compare the first stage's samples with data at 16×16. If both are good, the stages do not fit: errors that
+#    training never showed are taken for details.
 # 2. Conditioning augmentation: in training, add noise of a random level to the small image, and tell the level. In
 #    sampling, add noise to the first stage's image, and tell the same level. (Or train on samples.)
 # 3. With too much noise the condition is ignored. Average the samples to 16×16 and measure their distance from the
