@@ -69,6 +69,8 @@ SLIPS = [
         "expected finite numbers",
     ),
     Slip("15.2", CONTRAST, "jnp.log(jax.nn.softmax(logits, axis=1) + 1e-8)", "the largest error"),
+    Slip("23.2", "np.full(len(t), 1 / k)", "1 / k", "expected shape"),
+    Slip("23.3", "return patch * buckets", "return 1.0 * patch * buckets", "whole numbers"),
     Slip("24.1", SKY_LAST, SKY_LAST.removesuffix(".T"), "its axes are in another order"),
     Slip("24.2", "sigma[:, None]", "jnp.sqrt(1 - alpha**2)[:, None]", "differ"),
     Slip("24.2", "error**2 / 2", "error**2", "one and the same factor, about 2"),

@@ -259,7 +259,7 @@ assert max(abs(float(level(0.5)) - 0.7) for level in (p.alpha, p.sigma)) < 0.02
 # | 20 | [Discrete diffusion](20_discrete.ipynb) | a sentence that fills in any order |
 # | 21 | [Which generative model?](21_which_model.ipynb) | seven kinds of model and three baselines, one budget |
 # | 22 | [Scaling out](22_scaling.ipynb) | throughput, memory and traffic against devices |
-# | 23 | Cascades and video | a clip whose frames agree |
+# | 23 | [Cascades and video](23_cascades_video.ipynb) | a clip whose frames agree |
 # | 24 | [3-D, sound, molecules](24_beyond_images.ipynb) | an object that appears from 2-D scores |
 # | 25 | [From notebook to product](25_product.ipynb) | quality against bytes and milliseconds |
 # | 26 | [Capstone](26_capstone.ipynb) | the leaderboard at 1, 2, 4 and 8 evaluations |
