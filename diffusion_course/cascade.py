@@ -79,7 +79,7 @@ def augment(p: Process, low: Array, eps: Array, s) -> Array:
       s: the level, a time in [0, 1]: a scalar or one per example [B]. At 0 nothing is changed.
 
     Raises: ValueError as `process.add_noise`.
-    Source: Ho et al. 2022, section 4.2 (arXiv:2106.15282).
+    Source: Ho et al. 2022, section 3 (arXiv:2106.15282).
     """
     return add_noise(p, low, eps, s)
 
@@ -134,7 +134,7 @@ def cascade(
       key: a random key; stage i uses ``fold_in(key, i)``.
 
     Returns: len(stages) + 1 arrays, the first of them `low`.
-    Source: Ho et al. 2022, section 4 (arXiv:2106.15282).
+    Source: Ho et al. 2022, section 3 (arXiv:2106.15282).
     """
     images = [low]
     for i, stage in enumerate(stages):

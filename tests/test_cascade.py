@@ -62,7 +62,7 @@ def test_images_that_are_averages_are_those_of_larger_ones():
 
 
 def test_augmentation_keeps_the_variance_and_has_a_level_per_example():
-    low, eps = array(5000, 2, 2, 1), array(5000, 2, 2, 1)
+    low, eps = array(5000, 2, 2, 1, std=1.0), array(5000, 2, 2, 1, std=1.0)
     s = np.float32(np.linspace(0, 1, 5000))
     noisy = np.asarray(cascade.augment(P, low, eps, s))
     # 20,000 numbers of variance 1: their variance is known within .01, four of which are allowed.

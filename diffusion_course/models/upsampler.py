@@ -26,7 +26,7 @@ class Upsampler(nnx.Module):
       rngs: random number streams of the initialisation.
 
     Raises: ValueError for sizes that do not fit.
-    Source: Ho et al. 2022, section 2.3 and 4.2 (arXiv:2106.15282); the enlarged image beside the
+    Source: Ho et al. 2022, section 2 and 3 (arXiv:2106.15282); the enlarged image beside the
     noisy one: Saharia et al. 2021 (arXiv:2104.07636).
 
     >>> model = Upsampler(2, 3, (16, 32), num_classes=6, rngs=nnx.Rngs(0))

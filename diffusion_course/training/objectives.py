@@ -44,7 +44,7 @@ def cascade_objective(recipe: CascadeRecipe) -> update.Loss:
       recipe: its process, kind, factor, highest and label_dropout are used.
 
     Returns: ``loss(model, x, labels, key) -> scalar``, for `loop.fit`; x are the large images.
-    Source: Ho et al. 2022, algorithm 1, the line for the second stage (arXiv:2106.15282).
+    Source: Ho et al. 2022, section 3 (arXiv:2106.15282).
     """
     p, null = weights.build_process(recipe.process), recipe.model["num_classes"]
 

@@ -23,7 +23,7 @@
 # - give every frame of a clip its own noise level, and choose the order in which frames become clear;
 # - measure how far a long clip drifts.
 #
-# **You need** chapters 04, 09 and 16. **Time**: about 75 minutes of reading.
+# **You need** chapters 04, 16 and 17. **Time**: about 75 minutes of reading.
 # The cells run for about two minutes on two CPU cores.
 
 # %%
@@ -102,7 +102,7 @@ assert kept_apart < 0.1 and float(jnp.std(small)) > 3 * kept_apart
 #
 # $$z=\alpha(s)\,y+\sigma(s)\,\varepsilon,\qquad x\sim p(x\mid z,s) \tag{1}$$
 #
-# This is **conditioning augmentation** (Ho et al. 2022, section 4.2). The noise hides the small mistakes of the
+# This is **conditioning augmentation** (Ho et al. 2022, section 3). The noise hides the small mistakes of the
 # base, and the stage draws what is hidden anew.
 #
 # To see what it does we take pictures for which everything is exact: a Gaussian texture $x$ of 12 × 12 pixels with
@@ -283,7 +283,7 @@ RECORDED = {}
 #
 # (Hoogeboom, Heek & Salimans 2023, section 3.1). So at the same time $t$ a large picture is *less* noisy than a small
 # one: one sees more in it. To be as hard, the large picture needs the later time at which its log-SNR is lower by
-# $2\log k$. Chapter 16 met this as the shift of a flow's times.
+# $2\log k$. Chapter 17 met this as the shift of a flow's times.
 #
 # **Predict, then run.** The same $t=0.6$, with 8 and with 32 pixels a side. What does one see?
 
