@@ -11,7 +11,7 @@ import argparse
 import json
 import platform
 import time
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -40,6 +40,7 @@ DATA = {"n": 20_000, "frames": 8, "size": 16, "seed": 0}
 RECIPE = {"steps": 2000, "batch_size": 12, "images": 3, "learning_rate": 3e-3, "ema": 0.995,
           "seed": 0}  # fmt: skip
 P, KIND = process.vp_cosine(), "v"
+STEPS, CONTEXT_TIMES = 24, (0.0, 0.05, 0.2)
 
 
 def loss(model, x, labels, key):
@@ -82,6 +83,66 @@ def train(steps: int) -> None:
         },
     )  # fmt: skip
     card.save_weights(weights.FOLDER, result.ema, about)
+
+
+@partial(jax.jit, static_argnames=("kind", "shape"))
+def drawn(model, key, kind, shape):
+    """Clips of this shape (B, F) from noise, along a schedule."""
+    start, key = jax.random.split(key)
+    x = jax.random.normal(start, (*shape, 16, 16, 3))
+    times = rollouts.schedule(kind, shape[1], STEPS, delay=STEPS // 4)
+    D = rollouts.denoiser(model, P, KIND)
+    return rollouts.sample(P, D, x, times, key)[0]
+
+
+@partial(jax.jit, static_argnames="context_time")
+def rolled(model, context, key, context_time):
+    """Six windows of 4 frames of context and 4 new ones: [B, 24, 16, 16, 3]."""
+    D, times = rollouts.denoiser(model, P, KIND), rollouts.schedule("full", 4, STEPS)
+    return rollouts.extend(P, D, context, times, 6, key, context_time=context_time)
+
+
+def about(x):
+    """What chapter 23 quotes of clips [B, F, …]."""
+    seen = clips.measure(x)
+    fit = clips.motion(seen.position)
+    speeds = np.abs(fit.velocity)
+    within = (speeds > clips.SLOWEST - 0.02) & (speeds < clips.FASTEST + 0.02)
+    return {
+        "motion error": round(float(np.median(fit.error)), 4),
+        "speed of the data": round(float(within.all(1).mean()), 3),
+        "spread of colour": round(float(np.median(seen.colour.std(1).max(-1))), 4),
+        "spread of size": round(float(np.median(seen.size.std(1) / seen.size.mean(1))), 4),
+    }
+
+
+def measure():
+    found = weights.load("clips")
+    model, key, n = found.model, jax.random.key(1), 48
+    truth = clips.load("test", n=n, frames=32)
+    rows = {"data": about(truth.x[:, :8])}
+    alone = drawn(model, key, "full", (n * 8, 1))
+    rows["frame by frame"] = about(np.asarray(alone).reshape(n, 8, 16, 16, 3))
+    for kind in rollouts.KINDS:
+        rows[kind] = about(drawn(model, key, kind, (n, 8)))
+        print(kind, rows[kind], flush=True)
+    long, context = {}, jnp.asarray(truth.x[:, 4:8])
+    for context_time in CONTEXT_TIMES:
+        made = np.asarray(rolled(model, context, key, context_time))
+        windows = [about(made[:, k : k + 8]) for k in (0, 8, 16)]
+        seen, given = clips.measure(made), clips.measure(truth.x[:, :8])
+        colour = np.abs(seen.colour - given.colour.mean(1, keepdims=True)).max(-1)
+        size = np.abs(seen.size / given.size.mean(1, keepdims=True) - 1)
+        long[str(context_time)] = {
+            "windows": windows,
+            "colour off": [round(float(np.median(colour[:, k])), 4) for k in (0, 7, 15, 23)],
+            "size off": [round(float(np.median(size[:, k])), 4) for k in (0, 7, 15, 23)],
+        }
+        print(context_time, long[str(context_time)], flush=True)
+    settings = {"clips": n, "steps": STEPS, "context": 4, "new": 4, "turns": 6, "seed": 1}
+    record = {"machine": machine.describe(), "settings": settings, "sha256": found.card.sha256,
+              "rows": rows, "long": long}  # fmt: skip
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def main():

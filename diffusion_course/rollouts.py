@@ -22,6 +22,8 @@ KINDS = ("full", "pyramid", "autoregressive")
 # The times of almost clean frames end here; vp_cosine has noise of standard deviation .09 there.
 CLEAN = 0.05
 
+FAINTEST = 0.01  # standard deviation; a visible difference between two frames is far larger
+
 # ``D(x [B, F, …], t [B, F]) -> x0_hat [B, F, …]``
 ClipDenoiser = Callable[[Array, Array], Array]
 
@@ -280,8 +282,47 @@ def extend(
 
 
 # --------------------------------------------------------------------------------------------
-# The exact denoiser of a Gaussian process
+# Exact denoisers: of a finite set of clips, and of a Gaussian process
 # --------------------------------------------------------------------------------------------
+
+
+def ideal(p: Process, clips) -> ClipDenoiser:
+    """The posterior mean when the data are a finite set of N clips, with a time for each frame.
+
+    ``D(x, t)_f = sum_i w_i·clips_i,f`` with ``w = softmax(−sum_f ‖x_f − alpha_f·clips_i,f‖²/(2·
+    sigma_f²))``: one weight for a clip and not for a frame, and therefore the frames agree. A frame
+    with less noise than `FAINTEST` counts as one with that much.
+
+    Args:
+      p: the process.
+      clips: [N, F, …].
+
+    Returns: D(x, t), x [B, F, …], t [B, F], [F] or a scalar.
+    Raises: ValueError if clips are no floating-point array [N, F, …]; D, if x is of another shape.
+    Source: as `denoiser.ideal`, Karras et al. 2022, appendix B.3 (arXiv:2206.00364).
+    """
+    clips = _clips("clips", clips)
+    points = clips.reshape(*clips.shape[:2], -1)
+    half_norms = 0.5 * jnp.sum(points**2, axis=-1)
+
+    def D(x, t):
+        x = checks.state("x", x)
+        if x.shape[1:] != clips.shape[1:]:
+            raise ValueError(
+                f"x must hold clips of shape {list(clips.shape[1:])}, as the data does, "
+                f"got shape {list(x.shape)}"
+            )
+        checks.time("t", t)
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:2])
+        alpha, variance = p.alpha(t), jnp.maximum(p.sigma(t), FAINTEST) ** 2
+        seen = (alpha / variance)[..., None] * x.reshape(*x.shape[:2], -1)
+        # ‖x‖² is the same for all clips and leaves the softmax; what remains are two products.
+        of_x = jnp.einsum("bfm,nfm->bn", seen, points, precision="highest")
+        of_clip = jnp.einsum("bf,nf->bn", alpha**2 / variance, half_norms, precision="highest")
+        weights = jax.nn.softmax(of_x - of_clip, axis=-1)
+        return jnp.einsum("bn,nfm->bfm", weights, points, precision="highest").reshape(x.shape)
+
+    return D
 
 
 class GaussianClips:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_course import denoiser as image_denoiser
 from diffusion_course import process, rollouts, samplers
 from diffusion_course.parameterization import target
 
@@ -38,7 +39,7 @@ def test_every_schedule_gives_the_joint_covariance_with_the_exact_denoiser(kind)
     for steps in (50, 200):
         times = rollouts.schedule(kind, 4, steps, delay=steps // 5)
         gaps.append(np.abs(covariance_made(D, times, 4) - GENERAL).max())
-    # DDIM's error of a step is of second order: four times as many steps leave a quarter.
+    # DDIM is of first order: four times as many steps leave a quarter of the error.
     assert gaps[1] < 0.02 and gaps[1] < 0.4 * gaps[0]
 
 
@@ -57,6 +58,28 @@ def test_the_exact_denoiser_is_the_best_linear_guess_with_a_time_for_each_frame(
         told = np.linalg.solve(GENERAL, mean)[:, None] + (alpha / sigma**2)[:, None] * x[b]
         np.testing.assert_allclose(found[b], np.linalg.solve(precision, told), atol=2e-3)
     np.testing.assert_allclose(found[0, 0], x[0, 0], atol=1e-5)  # without noise: as it is
+
+
+def test_the_ideal_denoiser_of_clips_weighs_whole_clips():
+    clips = np.asarray(jax.random.normal(KEY, (7, 3, 2, 2)))
+    D = rollouts.ideal(P, clips)
+    x = jax.random.normal(jax.random.key(2), (4, 3, 2, 2))
+    # With equal times a clip is one large picture.
+    flat = image_denoiser.ideal(P, clips.reshape(7, 12))(x.reshape(4, 12), 0.6)
+    np.testing.assert_allclose(D(x, 0.6).reshape(4, 12), flat, atol=1e-5)
+    # By hand, with a level for each frame.
+    t = np.array([[0.2, 0.9, 0.5]] * 4, np.float32)
+    alpha, sigma = (np.asarray(f(t))[0] for f in (P.alpha, P.sigma))
+    gaps = (np.asarray(x)[:, None] - alpha[:, None, None] * clips) ** 2
+    logits = -(gaps.sum((3, 4)) / (2 * sigma**2)).sum(2)
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    by_hand = np.einsum("bn,nfhw->bfhw", weights, clips)
+    np.testing.assert_allclose(D(x, t), by_hand, atol=1e-5)
+    # One frame without noise decides which clip it is.
+    known = x.at[:, 1].set(clips[5, 1])
+    found = D(known, np.array([1.0, 0.0, 0.9], np.float32))
+    np.testing.assert_allclose(found, np.repeat(clips[5:6], 4, 0), atol=1e-4)
 
 
 def test_draws_of_the_exact_process_have_its_moments():
@@ -184,6 +207,7 @@ def test_a_third_of_the_clips_shares_its_time_and_a_third_has_context():
         (lambda: rollouts.GaussianClips(P, np.ones((2, 2))), "covariance must be symmetric and"),
         (lambda: rollouts.GaussianClips(P, np.eye(2)).denoise(jnp.ones((1, 3, 1)), 0.5),
          r"x must have shape \[B, 2, …\]"),
+        (lambda: rollouts.ideal(P, np.ones((2, 3, 4)))(jnp.ones((1, 2, 4)), 0.5), "x must hold cl"),
         (lambda: run([[1.0, 1], [0.5, 0.5]], frames=3), r"times must have shape \[n \+ 1, F\]"),
         (lambda: run([[0.5, 1.0], [0.6, 0.5]]), "times must not rise along any frame, got 0.5"),
         (lambda: run([[1.5, 1.0], [0.6, 0.5]]), r"times must be in \[0, 1\]"),

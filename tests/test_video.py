@@ -66,9 +66,7 @@ def test_without_positions_of_time_the_order_of_frames_is_unknown():
 def test_with_times_per_frame_they_and_the_frames_are_permuted_together():
     model, x, order = awake(time_positions=False), clips(), jnp.array([3, 0, 4, 1, 2])
     t = jax.random.uniform(jax.random.key(4), (3, 5))
-    np.testing.assert_allclose(
-        model(x[:, order], t[:, order]), model(x, t)[:, order], atol=1e-5
-    )
+    np.testing.assert_allclose(model(x[:, order], t[:, order]), model(x, t)[:, order], atol=1e-5)
 
 
 def test_an_image_is_a_clip_of_one_frame_in_which_attention_over_time_does_nothing_new():
