@@ -122,7 +122,7 @@ def load(
     attributes["caption"] = np.array(
         [caption(*words) for words in zip(names, *attributes.values(), strict=True)]
     )
-    x = _draw(size * averaged, list(shapes.values()), shape, rgb, radius, centre, tilt)
+    x = draw(size * averaged, list(shapes.values()), shape, rgb, radius, centre, tilt)
     x = _averages(x, averaged) if averaged > 1 else x
     return Dataset(x, shape, tuple(shapes), CARD, attributes)
 
@@ -143,8 +143,18 @@ def caption(shape: str, colour: str, size: str, position: str) -> str:
     return f"a {size} {colour} {shape} {POSITIONS[position][0]}"
 
 
-def _draw(size: int, distances, shape, rgb, radius, centre, tilt) -> np.ndarray:
-    """Images [N, size, size, 3] in [-1, 1] from one row of parameters per image."""
+def draw(size: int, distances, shape, rgb, radius, centre, tilt) -> np.ndarray:
+    """Images [N, size, size, 3] in [-1, 1] from one row of parameters per image.
+
+    Args:
+      size: pixels a side; the image is 2 wide, and its middle is the origin.
+      distances: functions such as those in `SHAPES`.
+      shape: which of them, whole numbers [N].
+      rgb: colours in [0, 1], [N, 3].
+      radius: [N].
+      centre: x to the right and y up, [N, 2].
+      tilt: tangent of half the angle of a turn against the clock, [N].
+    """
     images = np.empty((len(shape), size, size, 3), np.float32)
     for index, distance in enumerate(distances):
         members = np.flatnonzero(shape == index)
