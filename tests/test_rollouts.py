@@ -202,8 +202,8 @@ def test_a_third_of_the_clips_shares_its_time_and_a_third_has_context():
     ("call", "message"),
     [
         (lambda: rollouts.schedule("fast", 3, 2), "kind must be one of full, pyramid, auto"),
-        (lambda: rollouts.schedule("pyramid", 3, 2, 3), r"delay must be a whole number in \[0, 2\]"),
-        (lambda: rollouts.GaussianClips(P, np.ones((2, 3))), r"covariance must have shape \[F, F\]"),
+        (lambda: rollouts.schedule("pyramid", 3, 2, 3), r"delay must be a whole number in \[0"),
+        (lambda: rollouts.GaussianClips(P, np.ones((2, 3))), r"covariance must have shape \[F"),
         (lambda: rollouts.GaussianClips(P, np.ones((2, 2))), "covariance must be symmetric and"),
         (lambda: rollouts.GaussianClips(P, np.eye(2)).denoise(jnp.ones((1, 3, 1)), 0.5),
          r"x must have shape \[B, 2, …\]"),

@@ -94,14 +94,11 @@ def test_attention_over_space_stays_in_a_frame_and_over_time_at_a_place():
     def blend(s):
         return jnp.broadcast_to(s.mean(1, keepdims=True), s.shape)
 
-    np.testing.assert_allclose(
-        video.over_space(blend, tokens), np.broadcast_to(tokens.mean(2, keepdims=True), tokens.shape),
-        atol=1e-6,
-    )  # fmt: skip
-    np.testing.assert_allclose(
-        video.over_time(blend, tokens), np.broadcast_to(tokens.mean(1, keepdims=True), tokens.shape),
-        atol=1e-6,
-    )  # fmt: skip
+    def mean(axis):
+        return np.broadcast_to(tokens.mean(axis, keepdims=True), tokens.shape)
+
+    np.testing.assert_allclose(video.over_space(blend, tokens), mean(2), atol=1e-6)
+    np.testing.assert_allclose(video.over_time(blend, tokens), mean(1), atol=1e-6)
 
 
 def test_labels_are_heard_and_the_untrained_network_is_zero():

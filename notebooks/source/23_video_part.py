@@ -266,7 +266,8 @@ def matrix_by_hand(frames, steps, delay):
 matrices = {kind: rollouts.schedule(kind, 8, 24, delay=6) for kind in rollouts.KINDS}
 fig, axes = plt.subplots(1, 3, figsize=(7, 2.6))
 for ax, (kind, matrix) in zip(axes, matrices.items(), strict=True):
-    shown = ax.imshow(matrix, aspect="auto", cmap="gray_r", vmin=0, vmax=1)
+    shown = ax.imshow(matrix, aspect="auto", cmap="gray_r", vmin=0, vmax=1,
+                      interpolation="nearest")  # fmt: skip
     ax.set(title=f"{kind}: {len(matrix) - 1} steps", xlabel="frame $f$")
 axes[0].set_ylabel("step $m$")
 fig.colorbar(shown, ax=axes, label="time $t$ (dark: noise)")
