@@ -1,4 +1,4 @@
-"""A cascade: averages, noise on the condition, one stage after the other, and what is exact of it."""
+"""A cascade: averages, noise on the condition, stage after stage, and what is exact of it."""
 
 from dataclasses import replace
 from functools import cache
@@ -42,7 +42,7 @@ def test_down_averages_squares_and_up_is_its_right_inverse():
         (lambda: cascade.down(array(2, 6, 5, 1), 2), "multiples of 2, got 6 and 5"),
         (lambda: cascade.down(array(2, 6, 5), 2), r"x must have shape \[B, H, W, C\], got \[2, 6"),
         (lambda: cascade.up(array(2, 2, 2, 1), 0), "factor must be"),
-        (lambda: cascade.linear_stage(P, [0, 0], np.eye(2), [[1.0]]), r"A must have shape \[d, 2\]"),
+        (lambda: cascade.linear_stage(P, [0, 0], np.eye(2), [[1.0]]), r"A must have shape \[d, 2"),
         (lambda: cascade.linear_stage(P, [0, 0], np.eye(2), np.eye(2)).gain(1.5), "s must be in"),
     ],
 )  # fmt: skip
@@ -167,9 +167,7 @@ def test_the_small_image_counts_as_further_channels_of_the_first_convolution():
     first = jax.lax.conv_general_dilated(
         both, joined, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    ours = net.net.conv_in(space_to_depth(X, 2)) + net.low_in(
-        space_to_depth(cascade.up(LOW, 2), 2)
-    )
+    ours = net.net.conv_in(space_to_depth(X, 2)) + net.low_in(space_to_depth(cascade.up(LOW, 2), 2))
     bias = net.net.conv_in.bias[...] + net.low_in.bias[...]
     # Sums of 216 products in another order.
     np.testing.assert_allclose(first + bias, ours, atol=1e-4)

@@ -239,7 +239,7 @@ RECIPES: dict[str, Recipe] = {
         kind="v",
         # Averages of the next stage's images, which are not the same as shapes drawn with 8 pixels.
         options={"n": 10_000, "size": 8, "averaged": 2},
-        # So few that its samples are visibly not perfect: those errors are what the next stage gets.
+        # So few that its samples are visibly not perfect: the next stage gets these errors.
         steps=1000,
         batch_size=32,
         ema=0.995,  # of so short a training

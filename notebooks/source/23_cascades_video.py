@@ -37,18 +37,23 @@ from diffusion_course import setup
 course = setup()
 
 # %%
+import itertools
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from flax import nnx
 
-from diffusion_course import cascade, flow, operators, process, samplers, sampling, weights
-from diffusion_course.data import shapes
+from diffusion_course import (
+    cascade, flow, operators, process, rollouts, samplers, sampling, weights,
+)  # fmt: skip
+from diffusion_course.data import clips, shapes
 from diffusion_course.evaluation import metrics
+from diffusion_course.models import video
 from diffusion_course.notebook import plots, widgets
 from diffusion_course.training import cascaded, recipes
 
@@ -85,14 +90,16 @@ plt.show()
 
 # %% tags=["claims"]
 # @title Checked: the stage keeps what it is told
-# Root mean square over 12 pictures, whose pixels lie between −1 and 1.
-kept_apart = float(jnp.sqrt(jnp.mean((cascade.down(large, 2) - small) ** 2)))
-assert kept_apart < 0.1 and float(jnp.std(small)) > 3 * kept_apart
+# Correlation of 2,304 values; the stage is not perfect, and another machine's float32 may move them.
+follows = np.corrcoef(np.ravel(cascade.down(large, 2)), np.ravel(small))[0, 1]
+print(f"correlation of the large pictures' averages with the small pictures: {follows:.2f}")
+assert 0.75 < follows < 0.92
 
 # %% [markdown]
-# The averages of the large picture are the small picture, with its mistakes. The stage has learnt this from its
-# data, where it is always so. In training it saw averages of true pictures; now it gets what a base has drawn. This
-# is a **mismatch of training and sampling**, and the next section measures it exactly.
+# Hardly. The averages of the large pictures follow the small pictures (the correlation is about 0.83), and a mistake
+# stays where it was. The stage has learnt from its data that the small picture is right. In training that was always so;
+# now it gets what a base has drawn. This is a **mismatch of training and sampling**, and the next section measures
+# it exactly.
 
 # %% [markdown]
 # ## 2 · Noise on the condition
@@ -132,7 +139,7 @@ def cascade_by_hand(y, s, key):
     z = p.alpha(s) * y + p.sigma(s) * jax.random.normal(key_augment, y.shape)
     D = jax.jit(perfect.given(z, s))  # the exact E[x | x_t, z]
     x = jax.random.normal(key_start, (len(y), SIDE**2))
-    for t, later in pairwise(grid_times):
+    for t, later in itertools.pairwise(grid_times):
         x0 = D(x, t)
         eps = (x - p.alpha(t) * x0) / p.sigma(t)
         x = p.alpha(later) * x0 + p.sigma(later) * eps
@@ -165,8 +172,8 @@ assert np.abs(by_level[0.0] @ A.T - grainy).max() < 0.05
 assert np.abs(by_level[0.6] @ A.T - grainy).mean() > 0.3
 
 # %% [markdown]
-# At $s=0$ every square of four pixels has the base's grain as its average. At $s=0.2$ the grain is gone and the
-# clouds are still the base's. At $s=0.6$ the picture has clouds of its own.
+# At $s=0$ every square of four pixels has the base's grain as its average. At $s=0.2$ most of the grain is gone, and
+# the clouds are still the base's. At $s=0.6$ the picture has clouds of its own.
 #
 # For Gaussian pictures we need not draw at all. With the gain
 # $G=\alpha\,CA^\top(\alpha^2ACA^\top+\sigma^2 I)^{-1}$ of the level $s$, a base with covariance $S$ makes the
@@ -207,6 +214,7 @@ plt.show()
 # @title Checked: a perfect stage wants no condition; a short-sighted one has a best level; all exact
 alone, short, true_y = (np.array(values) for values in against_level.values())
 assert (np.diff(alone) < 1e-9).all() and alone[-1] < 1e-6  # rounding of float64
+assert alone[LEVELS.index(0.2)] < 0.1 * alone[0]  # most of the grain is gone
 assert LEVELS[short.argmin()] in (0.2, 0.25)
 assert 2.0 < short[0] < 2.1 and 0.9 < short.min() < 1.0 and short[-1] > 3
 assert abs(short[0] - alone[0]) < 1e-6
@@ -262,13 +270,91 @@ assert 0.18 < grain_level < 0.22 and LEVELS[int(np.argmin(only_told))] in (0.15,
 # had the same network, batches and steps, and small pictures without noise.
 #
 # The recorded benchmark `benchmarks/cascades.py` enlarged 300 *true* small pictures and 300 that the base *drew*.
-# It states the Fréchet distance in the features of the course's judge of shapes, and how often the judge sees the
-# shape that was asked for. Unseen pictures themselves have the distance in the row "floor".
+# It states the Fréchet distance in the features of the course's judge of shapes, how often the judge sees the
+# shape that was asked for, and how far the averages lie from the small picture. The row "floor" is of unseen
+# pictures. Each network was trained once, so small differences mean nothing.
 #
-# **Predict, then run.** Which twin is better with true small pictures? Which one with drawn ones?
+# **Predict, then run.** Which of the two is better with true small pictures? Which one with drawn ones?
 
 # %%
-RECORDED = {}
+RECORDED = {  # row: Fréchet distance, share of right shapes, difference of the averages
+    "without, seed 0": {
+        "floor": (66.611, 0.9933, 0.0),
+        "true, s=0": (216.11, 0.48, 0.0186),
+        "drawn, s=0": (444.421, 0.29, 0.0181),
+    },
+    "with, seed 0": {
+        "floor": (66.611, 0.9933, 0.0),
+        "true, s=0": (320.682, 0.4867, 0.1101),
+        "true, s=0.1": (311.655, 0.4767, 0.1124),
+        "true, s=0.2": (313.944, 0.4733, 0.121),
+        "true, s=0.3": (342.905, 0.4567, 0.137),
+        "true, s=0.5": (423.122, 0.3367, 0.1847),
+        "drawn, s=0": (499.074, 0.28, 0.1052),
+        "drawn, s=0.1": (506.513, 0.2767, 0.1077),
+        "drawn, s=0.2": (482.704, 0.2767, 0.1171),
+        "drawn, s=0.3": (513.362, 0.27, 0.1331),
+        "drawn, s=0.5": (507.961, 0.2533, 0.1773),
+    },
+}
+
+# %%
+LEVELS_ASKED = (0.0, 0.1, 0.2, 0.3, 0.5)
+trained_with, trained_without = RECORDED["with, seed 0"], RECORDED["without, seed 0"]
+fig, axes = plt.subplots(1, 2, figsize=(7.5, 3))
+measured_as = {0: "Fréchet distance", 2: "difference of the averages"}
+for ax, (k, about) in zip(axes, measured_as.items(), strict=True):
+    series_3 = {
+        f"{kind} small pictures": [trained_with[f"{kind}, s={s:g}"][k] for s in LEVELS_ASKED]
+        for kind in ("drawn", "true")
+    }
+    plots.curves(LEVELS_ASKED, series_3, xlabel="$s$: level told and added", ylabel=about, ax=ax)
+    for kind, color in zip(("drawn", "true"), plots.SERIES, strict=False):
+        ax.plot(0, trained_without[f"{kind}, s=0"][k], "x", color=color)  # the twin
+axes[0].set_title("crosses: the twin without noise", fontsize="small")
+plt.show()
+for name, row in (("with", trained_with), ("without", trained_without)):
+    for kind in ("true", "drawn"):
+        far, shape = row[f"{kind}, s=0"][:2]
+        print(f"trained {name:7} {kind:5} small: Fréchet {far:.0f}, right shapes {shape:.0%}")
+print("unseen pictures: Fréchet {:.0f}, right shapes {:.0%}".format(*trained_with["floor"][:2]))
+
+# %%
+few = replace(recipe, levels=(0.2,))
+again = cascaded.measure(few, stage_net, shapes.load("test", n=2300, size=16))
+print(again)
+
+# %% tags=["claims"]
+# @title Checked: the numbers of the text, and the row of level 0.2 again
+for kind in ("true", "drawn"):
+    now, then = again[f"{kind}, s=0.2"], trained_with[f"{kind}, s=0.2"]
+    # The same weights and keys: another machine's float32 may turn a few of 300 pictures.
+    assert abs(now["frechet"] / then[0] - 1) < 0.05 and abs(now["shape"] - then[1]) < 0.03
+    best = min(trained_with[f"{kind}, s={s:g}"][0] for s in LEVELS_ASKED)
+    assert best > trained_without[f"{kind}, s=0"][0]
+ratio_of = {
+    name: row["drawn, s=0"][0] / row["true, s=0"][0]
+    for name, row in (("with", trained_with), ("without", trained_without))
+}
+assert ratio_of["without"] > 2 and 1.4 < ratio_of["with"] < 1.7
+best_drawn = min(LEVELS_ASKED, key=lambda s: trained_with[f"drawn, s={s:g}"][0])
+assert best_drawn == 0.2
+assert trained_without["true, s=0"][2] < 0.02 < 0.1 < trained_with["true, s=0"][2]
+assert all(row["true, s=0"][1] > row["drawn, s=0"][1] + 0.15
+           for row in (trained_with, trained_without))  # fmt: skip
+
+# %% [markdown]
+# **Going from true to drawn small pictures costs more than anything else in this table.** The twin's distance more
+# than doubles, and the judge sees the right shape in 29 % of its pictures and no longer in 48 %.
+#
+# Noise on the condition did what section 2 says, and still it did not win. Its distance grows by a factor of 1.6, not
+# 2.1. (Its best level for drawn pictures is 0.2, by so little that other pictures could change it.) But it starts
+# from a worse place. After 1,200 steps of 32 pictures this stage still misses the averages by 0.11; the twin, whose
+# task is easier, misses them by 0.02. So at every level the twin is ahead, with drawn small pictures too.
+#
+# Two things follow. Noise on the condition makes a stage's task harder, and it must be paid for in training. And
+# these networks were trained for minutes, once each: the table is a fair record, and no verdict on the method. Ho et
+# al. (2022) trained far longer, and there it was decisive.
 
 # %% [markdown]
 # ## 4 · Other sizes, other shapes, last levels
@@ -306,7 +392,8 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: the noise of averages, the signal that is left, and the shift
 noise_kept = float(jnp.var(cascade.down(fresh_eps, 4)) * 16)
-assert abs(noise_kept - 1) < 0.15  # 1,920 averages: their variance is known within 3.2 %, four times
+# 1,920 averages: their variance is known within 3.2 %, and four times that is allowed.
+assert abs(noise_kept - 1) < 0.13
 signal_kept = float(jnp.var(cascade.down(at_32, 4)) / jnp.var(at_32))
 assert 0.6 < signal_kept < 0.95
 assert abs(float(p.log_snr(t_large) - p.log_snr(t_small)) + 2 * np.log(4)) < 1e-3  # bisection
@@ -363,8 +450,11 @@ assert all(h % PATCH == 0 and w % PATCH == 0 for h, w in buckets)
 # 2024, section 2.5). eDiff-I divides all levels among experts (Balaji et al. 2022). What can the last levels repair?
 #
 # We ask our texture. A *generalist* believes that every variance $\lambda$ of it is half of what it is. A *refiner*
-# that knows the truth takes over below time $t_r$. Along each axis of $C$ the denoiser multiplies by a number, so
-# the result of all steps is a product, and nothing is random.
+# that knows the truth takes over below time $t_r$. Along each axis of $C$ the denoiser multiplies by a number,
+#
+# $$D(x,t)=\frac{\alpha\lambda}{\alpha^2\lambda+\sigma^2}\,x \tag{4}$$
+#
+# so the result of all steps is a product, and nothing is random.
 #
 # **Predict, then run.** The refiner takes over at $t_r=0.2$. Which share of the mistake does it repair: of the finest
 # structure, of the clouds, and of all?
@@ -406,3 +496,633 @@ assert 0.83 < left_over["all"][at] < 0.93
 # The last fifth of the levels repairs almost the whole mistake of the finest structure, and about an eighth of all.
 # The clouds stay wrong: they were decided at earlier times, when their signal rose above the noise. So a refiner is
 # for details. Composition must come from the first levels, or from a base: a cascade is the same division by size.
+
+# %% [markdown]
+# ## 5 · A clip whose frames agree
+#
+# A video is a row of pictures. So why not draw the pictures one by one, with a model of pictures?
+#
+# The library draws **clips**: one shape on black, 8 frames of 16 × 16 pixels. It moves with constant speed and
+# bounces off the walls. Kind, colour, place and velocity are random. We know them exactly, so we can measure
+# what a model makes. `clips.measure` finds the shape's place in each frame (the centroid of its light), its size
+# and its colour. `clips.motion` finds the path of constant speed that fits these places best. What is left is
+# the **motion error**. The picture is 2 wide, and a pixel is 1/8.
+
+# %%
+film = clips.load(n=500)
+seen_true = clips.measure(film.x[:40])
+true_error = clips.motion(seen_true.position).error
+plots.image_grid(list(film.x[:3]), ["clip 1", "clip 2", "clip 3"])
+plt.show()
+print(f"motion error of 40 clips of the data: median {np.median(true_error):.4f}, "
+      f"largest {true_error.max():.4f}; a pixel is {1 / 8}")  # fmt: skip
+
+# %% [markdown]
+# No network yet. For a finite set of $N$ clips the best denoiser is known (chapter 02 has it for points). With
+# frames $x_{t,f}$ it is a weighted mean of the clips:
+#
+# $$D(x_t)_f = \sum_i w_i\, c_{i,f}, \qquad w_i \propto \exp\Big(-\sum_f \frac{\lVert x_{t,f} - \alpha\, c_{i,f}
+# \rVert^2}{2\sigma^2}\Big) \tag{5}$$
+#
+# (Karras et al. 2022, appendix B.3, with a clip in the place of a picture). Look at the weight. It belongs to a
+# whole clip, and *every frame* adds to its exponent. This is all that "the frames agree" means: each frame is
+# guessed with what all the others say.
+#
+# **Predict, then run.** We draw 3 clips with (5). Then we take the 4,000 frames of the data as 4,000 pictures, and
+# draw 24 of them from the same noise, with the best denoiser of pictures. Which of the two makes better *pictures*?
+
+# %%
+vp = process.vp_cosine()
+noise_of_clips = jax.random.normal(jax.random.key(3), (3, 8, 16, 16, 3))
+
+
+@partial(jax.jit, static_argnames="kind")
+def draw_ideal(examples, x, kind="full"):
+    """All states on the way from noise x [B, F, …], by the ideal denoiser of examples [N, F, …]."""
+    times = rollouts.schedule(kind, x.shape[1], steps=24, delay=6)
+    path = rollouts.sample(vp, rollouts.ideal(vp, examples), x, times, jax.random.key(0))[1]
+    return jnp.concatenate([x[None], path])
+
+
+together = np.asarray(draw_ideal(film.x, noise_of_clips)[-1])
+pictures = rollouts.as_batch(film.x)[:, None]  # each a clip of one frame
+one_by_one = draw_ideal(pictures, rollouts.as_batch(noise_of_clips)[:, None])[-1]
+one_by_one = np.asarray(one_by_one).reshape(together.shape)
+names = [f"{how} {n}" for how in ("frame by frame", "as a clip") for n in (1, 2, 3)]
+plots.image_grid([*one_by_one, *together], names)
+plt.show()
+
+# %%
+def to_nearest(x):
+    """Root mean square distance of each frame to the nearest frame of the data."""
+    made, known = (np.reshape(a, (-1, 16 * 16 * 3)) for a in (x, film.x))
+    squared = (made**2).sum(1)[:, None] - 2 * made @ known.T + (known**2).sum(1)
+    return np.sqrt(np.maximum(squared.min(1), 0) / made.shape[1])
+
+
+motion_errors, colour_spread = {}, {}
+for name, drawn in {"frame by frame": one_by_one, "as a clip": together}.items():
+    looks = clips.measure(drawn)
+    motion_errors[name] = clips.motion(looks.position).error
+    colour_spread[name] = looks.colour.std(1).max(-1)
+    print(f"{name:15} to the nearest frame of the data: at most {to_nearest(drawn).max():.3f};",
+          "motion error", motion_errors[name].round(3),
+          "spread of colour", colour_spread[name].round(2))
+
+# %% tags=["claims"]
+# @title Checked: both make perfect pictures, and only one of them makes clips
+assert true_error.max() < 0.01  # the floor: what the pixels lose, in units of which a pixel is .125
+# 24 steps of a solver that ends in D: on a picture of the data, up to rounding.
+assert to_nearest(one_by_one).max() < 0.03 and to_nearest(together).max() < 0.03
+assert motion_errors["as a clip"].max() < 0.01
+assert motion_errors["frame by frame"].min() > 10 * motion_errors["as a clip"].max()
+assert colour_spread["frame by frame"].min() > 0.1 > 5 * colour_spread["as a clip"].max()
+
+# %% [markdown]
+# Neither. Every single frame is a perfect picture in both. But the first three rows are no clips: the shape jumps,
+# and changes its colour. A measure of pictures (chapter 13) would not see any difference. **A clip is good if its
+# frames are good and agree**, so a measure of video has to look across frames.
+#
+# (This denoiser knows 500 clips and draws one of them again. That is memorising, chapter 13's subject. Here it
+# serves as an exact answer.)
+
+# %% [markdown]
+# ## 6 · Attention over space, attention over time
+#
+# A network needs what (5) has: each frame must hear the others. A transformer of clips cuts every frame into
+# patches (chapter 16). With $F$ frames of $N$ patches, attention among all tokens has $(FN)^2$ pairs. The usual
+# way is to factorise: first the $N$ patches of each frame attend to each other, then the $F$ frames at each
+# place:
+#
+# $$\underbrace{F \cdot N^2}_{\text{space}} + \underbrace{N \cdot F^2}_{\text{time}}
+# \quad\text{in place of}\quad (FN)^2 \tag{6}$$
+#
+# (Ho et al. 2022, section 3, in a U-Net; Arnab et al. 2021, section 3.3, and Ma et al. 2024 in transformers).
+# Attention works on sequences, so frames or places have to become examples of the batch. For time that needs a
+# change of the axes' order, and section 9 shows what happens without it.
+
+
+# %%
+def attention_over_time(attend, tokens):
+    """Tokens [B, F, N, C]: one sequence of F tokens for each clip and place."""
+    B, F, N, C = tokens.shape
+    sequences = tokens.transpose(0, 2, 1, 3).reshape(B * N, F, C)
+    return attend(sequences).reshape(B, N, F, C).transpose(0, 2, 1, 3)
+
+
+def pairs(frames, places):
+    """Pairs of tokens that attention looks at: all, and factorised."""
+    return (frames * places) ** 2, frames * places**2 + places * frames**2
+
+
+SIZES = {
+    "our clips": (8, 16),  # 8 frames, 4 × 4 patches
+    # 120 frames of 512 × 512 pixels: latents are 4 × 8 × 8 times fewer, in patches of 2 × 2.
+    "5 s of video": (30, 1024),
+}
+for name, size in SIZES.items():
+    everything, factorised = pairs(*size)
+    print(f"{name:13} all {everything:>11,} pairs, factorised {factorised:>10,}: "
+          f"{everything / factorised:.1f} times fewer")  # fmt: skip
+
+# %% tags=["comparison"]
+some_tokens = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+running_sum = lambda s: jnp.cumsum(s, axis=1)  # of a sequence: an order matters, as in attention
+mine_over_time = attention_over_time(running_sum, some_tokens)
+np.testing.assert_allclose(mine_over_time, video.over_time(running_sum, some_tokens), atol=1e-6)
+np.testing.assert_allclose(mine_over_time, np.cumsum(some_tokens, axis=1), atol=1e-6)
+
+# %% [markdown]
+# `video.VideoDiT` is made of such blocks. It takes clips of any length: an **image is a clip of one frame**, so
+# one network can be trained on images *and* video. There are many more images than videos, and Ho et al. (2022)
+# found that joint training gave better samples. With `tubelet=2` a token is a box of two frames, a **spacetime
+# patch** (Arnab et al. 2021, section 3.2): half the tokens, but the two frames then have one noise level.
+#
+# Who hears whom is a question of wiring, not of training. So we fill three small networks with random numbers,
+# change one frame, and look which outputs change.
+#
+# **Predict, then run.** The third network has no positions of time: no token knows the number of its frame. It
+# hears all frames. What does it not know?
+
+# %%
+def awake(**options):
+    """A small network of clips with random numbers for parameters: what it hears, it shows."""
+    net = video.VideoDiT(16, 3, width=16, head_size=8, depth=2, **options, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    fill = lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32)
+    nnx.update(net, jax.tree.map(fill, nnx.state(net, nnx.Param)))
+    return net
+
+
+def heard(net, frames):
+    """Entry [j, f]: whether output f of a clip changes with its frame j."""
+    x = noise_of_clips[:1, :frames]
+    others = jnp.stack([x[0].at[j].add(1.0) for j in range(frames)])
+    answer = jax.jit(lambda net, x: net(x, jnp.full(len(x), 0.5)))
+    answer = answer(net, jnp.concatenate([x, others]))
+    return np.asarray(jnp.abs(answer[1:] - answer[:1]).max((2, 3, 4)) > 1e-5)
+
+# %%
+WIRINGS = {
+    "all frames": {}, "causal": {"causal": True}, "without positions": {"time_positions": False}
+}  # fmt: skip
+ears = {name: heard(awake(**options), 5) for name, options in WIRINGS.items()}
+fig, axes = plt.subplots(1, 3, figsize=(6.5, 2.4), sharey=True)
+for ax, (name, table) in zip(axes, ears.items(), strict=True):
+    ax.imshow(table, vmin=0, vmax=1.3, cmap="Blues")
+    ax.set(title=name, xlabel="output of frame", xticks=range(5), yticks=range(5))
+axes[0].set_ylabel("frame that changes")
+plt.show()
+
+# %%
+order = np.array([3, 0, 4, 1, 2])
+clip_of_5 = noise_of_clips[:1, :5]
+apart_by = {}
+for known in (True, False):
+    net = awake(time_positions=known)
+    ask_net = jax.jit(lambda net, x: net(x, jnp.full(len(x), 0.5)))
+    gap = ask_net(net, clip_of_5[:, order]) - ask_net(net, clip_of_5)[:, order]
+    apart_by[known] = float(jnp.abs(gap).max())
+print(f"frames shuffled before or after the network: {apart_by[True]:.2f} apart with positions, "
+      f"{apart_by[False]:.0e} without")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: the count of pairs; who hears whom; without positions the order is lost
+assert pairs(8, 16) == (16_384, 3_072) and round(pairs(30, 1024)[0] / pairs(30, 1024)[1]) == 29
+assert ears["all frames"].all() and ears["without positions"].all()
+assert (ears["causal"] == np.triu(np.ones((5, 5), bool))).all()  # frame j is heard from j on
+assert apart_by[False] < 1e-4 < 0.1 < apart_by[True]  # float32 sums in another order
+
+# %% [markdown]
+# For 5 seconds of video factorising saves a factor of 29 in pairs. The causal network hears no later frame. And
+# without positions the network cannot tell the order: if you shuffle the frames, its answer is shuffled in the
+# same way, so a clip and its shuffled copy are equally likely for it. The loss will still fall, since colour and
+# shape do not depend on the order. What is lost is motion, and which way time runs.
+#
+# **A 3-D U-Net beside it.** A U-Net of pictures becomes one of video in the same way. Its 3 × 3 convolutions stay
+# within a frame, and attention over time is put behind the attention over space (Ho et al. 2022). Full 3 × 3 × 3
+# convolutions have 27 weights for each pair of channels. A 3 × 3 one followed by one of length 3 in time has 12
+# (Tran et al. 2018). In both cases new layers over time can start as the identity, so training goes on from a
+# model of pictures.
+
+# %% [markdown]
+# ## 7 · A noise level for each frame
+#
+# Until now all frames of a clip had the same noise. **Diffusion Forcing** gives each frame its own time $t_f$:
+#
+# $$x_f = \alpha(t_f)\, x_{0,f} + \sigma(t_f)\, \varepsilon_f, \qquad
+# \text{and the network is told all of } t_1, \dots, t_F \tag{7}$$
+#
+# (Chen et al. 2024, section 3.2). Nothing else changes. The target of each frame is that of its own time, and the
+# sampler's step of each frame is the known one. Only the denoiser sees the clip as a whole.
+
+# %% [markdown]
+# To draw, we choose a **matrix of times**: a row for each step, a column for each frame. Frame $f$ falls in $n$
+# steps from 1 to 0, and begins $d$ steps after the frame before it:
+#
+# $$t[m, f] = \operatorname{clip}\big(1 - (m - d f)/n,\; 0,\; 1\big). \tag{8}$$
+#
+# With the delay $d = 0$ all frames are equally noisy: *full sequence*. With $d = n$ a frame begins when the one
+# before it is finished: *autoregressive*, as a language model writes words. Between them lies the *pyramid*.
+
+# %%
+def matrix_by_hand(frames, steps, delay):
+    """Equation (8), row by row."""
+    rows = []
+    for m in range(steps + delay * (frames - 1) + 1):
+        rows.append([min(max(1 - (m - delay * f) / steps, 0), 1) for f in range(frames)])
+    return np.array(rows)
+
+
+matrices = {kind: rollouts.schedule(kind, 8, 24, delay=6) for kind in rollouts.KINDS}
+fig, axes = plt.subplots(1, 3, figsize=(7, 2.6))
+for ax, (kind, matrix) in zip(axes, matrices.items(), strict=True):
+    shown = ax.imshow(matrix, aspect="auto", cmap="gray_r", vmin=0, vmax=1,
+                      interpolation="nearest")  # fmt: skip
+    ax.set(title=f"{kind}: {len(matrix) - 1} steps", xlabel="frame $f$")
+axes[0].set_ylabel("step $m$")
+fig.colorbar(shown, ax=axes, label="time $t$ (dark: noise)")
+plt.show()
+
+# %% [markdown]
+# **Is every schedule right?** We ask a case with an exact answer. One coordinate of a clip is a Gaussian with
+# *memory*: neighbouring frames have the correlation $\rho$, frames $k$ apart $\rho^k$. Then the denoiser with a
+# noise level per frame is a formula (Bishop 2006, eq. 2.81). With $A = \operatorname{diag}\alpha(t_f)$ and $S =
+# \operatorname{diag}\sigma(t_f)$ it is
+#
+# $$D(x) = \Sigma A\, (A \Sigma A + S^2)^{-1} x. \tag{9}$$
+#
+# It is linear, and so is a step of DDIM. So we need no samples: we follow each unit of noise through the sampler,
+# and have the exact covariance of what it draws.
+#
+# **Predict, then run.** Chapter 23's title could be "autoregressive or all at once?" Which of the three schedules
+# draws the right covariance $\Sigma$?
+
+# %%
+RHO_FRAMES = 0.9
+true_cov = RHO_FRAMES ** np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
+gauss = rollouts.GaussianClips(vp, true_cov)
+
+
+@partial(jax.jit, static_argnames=("kind", "steps"))
+def follow(x, kind, steps):
+    times = rollouts.schedule(kind, 8, steps, delay=steps // 4)
+    return rollouts.sample(vp, gauss.denoise, x, times, jax.random.key(0))[0]
+
+
+def drawn_cov(kind, steps):
+    """The covariance over frames of what the sampler draws: its linear map, times its transpose."""
+    unit = jnp.eye(8)[:, :, None]  # clip b is one unit of noise in frame b
+    to = np.asarray(follow(unit, kind, steps))[..., 0]
+    return to.T @ to
+
+
+cov_gaps = {}
+for kind in rollouts.KINDS:
+    cov_gaps[kind] = [float(np.abs(drawn_cov(kind, n) - true_cov).max()) for n in (24, 96)]
+    rows = len(rollouts.schedule(kind, 8, 24, delay=6)) - 1
+    print(f"{kind:15} {rows:4} evaluations: {cov_gaps[kind][0]:.4f} from Σ;",
+          f"four times as many: {cov_gaps[kind][1]:.4f}")
+
+# %%
+def frames_by_hand(D, x, times):
+    """DDIM with a time for each frame: x [B, F, 1], times [n + 1, F]."""
+    for t, s in itertools.pairwise(times):
+        (a_t, a_s), (s_t, s_s) = ([f(v)[:, None] for v in (t, s)] for f in (vp.alpha, vp.sigma))
+        x0 = D(x, t)  # one look at the whole clip
+        eps = (x - a_t * x0) / jnp.maximum(s_t, 1e-6)
+        x = jnp.where((s < t)[:, None], a_s * x0 + s_s * eps, x)  # a frame at rest stays
+    return x
+
+
+few_clips = jax.random.normal(jax.random.key(4), (5, 8, 1))
+mine_frames = frames_by_hand(jax.jit(gauss.denoise), few_clips, matrices["pyramid"])
+theirs_frames = follow(few_clips, "pyramid", 24)
+
+# %% tags=["comparison"]
+np.testing.assert_allclose(mine_frames, theirs_frames, atol=1e-3)  # float32, 66 steps
+for kind, delay in {"full": 0, "pyramid": 6, "autoregressive": 24}.items():
+    np.testing.assert_allclose(matrix_by_hand(8, 24, delay), matrices[kind], atol=1e-6)
+
+# %% tags=["claims"]
+# @title Checked: with the exact denoiser all three schedules draw the same clips
+for kind, (coarse, fine) in cov_gaps.items():
+    # What is left is the solver's error: DDIM is of first order, a quarter of the step leaves a quarter.
+    assert fine < 0.3 * coarse and fine < 0.05, kind
+assert [len(m) - 1 for m in matrices.values()] == [24, 24 + 6 * 7, 24 * 8]
+
+# %% [markdown]
+# All three. The difference from $\Sigma$ is the solver's, and it vanishes with more steps. So a schedule is not a
+# question of *what* is drawn, as long as the denoiser is exact. It decides the price (24, 66 or 192 evaluations
+# for 8 frames), the waiting time for the *first* frame, and which errors of a real network add up: section 8.
+#
+# A time per frame has a second use. A frame at $t = 0$ that stays there is a **condition**. With the first frame
+# at 0 the model does *image to video*, with the last one it completes a past, with every second one it doubles
+# the frame rate. No model has to be trained for each. For the Gaussian, given $x_1$, the later frames must be
+# $\mathcal N(\rho^k x_1,\, 1 - \rho^{2k})$.
+
+# %%
+PICTURE = 1.5  # the given first frame, in each of 4,000 coordinates
+falling = rollouts.schedule("full", 8, 96)
+falling[:, 0] = 0
+futures = jax.random.normal(jax.random.key(5), (1, 8, 4000)).at[:, 0].set(PICTURE)
+go_on = jax.jit(lambda x: rollouts.sample(vp, gauss.denoise, x, falling, jax.random.key(0))[0])
+futures, lag = np.asarray(go_on(futures))[0], np.arange(8)
+first_frame = noise_of_clips[:1].at[:, 0].set(film.x[4, 0])
+given_first = np.concatenate([np.zeros((25, 1)), rollouts.schedule("full", 7, 24)], axis=1)
+animate = jax.jit(
+    lambda known, x: rollouts.sample(
+        vp, rollouts.ideal(vp, known), x, given_first, jax.random.key(0)
+    )[0]
+)
+animated = np.asarray(animate(film.x, first_frame))[0]
+plots.image_grid([film.x[4], animated], ["a clip", "from its first frame"])
+plt.show()
+print("mean", futures.mean(1).round(2), "\nexact", (PICTURE * RHO_FRAMES**lag).round(2))
+print("std ", futures.std(1).round(2), "\nexact", np.sqrt(1 - RHO_FRAMES ** (2 * lag)).round(2))
+
+# %% tags=["claims"]
+# @title Checked: image to video, exactly
+# 4,000 draws: standard errors of at most .014 (mean) and .010 (std); and 96 steps of DDIM.
+np.testing.assert_allclose(futures.mean(1), PICTURE * RHO_FRAMES**lag, atol=0.06)
+np.testing.assert_allclose(futures.std(1), np.sqrt(1 - RHO_FRAMES ** (2 * lag)), atol=0.05)
+assert (futures[0] == PICTURE).all()
+assert (animated[0] == film.x[4, 0]).all() and np.abs(animated - film.x[4]).max() < 0.1
+
+# %% [markdown]
+# **The explorer** shows the state of one clip on its way, with the ideal denoiser of section 5. Choose a schedule
+# and move the slider. In *full* all frames become clear together. In *autoregressive* the first frame is finished
+# before the second begins. In *pyramid* the far frames are vague while the near ones are already sharp, which is
+# how much one can know about a future.
+
+# %%
+PARTS = 9
+walks = {kind: np.asarray(draw_ideal(film.x, noise_of_clips, kind))[:, 0]
+         for kind in rollouts.KINDS}  # fmt: skip
+
+
+def moment(kind, part):
+    """A figure of the clip after this part of the schedule's steps."""
+    row = round(part / (PARTS - 1) * (len(matrices[kind]) - 1))
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(6, 1.9), height_ratios=(3, 2))
+    top.imshow(plots.tile(walks[kind][row], 8), interpolation="nearest")
+    top.axis("off")
+    bottom.bar(range(8), matrices[kind][row], color=plots.NOISE)
+    bottom.set(ylim=(0, 1.05), xticks=[], ylabel="$t_f$")
+    return fig
+
+
+moment("pyramid", 5)
+plt.show()
+
+# %%
+stages = {kind: widgets.render(partial(moment, kind), range(PARTS)) for kind in rollouts.KINDS}
+widgets.explorer(stages, [f"{100 * k // (PARTS - 1)} % of the steps" for k in range(PARTS)],
+                 slider="progress", choice="schedule", start=4)  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: all three end in a clip of the data; a pyramid's near frames are clear first
+assert all(to_nearest(walk[-1]).max() < 0.03 for walk in walks.values())
+half_way = matrices["pyramid"][33]
+assert half_way[0] == 0 and half_way[-1] == 1 and (np.diff(half_way) >= 0).all()
+
+# %% [markdown]
+# ## 8 · Long clips drift
+#
+# A model has a window of some frames. For a longer clip we *roll out*: the newest frames become the context of the
+# next window, again and again. Now the model reads its own work. If it errs, it goes on from the error.
+#
+# Again a case that we can compute. The window has two frames: one of context, one new. The truth has variance 1 and
+# correlation $\rho$. The model has learnt a little too much variance for the new frame: $1 + e^2$. Let $v_n$ be the
+# variance after $n$ turns. A new frame is $\rho$ times the old one plus fresh noise of variance $1 + e^2 -
+# \rho^2$, so
+#
+# $$v_{n+1} = \rho^2 v_n + 1 - \rho^2 + e^2 \quad\Rightarrow\quad
+# v_\infty = 1 + \frac{e^2}{1 - \rho^2}. \tag{10}$$
+#
+# With $\rho = 0.95$ an error is amplified ten times, and as $\rho \to 1$ without a bound. Slow scenes are the
+# hard ones.
+
+# %% [markdown]
+# A proposed cure: give the *context* a little noise, and tell the model (Chen et al. 2024, section 3.3). It then
+# trusts its context less. With $\alpha$ of that noise level the same calculation gives
+#
+# $$v_{n+1} = 1 + e^2 + \rho^2 \alpha^4 (v_n - 1). \tag{11}$$
+#
+# **Predict, then run.** Does it cure the drift? And what could it cost?
+
+# %%
+RHO_LONG, EXTRA, TURNS, CONTEXT_TIME = 0.95, 0.05, 60, 0.2
+down = rollouts.schedule("full", 1, 48)
+
+
+@partial(jax.jit, static_argnames=("extra", "context_time"))
+def roll(first, extra, context_time):
+    """A long clip, [1, TURNS + 1, M], by a model whose new frame has the variance 1 + extra."""
+    D = rollouts.GaussianClips(vp, [[1, RHO_LONG], [RHO_LONG, 1 + extra]]).denoise
+    made = rollouts.extend(
+        vp, D, first, down, TURNS, jax.random.key(7), context_time=context_time
+    )
+    return jnp.concatenate([first, made], axis=1)
+
+
+def recurrence(extra, context_time, rho=RHO_LONG):
+    """Equation (11): the variance of every frame."""
+    shrink, v = (rho * float(vp.alpha(context_time)) ** 2) ** 2, [1.0]
+    for _ in range(TURNS):
+        v.append(1 + extra + shrink * (v[-1] - 1))
+    return np.array(v)
+
+
+# %%
+CASES = {
+    "exact model": (0.0, 0.0), "erring": (EXTRA, 0.0), "erring, noisy context": (EXTRA, CONTEXT_TIME)
+}  # fmt: skip
+first_of_long = jax.random.normal(jax.random.key(6), (1, 1, 3000))
+long_clips = {name: np.asarray(roll(first_of_long, *case))[0] for name, case in CASES.items()}
+
+# %%
+fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+plots.curves(np.arange(TURNS + 1), {name: recurrence(*case) for name, case in CASES.items()},
+             xlabel="frame", ylabel="variance (dots: drawn)", ax=left)  # fmt: skip
+for series, color in zip(long_clips.values(), plots.SERIES, strict=False):
+    left.plot(series.var(1), ".", ms=3, color=color)
+for series, color in zip(long_clips.values(), plots.SERIES, strict=False):
+    right.plot(series[:, 0], color=color, lw=1)
+right.set(xlabel="frame", ylabel="one coordinate $x$")
+plt.show()
+late_jump, late_variance = {}, {}
+for name, series in long_clips.items():
+    late_variance[name] = float(series[-20:].var())
+    late_jump[name] = float((np.diff(series, axis=0)[-20:] ** 2).mean())
+    print(f"{name:22} variance of the last 20 frames {late_variance[name]:.2f},",
+          f"mean square step between two frames {late_jump[name]:.3f}")
+
+# %% tags=["claims"]
+# @title Checked: the recurrence; noise on the context halves the drift, and makes the frames agree less
+for name, case in CASES.items():
+    # 3,000 coordinates: a variance is known to 2.6 %; 48 steps of DDIM take a little more.
+    np.testing.assert_allclose(long_clips[name].var(1), recurrence(*case), rtol=0.1)
+np.testing.assert_allclose(recurrence(EXTRA, 0.0)[-1], 1 + EXTRA / (1 - RHO_LONG**2), rtol=0.01)
+assert 10 < 1 / (1 - RHO_LONG**2) < 10.5
+drift_left = (recurrence(EXTRA, CONTEXT_TIME)[-1] - 1) / (recurrence(EXTRA, 0.0)[-1] - 1)
+assert drift_left < 0.5
+for name, (extra, level) in CASES.items():
+    keeps = RHO_LONG * float(vp.alpha(level)) ** 2  # correlation of neighbours: ρα²
+    expected_jump = 2 * recurrence(extra, level)[-1] * (1 - keeps)
+    np.testing.assert_allclose(late_jump[name], expected_jump, rtol=0.1)
+assert late_jump["erring, noisy context"] > 2 * late_jump["erring"]
+np.testing.assert_allclose(recurrence(EXTRA, 0.0, rho=1.0)[-1], 1 + TURNS * EXTRA)  # no bound
+
+# %% [markdown]
+# It does, and it is not free. Noise on the context leaves less than half of the drift. But the model now trusts
+# its context less: neighbouring frames have the correlation $\rho\alpha^2$ and no longer $\rho$, and the mean
+# square step between two frames more than doubles. On a screen this is flicker. So the level is a compromise.
+#
+# **Predict, then run.** We change the level of the context's noise and nothing else. Is there a level that is right
+# in both?
+
+# %%
+levels_tried = np.linspace(0, 0.5, 26)
+keeping = RHO_LONG * np.asarray(vp.alpha(levels_tried)) ** 2
+limit_drift = EXTRA / (1 - keeping**2)  # where (11) ends, less 1
+flicker = 2 * (1 + limit_drift) * (1 - keeping)
+fig, ax = plt.subplots(figsize=(5.5, 3))
+plots.curves(levels_tried, {"drift: variance too much": limit_drift, "step between frames": flicker},
+             xlabel="time $t$ of the context", ylabel="(true values: 0 and 0.1)", ax=ax)  # fmt: skip
+plt.show()
+
+# %% tags=["claims"]
+# @title Checked: more noise on the context, less drift and more flicker; drift never ends below the model's own error
+assert (np.diff(limit_drift) < 0).all() and (np.diff(flicker) > 0).all()
+assert limit_drift.min() > EXTRA
+np.testing.assert_allclose(2 * (1 - RHO_LONG), 0.1)
+
+# %% [markdown]
+# There is none. The drift falls and the flicker rises with every bit of noise. And the drift never gets smaller
+# than $e^2$, the model's error in a single step. Noise on the context keeps errors from *adding up*. It does not
+# repair the model. The honest cures are a better model, a longer window, and frames far back as context.
+
+# %% [markdown]
+# ## 9 · Break it on purpose
+#
+# Somebody writes attention over time without the change of axes:
+#
+# ```python
+# sequences = tokens.reshape(B * N, F, C)      # from [B, F, N, C]
+# ```
+#
+# All shapes are right, nothing complains, and the result is reshaped back. But a reshape cuts the row of numbers
+# anew, in the order in which they lie. With $N = 16$ places and $F = 8$ frames, each "sequence over time" holds 8
+# *neighbouring places of one frame*.
+#
+# **Predict, then run.** Which frames will such a network hear?
+
+
+# %%
+def over_time_broken(function, tokens, *others):
+    """Attention over time, without the change of axes."""
+    B, F, N, C = tokens.shape
+    return function(tokens.reshape(B * N, F, C), *others).reshape(B, F, N, -1)
+
+
+numbers = np.arange(8)[:, None] + np.zeros((8, 16))  # each token holds the number of its frame
+broken_sequences = numbers.reshape(16, 8)
+print("frames in the first three sequences:", *(sorted(set(row)) for row in broken_sequences[:3]))
+
+
+with mock.patch.object(video, "over_time", over_time_broken):
+    deaf = heard(awake(), 8)
+right_ears = heard(awake(), 8)
+print(f"pairs of different frames that hear each other: {(deaf.sum() - 8) / 56:.0%} of 56,",
+      f"with the right axes {(right_ears.sum() - 8) / 56:.0%}")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: no frame hears another one
+assert all(len(set(row)) == 1 for row in broken_sequences)
+assert (deaf == np.eye(8, dtype=bool)).all() and right_ears.all()
+
+# %% [markdown]
+# None. A second attention over space has taken the place of attention over time. The network is a model of
+# pictures: it draws the upper three rows of section 5. Training shows nothing, because the loss falls as it does
+# for pictures. **The test** is the one above: change a frame, and see who notices. It takes a second, and needs
+# no training. Test the batch in the same way: a change in one clip must change no other clip. (If $F$ is larger
+# than $N$, the broken sequences do reach the next frame, at other places. Then some motion is learnt, and the bug
+# is harder to see.)
+#
+# ### What to inspect
+#
+# | look at | it should be | if not |
+# |---|---|---|
+# | motion error, spread of colour and size within a clip | as in the data (section 5) | frames do not hear each other |
+# | a changed frame, a shuffled clip | all hear the change; the answer knows the order | axes mixed; positions missing |
+# | loss by the frame's own $t$, and by the *others'* | falls when the others are cleaner | times are not told per frame |
+# | variance, colour, size against the frame's number | flat in a long rollout | drift: section 8 |
+# | step between neighbouring frames | as in the data | too much noise on the context |
+
+# %% [markdown]
+# ### The same at full size, on paper
+#
+# - **Latents of video.** An autoencoder shrinks time, too. With 8 × 8 in space and 4 in time, 120 frames of
+#   512 × 512 pixels become 30 × 64 × 64 places (the second row of section 6's table, before patches of 2 × 2). One
+#   latent then stands for 4 frames, and these share a noise level. The autoencoder has to be causal in time if the
+#   first frame shall be an image by itself.
+# - **Image to video** is a frame at $t = 0$, as in section 7. Models that were not trained with a time per frame
+#   get the image as further channels instead (chapter 16 has both ways for other conditions).
+# - **Sound** is one more sequence along the same time. It gets tokens of its own, and attends with the frames of the
+#   same moment; chapter 24 shows what changes in its noise schedule.
+# - **More frames per second** is a cascade in time: the frames between given ones are drawn, as in section 7.
+
+# %% tags=["claims"]
+# @title Checked: the sizes on paper
+assert (120 // 4, 512 // 8) == (30, 64) and (64 // 2) ** 2 == 1024
+assert 3**3 == 27 and 3**2 + 3 == 12
+
+# %% [markdown]
+# ## Recap
+#
+# 1. A cascade draws a small picture first. Its stages keep what they are told, with all mistakes.
+# 2. Noise on the condition, in training and in sampling, lets a stage redraw what the noise hides. The best level
+#    weighs the base's mistakes against the stage's own; true small pictures cannot find it.
+# 3. Averages over $k\times k$ pixels gain $2\log k$ in log-SNR: a schedule belongs to a resolution.
+# 4. The last noise levels decide the finest structure only. A refiner repairs details, and no composition.
+# 5. Frames agree if each is guessed with the others. With a noise level per frame, one network draws full clips,
+#    frame after frame, or a pyramid. Long clips drift, and a noisy context trades drift for flicker.
+#
+# **Exercises:** [23 · exercises](../exercises/23_cascades_video.ipynb).
+#
+# ## Try it yourself
+#
+# 1. Section 2 with grain of variance 0.02 and 0.4. How does the best level move?
+# 2. Section 2 with a base that blurs. Which level is best, and does telling alone still help?
+# 3. Section 4 with a generalist that believes *twice* every variance.
+
+# %% [markdown]
+# ## Further reading
+#
+# - J. Ho, C. Saharia, W. Chan, D. Fleet, M. Norouzi, T. Salimans. *Cascaded Diffusion Models for High Fidelity Image
+#   Generation.* JMLR 2022. [arXiv:2106.15282](https://arxiv.org/abs/2106.15282). Conditioning augmentation.
+# - C. Saharia et al. *Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding.* NeurIPS
+#   2022. [arXiv:2205.11487](https://arxiv.org/abs/2205.11487). Imagen: a cascade to 1024 pixels.
+# - D. Podell et al. *SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis.* ICLR 2024.
+#   [arXiv:2307.01952](https://arxiv.org/abs/2307.01952). Buckets and a refiner.
+# - Y. Balaji et al. *eDiff-I: Text-to-Image Diffusion Models with an Ensemble of Expert Denoisers.* 2022.
+#   [arXiv:2211.01324](https://arxiv.org/abs/2211.01324).
+# - E. Hoogeboom, J. Heek, T. Salimans. *simple diffusion: End-to-end diffusion for high resolution images.* ICML
+#   2023. [arXiv:2301.11093](https://arxiv.org/abs/2301.11093). Equation (3).
+
+# %% [markdown]
+# - J. Ho, T. Salimans, A. Gritsenko, W. Chan, M. Norouzi, D. Fleet. *Video Diffusion Models.* NeurIPS 2022.
+#   [arXiv:2204.03458](https://arxiv.org/abs/2204.03458). Attention over space, then over time; images and video.
+# - A. Arnab, M. Dehghani, G. Heigold, C. Sun, M. Lučić, C. Schmid. *ViViT: A Video Vision Transformer.* ICCV 2021.
+#   [arXiv:2103.15691](https://arxiv.org/abs/2103.15691). Spacetime patches.
+# - X. Ma et al. *Latte: Latent Diffusion Transformer for Video Generation.* 2024.
+#   [arXiv:2401.03048](https://arxiv.org/abs/2401.03048).
+# - B. Chen, D. Martí Monsó, Y. Du, M. Simchowitz, R. Tedrake, V. Sitzmann. *Diffusion Forcing: Next-token Prediction
+#   Meets Full-Sequence Diffusion.* NeurIPS 2024.
+#   [arXiv:2407.01392](https://arxiv.org/abs/2407.01392). Section 7.
+# - D. Tran et al. *A Closer Look at Spatiotemporal Convolutions for Action Recognition.* CVPR 2018.
+#   [arXiv:1711.11248](https://arxiv.org/abs/1711.11248). A convolution of space, then one of time.
+#
+# **New words:** cascade, stage, conditioning augmentation, bucket, refiner, clip, factorised attention, spacetime
+# patch, noise level per frame, matrix of times, rollout, drift
