@@ -15,7 +15,7 @@ from jax import Array
 from diffusion_course import checks, losses
 from diffusion_course.parameterization import target, to_x0
 from diffusion_course.process import Process, add_noise
-from diffusion_course.samplers import Sampler, ddim, memoryless
+from diffusion_course.samplers import ddim
 
 KINDS = ("full", "pyramid", "autoregressive")
 
@@ -154,9 +154,9 @@ def schedule(kind: str, frames: int, steps: int, delay: int = 1) -> np.ndarray:
 
 
 def sample(
-    p: Process, D: ClipDenoiser, x_start: Array, times, key: Array, sampler: Sampler | None = None
+    p: Process, D: ClipDenoiser, x_start: Array, times, key: Array, eta: float = 0.0
 ) -> tuple[Array, Array]:
-    """Runs a sampler along a matrix of times, as one compiled loop.
+    """Runs DDIM along a matrix of times, as one compiled loop.
 
     At each step the frames whose time falls move; the others stay as they are, and are still seen
     by D, with their own noise level. So a frame whose column is constant is a condition.
@@ -167,11 +167,10 @@ def sample(
       x_start: states at times[0], float32 [B, F, …].
       times: [n + 1, F] in [0, 1]; no column rises.
       key: a random key; step i uses ``fold_in(key, i)``.
-      sampler: one without memory, by default ``ddim(p)``.
+      eta: share of fresh noise, as in `samplers.ddim`.
 
     Returns: the last state [B, F, …], and the state after every step [n, B, F, …].
-    Raises: ValueError for times or states of other shapes, a column that rises, or a sampler with
-      a memory.
+    Raises: ValueError for times or states of other shapes, a column that rises, or another eta.
 
     >>> from diffusion_course import process
     >>> p = process.rectified_flow()
@@ -182,8 +181,7 @@ def sample(
     x_start = _clips("x_start", x_start)
     checks.random_key("key", key)
     times = _matrix(times, x_start.shape[1])
-    sampler = ddim(p) if sampler is None else sampler
-    shape = x_start.shape
+    step, shape = ddim(p, eta).step, x_start.shape
     batch, frames = shape[:2]
 
     def of_frames(x, t):
@@ -191,19 +189,16 @@ def sample(
         t = jnp.broadcast_to(t, batch * frames).reshape(batch, frames)
         return as_batch(D(x.reshape(shape), t))
 
-    def body(carry, inputs):
-        x, state = carry
+    def body(x, inputs):
         i, t, s = inputs
-        t, s = (jnp.tile(times, batch) for times in (t, s))
-        moved, state = sampler.step(of_frames, x, t, s, jax.random.fold_in(key, i), state)
+        t, s = (jnp.tile(row, batch) for row in (t, s))
+        moved, _ = step(of_frames, x, t, s, jax.random.fold_in(key, i), ())
         falls = (s < t).reshape(-1, *(1,) * (x.ndim - 1))
         x = jnp.where(falls, moved, x)
-        return (x, state), x
+        return x, x
 
-    flat = as_batch(x_start)
-    start = (flat, memoryless(sampler, "frames that wait would spoil")(flat))
     steps = (np.arange(len(times) - 1, dtype=np.int32), times[:-1], times[1:])
-    (x, _), path = jax.lax.scan(body, start, steps)
+    x, path = jax.lax.scan(body, as_batch(x_start), steps)
     return x.reshape(shape), path.reshape(-1, *shape)
 
 
@@ -235,7 +230,7 @@ def extend(
     key: Array,
     *,
     context_time: float = 0.0,
-    sampler: Sampler | None = None,
+    eta: float = 0.0,
 ) -> Array:
     """Longer clips: turn after turn, the newest frames are the context of the next ones.
 
@@ -250,7 +245,7 @@ def extend(
       turns: how many, at least 1.
       key: a random key.
       context_time: noise level of the context, in [0, 1]; at 0 it is what was drawn, as it is.
-      sampler: as in `sample`.
+      eta: as in `sample`.
 
     Returns: the new frames, [B, turns·N, …].
     Raises: ValueError for arguments that break these rules.
@@ -272,7 +267,7 @@ def extend(
         shape = (context.shape[0], new, *context.shape[2:])
         noise = p.sigma(1.0) * jax.random.normal(keys[1], shape, jnp.float32)
         start = jnp.concatenate([noisy, noise], axis=1)
-        made = sample(p, D, start, both, keys[2], sampler)[0][:, kept:]
+        made = sample(p, D, start, both, keys[2], eta)[0][:, kept:]
         return jnp.concatenate([context, made], axis=1)[:, -kept:], made
 
     _, made = jax.lax.scan(turn, context, jax.random.split(key, turns))

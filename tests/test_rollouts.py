@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_course import denoiser as image_denoiser
-from diffusion_course import process, rollouts, samplers
+from diffusion_course import process, rollouts
 from diffusion_course.parameterization import target
 
 P = process.vp_cosine()
@@ -112,19 +112,18 @@ def test_a_frame_whose_time_does_not_fall_stays_and_is_seen():
     D = rollouts.GaussianClips(P, memory(0.9, 2)).denoise
     times = np.stack([np.zeros(101), np.linspace(1, 0, 101)], axis=1)
     start = jnp.stack([jnp.full((1, 2000), 1.5), jax.random.normal(KEY, (1, 2000))], axis=1)
-    # DDPM's noise as well: a sampler that draws works frame by frame, too.
-    for sampler in (None, samplers.ddpm(P)):
-        run = jax.jit(lambda x, s=sampler: rollouts.sample(P, D, x, times, KEY, s)[0])
-        made = np.asarray(run(start))
+    for eta in (0.0, 1.0):  # with fresh noise as well
+        draw = jax.jit(lambda x, eta=eta: rollouts.sample(P, D, x, times, KEY, eta)[0])
+        made = np.asarray(draw(start))
         np.testing.assert_array_equal(made[:, 0], 1.5)
         # N(.9·1.5, 1 − .81); 2,000 draws: standard errors .010 and .007, and 100 steps.
         assert abs(made[:, 1].mean() - 1.35) < 0.04 and abs(made[:, 1].std() - 0.436) < 0.03
 
 
-def test_a_long_rollout_of_an_erring_model_drifts_as_the_recurrence_says():
-    rho, extra, turns = 0.95, 0.05, 40
+def test_a_long_rollout_drifts_as_the_recurrence_of_its_turns_says():
+    rho, extra, turns, steps = 0.95, 0.05, 40, 60
     wrong = rollouts.GaussianClips(P, [[1, rho], [rho, 1 + extra]]).denoise
-    times, first = rollouts.schedule("full", 1, 60), jax.random.normal(KEY, (1, 1, 3000))
+    times, first = rollouts.schedule("full", 1, steps), jax.random.normal(KEY, (1, 1, 3000))
     for noise in (0.0, 0.2):
         made = jax.jit(
             lambda x, noise=noise: rollouts.extend(
@@ -132,15 +131,21 @@ def test_a_long_rollout_of_an_erring_model_drifts_as_the_recurrence_says():
             )
         )(first)
         assert made.shape == (1, turns, 3000)
-        alpha2, variance = float(P.alpha(noise)) ** 2, 1.0
+        # What a unit of the context and a unit of noise become in a turn.
+        both = np.concatenate([np.full((steps + 1, 1), noise), times], axis=1)
+        a, g = rollouts.sample(P, wrong, jnp.eye(2)[None], both, KEY)[0][0, 1]
+        alpha, sigma = float(P.alpha(noise)), float(P.sigma(noise))
+        assert a == pytest.approx(rho * alpha, abs=0.02)
+        assert g == pytest.approx(np.sqrt(1 + extra - (rho * alpha) ** 2), abs=0.02)
+        variance = 1.0
         for n in range(turns):
-            variance = 1 + extra + rho**2 * alpha2**2 * (variance - 1)
-            # Standard error of a variance from 3,000 draws 2.6 %, and 60 steps.
+            variance = a**2 * (alpha**2 * variance + sigma**2) + g**2
+            # Standard error of a variance from 3,000 draws 2.6 %.
             if n % 13 == 0 or n == turns - 1:
-                assert np.var(made[0, n]) == pytest.approx(variance, rel=0.1)
-        steps = np.asarray(made[0, 1:] - made[0, :-1])[-20:]
-        jump = 2 * variance * (1 - rho * alpha2)  # at the end it no longer changes
-        assert (steps**2).mean() == pytest.approx(jump, rel=0.12)
+                assert np.var(made[0, n]) == pytest.approx(variance, rel=0.09)
+        jumps = np.asarray(made[0, 1:] - made[0, :-1])[-20:]
+        expected = 2 * variance * (1 - a * alpha)  # at the end it no longer changes
+        assert (jumps**2).mean() == pytest.approx(expected, rel=0.05)
 
 
 def test_several_frames_of_context_and_several_new_ones_keep_the_process():
@@ -211,7 +216,7 @@ def test_a_third_of_the_clips_shares_its_time_and_a_third_has_context():
         (lambda: run([[1.0, 1], [0.5, 0.5]], frames=3), r"times must have shape \[n \+ 1, F\]"),
         (lambda: run([[0.5, 1.0], [0.6, 0.5]]), "times must not rise along any frame, got 0.5"),
         (lambda: run([[1.5, 1.0], [0.6, 0.5]]), r"times must be in \[0, 1\]"),
-        (lambda: run([[1.0, 1], [0, 0]], samplers.dpm_solver_pp_2m(P)), "sampler must have no mem"),
+        (lambda: run([[1.0, 1], [0, 0]], 1.5), r"eta must be in \[0, 1\]"),
         (lambda: rollouts.denoiser(None, P, "edm"), "kind must be one of x0, eps, v"),
         (lambda: rollouts.clip_loss(None, P, "v", jnp.ones(3), None, KEY), "x0 must have shape"),
         (lambda: rollouts.extend(P, None, jnp.ones((1, 1, 2)), [[1.0], [0]], 0, KEY), "turns must"),
@@ -224,6 +229,6 @@ def test_mistakes_are_named(call, message):
         call()
 
 
-def run(times, sampler=None, frames=2):
+def run(times, eta=0.0, frames=2):
     x = jnp.ones((1, frames, 2))
-    return rollouts.sample(P, lambda x, t: x, x, times, KEY, sampler)
+    return rollouts.sample(P, lambda x, t: x, x, times, KEY, eta)
