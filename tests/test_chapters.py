@@ -98,7 +98,7 @@ WARM = f"warm = {chapters.read().chapters[3].warm:g}"
         ('title = "DDPM"', "", "chapter 03: title must be a text of one line without |, got None"),
         ('number = "03"', 'number = "3"', "number must be two digits or \"clinic\", got '3'"),
         ('number = "03"', 'number = "04"', "chapter 04: file must be NN_name"),
-        ('number = "23"', 'number = "27"', "numbered 00, 01, … without a gap"),
+        ('number = "09"', 'number = "27"', "numbered 00, 01, … without a gap"),
         ('file = "03_ddpm"', 'file = "03-ddpm"', "chapter 03: file must be NN_name"),
         ('file = "03_ddpm"\n', "", "chapter 03: warm needs a file"),
         ('file = "clinic"', 'file = "27_clinic"', "chapter clinic: file must be clinic, got"),

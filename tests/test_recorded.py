@@ -287,3 +287,16 @@ def test_chapter_24_shows_the_recorded_molecules():
     names = ("error", "turned", "scatter", "off", "near", "right")
     shown = {name: [tuple(row[n] for n in names) for row in rows] for name, rows in found.items()}
     assert in_chapter("24_beyond_images", "RECORDED") == shown
+
+
+def test_chapter_23_shows_the_recorded_stages_of_these_weights():
+    found = record("cascades")
+    shown = in_chapter("23_cascades_video", "RECORDED")
+    numbers = {
+        name: {row: tuple(v.values()) for row, v in rows.items() if row != "samples"}
+        for name, rows in found["rows"].items()
+    }
+    assert shown == numbers and all(r["samples"] == 300 for r in found["rows"].values())
+    assert list(found["rows"]["with, seed 0"]["floor"]) == ["frechet", "shape", "kept"]
+    assert found["base_sha256"] == weights.load("shapes_8").card.sha256
+    assert found["stage_sha256"] == weights.load("shapes_8to16").card.sha256

@@ -62,8 +62,9 @@ CHUNK = 256  # images drawn at once, so that the working arrays stay in the proc
 
 
 def load(
-    split: str = "train", *, n: int = 10_000, size: int = 32, seed: int = 0, new: bool = False
-) -> Dataset:
+    split: str = "train", *, n: int = 10_000, size: int = 32, seed: int = 0, new: bool = False,
+    averaged: int = 1,
+) -> Dataset:  # fmt: skip
     """Draw images [n, size, size, 3].
 
     The class is the shape. The attributes ``colour``, ``size``, ``position`` and ``caption`` are
@@ -78,6 +79,8 @@ def load(
       size: height and width in pixels, in [8, 512].
       seed: whole number in [0, 2^64).
       new: whether to draw hearts in place of the six shapes.
+      averaged: the images are drawn with so many times the height and width, and are averages of
+        squares of this side: what a cascade makes of the larger images.
 
     Raises:
       ValueError: an argument breaks these rules.
@@ -85,6 +88,7 @@ def load(
     one_of("split", split, SPLITS)
     n = integer("n", n, minimum=1)
     size = integer("size", size, minimum=8, maximum=512)
+    averaged = integer("averaged", averaged, minimum=1, maximum=512 // size)
     seed = integer("seed", seed, minimum=0, maximum=2**64 - 1)
 
     def uniform(attribute: str) -> np.ndarray:
@@ -118,7 +122,8 @@ def load(
     attributes["caption"] = np.array(
         [caption(*words) for words in zip(names, *attributes.values(), strict=True)]
     )
-    x = _draw(size, list(shapes.values()), shape, rgb, radius, centre, tilt)
+    x = draw(size * averaged, list(shapes.values()), shape, rgb, radius, centre, tilt)
+    x = _averages(x, averaged) if averaged > 1 else x
     return Dataset(x, shape, tuple(shapes), CARD, attributes)
 
 
@@ -138,8 +143,18 @@ def caption(shape: str, colour: str, size: str, position: str) -> str:
     return f"a {size} {colour} {shape} {POSITIONS[position][0]}"
 
 
-def _draw(size: int, distances, shape, rgb, radius, centre, tilt) -> np.ndarray:
-    """Images [N, size, size, 3] in [-1, 1] from one row of parameters per image."""
+def draw(size: int, distances, shape, rgb, radius, centre, tilt) -> np.ndarray:
+    """Images [N, size, size, 3] in [-1, 1] from one row of parameters per image.
+
+    Args:
+      size: pixels a side; the image is 2 wide, and its middle is the origin.
+      distances: functions such as those in `SHAPES`.
+      shape: which of them, whole numbers [N].
+      rgb: colours in [0, 1], [N, 3].
+      radius: [N].
+      centre: x to the right and y up, [N, 2].
+      tilt: tangent of half the angle of a turn against the clock, [N].
+    """
     images = np.empty((len(shape), size, size, 3), np.float32)
     for index, distance in enumerate(distances):
         members = np.flatnonzero(shape == index)
@@ -152,6 +167,15 @@ def _draw(size: int, distances, shape, rgb, radius, centre, tilt) -> np.ndarray:
             colour = rgb[m].astype(np.float32)[:, None, None]
             images[m] = 2 * cover[..., None] * colour - 1
     return images
+
+
+def _averages(x: np.ndarray, side: int) -> np.ndarray:
+    """Averages of squares of pixels, added in a fixed order."""
+    total = np.zeros((len(x), x.shape[1] // side, x.shape[2] // side, x.shape[3]), np.float32)
+    for row in range(side):
+        for column in range(side):
+            total += x[:, row::side, column::side]
+    return total / np.float32(side**2)
 
 
 def _shape_frame(size: int, radius, centre, tilt):

@@ -372,8 +372,9 @@ def depth_to_space(x: Array, block: int) -> Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * block, width * block, -1)
 
 
-def upsample(x: Array) -> Array:
-    """Each pixel becomes 2×2 equal pixels: [B, H, W, C] -> [B, 2H, 2W, C]."""
+def upsample(x: Array, factor: int = 2) -> Array:
+    """Each pixel becomes k×k equal pixels, k = factor: [B, H, W, C] -> [B, kH, kW, C]."""
     batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
+    wanted = (batch, height, factor, width, factor, channels)
+    x = jnp.broadcast_to(x[:, :, None, :, None], wanted)
+    return x.reshape(batch, factor * height, factor * width, channels)

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_course import flow_map, latent, losses, weights
+from diffusion_course import cascade, flow_map, latent, losses, weights
 from diffusion_course.denoiser import denoiser
 from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.training import update
 from diffusion_course.training.recipe import (
     AutoencoderRecipe,
+    CascadeRecipe,
     ClassifierRecipe,
     ConsistencyRecipe,
     DiffusionRecipe,
@@ -32,6 +33,28 @@ def diffusion_objective(recipe: DiffusionRecipe) -> update.Loss:
         key_drop, key_loss = jax.random.split(key)
         labels = losses.drop_labels(key_drop, labels, null, recipe.label_dropout)
         return losses.diffusion_loss(model, p, recipe.kind, x, labels, key_loss)
+
+    return loss
+
+
+def cascade_objective(recipe: CascadeRecipe) -> update.Loss:
+    """The loss of a stage of a cascade: what it is told is its own image, averaged and noised.
+
+    Args:
+      recipe: its process, kind, factor, highest and label_dropout are used.
+
+    Returns: ``loss(model, x, labels, key) -> scalar``, for `loop.fit`; x are the large images.
+    Source: Ho et al. 2022, section 3 (arXiv:2106.15282).
+    """
+    p, null = weights.build_process(recipe.process), recipe.model["num_classes"]
+
+    def loss(model, x, labels, key):
+        key_drop, key_level, key_low, key_loss = jax.random.split(key, 4)
+        labels = losses.drop_labels(key_drop, labels, null, recipe.label_dropout)
+        s = jax.random.uniform(key_level, (len(x),), maxval=recipe.highest)
+        low = cascade.down(x, recipe.model["factor"])
+        low = cascade.augment(p, low, jax.random.normal(key_low, low.shape), s)
+        return losses.diffusion_loss(model.given(low, s), p, recipe.kind, x, labels, key_loss)
 
     return loss
 

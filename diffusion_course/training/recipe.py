@@ -102,6 +102,36 @@ class LatentRecipe(DiffusionRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CascadeRecipe(DiffusionRecipe):
+    """Every setting of the training of a stage that enlarges images.
+
+    Attributes:
+      dataset, process, kind, steps, batch_size, learning_rate, ema, label_dropout, seed, options,
+        samples, sampling_steps: as in `DiffusionRecipe`; the dataset holds the large images.
+      model: description for `weights.build`, with its factor and num_classes.
+      scales: of guidance of the base's samples, which are enlarged without guidance.
+      base: name of the released model whose samples are enlarged when the stage is measured.
+      judge: name of the released classifier that measures the large images.
+      highest: the level of the noise on the small images is uniform in [0, highest].
+      levels: at which the stage is measured.
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("factor", "num_classes")
+    scales: tuple[float, ...] = (1.0,)
+    base: str
+    judge: str
+    highest: float
+    levels: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5)
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.within("highest", self.highest, 0, 1)
+        checks.within("levels", self.levels, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe(Training):
     """Every setting of the training of an autoencoder, whose latents a diffusion model may have.
 

@@ -19,9 +19,10 @@ from diffusion_course.denoiser import denoiser
 from diffusion_course.evaluation import metrics, points, quality, reconstructions
 from diffusion_course.models.classifier import fitted
 from diffusion_course.models.control import ControlNet
-from diffusion_course.training import captioned, loop, objectives_text, record, update
+from diffusion_course.training import captioned, cascaded, loop, objectives_text, record, update
 from diffusion_course.training.objectives import (
     autoencoder_objective,
+    cascade_objective,
     classifier_objective,
     consistency_objective,
     diffusion_objective,
@@ -35,6 +36,7 @@ from diffusion_course.training.objectives_text import (
 )
 from diffusion_course.training.recipe import (
     AutoencoderRecipe,
+    CascadeRecipe,
     ClassifierRecipe,
     ConsistencyRecipe,
     DiffusionRecipe,
@@ -59,6 +61,7 @@ __all__ = [
     "AttributesRecipe",
     "AutoencoderRecipe",
     "CaptionRecipe",
+    "CascadeRecipe",
     "ClassifierRecipe",
     "ConsistencyRecipe",
     "ContrastiveRecipe",
@@ -71,6 +74,7 @@ __all__ = [
     "adapter_objective",
     "attributes_objective",
     "autoencoder_objective",
+    "cascade_objective",
     "classifier_objective",
     "consistency_objective",
     "contrastive_objective",
@@ -170,6 +174,7 @@ def examples(recipe: Recipe, dataset: Dataset) -> Dataset | tuple[np.ndarray, np
 
 _OBJECTIVES = {
     AutoencoderRecipe: autoencoder_objective,
+    CascadeRecipe: cascade_objective,
     ClassifierRecipe: classifier_objective,
     DiffusionRecipe: diffusion_objective,
     LatentRecipe: diffusion_objective,
@@ -232,6 +237,8 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
         return asdict(reconstructions.measure(model, expert, train, test))
     if isinstance(recipe, CaptionRecipe):
         return captioned.measure(recipe, model, test)
+    if isinstance(recipe, CascadeRecipe):
+        return cascaded.measure(recipe, model, test)
     p = weights.build_process(recipe.process)
     if isinstance(recipe, ConsistencyRecipe | MeanFlowRecipe):
         return _measure_few_steps(recipe, model, train, test)

@@ -2,6 +2,7 @@
 
 from diffusion_course.training.recipe import (
     AutoencoderRecipe,
+    CascadeRecipe,
     ClassifierRecipe,
     ConsistencyRecipe,
     DiffusionRecipe,
@@ -222,6 +223,52 @@ RECIPES: dict[str, Recipe] = {
         batch_size=128,  # so that it sees twice the images of "mnist", for two fifths of its work
         samples=5000,
         sampling_steps=25,
+    ),
+    "shapes_8": DiffusionRecipe(
+        dataset="shapes",
+        # The base of a cascade. Eight pixels cannot be halved twice, and two blocks of one level
+        # see all of them.
+        model={
+            "class": "UNet",
+            "image_channels": 3,
+            "channels": [32],
+            "blocks": 2,
+            "num_classes": 6,
+        },
+        process={"name": "vp_cosine"},
+        kind="v",
+        # Averages of the next stage's images, which are not the same as shapes drawn with 8 pixels.
+        options={"n": 10_000, "size": 8, "averaged": 2},
+        # So few that its samples are visibly not perfect: the next stage gets these errors.
+        steps=1000,
+        batch_size=32,
+        ema=0.995,  # of so short a training
+        samples=300,
+        sampling_steps=15,
+        scales=(1.0,),
+    ),
+    "shapes_8to16": CascadeRecipe(
+        dataset="shapes",
+        model={
+            "class": "Upsampler",
+            "factor": 2,
+            "image_channels": 3,
+            "channels": [32],
+            "blocks": 2,
+            "stem": 2,
+            "num_classes": 6,
+        },
+        process={"name": "vp_cosine"},
+        kind="v",
+        base="shapes_8",
+        judge="shapes_judge",
+        options={"n": 10_000, "size": 16},
+        steps=1200,
+        batch_size=32,
+        ema=0.995,
+        highest=0.6,
+        samples=300,
+        sampling_steps=15,
     ),
     "shapes_judge": AttributesRecipe(
         dataset="shapes",

@@ -17,12 +17,14 @@ from diffusion_course.models.mlp import MLP
 from diffusion_course.models.mmdit import MMDiT
 from diffusion_course.models.quantize import VQVAE
 from diffusion_course.models.unet import UNet
+from diffusion_course.models.upsampler import Upsampler
 from diffusion_course.models.vae import VAE, Autoencoder
+from diffusion_course.models.video import VideoDiT
 from diffusion_course.weights.card import Card, load_card, load_weights
 
 FOLDER = Path(__file__).parent
 _CLASSES = (UNet, DiT, MMDiT, MLP, Classifier, Autoencoder, VAE, VQVAE)
-_CLASSES += (AttributeClassifier, Contrastive, ControlNet, Adapter)
+_CLASSES += (AttributeClassifier, Contrastive, ControlNet, Adapter, Upsampler, VideoDiT)
 _MODELS = {model.__name__: model for model in _CLASSES}
 
 
