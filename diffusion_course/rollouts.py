@@ -367,8 +367,9 @@ class GaussianClips:
         """One clip: x [F, M], t [F]."""
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         of_x = alpha[:, None] * self.covariance * alpha + jnp.diag(sigma**2)
-        apart = x - (alpha * self.mean)[:, None]
-        return self.mean[:, None] + (self.covariance * alpha) @ jnp.linalg.solve(of_x, apart)
+        # Both matrices are symmetric: (of_x⁻¹·A·covariance)ᵀ is the gain, small however large x is.
+        gain = jnp.linalg.solve(of_x, alpha[:, None] * self.covariance).T
+        return self.mean[:, None] + gain @ (x - (alpha * self.mean)[:, None])
 
     def sample(self, key: Array, n: int, shape: tuple[int, ...] = ()) -> Array:
         """n clips of frames of this shape: [n, F, *shape]. Raises: ValueError for n < 1."""

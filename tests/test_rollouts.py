@@ -133,7 +133,8 @@ def test_a_long_rollout_drifts_as_the_recurrence_of_its_turns_says():
         assert made.shape == (1, turns, 3000)
         # What a unit of the context and a unit of noise become in a turn.
         both = np.concatenate([np.full((steps + 1, 1), noise), times], axis=1)
-        a, g = rollouts.sample(P, wrong, jnp.eye(2)[None], both, KEY)[0][0, 1]
+        turned = rollouts.sample(P, wrong, jnp.eye(2)[None], both, KEY)[0]
+        a, g = np.asarray(turned, float)[0, 1]
         alpha, sigma = float(P.alpha(noise)), float(P.sigma(noise))
         assert a == pytest.approx(rho * alpha, abs=0.02)
         assert g == pytest.approx(np.sqrt(1 + extra - (rho * alpha) ** 2), abs=0.02)

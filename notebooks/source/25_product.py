@@ -1374,4 +1374,5 @@ assert 0.88 < after[3] < before[3] - 0.015
 #   manifests in real files.
 #
 # **New words:** StableHLO, ONNX, golden request, serving skew, quantisation, pruning, load, tail latency,
-# watermark, nonce, provenance, HMAC, drift, false alarm, power, permutation test, betting, red team, ROC.
+# watermark, nonce, provenance, HMAC, drift, false alarm, power, permutation test, betting, red team,
+# adversarial perturbation, unlearning, ROC.

@@ -43,6 +43,7 @@ CONDITION = exercise(
     condition,
     Part("true images", 1, lambda rng: _conditions(rng, 0.0)),
     Part("images with errors", 2, lambda rng: _conditions(rng, 1.0)),
+    section="2 · Noise on the condition",
     mistakes=f"""
     the errors are noise already: add only what is missing
         {_NOISE} -> sigma = alpha * np.sqrt(ratio)
@@ -131,6 +132,7 @@ SHIFTED = exercise(
     Part("α = 1 − t", 2, lambda rng: _times(rng, "flow")),
     Part("α = cos", 2, lambda rng: _times(rng, "cosine")),
     Part("α = 1", 1, lambda rng: _times(rng, "edm")),
+    section="4 · Other sizes, other shapes, last levels",
     mistakes="""
     the variance of noise falls with the number of pixels: its deviation falls less
         k = np.sqrt(more) -> k = more
@@ -283,6 +285,7 @@ BUCKETED = exercise(
             (18, int(rng.choice([5, 7])), 14, number(rng, 7.5, 9.0)),  # with one row, one column
         ),
     ),
+    section="4 · Other sizes, other shapes, last levels",
     mistakes="""
     sizes are (height, width), and a landscape is wider than high: in yours they are exchanged
         return right[0][:, ::-1], right[1]
@@ -396,6 +399,7 @@ OVER_TIME = exercise(
         lambda rng: _clips(rng, (5, 2, 3, 2, 3, 4, (3, 2)), (4, 3, 2, 3, 2, 2, (0, 3, 1))),
     ),
     Part("large logits", 1, lambda rng: _clips(rng, (4, 3, 2, 3, 2, 2, (4, 2, 3)), size=11.0)),
+    section="6 · Attention over space, attention over time",
     mistakes="""
     frames and places are still mixed: reshape keeps the order of the numbers and moves no axis
         return _broken(x, lengths, query, key, value, ["places"])
@@ -503,6 +507,7 @@ TIMETABLE = exercise(
         2,
         lambda rng: _tables(rng, (6, 0, 4, 3), (5, 2, 4, 2), (5, 1, 5, 4), (7, 1, 3, 2)),
     ),
+    section="7 · A noise level for each frame",
     mistakes="""
     your window sometimes holds one frame too many: round the lag up
         -(-steps // window) -> steps // window
@@ -604,6 +609,7 @@ ROLLOUT = exercise(
             rng, (6, 2, 1, 1, 0), (9, 3, 1, 0, 1), (6, 2, 1, 1, number(rng, 0.4, 1.8))
         ),
     ),
+    section="8 · Long clips drift",
     mistakes=f"""
     the model sees the last c frames: yours looks at the first ones always
         gain @ parts[n - c : n] -> gain @ parts[:c]
@@ -692,4 +698,4 @@ def _sees_one(r, c, told, added, bias):
 
 
 # --- 23.7 -----------------------------------------------------------------------------------
-SHARP = Written("23.7", "Sharp, and wrong", 3)
+SHARP = Written("23.7", "Sharp, and wrong", 3, section="3 · A trained stage")
