@@ -24,7 +24,7 @@
 # - measure how far a long clip drifts.
 #
 # **You need** chapters 04, 16 and 17. **Time**: about 75 minutes of reading.
-# The cells run for about two minutes on two CPU cores.
+# The cells run for about a minute on two CPU cores.
 
 # %%
 import importlib.util
@@ -109,7 +109,7 @@ assert 0.75 < follows < 0.92
 #
 # $$z=\alpha(s)\,y+\sigma(s)\,\varepsilon,\qquad x\sim p(x\mid z,s) \tag{1}$$
 #
-# This is **conditioning augmentation** (Ho et al. 2022, section 3). The noise hides the small mistakes of the
+# This is **conditioning augmentation** (Ho et al. 2022a, section 3). The noise hides the small mistakes of the
 # base, and the stage draws what is hidden anew.
 #
 # To see what it does we take pictures for which everything is exact: a Gaussian texture $x$ of 12 × 12 pixels with
@@ -355,7 +355,7 @@ assert all(row["true, s=0"][1] > row["drawn, s=0"][1] + 0.15
 #
 # Two things follow. Noise on the condition makes a stage's task harder, and it must be paid for in training. And
 # these networks were trained for minutes, once each: the table is a fair record, and no verdict on the method. Ho et
-# al. (2022) trained far longer, and there it was decisive.
+# al. (2022a) trained far longer, and there it was decisive.
 
 # %% [markdown]
 # ## 4 · Other sizes, other shapes, last levels
@@ -603,7 +603,7 @@ assert colour_spread["frame by frame"].min() > 0.1 > 5 * colour_spread["as a cli
 # $$\underbrace{F \cdot N^2}_{\text{space}} + \underbrace{N \cdot F^2}_{\text{time}}
 # \quad\text{in place of}\quad (FN)^2 \tag{6}$$
 #
-# (Ho et al. 2022, section 3, in a U-Net; Arnab et al. 2021, section 3.3, and Ma et al. 2024 in transformers).
+# (Ho et al. 2022b, section 3, in a U-Net; Arnab et al. 2021, section 3.3, and Ma et al. 2024 in transformers).
 # Attention works on sequences, so frames or places have to become examples of the batch. For time that needs a
 # change of the axes' order, and section 9 shows what happens without it.
 
@@ -640,7 +640,7 @@ np.testing.assert_allclose(mine_over_time, np.cumsum(some_tokens, axis=1), atol=
 
 # %% [markdown]
 # `video.VideoDiT` is made of such blocks. It takes clips of any length: an **image is a clip of one frame**, so
-# one network can be trained on images *and* video. There are many more images than videos, and Ho et al. (2022)
+# one network can be trained on images *and* video. There are many more images than videos, and Ho et al. (2022b)
 # found that joint training gave better samples. With `tubelet=2` a token is a box of two frames, a **spacetime
 # patch** (Arnab et al. 2021, section 3.2): half the tokens, but the two frames then have one noise level.
 #
@@ -708,7 +708,7 @@ assert apart_by[False] < 1e-4 < 0.1 < apart_by[True]  # float32 sums in another 
 # shape do not depend on the order. What is lost is motion, and which way time runs.
 #
 # **A 3-D U-Net beside it.** A U-Net of pictures becomes one of video in the same way. Its 3 × 3 convolutions stay
-# within a frame, and attention over time is put behind the attention over space (Ho et al. 2022). Full 3 × 3 × 3
+# within a frame, and attention over time is put behind the attention over space (Ho et al. 2022b). Full 3 × 3 × 3
 # convolutions have 27 weights for each pair of channels. A 3 × 3 one followed by one of length 3 in time has 12
 # (Tran et al. 2018). In both cases new layers over time can start as the identity, so training goes on from a
 # model of pictures.
@@ -1145,7 +1145,7 @@ assert 3**3 == 27 and 3**2 + 3 == 12
 # ## Further reading
 #
 # - J. Ho, C. Saharia, W. Chan, D. Fleet, M. Norouzi, T. Salimans. *Cascaded Diffusion Models for High Fidelity Image
-#   Generation.* JMLR 2022. [arXiv:2106.15282](https://arxiv.org/abs/2106.15282). Conditioning augmentation.
+#   Generation.* JMLR 2022 (2022a). [arXiv:2106.15282](https://arxiv.org/abs/2106.15282). Conditioning augmentation.
 # - C. Saharia et al. *Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding.* NeurIPS
 #   2022. [arXiv:2205.11487](https://arxiv.org/abs/2205.11487). Imagen: a cascade to 1024 pixels.
 # - D. Podell et al. *SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis.* ICLR 2024.
@@ -1156,7 +1156,7 @@ assert 3**3 == 27 and 3**2 + 3 == 12
 #   2023. [arXiv:2301.11093](https://arxiv.org/abs/2301.11093). Equation (3).
 
 # %% [markdown]
-# - J. Ho, T. Salimans, A. Gritsenko, W. Chan, M. Norouzi, D. Fleet. *Video Diffusion Models.* NeurIPS 2022.
+# - J. Ho, T. Salimans, A. Gritsenko, W. Chan, M. Norouzi, D. Fleet. *Video Diffusion Models.* NeurIPS 2022 (2022b).
 #   [arXiv:2204.03458](https://arxiv.org/abs/2204.03458). Attention over space, then over time; images and video.
 # - A. Arnab, M. Dehghani, G. Heigold, C. Sun, M. Lučić, C. Schmid. *ViViT: A Video Vision Transformer.* ICCV 2021.
 #   [arXiv:2103.15691](https://arxiv.org/abs/2103.15691). Spacetime patches.
