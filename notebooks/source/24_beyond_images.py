@@ -518,7 +518,9 @@ for (name, _), (front, right) in three.items():
     assert right > 0.9 if name == "3 everywhere" else right < 0.1
 digits = data.load("digits", "test")
 ink = jax.image.resize((digits.x[digits.labels == 3][:10, ..., 0] + 1) / 2, (10, 12, 12), "linear")
-plates = jnp.zeros((10, 12, 12, 12)).at[..., 5:7].set(8 * ink[:, ::-1].mT[..., None])  # 2 voxels deep
+plates = (
+    jnp.zeros((10, 12, 12, 12)).at[..., 5:7].set(8 * ink[:, ::-1].mT[..., None])
+)  # 2 voxels deep
 for plate in jnp.log(jnp.expm1(jnp.maximum(plates, 1e-3))):
     front, right = read(plate, [FRONT, RIGHT])
     assert front.argmax() == 3 and right[1] > 0.9
