@@ -179,6 +179,13 @@ def test_without_one_a_picture_is_told_by_its_section_its_axes_and_the_sentence_
     assert words.alternative(cells[1:], 0).startswith("Figure. A title.")
 
 
+def test_a_sign_that_markdown_must_not_take_for_a_mark_stays():
+    assert (
+        words.plain(r'the word "\*", *twice*: \*, and $a \* b$')
+        == 'the word "*", twice: *, and a * b'
+    )
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_every_picture_of_a_chapter_has_a_text_of_its_own(path):
     cells = read(path).cells

@@ -110,7 +110,8 @@ def plain(text: str, formulas: bool = False) -> str:
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     kept = re.findall(r"(?s)\$.+?\$", text)
     text = re.sub(r"(?s)\$.+?\$", "\0", text)  # no mark inside a formula is one
-    text = re.sub(r"<[^>]+>|[*`]|(?m:^\s*[-#>]+ )", "", text)
+    text = re.sub(r"<[^>]+>|(?<!\\)[*`]|(?m:^\s*[-#>]+ )", "", text)
+    text = re.sub(r"\\([*`_#])", r"\1", text)  # a sign that is no mark
     for each in kept:
         text = text.replace("\0", each if formulas else _formula(each[1:-1]), 1)
     return re.sub(r"\s+", " ", text).strip()
