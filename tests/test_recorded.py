@@ -291,12 +291,16 @@ def test_chapter_24_shows_the_recorded_molecules():
 
 def test_chapter_23_shows_the_recorded_stages_of_these_weights():
     found = record("cascades")
-    shown = in_chapter("23_cascades_video", "RECORDED")
-    numbers = {
-        name: {row: tuple(v.values()) for row, v in rows.items() if row != "samples"}
-        for name, rows in found["rows"].items()
-    }
-    assert shown == numbers and all(r["samples"] == 300 for r in found["rows"].values())
-    assert list(found["rows"]["with, seed 0"]["floor"]) == ["frechet", "shape", "kept"]
+    shown, floor = (in_chapter("23_cascades_video", name) for name in ("RECORDED", "FLOOR"))
+    assert found["seeds"] == [0, 1, 2] and len(found["rows"]) == 3 * len(shown)
+    for name, rows in found["rows"].items():
+        kind, _, seed = name.partition(", seed ")
+        levels = {row: v for row, v in rows.items() if row not in ("samples", "floor")}
+        assert rows["samples"] == 300 and list(shown[kind]) == list(levels)
+        for row, v in levels.items():
+            frechet, *others = shown[kind][row][int(seed)]
+            assert frechet == pytest.approx(v["frechet"], abs=0.051), (name, row)
+            assert others == pytest.approx([v["shape"], v["kept"]], abs=5.1e-4), (name, row)
+        assert floor == pytest.approx((rows["floor"]["frechet"], rows["floor"]["shape"]), abs=0.05)
     assert found["base_sha256"] == weights.load("shapes_8").card.sha256
     assert found["stage_sha256"] == weights.load("shapes_8to16").card.sha256

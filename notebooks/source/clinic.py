@@ -55,8 +55,9 @@ plots.use_style()
 # ## 1 · One picture: the waiting room
 #
 # Sixteen patients wait. Each picture is real: it was drawn by the patient's own network and sampler, or comes from
-# his own training. (One of them will turn out to be well.) Points should look like the three clouds of chapter 02, with the requested class in
-# orange. Digits should look like digits. A loss should fall. (Beds 6 and 16 have plain pictures with some grain.)
+# his own training. (One of them will turn out to be well.) Points should look like the three clouds of chapter 02,
+# with the requested class in orange. Digits should look like digits. A loss should fall. (Beds 6 and 16 have plain
+# pictures with some grain.)
 #
 # **Decide first.** Write down for each bed what you would measure, and what you suspect. Most of the pictures have
 # several possible causes. That is the point.
