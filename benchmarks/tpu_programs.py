@@ -95,7 +95,7 @@ def in_bfloat16(recipe) -> bool:
     # A ControlNet and an adapter compute as their base does, whose description they hold.
     while inner := [value for value in model.values() if isinstance(value, dict)]:
         (model,) = inner
-    return model["class"] in ("UNet", "DiT", "Upsampler")
+    return model["class"] in ("UNet", "DiT", "Upsampler", "VideoDiT")
 
 
 def example(recipe, batch: int) -> tuple:

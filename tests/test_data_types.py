@@ -178,7 +178,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers(value):
 def test_an_unknown_name_lists_the_known_ones(name):
     for function in (data.load, data.source_of):
         with pytest.raises(
-            ValueError, match="toy2d, digits, shapes, mnist, fashion_mnist, cifar10"
+            ValueError, match="toy2d, digits, shapes, clips, mnist, fashion_mnist, cifar10"
         ):
             function(name)
 

@@ -313,7 +313,7 @@ class Flat(nnx.Module):
 
 def few_examples(recipe):
     """A training and a test set of a recipe's own shape."""
-    if recipe.dataset in ("toy2d", "shapes"):
+    if recipe.dataset in ("toy2d", "shapes", "clips"):
         options = recipe.options | {"n": 100}
         return [data.load(recipe.dataset, split=split, **options) for split in ("train", "test")]
     size = 28 if recipe.dataset == "mnist" else 8

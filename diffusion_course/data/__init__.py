@@ -1,6 +1,6 @@
 """Data sets behind one type: ``load("digits")``, ``load("mnist", split="test")``.
 
-`toy2d`, `digits` and `shapes` need nothing but this library; `mnist`, `fashion_mnist` and
+`toy2d`, `digits`, `shapes` and `clips` need nothing but this library; `mnist`, `fashion_mnist` and
 `cifar10` come from the Hugging Face hub or from a local copy in ``DIFFUSION_COURSE_DATA``.
 """
 
@@ -8,7 +8,7 @@ import inspect
 from functools import partial
 
 from diffusion_course.checks import one_of
-from diffusion_course.data import digits, hub, shapes, toy2d
+from diffusion_course.data import clips, digits, hub, shapes, toy2d
 from diffusion_course.data.batches import batches
 from diffusion_course.data.local import local_folder
 from diffusion_course.data.network import hub_reachable
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _BUNDLED = {"toy2d": toy2d.load, "digits": digits.load, "shapes": shapes.load}
+_BUNDLED |= {"clips": clips.dataset}
 _LOADERS = _BUNDLED | {name: partial(hub.load, name) for name in hub.SPECS}
 
 
@@ -43,7 +44,7 @@ def load(name: str, split: str = "train", **options) -> Dataset:
       name: one of `names()`.
       split: "train" or "test"; for ``digits`` also "all".
       **options: ``kind``, ``n``, ``seed`` for ``toy2d``; ``n``, ``size``, ``seed``, ``new`` for
-        ``shapes``; ``progress`` for the data sets of the hub. See the function `load` of the file
+        ``shapes``; ``n``, ``frames``, ``size``, ``seed`` for ``clips``; ``progress`` for the data sets of the hub. See the function `load` of the file
         in question.
 
     Raises:

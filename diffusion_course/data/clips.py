@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_course.checks import integer, one_of, state
 from diffusion_course.data import shapes
+from diffusion_course.data.types import Card, Dataset
 
 # Three that 16 × 16 pixels tell apart. All are symmetric: their centroid is their middle.
 KINDS = ("circle", "square", "ring")
@@ -18,6 +19,14 @@ SPLITS = ("train", "test")
 RADIUS = 0.4  # of every shape; the image is 2 wide
 WALL = 1 - RADIUS  # how far the middle of a shape goes to each side
 SLOWEST, FASTEST = 0.05, 0.2  # along each axis, per frame
+
+
+CARD = Card(
+    name="clips",
+    source="drawn by this library",
+    licence="that of this library",
+    description="Clips of one coloured shape that moves with constant speed between four walls.",
+)
 
 
 class Clips(NamedTuple):
@@ -111,6 +120,25 @@ def load(
         0 * same,
     )
     return Clips(x.reshape(n, frames, size, size, 3), position, velocity, kinds, colours)
+
+
+def dataset(
+    split: str = "train", *, n: int = 2000, frames: int = 8, size: int = 16, seed: int = 0
+) -> Dataset:
+    """The clips of `load` as a data set, whose labels are the kinds.
+
+    Args:
+      split, n, frames, size, seed: as in `load`.
+
+    Returns: x [n, F, size, size, 3], and the columns position, velocity and colour.
+    Raises: as `load`.
+
+    >>> dataset(n=3, frames=5, size=8)
+    Dataset('clips', x=float32 [3, 5, 8, 8, 3], 3 classes)
+    """
+    made = load(split, n=n, frames=frames, size=size, seed=seed)
+    columns = {name: getattr(made, name) for name in ("position", "velocity", "colour")}
+    return Dataset(made.x, made.kind, KINDS, CARD, columns)
 
 
 def path(start, velocity, frames: int, wall: float = WALL) -> np.ndarray:

@@ -6,6 +6,8 @@ import numpy as np
 
 from diffusion_course import checks
 
+_PICTURES = (4, 5)  # axes of images [N, H, W, C] and of clips [N, F, H, W, C]
+
 
 class DataUnavailableError(RuntimeError):
     """A data set is neither on this computer nor reachable; the message says what to do."""
@@ -33,7 +35,8 @@ class Dataset:
     """Examples, their classes and their origin.
 
     Attributes:
-      x: float32. Images [N, H, W, C] in [-1, 1], or points [N, 2] of about that range.
+      x: float32. Images [N, H, W, C] or clips [N, F, H, W, C] in [-1, 1], or points [N, 2] of about
+        that range.
       labels: int32 [N], each an index into `label_names`.
       label_names: the name of each class.
       card: origin and terms.
@@ -102,7 +105,7 @@ def check_batch(x, labels, num_classes: int | None = None) -> None:
     this. Under ``jit`` values are unknown, and only shapes and dtypes are checked.
 
     Args:
-      x: examples [B, ...], images [B, H, W, C] of a floating-point type.
+      x: examples [B, ...]; images [B, H, W, C] and clips [B, F, H, W, C] of a floating-point type.
       labels: [B], or captions [B, L] with L >= 2.
       num_classes: of the model; its labels are whole numbers in [0, num_classes), and those of its
         captions may also be num_classes, which fills them up. None for a model without labels,
@@ -138,7 +141,7 @@ def check_pairs(x, labels) -> None:
             f"got x {list(np.shape(x))} and labels {list(np.shape(labels))}"
         )
     # Whole numbers in other shapes may be tokens, which are what they should be.
-    if np.ndim(x) == 4:
+    if np.ndim(x) in _PICTURES:
         checks.floating("x", x)
 
 
@@ -150,10 +153,12 @@ def _check_examples(x) -> None:
         )
     if not isinstance(x, np.ndarray) or x.dtype != np.float32:
         raise ValueError(f"x must be a float32 array, got {_kind(x)}")
-    if x.size == 0 or not (x.ndim == 4 or (x.ndim == 2 and x.shape[1] == 2)):
-        raise ValueError(f"x must be images [N, H, W, C] or points [N, 2], got {_kind(x)}")
+    if x.size == 0 or not (x.ndim in _PICTURES or (x.ndim == 2 and x.shape[1] == 2)):
+        raise ValueError(
+            f"x must be images [N, H, W, C], clips [N, F, H, W, C] or points [N, 2], got {_kind(x)}"
+        )
     low, high = x.min(), x.max()  # NaN if any value is
-    if x.ndim == 4 and not (low >= -1 and high <= 1):
+    if x.ndim in _PICTURES and not (low >= -1 and high <= 1):
         pixels = "; pixels 0 … 255 become x = pixels / 127.5 - 1" if low >= 0 and high > 1 else ""
         raise ValueError(
             f"x must lie in [-1, 1] where it holds images, got [{low}, {high}]{pixels}"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_course import cascade, flow_map, latent, losses, weights
+from diffusion_course import cascade, flow_map, latent, losses, rollouts, weights
 from diffusion_course.denoiser import denoiser
 from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.training import update
@@ -12,6 +12,7 @@ from diffusion_course.training.recipe import (
     AutoencoderRecipe,
     CascadeRecipe,
     ClassifierRecipe,
+    ClipRecipe,
     ConsistencyRecipe,
     DiffusionRecipe,
     MeanFlowRecipe,
@@ -55,6 +56,35 @@ def cascade_objective(recipe: CascadeRecipe) -> update.Loss:
         low = cascade.down(x, recipe.model["factor"])
         low = cascade.augment(p, low, jax.random.normal(key_low, low.shape), s)
         return losses.diffusion_loss(model.given(low, s), p, recipe.kind, x, labels, key_loss)
+
+    return loss
+
+
+def clip_objective(recipe: ClipRecipe) -> update.Loss:
+    """The loss of a model of clips; some clips of a batch are cut into single frames.
+
+    Frames that are images teach a network what one looks like, and cost no attention over time.
+    A clip and a clip's worth of images have the same weight.
+
+    Args:
+      recipe: its process, kind and images are used.
+
+    Returns: ``loss(model, x, labels, key) -> scalar``, for `loop.fit`; x are clips [B, F, …].
+    Source: images and clips in one training: Ho et al. 2022, section 3 (arXiv:2204.03458).
+    """
+    p = weights.build_process(recipe.process)
+
+    def of(model, x, key):
+        return rollouts.clip_loss(model, p, recipe.kind, x, None, key)
+
+    def loss(model, x, labels, key):
+        if not recipe.images:
+            return of(model, x, key)
+        key_clips, key_images = jax.random.split(key)
+        share = recipe.images / len(x)
+        images = rollouts.as_batch(x[: recipe.images])[:, None]
+        whole = of(model, x[recipe.images :], key_clips)
+        return (1 - share) * whole + share * of(model, images, key_images)
 
     return loss
 

@@ -132,6 +132,38 @@ class CascadeRecipe(DiffusionRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipRecipe(Training):
+    """Every setting of the training of a model of clips, with a noise level for each frame.
+
+    Attributes:
+      dataset, steps, learning_rate, ema, seed, options: as in `DiffusionRecipe`; the dataset is one
+        of clips.
+      model: description for `weights.build`, with its image_size; without classes.
+      batch_size: clips per step.
+      process: description for `weights.build_process`.
+      kind: what the model predicts; not "edm".
+      images: so many clips of a batch are cut into single frames; fewer than batch_size.
+      samples: clips that are drawn along each schedule when the model is measured.
+      sampling_steps: of DDIM for each frame.
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("image_size",)
+    process: dict
+    kind: str
+    images: int = 0
+    samples: int = 48
+    sampling_steps: int = 24
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.integer("images", self.images, minimum=0, maximum=self.batch_size - 1)
+        checks.integer("samples", self.samples, minimum=2)
+        checks.integer("sampling_steps", self.sampling_steps, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe(Training):
     """Every setting of the training of an autoencoder, whose latents a diffusion model may have.
 

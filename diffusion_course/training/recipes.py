@@ -19,11 +19,20 @@ from diffusion_course.denoiser import denoiser
 from diffusion_course.evaluation import metrics, points, quality, reconstructions
 from diffusion_course.models.classifier import fitted
 from diffusion_course.models.control import ControlNet
-from diffusion_course.training import captioned, cascaded, loop, objectives_text, record, update
+from diffusion_course.training import (
+    captioned,
+    cascaded,
+    clipped,
+    loop,
+    objectives_text,
+    record,
+    update,
+)
 from diffusion_course.training.objectives import (
     autoencoder_objective,
     cascade_objective,
     classifier_objective,
+    clip_objective,
     consistency_objective,
     diffusion_objective,
     mean_flow_objective,
@@ -38,6 +47,7 @@ from diffusion_course.training.recipe import (
     AutoencoderRecipe,
     CascadeRecipe,
     ClassifierRecipe,
+    ClipRecipe,
     ConsistencyRecipe,
     DiffusionRecipe,
     LatentRecipe,
@@ -63,6 +73,7 @@ __all__ = [
     "CaptionRecipe",
     "CascadeRecipe",
     "ClassifierRecipe",
+    "ClipRecipe",
     "ConsistencyRecipe",
     "ContrastiveRecipe",
     "ControlRecipe",
@@ -76,6 +87,7 @@ __all__ = [
     "autoencoder_objective",
     "cascade_objective",
     "classifier_objective",
+    "clip_objective",
     "consistency_objective",
     "contrastive_objective",
     "control_objective",
@@ -176,6 +188,7 @@ _OBJECTIVES = {
     AutoencoderRecipe: autoencoder_objective,
     CascadeRecipe: cascade_objective,
     ClassifierRecipe: classifier_objective,
+    ClipRecipe: clip_objective,
     DiffusionRecipe: diffusion_objective,
     LatentRecipe: diffusion_objective,
     ConsistencyRecipe: consistency_objective,
@@ -225,9 +238,9 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
       test: unseen examples of the same kind.
 
     Returns: for a classifier the share of unseen images that it recognises; for an autoencoder
-      `reconstructions.measure`; for models of captions what `captioned` measures; for other images
-      `quality.measure` at each of the recipe's scales, or its numbers of evaluations; for points
-      `points.measure`.
+      `reconstructions.measure`; for models of captions what `captioned` measures, for a stage of a
+      cascade `cascaded`, for models of clips `clipped`; for other images `quality.measure` at
+      each of the recipe's scales, or its numbers of evaluations; for points `points.measure`.
     """
     if isinstance(recipe, ClassifierRecipe):
         predicted = quality.judge_all(model, test.x)[0]
@@ -239,6 +252,8 @@ def measure(recipe: Recipe, model: nnx.Module, train: Dataset, test: Dataset) ->
         return captioned.measure(recipe, model, test)
     if isinstance(recipe, CascadeRecipe):
         return cascaded.measure(recipe, model, test)
+    if isinstance(recipe, ClipRecipe):
+        return clipped.measure(recipe, model, test)
     p = weights.build_process(recipe.process)
     if isinstance(recipe, ConsistencyRecipe | MeanFlowRecipe):
         return _measure_few_steps(recipe, model, train, test)
