@@ -44,8 +44,8 @@ def load(name: str, split: str = "train", **options) -> Dataset:
       name: one of `names()`.
       split: "train" or "test"; for ``digits`` also "all".
       **options: ``kind``, ``n``, ``seed`` for ``toy2d``; ``n``, ``size``, ``seed``, ``new`` for
-        ``shapes``; ``n``, ``frames``, ``size``, ``seed`` for ``clips``; ``progress`` for the data sets of the hub. See the function `load` of the file
-        in question.
+        ``shapes``; ``n``, ``frames``, ``size``, ``seed`` for ``clips``; ``progress`` for the data
+        sets of the hub. See the function `load` of the file in question.
 
     Raises:
       ValueError: a name, a split or an option is not one of those.

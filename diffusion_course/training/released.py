@@ -286,8 +286,8 @@ RECIPES: dict[str, Recipe] = {
             "head_size": 16,
         },
         process={"name": "vp_cosine"},
-        # A token of 64 numbers has to carry the 48 of a patch. Of clean patches there are few kinds,
-        # but v holds the noise: with "v" this network drew smudges after 3,000 of 7,500 steps.
+        # A token of 64 numbers has to carry the 48 of a patch. Of clean patches there are few
+        # kinds, but v holds the noise: with it the network drew smudges after 3,000 steps.
         kind="x0",
         options={"n": 20_000, "frames": 8, "size": 16},
         steps=8000,
