@@ -91,3 +91,16 @@ def test_measures_refuse_other_shapes():
         clips.measure(np.zeros((4, 4), np.float32))
     with pytest.raises(ValueError, match="position must have shape"):
         clips.motion(np.zeros((3, 2, 2)))
+
+
+def test_every_frame_of_the_data_is_recognised_and_so_is_a_noisy_one():
+    made = clips.load("test", n=60, frames=6)
+    kind, colour = clips.recognise(made.x)
+    assert kind.shape == colour.shape == (60, 6) and kind.dtype == np.int32
+    assert (made.kind == kind.T).all() and (made.colour == colour.T).all()
+    # With noise on every pixel, some of which is then brighter than the shape's edge.
+    soft = made.x + 0.1 * np.random.default_rng(0).standard_normal(made.x.shape)
+    kind, colour = clips.recognise(np.clip(soft, -1, 1).astype(np.float32))
+    assert (made.kind == kind.T).mean() > 0.95 and (made.colour == colour.T).mean() > 0.95
+    with pytest.raises(ValueError, match="x must have shape"):
+        clips.recognise(made.x[..., :2])

@@ -84,22 +84,21 @@ def roller(recipe: ClipRecipe, turns: int, new: int) -> Callable:
     return jax.jit(roll, static_argnames="context_time")
 
 
-def drift(x, context, frames) -> dict[str, list[float]]:
-    """How far a clip's shape is from what it was, at some frames.
+def drift(x, truth: clips.Clips, frames) -> dict[str, list[float]]:
+    """How many clips still show their shape, and still have their colour, at some frames.
 
     Args:
-      x: what was made from the context, [n, F, size, size, 3].
-      context: true frames of the same shapes, [n, C, size, size, 3].
+      x: what was made from true frames, [n, F, size, size, 3].
+      truth: the clips that the true frames are of.
       frames: numbers of frames of x.
 
-    Returns: medians over the clips, one for each number: "colour" (difference of the channel that
-      differs most) and "size" (relative difference of the lit area).
+    Returns: shares of the clips, one for each number: "kind" and "colour", as `clips.recognise`
+      sees them.
     """
-    seen, true = clips.measure(x), clips.measure(context)
-    colour = np.abs(seen.colour - true.colour.mean(1, keepdims=True)).max(-1)
-    size = np.abs(seen.size / true.size.mean(1, keepdims=True) - 1)
-    medians = {"colour": np.median(colour, axis=0), "size": np.median(size, axis=0)}
-    return {name: [round(float(each[k]), 4) for k in frames] for name, each in medians.items()}
+    x = np.asarray(x)[:, list(frames)]
+    seen = dict(zip(("kind", "colour"), clips.recognise(x), strict=True))
+    right = {name: (getattr(truth, name) == found.T).mean(1) for name, found in seen.items()}
+    return {name: [round(float(share), 4) for share in each] for name, each in right.items()}
 
 
 def frame_by_frame(recipe: ClipRecipe, model: nnx.Module, key: Array, count: int, frames: int):
