@@ -647,6 +647,11 @@ ROLLOUT = exercise(
         return rollout(r, c, told, 0, bias)
     the noise that is told is not always the noise that is added
         return rollout(r, c, told, told, bias)
+    the model knows the noise that it was told of: your gains are those of the added noise
+        told**2 * np.eye(c) -> added**2 * np.eye(c)
+    only what is shown gets noise: the first c frames stay as they are
+        np.linalg.cholesky(r[lags[:c, :c]])
+            -> np.linalg.cholesky(r[lags[:c, :c]] + added**2 * np.eye(c))
     told is a standard deviation
         told**2 * np.eye(c) -> told * np.eye(c)
     added is a standard deviation
@@ -672,6 +677,8 @@ ROLLOUT = exercise(
         {_SHOWN} -> parts[n, N + n : c + N + n] = added * gain
     a frame that is too bright makes the next one brighter: the bias is passed on
         gain @ mean[n - c : n] + bias -> bias
+    what is drawn is too large by bias, and not what is shown
+        gain @ mean[n - c : n] + bias -> gain @ (mean[n - c : n] + bias)
     the bias is passed on by the gains: yours adds up without a limit
         gain @ mean[n - c : n] + bias -> mean[n - 1] + bias
     each frame that is drawn gets the bias, and not only the first
