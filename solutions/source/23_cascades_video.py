@@ -95,8 +95,8 @@ def condition(low, eps, log_snr, error, k):
 # | `"cosine"` | $\cos(\pi t/2)$ | $\sin(\pi t/2)$ | 0 to 1 |
 # | `"edm"` | 1 | $t$ | 0 and more |
 #
-# **Expected.** A tuple of two arrays `[N]`. The first and the last time of a kind stay what they are, and the
-# factor is finite there, too.
+# **Expected.** A tuple of two arrays `[N]`. Time 0 stays 0, and time 1 of the first two kinds stays 1. The
+# factor is finite there, too. Times of `"edm"` have no upper end.
 #
 # <details><summary>Hint</summary>
 # What happens to the variance of noise in a mean over `more` pixels? So which number multiplies σ/α? At t = 1 this
@@ -220,7 +220,7 @@ assert min(found.values()) > 0.5
 # everything?
 #
 # **Expected.** An array `[B, F, h, w, C]`. An example may hold a clip only (`lengths[b]` is $F$), or images only (0).
-# Logits may be larger than 1000.
+# Logits may lie far above 1000, and far below −1000.
 #
 # <details><summary>Hint</summary>
 # What does reshape do with the order of the numbers? What is the weight of a logit of 0? And who looks at whom: which
