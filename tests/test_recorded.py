@@ -304,3 +304,22 @@ def test_chapter_23_shows_the_recorded_stages_of_these_weights():
         assert floor == pytest.approx((rows["floor"]["frechet"], rows["floor"]["shape"]), abs=0.05)
     assert found["base_sha256"] == weights.load("shapes_8").card.sha256
     assert found["stage_sha256"] == weights.load("shapes_8to16").card.sha256
+
+
+def test_chapter_23_shows_the_recorded_clips_of_these_weights():
+    found = record("clips")
+    rows, runs = found["rows"], [found["rows"][f"seed {n}"] for n in (1, 2, 3)]
+    shown = {name: in_chapter("23_cascades_video", name) for name in ("SCHEDULES", "AT", "LONG")}
+    names = ("motion error", "colour spread", "speeds of the data")
+    for name, told in shown["SCHEDULES"].items():
+        recorded = [rows["data"]] if name == "data" else [run[name] for run in runs]
+        for row, numbers in zip(recorded, told, strict=True):
+            assert numbers == pytest.approx([row[n] for n in names], abs=0.0051), name
+    assert list(shown["AT"]) == found["at"]
+    for time, told in shown["LONG"].items():
+        for run, (kind, colour) in zip(runs, told, strict=True):
+            row = run[f"context time {time:g}"]
+            assert kind == pytest.approx(row["kind"], abs=0.0051)
+            assert colour == pytest.approx(row["colour"], abs=0.0051)
+    assert found["sha256"] == weights.load("clips").card.sha256
+    assert rows["seed 1"]["full"] == weights.load("clips").card.metrics["full"]
