@@ -363,8 +363,7 @@ assert apart["without"].max() < 0.02 and apart["with"].min() > 0.1 and apart["wi
 # averages by 0.11, even when they are told that there is no noise; the twins, whose task is easier, by 0.02. So
 # at every level the twins are ahead, with drawn small pictures too.
 #
-# Noise makes a stage's task harder, which must be paid for in training. Ours took minutes: a fair record, and no
-# verdict on the method. Ho et al. (2022a) trained far longer; their quality "relies crucially" on it.
+# Noise makes a stage's task harder, which must be paid for in training. Ours took minutes: no verdict on the method. Ho et al. (2022a) trained far longer; their quality "relies crucially" on it.
 
 # %% [markdown]
 # ## 4 · Other sizes, other shapes, last levels
@@ -1292,8 +1291,8 @@ assert 3**3 == 27 and 3**2 + 3 == 12
 # 3. Averages over $k\times k$ pixels gain $2\log k$ in log-SNR: a schedule belongs to a resolution.
 # 4. The last noise levels decide the finest structure only. A refiner repairs details, and no composition.
 # 5. Frames agree if each is guessed with the others. With a noise level per frame, one network draws full clips,
-#    frame after frame, or a pyramid. Long clips drift, and a noisy context trades drift for flicker. A trained network
-#    stays among the truths of its data, and forgets which one it was.
+#    frame after frame, or a pyramid. Long clips drift; a noisy context trades drift for flicker. A trained network
+#    forgets which truth it was.
 #
 # **Exercises:** [23 · exercises](../exercises/23_cascades_video.ipynb).
 #
