@@ -41,7 +41,8 @@ FUNCTIONS = {
     "log of odd numbers": (lambda x: (jnp.log(x), jnp.log1p(x)), ODD),
     "roots": (lambda x: (jnp.sqrt(x), lax.rsqrt(x)), np.append(POSITIVE, ODD)),
     "waves": (lambda x: (jnp.sin(x), jnp.cos(x), jnp.tan(x), jnp.tanh(x)), 5 * X),
-    "angles": (lambda x, y: jnp.arctan2(x, y), X, Y),
+    "angles": (lambda x, y: (jnp.arctan2(x, y), jnp.arctan(x)), X, Y),
+    "angles in a circle": (lambda x: (jnp.arcsin(x), jnp.arccos(x)), np.sin(Y)),
     "networks": (lambda x: (jax.nn.silu(x), jax.nn.sigmoid(x), jax.nn.relu(x)), 5 * X),
     "softmax": (lambda x: (jax.nn.softmax(x), logsumexp(x, axis=1), jax.nn.softplus(x)), 9 * X),
     "error functions": (lambda x: (norm.cdf(x), erfc(x), erfinv(jnp.tanh(x))), 2 * X),
@@ -65,6 +66,7 @@ FUNCTIONS = {
     "wide": (lambda x: (jnp.broadcast_to(x[:, None], (3, 2, 4)), jnp.zeros((2, 3)), x + x[0]), X),
     "pieces": (lambda x: (x[1], x[1:, ::2], x[-1, 2], x[::-1], jnp.flip(x, 1), *x), X),
     "at a place": (lambda x: (lax.dynamic_slice(x, (1, 3), (2, 2)), x[:, -2]), X),
+    "at places": (lambda x, n: (x[n], x[:, n], x[n[None]], x[-n]), X, np.array([2, 0])),
     "joined": (lambda x, y: (jnp.concatenate([x, y], 1), jnp.stack([x, y], 2)), X, Y),
     "apart": (lambda x: (*jnp.split(x, 2, axis=1), *jnp.split(x, [1], axis=0)), X),
     "around": (lambda x: (jnp.pad(x, 1), jnp.pad(x, ((0, 1), (2, 0)), constant_values=3)), X),
@@ -120,14 +122,25 @@ def test_every_rule_is_tried():
     for function, *arguments in FUNCTIONS.values():
         tried.update(_operations(jax.make_jaxpr(function)(*arguments).jaxpr))
     names_elsewhere = {"pjit", "jit", "copy_p", "copy", "stop_gradient", "unstack", "stack"}
-    names_elsewhere |= {"split", "square", "clamp", "exp2", "tan", "erf_inv"}  # not in every JAX
+    names_elsewhere |= {
+        "split",
+        "square",
+        "clamp",
+        "exp2",
+        "tan",
+        "erf_inv",
+        "asin",
+        "acos",
+    }  # not in every JAX
     assert set(small._RULES) - tried <= names_elsewhere
 
 
 OTHERS = {
     "random numbers": (lambda: jax.random.normal(jax.random.key(0), (3,)),),
     "a loop": (lambda x: lax.scan(lambda c, row: (c + row, c), x[0], x), X),
-    "places in an array": (lambda x: x[jnp.array([2, 0])], X),
+    "a place outside": (lambda x: jnp.take(x, jnp.array([2, 7]), 0), X),
+    "other places": (lambda x: x[jnp.array([2, 0]), jnp.array([1, 1])], X),
+    "a new value": (lambda x: x.at[1].set(0), X),
     "too large for a whole number": (lambda x: (x * 1e12).astype(int), X),
     "another type": (lambda x: x.astype(jnp.bfloat16) * 2, X),
     "many numbers": (lambda x: jnp.ones((200, 100)) * 2, X),
