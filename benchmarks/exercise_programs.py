@@ -1,11 +1,11 @@
-"""What it costs to grade a notebook: the programs that JAX compiles, and processor seconds.
+"""What it costs to grade a notebook: the programs that XLA compiles, and processor seconds.
 
     python benchmarks/exercise_programs.py [CHAPTER …]      such as 02 05, or all
 
-Each exercise is graded in a process of its own, and nearly all its time goes to XLA: operation by
-operation, JAX compiles a small program for each operation and shape. So an exercise whose cases
-share their shapes is cheap. This runs the master's solutions as the batch grader runs a student's,
-without walls, counts what each exercise compiles, and judges what it returns.
+Each exercise is graded in a process of its own. There NumPy computes the small operations, and
+XLA compiles a program for each of the others, which takes 40 to 60 ms and more. This runs the
+master's solutions as the batch grader runs a student's, without walls, counts what each exercise
+compiles, and judges what it returns.
 
 `start` is a notebook's share for Python, JAX and what is imported, once for all its exercises.
 Prints a table and writes results/exercise_programs.json; the rows of other chapters stay.

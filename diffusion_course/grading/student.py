@@ -35,9 +35,10 @@ def main() -> None:
     import jax.scipy.stats  # noqa: F401
 
     from diffusion_course import process  # noqa: F401
-    from diffusion_course.grading import alone, calling, check, kernel, wire  # noqa: F401
+    from diffusion_course.grading import alone, calling, check, kernel, small, wire  # noqa: F401
     from diffusion_course.notebook import setup  # noqa: F401
 
+    small.install()  # nearly all the time of an answer went to compiling its operations
     if sys.platform == "linux":
         import ctypes
 
