@@ -1,5 +1,8 @@
 """The tilted optimum against sums over a grid; the losses against their formulas in float64."""
 
+from functools import partial
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from oracles import PROCESSES, posterior64
 from scipy.stats import norm
 
-from diffusion_course import linear_gaussian, operators, rewards
+from diffusion_course import linear_gaussian, operators, rewards, samplers, sampling
 
 rng = np.random.default_rng(194)
 KEY = jax.random.key(194)
@@ -192,3 +195,106 @@ def test_the_policy_loss_is_clipped_only_where_the_model_went_far_enough():
     ):
         with pytest.raises(ValueError, match=message):
             rewards.policy_loss(*change)
+
+
+# A chain in which all is Gaussian: D is linear, so each state's mean and variance are known. The
+# last step adds no noise, so its D does not learn.
+CLOCK = [0.9, 0.6, 0.35, 0.15, 0.0]
+THETA = jnp.array([0.4, -0.3])
+
+
+def linear_denoiser(theta, x, t):
+    return jnp.where(t > 0.2, theta[0] * x + theta[1], 0.5 * x + 0.1)
+
+
+def expected_reward(theta):
+    """E[−‖x_0 − 1‖²] of two coordinates, from the mean and the variance of one of them."""
+    mean, variance = 0.0, 1.0
+    for t, s in pairwise(CLOCK[:-1]):
+        of_x0, of_x, added = posterior64(o, t, s)
+        slope = of_x0 * theta[0] + of_x
+        mean, variance = slope * mean + of_x0 * theta[1], slope**2 * variance + added
+    mean, variance = 0.5 * mean + 0.1, 0.5**2 * variance
+    return -2 * ((mean - 1) ** 2 + variance)
+
+
+def log_prob_of_moves(theta, path):
+    """Of each step but the last: [3, B]."""
+    D = partial(linear_denoiser, theta)
+    steps = zip(path[:-2], path[1:-1], CLOCK[:-2], CLOCK[1:-1], strict=True)
+    return jnp.stack([rewards.transition_log_prob(p, D, *step) for step in steps])
+
+
+@pytest.fixture(scope="module")
+def moves():
+    """20,000 paths of the chain at THETA, their rewards, and the log-densities of their steps."""
+
+    @jax.jit
+    def draw(x):
+        D = partial(linear_denoiser, THETA)
+        rest = sampling.sample(samplers.ddpm(p), D, x, np.array(CLOCK), jax.random.key(7))[1]
+        path = jnp.concatenate([x[None], rest])
+        return path, log_prob_of_moves(THETA, path)
+
+    path, old = draw(jax.random.normal(KEY, (20_000, 2)))
+    return path, -((path[-1] - 1) ** 2).sum(axis=1), old
+
+
+def test_the_policy_gradient_is_that_of_the_expected_reward(moves):
+    path, earned, old = moves
+    n, steps, h = len(earned), len(CLOCK) - 2, 1e-5
+    here, axes = np.float64(THETA), h * np.eye(2)
+    exact = np.array([expected_reward(here + d) - expected_reward(here - d) for d in axes]) / h / 2
+    error = float(earned.std()) / np.sqrt(n)
+    assert float(earned.mean()) == pytest.approx(expected_reward(here), abs=4 * error)
+
+    @jax.jit
+    def slopes(theta):
+        def loss(theta):
+            advantages = rewards.group_advantages(earned)
+            return rewards.policy_loss(log_prob_of_moves(theta, path), old, advantages, 0.2)
+
+        scores = jax.jacfwd(lambda theta: log_prob_of_moves(theta, path).sum(axis=0))(theta)
+        return jax.grad(loss)(theta), scores
+
+    found, scores = (np.float64(slope) for slope in slopes(THETA))
+    # The loss is a mean over the steps of advantages in units of the rewards' deviation.
+    found = -found * steps * float(earned.std())
+    each = scores * (np.float64(earned) - np.float64(earned).mean())[:, None]
+    np.testing.assert_allclose(found, each.mean(axis=0), rtol=1e-3)
+    error = each.std(axis=0) / np.sqrt(n)
+    assert (error < 0.05 * np.abs(exact)).all()  # so that a slip of a fifth would show
+    assert (np.abs(found - exact) < 4 * error).all()
+
+
+def test_at_ratio_one_the_clip_changes_neither_loss_nor_gradient(moves):
+    path, earned, old = moves
+    path, earned, old = path[:, :50], earned[:50], old[:, :50]
+
+    def losses(theta):
+        """Clipped, without the clip, and the score-function form."""
+        log_prob, advantages = log_prob_of_moves(theta, path), rewards.group_advantages(earned)
+        clipped = rewards.policy_loss(log_prob, old, advantages, 1e-4)
+        unclipped = -(jnp.exp(log_prob - old) * advantages).mean()
+        return jnp.stack([clipped, unclipped, -(log_prob * advantages).mean()])
+
+    both = jax.jit(lambda theta: (losses(theta), jax.jacfwd(losses)(theta)))
+    values, slopes = both(THETA)
+    assert np.abs(slopes[0]).min() > 0.01
+    np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-4)
+    np.testing.assert_allclose(slopes[2], slopes[0], rtol=1e-4)
+    # The advantages have the mean 0, and so have the losses.
+    np.testing.assert_allclose(values[:2], 0, atol=1e-5)
+    # Away from there the clip of 1e-4 takes the gain of what went too far the right way.
+    farther = both(THETA - 0.2 * slopes[0])[0]
+    assert farther[1] < -0.001 and farther[0] > farther[1] + 0.001
+
+
+def test_a_tenfold_or_shifted_reward_gives_the_same_advantages():
+    values = rng.normal(size=9)
+    found = np.float64(rewards.group_advantages(values))
+    np.testing.assert_allclose(rewards.group_advantages(10 * values - 3), found, atol=1e-5)
+    np.testing.assert_allclose(rewards.group_advantages(-values), -found, atol=1e-6)
+    # The deviation is that of n, not of n − 1.
+    assert np.mean(found**2) == pytest.approx(1, rel=1e-5)
+    assert found.mean() == pytest.approx(0, abs=1e-6)
