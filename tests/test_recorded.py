@@ -304,3 +304,24 @@ def test_chapter_23_shows_the_recorded_stages_of_these_weights():
         assert floor == pytest.approx((rows["floor"]["frechet"], rows["floor"]["shape"]), abs=0.05)
     assert found["base_sha256"] == weights.load("shapes_8").card.sha256
     assert found["stage_sha256"] == weights.load("shapes_8to16").card.sha256
+
+
+def test_chapter_25_shows_the_recorded_forgetting_of_these_weights():
+    found = record("unlearning")
+    shown, after = (in_chapter("25_product", name) for name in ("UNLEARNING", "AFTER"))
+    assert found["seeds"] == [0, 1] and found["pictures"] == 250
+    assert (found["sevens_to_learn_from"], found["train_steps"]) == (20, 6000)
+    assert list(found["rows"]) == [f"{name}, seed {seed}" for name in shown for seed in (0, 1)]
+    asked = ("label 7", "any digit", "variation", "others right")
+    for row, measured in found["rows"].items():
+        name, _, seed = row.partition(", seed ")
+        (*shares, frechet), later = shown[name][int(seed)]
+        assert shares == [measured[way] for way in asked], row
+        assert frechet == pytest.approx(measured["others frechet"], abs=5.1e-3), row
+        steps = measured["sevens after steps"]
+        assert (list(later), [f"{k}" for k in after]) == (list(steps.values()), list(steps)), row
+    right, frechet = in_chapter("25_product", "UNSEEN_OTHERS")
+    assert right == found["unseen"]["others right"]
+    assert frechet == pytest.approx(found["unseen"]["others frechet"], abs=5.1e-4)
+    assert found["weights_sha256"] == weights.load("digits").card.sha256
+    assert found["judge_sha256"] == weights.load("digits_classifier").card.sha256
