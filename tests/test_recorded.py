@@ -323,3 +323,24 @@ def test_chapter_23_shows_the_recorded_clips_of_these_weights():
             assert colour == pytest.approx(row["colour"], abs=0.0051)
     assert found["sha256"] == weights.load("clips").card.sha256
     assert rows["seed 1"]["full"] == weights.load("clips").card.metrics["full"]
+
+
+def test_chapter_25_shows_the_recorded_forgetting_of_these_weights():
+    found = record("unlearning")
+    shown, after = (in_chapter("25_product", name) for name in ("UNLEARNING", "AFTER"))
+    assert found["seeds"] == [0, 1] and found["pictures"] == 250
+    assert (found["sevens_to_learn_from"], found["train_steps"]) == (20, 6000)
+    assert list(found["rows"]) == [f"{name}, seed {seed}" for name in shown for seed in (0, 1)]
+    asked = ("label 7", "any digit", "variation", "others right")
+    for row, measured in found["rows"].items():
+        name, _, seed = row.partition(", seed ")
+        (*shares, frechet), later = shown[name][int(seed)]
+        assert shares == [measured[way] for way in asked], row
+        assert frechet == pytest.approx(measured["others frechet"], abs=5.1e-3), row
+        steps = measured["sevens after steps"]
+        assert (list(later), [f"{k}" for k in after]) == (list(steps.values()), list(steps)), row
+    right, frechet = in_chapter("25_product", "UNSEEN_OTHERS")
+    assert right == found["unseen"]["others right"]
+    assert frechet == pytest.approx(found["unseen"]["others frechet"], abs=5.1e-4)
+    assert found["weights_sha256"] == weights.load("digits").card.sha256
+    assert found["judge_sha256"] == weights.load("digits_classifier").card.sha256
