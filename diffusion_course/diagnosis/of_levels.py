@@ -5,7 +5,8 @@ import numpy as np
 from diffusion_course import checks
 from diffusion_course.diagnosis.case import Case, Level, Outcome, Unchecked
 from diffusion_course.diagnosis.report import Finding
-from diffusion_course.parameterization import KINDS
+from diffusion_course.parameterization import KINDS, to_x0
+from diffusion_course.process import rectified_flow, time_at, vp_cosine
 
 # An error that is this much smaller in another reading of the same output is no accident. No
 # released network is better in another reading (benchmarks/results/diagnosis.json).
@@ -57,7 +58,7 @@ def kind(case: Case) -> Outcome:
 
 
 def schedule(case: Case) -> Outcome:
-    """At each noise level, would the network do better if it were told another time?"""
+    """At each noise level, would the network do better at another time, or in another process?"""
     _needs_denoiser(case)
     rows = case.told
     ratios = [_ratio(told.own, told.best, v) for told, v in zip(rows, case.levels, strict=True)]
@@ -71,7 +72,7 @@ def schedule(case: Case) -> Outcome:
     wrong = [i for i, ratio in enumerate(ratios) if ratio > _OTHER_TIME]
     # One level may be an accident of few examples.
     if len(wrong) < 2:
-        return Outcome(measured)
+        return _other_process(case, measured)
     moved = ", ".join(f"{case.levels[i].t:.2f} → {rows[i].t:.2f}" for i in wrong)
     finding = Finding(
         "schedule mismatch",
@@ -83,6 +84,55 @@ def schedule(case: Case) -> Outcome:
         "01",
     )
     return Outcome(measured, (finding,))
+
+
+# The two shapes of a process: alpha² + sigma² = 1, and alpha + sigma = 1. Each noise level of one
+# is a level of the other, with x_t scaled by a number; times are those of that level.
+_SHAPES = {"process.vp_cosine()": vp_cosine, "process.rectified_flow()": rectified_flow}
+
+
+def _other_process(case: Case, measured: str) -> Outcome:
+    """The same noise levels as states of another process: scaled as there, with its times."""
+    if case.kind == "edm":  # its input is scaled, whatever the process
+        return Outcome(measured)
+    found = {}
+    for name, make in _SHAPES.items():
+        ratios = [
+            _ratio(own, error, level)
+            for own, error, level in zip(
+                case.own_errors, _errors_in(case, make()), case.levels, strict=True
+            )
+        ]
+        found[name] = np.nan_to_num(ratios)
+    name, ratios = max(found.items(), key=lambda item: item[1].mean())
+    measured += f"; as states of {name} it would be so by a factor of up to {ratios.max():.3g}"
+    wrong = ratios > _OTHER_TIME
+    if wrong.sum() < 2 or ratios.mean() < _OTHER_TIME:
+        return Outcome(measured)
+    finding = Finding(
+        "schedule mismatch",
+        f"{measured}; at {wrong.sum()} of {len(wrong)} noise levels the factor is above "
+        f"{_OTHER_TIME:g}",
+        "the network was trained with another process than it is used with: with the same noise "
+        "beside the data, but x_t of another size",
+        f"the process of the training itself; it is more like {name}",
+        "17",
+    )
+    return Outcome(measured, (finding,))
+
+
+def _errors_in(case: Case, other) -> np.ndarray:
+    """The model's mean squared error at each level, if x_t is made a state of another process."""
+    own_times = np.float32([level.t for level in case.levels])
+    alphas = np.asarray(case.process.alpha(own_times))
+    # All levels at once: what is not compiled costs as much for one as for five.
+    times = np.asarray(time_at(other, case.process.log_snr(own_times)))
+    factors = np.asarray(other.alpha(times)) / alphas
+    errors = []
+    for level, t, factor in zip(case.levels, times, factors, strict=True):
+        x_t = level.x_t * factor
+        errors.append(case.error(to_x0(case.kind, other, case.predict(x_t, t, case.cond), x_t, t)))
+    return np.array(errors)
 
 
 def linear(case: Case) -> Outcome:

@@ -192,7 +192,7 @@ def memory(case: Case) -> Outcome:
     if not have:
         raise Unchecked("this device doesn't say how much memory it has: pass memory=bytes")
     sizes = [max(1, case.batch_size // 8), case.batch_size]
-    small, large = (_bytes(case, n) for n in sizes)
+    small, large = (bytes_of(case, n) for n in sizes)
     each = (large - small) / max(sizes[1] - sizes[0], 1)
     what = "a gradient" if case.loss is not None else "an evaluation"
     measured = (
@@ -213,7 +213,7 @@ def memory(case: Case) -> Outcome:
     return Outcome(measured, (finding,))
 
 
-def _bytes(case: Case, n: int) -> int:
+def bytes_of(case: Case, n: int) -> int:
     """What the program for n examples allocates; it is compiled and not run."""
     graph, params, rest = nnx.split(case.model, nnx.Param, ...)
     x = jax.ShapeDtypeStruct((n, *case.x0.shape[1:]), jnp.float32)
