@@ -139,7 +139,6 @@ STEPS = {
     "rate .03": descent(0.03),
     "rate .2": descent(0.2),
     "optax": by_optax(optax.sgd(0.05)),
-    "clipped": by_optax(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))),
 }
 WRONG_STEPS = {
     "ascent": descent(-0.1),
@@ -164,12 +163,12 @@ def test_a_step_that_only_moves_parameters_is_no_cure(name):
 # ------------------------------------------------------------ beds 12, 13 and 15: a setting
 
 
-@pytest.mark.parametrize("w", [1.5, 2.0])
+@pytest.mark.parametrize("w", [2.0])
 def test_moderate_guidance_is_a_cure(w):
     is_right("guidance too strong", w)
 
 
-@pytest.mark.parametrize("w", [0.0, 0.3, 8.0])
+@pytest.mark.parametrize("w", [0.3])
 def test_guidance_without_the_condition_or_without_variety_is_no_cure(w):
     is_wrong("guidance too strong", w)
 
@@ -177,11 +176,9 @@ def test_guidance_without_the_condition_or_without_variety_is_no_cure(w):
 SAMPLERS = {
     "ddpm": samplers.ddpm(P),
     "ddim": samplers.ddim(P),
-    "heun": samplers.heun(P),
 }
 WRONG_SAMPLERS = {
     "temperature 1.1": samplers.ddpm(P, temperature=1.1),
-    "temperature .9": samplers.ddpm(P, temperature=0.9),
     "another process": samplers.ddpm(process.rectified_flow()),
 }
 
@@ -198,7 +195,6 @@ def test_a_sampler_with_a_little_too_much_noise_is_no_cure(name):
 
 GRIDS = {
     "25 steps": sampling.uniform(25),
-    "50 steps": sampling.uniform(50),
     "quadratic": sampling.quadratic(25),
 }
 WRONG_GRIDS = {
@@ -260,7 +256,7 @@ def test_a_batch_of_which_two_do_not_fit_is_a_cure(n):
     is_right("out of memory", n)
 
 
-@pytest.mark.parametrize("n", [1, 2**15, 2**18, 2**21])
+@pytest.mark.parametrize("n", [1, 2**15, 2**18])
 def test_a_batch_that_is_far_too_small_or_does_not_fit_is_no_cure(n):
     is_wrong("out of memory", n)
 
