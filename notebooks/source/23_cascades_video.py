@@ -24,7 +24,7 @@
 # - measure how far a long clip drifts, and say what a trained network forgets in it.
 #
 # **You need** chapters 04, 16 and 17. **Time**: about 75 minutes of reading.
-# The cells run for about a minute and a half on two CPU cores.
+# The cells run for about a minute on two CPU cores.
 
 # %%
 import importlib.util

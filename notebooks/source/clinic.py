@@ -279,8 +279,7 @@ assert len(report_of_healthy.measured) + len(report_of_healthy.unchecked) == 26
 # %% [markdown]
 # Read its last part, too: *Not checked*. "No finding" means that the questions that were asked found nothing. The
 # same questions were put to twelve released models of this course, with no finding
-# (`benchmarks/results/diagnosis.json`; whether another process fits better was asked of five of them). A test that
-# never says "healthy" is as useless as one that always does.
+# (`benchmarks/results/diagnosis.json`). A test that never says "healthy" is as useless as one that always does.
 
 # %% [markdown]
 # ## 3 · Ward A: networks that do not listen
