@@ -24,6 +24,11 @@ def test_what_uses_flax_optax_orbax_or_widgets_depends_on_versions():
         assert depends_on_versions(TESTS / f"test_{name}.py"), name
 
 
+def test_the_site_is_built_with_our_versions_only():
+    # It reads the whole package; but an environment with Colab's versions holds no Sphinx.
+    assert not depends_on_versions(TESTS / "test_site.py")
+
+
 def test_arithmetic_on_jax_numpy_and_files_does_not():
     for name in ("process", "parameterization", "grading_wire", "notebooks_style"):
         assert not depends_on_versions(TESTS / f"test_{name}.py"), name
