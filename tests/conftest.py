@@ -20,7 +20,7 @@ from browser import lab  # noqa: F401 (a fixture, for test_browser.py)
 
 from diffusion_course import paths
 
-LONG = 8  # seconds of a file, in the committed profile
+LONG = 5  # seconds of a file, in the committed profile
 # Variables of the course, and of the make around the tests, which a make that a test starts reads.
 OUTSIDE = (
     *("DIFFUSION_COURSE_PROFILE", "DIFFUSION_COURSE_COMPILE_CACHE", "PHASES"),
