@@ -3,8 +3,9 @@
     PYTHONPATH=benchmarks python benchmarks/clips.py
 
 Draws with three keys along every schedule, all frames at once with as many evaluations as one after
-the other, and frame by frame. Then goes on from true frames, four
-at a time, with three levels of noise on the context, and asks which shape and colour are left.
+the other, and frame by frame. Then goes on from true frames, four at a time, with three levels of
+noise on the context, and asks which shape and colour are left.
+
 Writes benchmarks/results/clips.json. Takes a quarter of an hour on one core.
 """
 

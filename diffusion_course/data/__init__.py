@@ -27,8 +27,12 @@ __all__ = [
     "source_of",
 ]
 
-_BUNDLED = {"toy2d": toy2d.load, "digits": digits.load, "shapes": shapes.load}
-_BUNDLED |= {"clips": clips.dataset}
+_BUNDLED = {
+    "toy2d": toy2d.load,
+    "digits": digits.load,
+    "shapes": shapes.load,
+    "clips": clips.dataset,
+}
 _LOADERS = _BUNDLED | {name: partial(hub.load, name) for name in hub.SPECS}
 
 

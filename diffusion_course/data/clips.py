@@ -20,7 +20,6 @@ RADIUS = 0.4  # of every shape; the image is 2 wide
 WALL = 1 - RADIUS  # how far the middle of a shape goes to each side
 SLOWEST, FASTEST = 0.05, 0.2  # along each axis, per frame
 
-
 CARD = Card(
     name="clips",
     source="drawn by this library",

@@ -11,7 +11,7 @@ from diffusion_course import checks, rollouts, weights
 from diffusion_course.data import Dataset, clips
 from diffusion_course.training.recipe import ClipRecipe
 
-_SLACK = 0.02  # of a speed: about what pixels of an eighth of the image's half width let us see
+_SLACK = 0.02  # of a speed, per frame: a sixth of a pixel where frames are 16 wide
 
 
 def describe(x) -> dict[str, float]:
@@ -40,13 +40,14 @@ def describe(x) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def drawer(recipe: ClipRecipe, kind: str, delay: int = 0) -> Callable:
+def drawer(recipe: ClipRecipe, kind: str) -> Callable:
     """Compiles the drawing of clips along a schedule, with DDIM.
+
+    In a pyramid each frame begins a quarter of the steps after the one before it.
 
     Args:
       recipe: its process, kind, sampling_steps and model's shape are used.
       kind: of `rollouts.schedule`.
-      delay: of a pyramid; 0 for a quarter of the steps.
 
     Returns: ``draw(model, key, count, frames)`` -> clips [count, frames, H, W, C].
     """
@@ -56,7 +57,7 @@ def drawer(recipe: ClipRecipe, kind: str, delay: int = 0) -> Callable:
     def draw(model, key, count, frames):
         start, key = jax.random.split(key)
         noise = jax.random.normal(start, (count, frames, *_frame(recipe)))
-        times = rollouts.schedule(kind, frames, steps, delay or max(1, steps // 4))
+        times = rollouts.schedule(kind, frames, steps, delay=max(1, steps // 4))
         D = rollouts.denoiser(model, p, recipe.kind)
         return rollouts.sample(p, D, p.sigma(1.0) * noise, times, key)[0]
 

@@ -63,8 +63,8 @@ def cascade_objective(recipe: CascadeRecipe) -> update.Loss:
 def clip_objective(recipe: ClipRecipe) -> update.Loss:
     """The loss of a model of clips; some clips of a batch are cut into single frames.
 
-    Frames that are images teach a network what one looks like, and cost no attention over time.
-    A clip and a clip's worth of images have the same weight.
+    So the network learns to draw a frame that has no others beside it. A clip and a clip's worth of
+    images have the same weight.
 
     Args:
       recipe: its process, kind and images are used.

@@ -1401,7 +1401,7 @@ for x, y, text, color in NAMES:
 ax.set(xlabel="KL from the reference (nats)", ylabel="reward", xlim=(-0.05, 2.3), ylim=(-0.3, 1))
 groups = {"reference": (chain_ends, plots.DATA), "β = 0.4": (ends_of[0.4, 4, 0], plots.PREDICTION),
           "β = 0": (ends_of[0.0, 4, 0], plots.NOISE)}  # fmt: skip
-for (name, (points, color)), y in zip(groups.items(), (-0.9, 0.8, 3.5), strict=True):
+for (name, (points, color)), y in zip(groups.items(), (-0.4, 0.8, 3.5), strict=True):
     plane.plot(*points[:500].T, ".", ms=2, color=color)
     plane.text(-2.8, y, name, color=color)
 plane.set(xlabel="$x$", ylabel="$y$", aspect="equal", xlim=(-3, 3))

@@ -1063,8 +1063,8 @@ np.testing.assert_allclose(2 * (1 - RHO_LONG), 0.1)
 # with section 7's times for 8,000 steps of 12 clips, in 25 minutes on a busy core. A quarter of each batch
 # was cut into single frames. So the same weights draw pictures, whole clips, a pyramid, and frame after frame.
 #
-# It predicts $x_0$. A token has 64 numbers for a patch of 48; a clean patch needs few of them, and noise
-# needs all (chapter 16).
+# It predicts $x_0$. A token has 64 numbers for a patch of 48. In clean patches 17 directions hold 95 % of the
+# variance; the noise in $v$ fills all 48 alike.
 #
 # Medians over 48 clips say how far the rules of the data are kept: the *motion error* of section 5, and the
 # *spread of colour* over a clip's frames. A shape that stands still has no motion error, so we also need the share of
@@ -1116,6 +1116,12 @@ assert (errors_9["autoregressive"] < 0.9 * errors_9["full, more steps"]).all()
 again_9 = clipped.describe(by_schedule["full"])
 np.testing.assert_allclose(again_9["motion error"], SCHEDULES["full"][0][0], rtol=0.1)
 np.testing.assert_allclose(again_9["colour spread"], SCHEDULES["full"][0][1], rtol=0.1)
+numbers_9 = sum(a.size for a in jax.tree.leaves(nnx.state(clip_net, nnx.Param)))
+minutes_9 = weights.load("clips").card.recipe["minutes"]
+assert (round(numbers_9, -3), round(minutes_9), about_clips.steps) == (261_000, 25, 8000)
+patches = film.x.reshape(-1, 4, 4, 4, 4, 3).swapaxes(2, 3).reshape(-1, 48)  # 4 × 4 × 3 numbers
+by_direction = np.linalg.eigvalsh(np.cov(patches.T))[::-1].cumsum()
+assert int((by_direction < 0.95 * by_direction[-1]).sum()) + 1 == 17
 
 # %% [markdown]
 # One after the other, in each of three draws, and the pyramid lies between. It evaluates the network 192 times, *full*
@@ -1183,28 +1189,28 @@ axes[0].set_ylim(0, 1.05)
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: the kind is lost, the colour mostly kept, and noise on the context changes nothing
+# @title Checked: the kind is lost, the colour mostly kept, and noise on the context changes neither
 long_9 = {time: np.array(runs) for time, runs in LONG.items()}  # [3 draws, kind or colour, frames]
 kind_9, colour_9 = (np.stack([runs[:, k] for runs in long_9.values()]) for k in (0, 1))
 # A share of 48 clips has a standard error of .07, a mean of three draws of .04; one in three is luck.
 assert (kind_9.mean(1)[:, 0] > 0.65).all() and (kind_9.mean(1)[:, -1] < 1 / 3 + 3 * 0.04).all()
 assert (colour_9.mean(1)[:, 0] > 0.9).all() and (colour_9.mean(1)[:, -1] > 0.6).all()
 for shares in (kind_9, colour_9):
-    assert np.abs(shares.mean(1)[1:] - shares.mean(1)[0]).max() < 3 * 0.04 * np.sqrt(2)
+    assert np.abs(shares.mean(1)[1:] - shares.mean(1)[0]).max() < 0.06  # one error of a difference
 # A median of 48 frames; with another key it was the same to .02.
 assert off_palette(dim) > 0.13 and off_palette(dimmed[:, :4]) < 0.08
 assert abs(off_palette(dimmed[:, :4]) - off_palette(on_and_on[:, :4])) < 0.03
 
 # %% [markdown]
-# The kind. After 32 frames it is right as often as by luck, one time in three. Each single frame is a fair picture:
-# **the clip drifts from one truth to another**. The hue does the same, less often.
+# The kind. After 32 frames it is right as often as by luck, one time in three. The frames still show shapes of the
+# data: **the clip drifts from one truth to another**. The hue does the same, less often.
 #
 # Why does no error of brightness add up, as section 8's did? We gave the network a context that is darker than any
-# colour of the data. The next frames are as near to the palette as those after a true context. Here truths are few and lie apart. An error between
-# them is repaired; one that ends in another truth is not.
+# colour of the data. The next frames are as near to the palette as those after a true context. Here truths are few
+# and lie apart. An error between them is repaired; one that ends in another truth is not.
 #
-# Noise on the context changes nothing, at the levels we tried. The cures are those of section 8. A label that says the
-# kind in every window is one more, which we have not tried.
+# Noise on the context, at the two levels we tried, changes less than chance does. The cures are those of section 8.
+# A label that says the kind in every window is one more, which we have not tried.
 
 # %% [markdown]
 # ## 10 · Break it on purpose
