@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: one server for all tests of a run.
+"""Chromium, and JupyterLab in it: one server for all tests of a file.
 
 def test_it(lab):
     page = lab.open("notebooks/x.ipynb")
@@ -64,6 +64,20 @@ def find_chromium():
     if missing:
         pytest.skip(missing)
     return path
+
+
+@contextlib.contextmanager
+def launched():
+    """Chromium, driven by Playwright; skips or fails as `find_chromium`."""
+    path = find_chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 class Lab:
@@ -178,23 +192,23 @@ def _wait_for(url: str, server, log: Path):
 @contextlib.contextmanager
 def course_in_browser(root: Path):
     """A `Lab` over a copy of the course's notebooks, in `root`; more may be put into its folder."""
-    chromium = find_chromium()
-    from playwright.sync_api import sync_playwright
-
     served, state = root / "course", root / "state"
     state.mkdir()
     source = Path(__file__).resolve().parent.parent / "notebooks"
     shutil.copytree(source, served / "notebooks", ignore=shutil.ignore_patterns(".*", "__*"))
-    with serve(served, state) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        try:
-            yield Lab(address, browser, served)
-        finally:
-            browser.close()
+    with launched() as browser, serve(served, state) as address:
+        yield Lab(address, browser, served)
 
 
-@pytest.fixture(scope="session")
+# Of a file and not of a run: Playwright refuses a second start while the first is not closed.
+@pytest.fixture(scope="module")
+def chromium():
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """`course_in_browser` for all tests of a run."""
+    """`course_in_browser` for all tests of a file."""
     with course_in_browser(tmp_path_factory.mktemp("lab")) as found:
         yield found

@@ -8,6 +8,7 @@ pytest tests --quarter 2     what takes turns: a quarter (make test: the one the
 Turns are taken by the chapters whose explorers the browser moves and, with --versions, by files.
 """
 
+import asyncio
 import ctypes
 import gc
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import turns
-from browser import lab  # noqa: F401 (a fixture, for test_browser.py)
+from browser import chromium, lab  # noqa: F401 (fixtures)
 
 from diffusion_course import paths
 
@@ -90,10 +91,15 @@ def _no_settings_from_outside():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_are_let_go():
-    """A worker holds the programs of one file of tests, not of all: they are gigabytes."""
+def _nothing_is_left_to_the_next_file():
+    """A worker holds the programs of one file of tests, not of all: they are gigabytes. Nor does
+    the next file find figures, or an event loop that still runs (a browser's, which forbids the
+    next one)."""
     yield
     _let_go()
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+    assert asyncio._get_running_loop() is None, "an event loop still runs: close what started it"
 
 
 @pytest.fixture(autouse=True)

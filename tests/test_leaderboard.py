@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import nbformat
 import numpy as np
 import pytest
-from browser import ARGUMENTS, find_chromium
 
 from diffusion_course import denoiser, samplers, sampling
 from diffusion_course.app import cli
@@ -561,10 +560,9 @@ HOSTILE_NAMES = (
 
 
 @pytest.mark.parametrize("width", [380, 1280])
-def test_forty_rows_with_hostile_names_can_be_read_on_a_telephone_and_on_a_desk(tmp_path, width):
-    path = find_chromium()
-    from playwright.sync_api import sync_playwright
-
+def test_forty_rows_with_hostile_names_can_be_read_on_a_telephone_and_on_a_desk(
+    tmp_path, chromium, width
+):
     rows = [row(name, 1 + 0.3 * i) for i, name in enumerate(HOSTILE_NAMES)]
     rows += [row(f"team {i}", 9 + 0.3 * i) for i in range(25)]
     rows += [row("DPM-Solver++(2M), log-SNR grid", 0.5, "11"), row("DDIM", 3.1, "06")]
@@ -573,31 +571,29 @@ def test_forty_rows_with_hostile_names_can_be_read_on_a_telephone_and_on_a_desk(
     rows += [row("nobody", None, evaluations=4)]
     board.write(tmp_path / "board.csv", rows, 1000)
     board.write(tmp_path / "empty.csv", [], 1000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.goto((tmp_path / "board.html").as_uri())
-        assert page.title() == "Leaderboard" and page.locator("h1").count() == 1
-        assert page.locator("tr").count() == 2 + 40 + 1 and page.locator("script").count() == 0
-        size = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-        assert size[0] == size[1]  # the page itself does not scroll sideways, the table does
-        table = page.locator("table").first
-        names = table.locator("td.text").all_inner_texts()
-        assert names[0].startswith("DPM-Solver") and "two lines" in names
-        assert not any("\u202e" in name for name in names) and "(no name)" in names
-        assert max(map(len, names[:38])) <= 80
-        # A row ends where the next begins: nothing lies on top of another name.
-        boxes = [name.bounding_box() for name in table.locator(".name").all()]
-        for one, next_one in itertools.pairwise(boxes):
-            assert one["y"] + one["height"] <= next_one["y"]
-        edges = [c.bounding_box() for c in table.locator("tr").nth(1).locator("td").all()]
-        last = 2 if width == 380 else len(edges) - 1  # name and distance; on a desk everything
-        assert edges[last]["x"] + edges[last]["width"] <= width
-        page.locator(".scroll").first.evaluate("box => box.scrollLeft = 1000")
-        assert table.locator("td.text").first.bounding_box()["x"] >= 0  # the name has stayed
-        page.goto((tmp_path / "empty.html").as_uri())
-        assert "Nobody has played yet." in page.inner_text("body")
-        browser.close()
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.goto((tmp_path / "board.html").as_uri())
+    assert page.title() == "Leaderboard" and page.locator("h1").count() == 1
+    assert page.locator("tr").count() == 2 + 40 + 1 and page.locator("script").count() == 0
+    size = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert size[0] == size[1]  # the page itself does not scroll sideways, the table does
+    table = page.locator("table").first
+    names = table.locator("td.text").all_inner_texts()
+    assert names[0].startswith("DPM-Solver") and "two lines" in names
+    assert not any("\u202e" in name for name in names) and "(no name)" in names
+    assert max(map(len, names[:38])) <= 80
+    # A row ends where the next begins: nothing lies on top of another name.
+    boxes = [name.bounding_box() for name in table.locator(".name").all()]
+    for one, next_one in itertools.pairwise(boxes):
+        assert one["y"] + one["height"] <= next_one["y"]
+    edges = [c.bounding_box() for c in table.locator("tr").nth(1).locator("td").all()]
+    last = 2 if width == 380 else len(edges) - 1  # name and distance; on a desk everything
+    assert edges[last]["x"] + edges[last]["width"] <= width
+    page.locator(".scroll").first.evaluate("box => box.scrollLeft = 1000")
+    assert table.locator("td.text").first.bounding_box()["x"] >= 0  # the name has stayed
+    page.goto((tmp_path / "empty.html").as_uri())
+    assert "Nobody has played yet." in page.inner_text("body")
+    page.close()
 
 
 def notebook(path, *cells):

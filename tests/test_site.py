@@ -16,7 +16,6 @@ from urllib.parse import unquote
 import nbformat
 import numpy as np
 import pytest
-from browser import ARGUMENTS, find_chromium
 from PIL import Image
 
 from diffusion_course import paths
@@ -346,17 +345,6 @@ def test_the_reference_shows_signature_docstring_and_source(site):
     page = (site / "api" / "process.html").read_text(encoding="utf-8")
     assert 'id="diffusion_course.process.add_noise"' in page
     assert "_modules/diffusion_course/process.html#add_noise" in page
-
-
-@pytest.fixture(scope="module")
-def chromium(site):
-    path = find_chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 def seen(page):

@@ -10,7 +10,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from browser import ARGUMENTS, find_chromium
 from PIL import Image
 
 from diffusion_course import paths
@@ -186,17 +185,6 @@ def test_a_caption_is_the_last_sentence_that_says_what_is_seen():
 def deck(tmp_path_factory):
     folder = tmp_path_factory.mktemp("decks")
     return slides.write(COURSE, folder, ["07"])[0]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = find_chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 FITS = "() => document.documentElement.scrollWidth <= window.innerWidth"
