@@ -25,7 +25,8 @@ COLAB_PYTHON ?= $(PYTHON)
 # the quarter that the commit chooses. This is about exercises run as notebooks, explorers in the
 # browser, and notebooks with Colab's versions.
 QUARTER      ?= all
-# A quarter whose notebooks  make test  leaves out: .ci/run has them run with Colab's versions.
+# A quarter whose notebooks and tests of versions  make test  leaves out: .ci/run has them run with
+# Colab's versions.
 WITHOUT      ?=
 
 # The TPU's compiler, of the version that this jax names, has one too: 1.3 GB.
@@ -45,7 +46,7 @@ CORES  := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 SHARED := NPROC=$(shell expr $(CORES) / $(JOBS) 2>/dev/null | grep -v '^0$$' || echo 1)
 NBVAL  := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n $(JOBS) --dist loadscope
 
-.PHONY: help lab test quick lint unit check-notebooks colab tpu notebooks site chapter clean
+.PHONY: help lab test quick lint unit check-notebooks colab colab-environment tpu notebooks site chapter clean
 .NOTPARALLEL:
 
 help:
@@ -83,7 +84,7 @@ lint: $(DEV)
 # longest files first.
 unit: $(DEV)
 	@$(SHARED) $(PHASE) "unit tests" $(PY) -m pytest tests -n $(JOBS) --dist loadfile --no-loadscope-reorder \
-	  --quarter $(QUARTER) $(PYTEST)
+	  --quarter $(QUARTER) $(WITHOUT:%=--without %) $(PYTEST)
 
 check-notebooks: $(DEV)
 	@$(SHARED) $(PHASE) notebooks $(PY) -m $(NBVAL) \
@@ -94,10 +95,18 @@ colab: $(COLAB)/.installed
 	  --dist loadfile --no-loadscope-reorder --quarter $(QUARTER)
 	@$(SHARED) $(PHASE) "notebooks as on Colab" $(COLAB)/bin/python -m $(NBVAL) $$($(COLAB)/bin/python .ci/quarter.py $(QUARTER))
 
-$(COLAB)/.installed: pyproject.toml .ci/colab-constraints.txt
+# Without the course itself, which another make may be installing from this folder.
+colab-environment: $(COLAB)/.requirements
+
+$(COLAB)/.installed: $(COLAB)/.requirements
+	@$(COLAB)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(COLAB)/.requirements: pyproject.toml .ci/colab-constraints.txt
 	"$(COLAB_PYTHON)" -m venv --clear $(COLAB)
+	@$(COLAB)/bin/python .ci/requirements.py dev >$(COLAB)/requirements.txt
 	@$(PHASE) "install for Colab" $(COLAB)/bin/python -m pip install -q --disable-pip-version-check \
-	  -c .ci/colab-constraints.txt -e ".[dev]"
+	  -c .ci/colab-constraints.txt -r $(COLAB)/requirements.txt
 	@touch $@
 
 tpu: $(TPU)/.installed

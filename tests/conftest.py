@@ -4,6 +4,7 @@ pytest tests                 all of them
 pytest tests --quick         without the files that take long (make quick)
 pytest tests --versions      those that other versions of the libraries could break (.ci/run)
 pytest tests --quarter 2     what takes turns: a quarter (make test: the one the commit chooses)
+pytest tests --without 2     without the files that --versions --quarter 2 runs
 
 Turns are taken by the chapters whose explorers the browser moves and, with --versions, by files.
 """
@@ -51,6 +52,7 @@ def pytest_addoption(parser):
         "--versions", action="store_true", help="only what other versions of JAX could break"
     )
     parser.addoption("--quarter", default="all", help="of what takes turns: see .ci/quarter.py")
+    parser.addoption("--without", help="leave out what --versions runs of this quarter")
 
 
 def pytest_configure(config):
@@ -61,6 +63,8 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return None
     if config.getoption("--quick") and turns.seconds().get(collection_path.name, 0) > LONG:
+        return True
+    if collection_path.name in turns.elsewhere(config.getoption("--without")):
         return True
     if config.getoption("--versions"):
         return (

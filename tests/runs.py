@@ -1,7 +1,8 @@
 """Whole runs of a sampler on an exact denoiser, compiled once for all processes, data and grids.
 
 A program of its own for every process, grid and data set would be nearly all the time of these
-tests. Here all three are arguments of the program.
+tests. Here all three are arguments of the program. The one that notes where the denoiser is
+evaluated is small: a program that calls Python is compiled anew in every run of the tests.
 """
 
 from functools import cache
@@ -9,7 +10,8 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from oracles import PROCESSES
+from networks import quick_compiler
+from oracles import NO_SIGNAL_AT_ONE, PROCESSES
 
 from diffusion_course import denoiser, process, samplers, sde_samplers, solvers
 
@@ -46,7 +48,6 @@ EXTREME = {
 }
 STRAIGHT = {"edm, straight": process.edm(rho=1.0)}  # on a clock that is sigma itself
 ALL = {name: o.process for name, o in PROCESSES.items()} | EXTREME | STRAIGHT
-seen: list[float] = []  # the times at which the denoiser was evaluated in the last run
 
 
 def one_of_all(index, names=tuple(ALL)) -> process.Process:
@@ -61,6 +62,16 @@ def one_of_all(index, names=tuple(ALL)) -> process.Process:
     return process.Process(alpha, sigma, log_alpha=log_alpha)
 
 
+def _walk(sampler, D, x, times, n, key):
+    """The last state of n steps along the times."""
+
+    def body(i, carry):
+        x, state = carry
+        return sampler.step(D, x, times[i], times[i + 1], jax.random.fold_in(key, i), state)
+
+    return jax.lax.fori_loop(0, n, body, (x, sampler.init(x)))[0]
+
+
 @cache
 def _program(name: str):
     make = (SAMPLERS | SOLVERS)[name]
@@ -68,18 +79,7 @@ def _program(name: str):
     @jax.jit
     def program(index, data, x, times, n, key):
         p = one_of_all(index)
-        sampler = make(p)
-        gm = denoiser.GaussianMixture(p, *data)
-
-        def D(x, t):
-            jax.debug.callback(lambda t: seen.append(float(t)), t)
-            return gm.denoise(x, t)
-
-        def body(i, carry):
-            x, state = carry
-            return sampler.step(D, x, times[i], times[i + 1], jax.random.fold_in(key, i), state)
-
-        return jax.lax.fori_loop(0, n, body, (x, sampler.init(x)))[0]
+        return _walk(make(p), denoiser.GaussianMixture(p, *data).denoise, x, times, n, key)
 
     return program
 
@@ -96,11 +96,39 @@ def run(sampler: str, of: str, data, x, times, seed: int = 0) -> np.ndarray:
     weights = np.concatenate([weights, np.full(fill, 1e-30, np.float32)])
     x = jnp.asarray(np.asarray(x)[:, None], jnp.float32)
     index, n = np.int32(list(ALL).index(of)), np.int32(len(times) - 1)
-    seen.clear()
     got = _program(sampler)(index, (means, stds, weights), x, padded, n, jax.random.key(seed))
-    got = np.asarray(got, np.float64)[:, 0]
-    jax.effects_barrier()
-    return got
+    return np.asarray(got, np.float64)[:, 0]
+
+
+# Schedules on which a solver leaves something out, and a few on which it does not.
+WATCHED = ("vp_linear", "linear chain", *NO_SIGNAL_AT_ONE, *EXTREME)
+
+
+@cache
+def _watched(name: str):
+    """A small program: few processes, a simple denoiser, hardly optimised."""
+    make, seen = (SAMPLERS | SOLVERS)[name], []
+
+    def D(x, t):
+        jax.debug.callback(lambda t: seen.append(float(t)), t)
+        return 0.3 * x
+
+    @jax.jit
+    def program(index, x, times, n, key):
+        return _walk(make(one_of_all(index, WATCHED)), D, x, times, n, key)
+
+    return program, seen
+
+
+def evaluated(sampler: str, of: str, times) -> list[float]:
+    """The times at which a sampler asks the denoiser on its way along these times."""
+    program, seen = _watched(sampler)
+    seen.clear()
+    padded = np.float32([*times, *np.zeros(30 - len(times))])
+    with quick_compiler():
+        program(WATCHED.index(of), jnp.ones((2, 1)), padded, len(times) - 1, jax.random.key(0))
+        jax.effects_barrier()
+    return list(seen)
 
 
 def quantile(exact, quantiles, t):

@@ -14,36 +14,47 @@ sys.path.insert(0, str(COURSE / "notebooks"))
 import chapters  # noqa: E402 (notebooks/chapters.py)
 import lessons  # noqa: E402 (notebooks/lessons.py)
 
-PAGES = lessons.made(COURSE)
-PLANS = {path: text for path, text in PAGES.items() if path.name != "README.md"}
+FILES = [chapter.file for chapter in chapters.read(COURSE).chapters if chapter.file]
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return lessons.made(COURSE)
+
+
+@pytest.fixture(params=FILES)
+def path(request):
+    return COURSE / lessons.FOLDER / f"{request.param}.md"
+
+
+@pytest.fixture
+def text(pages, path):
+    return pages[path]
 
 
 def rows(text):
     return [re.split(r"(?<!\\)\|", line)[1:-1] for line in re.findall(r"^\| \d+ \|.*$", text, re.M)]
 
 
-def test_every_page_is_up_to_date_and_there_is_no_other():
-    for path, text in PAGES.items():
+def test_every_page_is_up_to_date_and_there_is_no_other(pages):
+    for path, text in pages.items():
         assert path.read_text("utf-8") == text, "python notebooks/lessons.py writes it"
-    assert set((COURSE / lessons.FOLDER).iterdir()) == set(PAGES)
+    assert set((COURSE / lessons.FOLDER).iterdir()) == set(pages)
 
 
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
-def test_a_plan_fills_ninety_minutes_and_asks_the_room(path):
-    plan = rows(PLANS[path])
+def test_a_plan_fills_ninety_minutes_and_asks_the_room(path, text):
+    plan = rows(text)
     assert sum(int(minutes) for minutes, _, _ in plan) == 90
     assert all(len(cells) == 3 for cells in plan)
     assert sum("?" in asked for _, _, asked in plan) >= 3 or path.stem == "clinic"
-    assert "moves the slider" in PLANS[path]
+    assert "moves the slider" in text
     sections = [what for _, what, _ in plan if "§" in what]
     assert 3 <= len(sections) <= 7
-    for link in re.findall(r"\]\(([^)]+)\)", PLANS[path]):
+    for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (path.parent / link).exists()
 
 
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
-def test_every_section_and_exercise_stands_in_the_plan_or_at_home(path):
-    text = PLANS[path]
+def test_every_section_and_exercise_stands_in_the_plan_or_at_home(path, text):
     found = lessons.sections(COURSE, path.stem)
     assert {int(n) for n in re.findall(r"§(\d+) ", text)} == set(found)
     for exercise in lessons.kinds(COURSE, path.stem):

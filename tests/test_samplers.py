@@ -133,7 +133,8 @@ def test_the_last_step_returns_exactly_what_the_denoiser_says(name):
         for t in (0.01, 0.5, 1.0):
             got = run(name, of, ([point], [0.0], [1.0]), x, [t, 0.0])
             assert (got == point).all(), (of, t)
-            np.testing.assert_allclose(runs.seen, [t], rtol=1e-7)
+            if of in runs.WATCHED:
+                np.testing.assert_allclose(runs.evaluated(name, of, [t, 0.0]), [t], rtol=1e-7)
 
 
 @every_sampler

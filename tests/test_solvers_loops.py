@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import quick_compiler
 from oracles import GAUSSIAN, MIXTURE, PROCESSES, Mixture1D
 from runs import one_of_all, quantile
 
@@ -33,15 +34,22 @@ def oracle(p, data):
 # ------------------------------------------------------------------------------------- adaptive
 
 
-@jax.jit
-def solve(index, x, tolerance, begin, end):
-    p = one_of_all(index, NAMES)
-    D = counted(oracle(p, MIXTURE).denoise)
-    return adaptive(p, D, x, tolerance, begin, end)
+def program(watch):
+    """One for all; the one that calls Python is compiled anew in every run of the tests."""
+
+    @jax.jit
+    def solve(index, x, tolerance, begin, end):
+        p = one_of_all(index, NAMES)
+        return adaptive(p, watch(oracle(p, MIXTURE).denoise), x, tolerance, begin, end)
+
+    return solve
 
 
-def solved(of, tolerance, begin=1.0, end=0.0):
-    """rms error against the exact flow, and the report, from one program for all."""
+SOLVE, WATCHED = program(lambda D: D), program(counted)
+
+
+def solved(of, tolerance, begin=1.0, end=0.0, solve=SOLVE):
+    """rms error against the exact flow, and the report."""
     exact = Mixture1D(PROCESSES[of], *MIXTURE)
     x = quantile(exact, np.linspace(0.03, 0.97, N), begin)
     seen.clear()
@@ -68,7 +76,8 @@ def test_the_error_follows_the_tolerance(of, begin, end):
 def test_every_evaluation_is_counted_and_none_is_at_the_data():
     for of in NAMES:
         for begin, end in ((1.0, 0.0), (0.9, 0.2)):
-            _, report = solved(of, 1e-2, begin, end)
+            with quick_compiler():
+                _, report = solved(of, 1e-2, begin, end, WATCHED)
             assert len(seen) == report.evaluations, of
             assert min(seen) > 0
             steps = 3 * report.accepted + 2 * report.rejected
@@ -177,7 +186,8 @@ def test_restart_costs_its_grid_and_every_repeat():
     D = counted(lambda x, t: 0.3 * x)
     for repeats in (0, 1, 4):
         seen.clear()
-        jax.block_until_ready(again(repeats, jnp.ones((2, 1)), D))
+        with quick_compiler():
+            jax.block_until_ready(again(repeats, jnp.ones((2, 1)), D))
         jax.effects_barrier()
         assert len(seen) == 10 + 3 * repeats
 

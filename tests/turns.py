@@ -34,6 +34,13 @@ def version_files(wanted: str) -> set[str]:
     return {name for n, part in enumerate(parts) if number in (None, n) for name in part}
 
 
+def elsewhere(without: str | None) -> set[str]:
+    """Names of the files that this run leaves to other versions of the libraries: a quarter's."""
+    if without is None or quarter.number(without) is None:
+        return set()
+    return version_files(without)
+
+
 def waits(item, wanted: str) -> bool:
     """Whether a test marked `in_turn` is about a chapter of another quarter."""
     chapters = quarter.chosen(wanted)
