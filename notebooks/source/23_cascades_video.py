@@ -1430,8 +1430,7 @@ assert 3**3 == 27 and 3**2 + 3 == 12
 # %% [markdown]
 # ## Recap
 #
-# 1. A cascade draws a small picture first. Its stages keep what they are told, with all mistakes: the last one makes
-#    edges, and repairs no shape.
+# 1. A cascade draws a small picture first. Its stages keep what they are told, with all mistakes.
 # 2. Noise on the condition, in training and in sampling, lets a stage redraw what the noise hides. The best level
 #    weighs the base's mistakes against the stage's own; true small pictures cannot find it.
 # 3. Averages over $k\times k$ pixels gain $2\log k$ in log-SNR: a schedule belongs to a resolution.
