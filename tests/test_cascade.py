@@ -246,3 +246,48 @@ def test_the_stage_is_told_its_own_noisy_average():
 def test_drawn_small_images_come_from_the_base_class_after_class():
     low, labels = cascaded.base_images(TINY, 12, KEY)
     assert low.shape == (12, 8, 8, 3) and labels.tolist() == [*range(6), *range(6)]
+
+
+# Stages after a stage.
+
+SECOND = replace(
+    recipes.RECIPES["shapes_16to32"], model=TINY.model | {"stem": 8}, samples=6, sampling_steps=2
+)
+
+
+class Enlarged(nnx.Module):
+    """Its denoiser's guess is the small image, enlarged: v = −σ x0 + α ε with α x0 + σ ε = x."""
+
+    def given(self, low, s):
+        def v(x, t, cond):
+            alpha, sigma = (level(t)[:, None, None, None] for level in (P.alpha, P.sigma))
+            return (alpha * x - cascade.up(low, 2)) / sigma
+
+        return v
+
+
+def test_a_base_that_is_a_stage_enlarges_what_its_own_base_draws():
+    images, labels = cascaded.stages_before(SECOND, 6, KEY)
+    assert [x.shape for x in images] == [(6, 8, 8, 3), (6, 16, 16, 3)]
+    assert labels.tolist() == [*range(6)]
+    # With steps as few as two the released stage still keeps what it is told.
+    told, kept = np.ravel(images[0]), np.ravel(cascade.down(images[1], 2))
+    assert np.corrcoef(told, kept)[0, 1] > 0.6
+
+
+def test_the_whole_cascade_is_measured_beside_a_plain_enlargement(monkeypatch):
+    test = data.load("shapes", "test", n=70, size=32)
+    before = [np.asarray(cascade.down(test.x[6:12], factor)) for factor in (4, 2)]
+    monkeypatch.setattr(cascaded, "stages_before", lambda *a: (before, test.labels[6:12]))
+    assert cascaded.base_images(SECOND, 6, KEY)[0] is before[1]
+    found = cascaded.measure_stack(SECOND, Enlarged(), test, KEY)
+    assert set(found) == {"floor", "true", "true, enlargement", "drawn", "drawn, enlargement",
+                          "true agree", "drawn agree"}  # fmt: skip
+    # This stage repeats every pixel, so its averages are the small image; a linear one blurs.
+    for kind in ("true", "drawn"):
+        assert found[kind]["kept"] < 1e-3 < found[f"{kind}, enlargement"]["kept"]
+    assert found["floor"]["kept"] == 0
+    # The large image is the one of 16 pixels, enlarged as it is for the judge: the same answers.
+    assert set(found["drawn agree"]["16 and 32"].values()) == {1.0}
+    assert found["true agree"]["16 and 32"]["colour"] > 0.5
+    assert found["true agree"]["8 and 32"]["all"] < 1

@@ -307,6 +307,30 @@ def test_chapter_23_shows_the_recorded_stages_of_these_weights():
     assert found["stage_sha256"] == weights.load("shapes_8to16").card.sha256
 
 
+def test_chapter_23_shows_the_recorded_whole_cascade_of_these_weights():
+    found = record("cascades")["stack"]
+    rows, agree, seconds = (
+        in_chapter("23_cascades_video", name) for name in ("STACK", "AGREE", "SECONDS")
+    )
+    assert found["samples"] == 150 and found["steps"] == 15 and len(found["draws"]) == 3
+    assert seconds == found["processor_seconds_a_picture"]
+    for draw, recorded in enumerate(found["draws"]):
+        shown = {name.replace("enlarged", "enlargement"): v[draw] for name, v in rows.items()}
+        for name, (frechet, shape) in shown.items():
+            of = recorded.pop(name)
+            assert (frechet, shape) == (
+                pytest.approx(of["frechet"], abs=0.051), pytest.approx(of["shape"], abs=5.1e-4)
+            )  # fmt: skip
+        for name, shares in agree.items():
+            kind, _, sizes = name.partition(", ")
+            of = recorded[f"{kind} agree"].pop(sizes)
+            del of["all"]
+            assert list(shares[draw]) == pytest.approx([*of.values()], abs=5.1e-4)
+        assert recorded == {"true agree": {}, "drawn agree": {}}  # nothing is left out
+    assert found["sha256"] == {name: weights.load(name).card.sha256 for name in found["sha256"]}
+    assert len(found["sha256"]) == 4
+
+
 def test_chapter_23_shows_the_recorded_clips_of_these_weights():
     found = record("clips")
     rows, runs = found["rows"], [found["rows"][f"seed {n}"] for n in (1, 2, 3)]

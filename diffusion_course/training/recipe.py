@@ -110,7 +110,8 @@ class CascadeRecipe(DiffusionRecipe):
         samples, sampling_steps: as in `DiffusionRecipe`; the dataset holds the large images.
       model: description for `weights.build`, with its factor and num_classes.
       scales: of guidance of the base's samples, which are enlarged without guidance.
-      base: name of the released model whose samples are enlarged when the stage is measured.
+      base: name of the released model whose samples are enlarged when the stage is measured; it
+        may be a stage itself.
       judge: name of the released classifier that measures the large images.
       highest: the level of the noise on the small images is uniform in [0, highest].
       levels: at which the stage is measured.

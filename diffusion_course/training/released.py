@@ -272,6 +272,31 @@ RECIPES: dict[str, Recipe] = {
         samples=300,
         sampling_steps=15,
     ),
+    "shapes_16to32": CascadeRecipe(
+        dataset="shapes",
+        # Four times the places of the stage before it, and half its blocks: edges are local.
+        model={
+            "class": "Upsampler",
+            "factor": 2,
+            "image_channels": 3,
+            "channels": [32],
+            "blocks": 1,
+            "stem": 2,
+            "num_classes": 6,
+        },
+        process={"name": "vp_cosine"},
+        kind="v",
+        base="shapes_8to16",
+        judge="shapes_judge",
+        options={"n": 10_000, "size": 32},
+        steps=4000,
+        batch_size=8,  # images with four times the pixels
+        ema=0.995,
+        highest=0.3,
+        levels=(0.0, 0.2),
+        samples=300,
+        sampling_steps=15,
+    ),
     "clips": ClipRecipe(
         dataset="clips",
         # Two thirds of the parameters of adaptive norms in every block, and small enough for two
