@@ -1,4 +1,7 @@
-"""Captions through one door: U-Net, DiT and MMDiT read the same rows of numbers in the same way."""
+"""Captions through one door: transformers of one stream and of two read them as a U-Net does.
+
+That of the U-Net itself is tested in test_text.py.
+"""
 
 from functools import cache, partial
 
@@ -8,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from networks import drawn, initial, normals, shape_of
+from networks import drawn, initial, normals, parameters, shape_of
 
 from diffusion_course import guidance, process, samplers, sampling
 from diffusion_course.denoiser import denoiser
@@ -17,7 +20,6 @@ from diffusion_course.models.cross import ImageCrossAttention
 from diffusion_course.models.dit import CONDITIONING, DiT
 from diffusion_course.models.layers import layer_norm
 from diffusion_course.models.mmdit import MMDiT
-from diffusion_course.models.unet import UNet
 
 rng = np.random.default_rng(83)
 
@@ -29,9 +31,6 @@ array = normals(rng)
 
 SIZES = {"patch": 2, "width": 24, "head_size": 12, "depth": 1, "num_classes": 6}
 READERS = {
-    "U-Net": lambda: UNet(
-        2, (32,), num_classes=6, conditioning="cross-attention", rngs=nnx.Rngs(0)
-    ),
     "DiT": lambda: DiT((4, 6), 2, captions=True, **SIZES, rngs=nnx.Rngs(0)),
     "MMDiT": lambda: MMDiT((4, 6), 2, **SIZES, rngs=nnx.Rngs(0)),
 }
@@ -54,7 +53,7 @@ def test_padding_changes_nothing_and_every_word_something(name):
     whole = np.asarray(forward(model, CAPTIONS))
     longer = np.concatenate([CAPTIONS, np.full((3, 3), 6)], axis=1)
     np.testing.assert_allclose(forward(model, longer), whole, rtol=1e-4, atol=1e-5)
-    if name == "DiT":  # the other two are asked in files of their own
+    if name == "DiT":  # the other is asked in a file of its own
         nothing = np.asarray(forward(model, None))
         np.testing.assert_allclose(whole[2], nothing[2], rtol=1e-4, atol=1e-5)
         assert np.abs(whole - nothing)[:2].max((1, 2, 3)).min() > 1e-3
@@ -67,7 +66,7 @@ def test_padding_changes_nothing_and_every_word_something(name):
     assert swapped[0] > 1e-3  # the order of the words counts
 
 
-@pytest.mark.parametrize("name", ["DiT", "MMDiT"])
+@every_reader
 def test_a_reader_takes_part_in_guidance_and_sampling_as_any_model(name):
     p, times = process.vp_cosine(), sampling.uniform(3)
 
@@ -90,14 +89,23 @@ def test_a_reader_takes_part_in_guidance_and_sampling_as_any_model(name):
 # ------------------------------------------------------------------------------ the DiT's own part
 
 
-def test_a_new_dit_hears_no_word_and_its_blocks_are_the_identity_bit_for_bit():
-    block = initial(lambda: Block(24, 2, captioned=True, rngs=nnx.Rngs(3)))
+def make_block():
+    return Block(24, 2, captioned=True, rngs=nnx.Rngs(3))
+
+
+@cache
+def new_block():
+    return nnx.split(initial(make_block))
+
+
+def test_a_new_block_hears_no_word_and_is_the_identity_bit_for_bit():
+    block = nnx.merge(*new_block())
     x, told = array(2, 6, 24), array(2, 24)
     caption = array(2, 5, 24), np.array([[True] * 5, [True] + [False] * 4])
     run = jax.jit(lambda block, caption: block(x, told, caption=caption))
     np.testing.assert_array_equal(run(block, caption), x)
     # With everything but the last layer of the reading moved, it still hears no word.
-    moved = drawn(lambda: Block(24, 2, captioned=True, rngs=nnx.Rngs(3)), seed=6)
+    moved = drawn(make_block, seed=6)
     want = np.asarray(run(moved, caption))
     last = moved.cross.out
     last.kernel[...], last.bias[...] = jnp.zeros((24, 24)), jnp.zeros(24)
@@ -109,7 +117,7 @@ def test_a_new_dit_hears_no_word_and_its_blocks_are_the_identity_bit_for_bit():
 def test_patches_read_a_caption_as_the_pixels_of_a_unet_do():
     # Behind closed gates all that a block does is to read, by the very layer of the U-Net.
     layer = drawn(lambda: ImageCrossAttention(24, 24, 12, rngs=nnx.Rngs(0)), seed=7)
-    block = initial(lambda: Block(24, 2, captioned=True, rngs=nnx.Rngs(3)))
+    block = nnx.merge(*new_block())
     block.cross = layer.cross
     x, words = array(2, 2, 3, 24), array(2, 5, 24)
     mask = np.array([[True] * 5, [True, True, False, False, False]])
@@ -128,14 +136,15 @@ def test_patches_read_a_caption_as_the_pixels_of_a_unet_do():
 
 def test_a_dit_learns_what_only_the_caption_says():
     # Four grey images, one for each caption; x is noise that says nothing. A network that is deaf
-    # can say the mean of the four at best, at an error of their variance, which is .3125.
+    # can say the mean of the four at best, at an error of their variance.
     greys, captions = (
         np.float32([-0.75, -0.25, 0.25, 1.0]),
         np.array([[0, 1], [1, 0], [2, 3], [3, 3]]),
     )
     images = np.broadcast_to(greys[:, None, None, None], (4, 4, 6, 2))
     deaf = greys.var()
-    graph, params = nnx.split(initial(READERS["DiT"]))
+    graph, params = nnx.split(reader("DiT"))
+    before = {path: np.array(value) for path, value in parameters(params).items()}
     optimizer = optax.flatten(optax.adam(1e-2))
 
     @jax.jit
@@ -148,11 +157,14 @@ def test_a_dit_learns_what_only_the_caption_says():
         return optax.apply_updates(params, updates), state, value
 
     state, losses = optimizer.init(params), []
-    for _ in range(60):
+    for _ in range(40):
         params, state, value = step(params, state, array(4, 4, 6, 2))
         losses.append(float(value))
-    assert losses[0] == pytest.approx(np.mean(greys**2), rel=1e-5)  # it began with 0
-    assert np.mean(losses[-5:]) < deaf / 10
+    # It ends at a tenth of what a deaf one could reach, and began above that.
+    assert np.mean(losses[-3:]) < deaf / 10 < deaf < losses[0]
+    # Adam leaves a parameter where it is if its gradient is always 0.
+    after = {path: np.asarray(value) for path, value in parameters(params).items()}
+    assert all((after[path] != value).any() for path, value in before.items())
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ VARIANTS = {
         "depth": 3,
     },
     "cross, norm": {"conditioning": "cross-attention", "qk_norm": True, "depth": 2},
-    "captions, norm": {"captions": True, "qk_norm": True, "depth": 2},
     "adaln-zero, everything": {
         "positions": "rotary",
         "long_skips": True,
