@@ -880,8 +880,8 @@ covering = {name: np.asarray(control.agreement(control.silhouettes(x), filled_ma
            {"no control": traced[0.0], "edges": traced[1.0], "silhouette": filled}.items()}  # fmt: skip
 for name, found in covering.items():
     print(f"{name:10} overlap with the mask {found.mean():.2f}")
-white = np.repeat(2 * np.asarray(filled_maps[:12]) - 1, 3, axis=-1)
-plots.image_grid([white, traced[1.0][:12], filled[:12]], ["mask", "from edges", "from the mask"])
+white = np.repeat(2 * np.asarray(filled_maps[:8]) - 1, 3, axis=-1)
+plots.image_grid([white, traced[1.0][:8], filled[:8]], ["mask", "from edges", "from the mask"])
 plt.show()
 inverted = control.edges(-unseen.x[:N]) == edge_maps, control.silhouettes(-unseen.x[:N])
 striped = np.where((filled_maps > 0) & (np.arange(32) % 4 == 0)[:, None], 0.0, unseen.x[:N])
