@@ -141,15 +141,22 @@ MUTANTS = {
             ),
         ],
     ),
-    "models/dit": (
+    "models/blocks": (
         "models dit",
         [
             ("x = x + gate_a * self.out", "x = x + self.out"),
             ("(1 + scale_m) + shift_m", "(1 + gate_m) + shift_m"),
             ("scale_m) + shift_m", "scale_m)"),
-            ("skips = outputs[: self.skipping][::-1]", "skips = outputs[: self.skipping]"),
             ("q, k = rotate(q, angles), rotate(k, angles)", "q = rotate(q, angles)"),
-            ("x = x + self.cross(layer_norm(x), told)", "x = x + self.cross(x, told)"),
+            ("self.cross(layer_norm(x), context, mask)", "self.cross(x, context, mask)"),
+            ("self.cross(layer_norm(x), context, mask)", "self.cross(layer_norm(x), context)"),
+            ('"zero": captioned}', '"zero": False}'),
+        ],
+    ),
+    "models/dit": (
+        "models dit",
+        [
+            ("skips = outputs[: self.skipping][::-1]", "skips = outputs[: self.skipping]"),
             ("depth - self.skipping, rngs", "depth, rngs"),
         ],
     ),

@@ -172,6 +172,26 @@ def test_a_control_starts_as_a_copy_of_its_bases_encoder():
     assert all((a == 0).all() for n, a in card.flat_params(model).items() if "joints" in n)
 
 
+@pytest.mark.parametrize("name", ["shapes_control", "shapes_control_mask"])
+def test_a_control_is_trained_on_the_map_that_its_recipe_names(name, monkeypatch):
+    monkeypatch.setattr(objectives_text.losses, "diffusion_loss", lambda *_: 0.0)
+    seen, x = [], IMAGES["train"].x[:3]
+
+    class Watching(nnx.Module):
+        null_label = shapes.LANGUAGE.padding
+
+        def steer(self, base, image):
+            seen.append(np.asarray(image))
+            return base
+
+    recipe, watching = recipes.RECIPES[name], Watching()
+    loss = recipes.control_objective(recipe)
+    loss(watching, x, captions_of(IMAGES["train"])[:3], jax.random.key(0), teacher=watching)
+    maps = {"shapes_control": control.edges(x), "shapes_control_mask": control.silhouettes(x)}
+    np.testing.assert_array_equal(seen, [maps[name]])
+    assert (maps["shapes_control"] != maps["shapes_control_mask"]).any()
+
+
 class Judge:
     """Says of the images that it is shown what it was told."""
 
@@ -279,6 +299,7 @@ VALID = {
         ({"model": {}}, "model must be a dict with num_words in it"),
     ],
     "shapes_control": [
+        ({"map": "depth"}, "map must be one of edges, silhouette, got 'depth'"),
         ({"label_dropout": 1.5}, r"label_dropout must be in \[0, 1\], got 1.5"),
         ({"held_out": 0}, "held_out must be a whole number at least 2, got 0"),
         ({"strengths": (np.nan,)}, "strengths must be in"),
@@ -335,3 +356,17 @@ def test_the_released_control_steers_by_edges_and_its_card_says_how_far():
     assert both["agreement"] >= told["agreement"] and both["all"] >= 0.95
     joints = {n: a for n, a in card.flat_params(found.model).items() if n.startswith("joints")}
     assert joints and all((a != 0).any() for n, a in joints.items() if n.endswith("kernel"))
+
+
+def test_the_released_control_of_masks_differs_from_that_of_edges_in_its_map_alone():
+    by_mask, by_edges = (
+        card.load_card(weights.FOLDER / f"{name}.safetensors")
+        for name in ("shapes_control_mask", "shapes_control")
+    )
+    apart = {k for k, value in by_edges.recipe.items() if by_mask.recipe[k] != value}
+    # The last three say how fast the computer was.
+    assert apart == {"map", "command", "minutes", "images_per_second"}
+    assert (weights.FOLDER / "shapes_control_mask.safetensors").stat().st_size < 1_600_000
+    without, alone = (by_mask.metrics[f"strength={s}, w=0"] for s in (0, 1))
+    assert without["agreement"] < 0.15 and alone["agreement"] > without["agreement"] + 0.4
+    assert without["position"] < 0.4 < 0.8 < alone["position"]

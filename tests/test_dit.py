@@ -175,8 +175,9 @@ def test_a_block_with_adaptive_norms_starts_as_the_identity_with_a_gradient_into
             assert (size == 0).all(), key
 
 
-def numpy_block(p, x, told, heads, conditioning, skip=None, angles=None):
+def numpy_block(p, x, told, heads, conditioning, skip=None, angles=None, caption=None):
     """The block in float64 NumPy, written from the papers' figures."""
+    context, counts = (told, None) if caption is None else caption
 
     def dense(h, name):
         return h @ p[f"{name}.kernel"] + p[f"{name}.bias"]
@@ -200,8 +201,10 @@ def numpy_block(p, x, told, heads, conditioning, skip=None, angles=None):
         c = (a + 1j * b) * np.exp(1j * angles)
         return np.concatenate([c.real, c.imag], -1)
 
-    def attend(q, k, v):
+    def attend(q, k, v, counts=None):
         logits = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+        if counts is not None:
+            logits = np.where(counts[:, None, None], logits, -np.inf)
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         mixed = weights / weights.sum(-1, keepdims=True) @ v
         return mixed.transpose(0, 2, 1, 3).reshape(len(q), q.shape[2], -1)
@@ -219,22 +222,26 @@ def numpy_block(p, x, told, heads, conditioning, skip=None, angles=None):
     q, k, v = np.split(dense(norm(x) * (1 + scale_a) + shift_a, "qkv"), 3, -1)
     q, k = turned(rms(by_head(q), "q_norm")), turned(rms(by_head(k), "k_norm"))
     x = x + gate_a * dense(attend(q, k, by_head(v)), "out")
-    if conditioning == "cross-attention":
-        k, v = np.split(dense(told, "cross.kv"), 2, -1)
+    if conditioning == "cross-attention" or caption is not None:
+        k, v = np.split(dense(context, "cross.kv"), 2, -1)
         q, k = (
             rms(by_head(dense(norm(x), "cross.q")), "cross.q_norm"),
             rms(by_head(k), "cross.k_norm"),
         )
-        x = x + dense(attend(q, k, by_head(v)), "cross.out")
+        x = x + dense(attend(q, k, by_head(v), counts), "cross.out")
     h = dense(norm(x) * (1 + scale_m) + shift_m, "mlp_in")
     h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
     return x + gate_m * dense(h, "mlp_out")
 
 
-@pytest.mark.parametrize("conditioning", CONDITIONING)
-def test_a_block_computes_what_its_paper_says(conditioning):
+@pytest.mark.parametrize(
+    ("conditioning", "captioned"),
+    [*((c, False) for c in CONDITIONING), ("adaln-zero", True), ("adaln-single", True)],
+)
+def test_a_block_computes_what_its_paper_says(conditioning, captioned):
     rich = conditioning in ("adaln-single", "cross-attention")
     options = {"conditioning": conditioning, "qk_norm": rich, "long_skip": not rich}
+    options |= {"captioned": captioned}
     block = drawn(lambda: Block(24, 2, **options, rngs=nnx.Rngs(0)), seed=8)
     p = {re.sub(r"\W+", ".", key).strip(".").removesuffix(".value"): np.asarray(leaf, np.float64)
          for key, leaf in parameters(block).items()}  # fmt: skip
@@ -242,8 +249,11 @@ def test_a_block_computes_what_its_paper_says(conditioning):
     told = told + array(*told.shape) if conditioning == "adaln-single" else told
     skip = None if rich else array(2, 6, 24)
     angles = attention.rotary_angles(2, 3, 12)
-    got = jax.jit(lambda block, *inputs: block(*inputs))(block, x, told, skip, angles)
-    want = numpy_block(p, x, told, 2, conditioning, skip, angles)
+    # Of the second caption only one token counts.
+    caption = array(2, 4, 24), np.array([[True, True, True, False], [True, False, False, False]])
+    inputs = x, told, skip, angles, caption if captioned else None
+    got = jax.jit(lambda block, *inputs: block(*inputs))(block, *inputs)
+    want = numpy_block(p, x, told, 2, conditioning, *inputs[2:])
     # Sums of up to 96 products of size 1 in float32.
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-4)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_course import weights
+from diffusion_course.weights import card
 
 COURSE = Path(__file__).resolve().parent.parent
 
@@ -68,6 +69,32 @@ def test_chapter_15_shows_the_recorded_ranks():
         row["rank"]: (row["new"]["all"], row["old"]["all"]) for row in record("shapes_lora")["rows"]
     }
     assert in_chapter("15_text", "BY_RANK") == found and record("shapes_lora")["samples"] == 64
+
+
+def test_chapter_15_shows_the_recorded_overlaps_of_two_kinds_of_maps():
+    found = record("control_maps")
+    assert (found["samples"], found["draws"], found["steps"]) == (48, 3, 10)
+    for name, released in (("edges", "shapes_control"), ("silhouette", "shapes_control_mask")):
+        path = weights.FOLDER / f"{released}.safetensors"
+        assert found["sha256"][name] == card.load_card(path).sha256
+    rows = {(row["caption"], row["control"] or "no control"): row for row in found["rows"]}
+    assert len(rows) == 9
+    overlap = in_chapter("15_text", "OVERLAP")
+    shown = {(caption, name): row[name] for caption, row in overlap.items() for name in row}
+    assert {key: pytest.approx(row["mask"], abs=5.1e-4) for key, row in rows.items()} == {
+        key: list(value) for key, value in shown.items()
+    }
+    for name, values in in_chapter("15_text", "EDGES_AGREE").items():
+        assert list(values) == pytest.approx(rows["none", name]["edge"], abs=5.1e-4)
+    for table, caption, of, what in (
+        ("SHAPE_RIGHT", "none", "of picture", "shape"),
+        ("POSITION_RIGHT", "none", "of picture", "position"),
+        ("SIZE_RIGHT", "none", "of picture", "size"),
+        ("CAPTION_WINS", "another's", "of caption", "all"),
+    ):
+        for name, values in in_chapter("15_text", table).items():
+            recorded = [draw[what] for draw in rows[caption, name][of]]
+            assert list(values) == pytest.approx(recorded, abs=5.1e-4)
 
 
 def test_chapter_14_shows_the_recorded_comparison():

@@ -41,7 +41,7 @@ def test_released_weights_load_and_match_their_card_and_recipe(name):
     else:
         assert found.card.process == recipe.process and found.card.kind == recipe.kind
         settings += ["label_dropout", "guidance", "teacher", "autoencoder"]
-    settings += ["beta", "features", "judge", "painter", "base", "held_out"]
+    settings += ["beta", "features", "judge", "painter", "base", "map", "held_out"]
     settings += ["noise", "options"] if isinstance(recipe, recipes.CaptionRecipe) else []
     for setting in (s for s in settings if hasattr(recipe, s)):
         assert found.card.recipe[setting] == getattr(recipe, setting)

@@ -159,6 +159,10 @@ def edges(x: Array, threshold: float = 0.25) -> Array:
     return (length > threshold).astype(jnp.float32)
 
 
+# What a control may see of an image, by the name that a recipe gives it.
+MAPS = {"edges": edges, "silhouette": silhouettes}
+
+
 def agreement(a: Array, b: Array) -> Array:
     """Intersection over union of two maps of 0 and 1, for each example: [B], in [0, 1].
 

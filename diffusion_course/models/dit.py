@@ -9,106 +9,13 @@ from jax import Array
 
 from diffusion_course.checks import integer, one_of
 from diffusion_course.models import doors
-from diffusion_course.models.attention import attention, count_heads, rotate, split_heads
-from diffusion_course.models.cross import CrossAttention
-from diffusion_course.models.layers import TIME_SCALE, Conditioning, Linear, RMSNorm, layer_norm
+from diffusion_course.models.attention import count_heads
+from diffusion_course.models.blocks import Block, stack, through
+from diffusion_course.models.layers import TIME_SCALE, Conditioning, Linear
 from diffusion_course.models.patches import Patched
+from diffusion_course.models.text import TextEncoder
 
 CONDITIONING = ("adaln-zero", "adaln-single", "in-context", "cross-attention")
-
-
-class Block(nnx.Module):
-    """Attention and a dense network over tokens, both scaled, shifted and gated (adaLN-Zero).
-
-    [B, N, C], and what the block is told -> [B, N, C]. With adaptive norms the gates start at zero,
-    so the block starts as the identity (or, after a long skip, as that skip's linear layer).
-
-    Args:
-      width: C.
-      heads: their number.
-      conditioning: how the block is told what the network knows beside the image.
-        "adaln-zero": an embedding [B, C], from which the block computes its own modulation.
-        "adaln-single": a modulation [B, 6·C], the same for all blocks, to which the block adds a
-        table of its own.
-        "in-context": nothing, since its tokens x hold it already.
-        "cross-attention": tokens [B, L, C], to which it attends between its two parts.
-      long_skip: whether it first joins x with the output of an earlier block.
-      qk_norm: whether queries and keys are normalised.
-      dtype: of the computation.
-      rngs: random number streams of the initialisation.
-
-    Source: Peebles & Xie 2023, section 3.2 (arXiv:2212.09748); adaLN-single: Chen et al. 2024,
-    section 2.3 (arXiv:2310.00426); long skips: Bao et al. 2023, section 3 (arXiv:2209.12152);
-    normalised queries and keys: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206).
-    """
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        conditioning: str = "adaln-zero",
-        long_skip: bool = False,
-        qk_norm: bool = False,
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        options = {"dtype": dtype, "rngs": rngs}
-        self.heads, self.conditioning = heads, conditioning
-        self.skip = Linear(2 * width, width, **options) if long_skip else None
-        own, shared = conditioning == "adaln-zero", conditioning == "adaln-single"
-        self.modulation = Linear(width, 6 * width, zero=True, **options) if own else None
-        self.table = nnx.Param(jnp.zeros(6 * width)) if shared else None
-        self.qkv = Linear(width, 3 * width, **options)
-        self.q_norm = RMSNorm(width // heads, rngs=rngs) if qk_norm else None
-        self.k_norm = RMSNorm(width // heads, rngs=rngs) if qk_norm else None
-        self.out = Linear(width, width, **options)
-        crossing = conditioning == "cross-attention"
-        self.cross = CrossAttention(width, heads, qk_norm=qk_norm, **options) if crossing else None
-        self.mlp_in = Linear(width, 4 * width, **options)
-        self.mlp_out = Linear(4 * width, width, **options)
-
-    def __call__(
-        self, x: Array, told: Array | None, skip: Array | None = None, angles: Array | None = None
-    ) -> Array:
-        """Tokens x [B, N, C], what it is told (see above), an earlier block's output [B, N, C],
-        and rotary angles [N, d/2] -> [B, N, C]."""
-        if self.skip is not None:
-            x = self.skip(jnp.concatenate([x, skip], axis=-1))
-        six = self.six(told)
-        mixed = attention(*self.qkv_of(x, six, angles))
-        return self.finish(x, mixed, six, told)
-
-    def six(self, told: Array | None):
-        """Shift, scale and gate of the attention, then of the dense network."""
-        if self.modulation is not None:
-            six = self.modulation(jax.nn.silu(told))
-        elif self.table is not None:
-            six = told + self.table[...].astype(told.dtype)
-        else:
-            # A plain block. A learned scale and shift would add nothing: the layer that reads the
-            # normalised tokens is linear and can learn them itself.
-            return 0.0, 0.0, 1.0, 0.0, 0.0, 1.0
-        return jnp.split(six[:, None], 6, axis=-1)
-
-    def qkv_of(self, x: Array, six, angles: Array | None) -> tuple[Array, Array, Array]:
-        """Queries, keys and values of the tokens, each [B, H, N, d]."""
-        shift, scale = six[:2]
-        q, k, v = split_heads(self.qkv(layer_norm(x) * (1 + scale) + shift), self.heads)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        return q, k, v
-
-    def finish(self, x: Array, mixed: Array, six, told: Array | None = None) -> Array:
-        """What follows the attention, whose result `mixed` [B, N, C] is."""
-        gate_a, shift_m, scale_m, gate_m = six[2:]
-        x = x + gate_a * self.out(mixed)
-        if self.cross is not None:
-            x = x + self.cross(layer_norm(x), told)
-        h = layer_norm(x) * (1 + scale_m) + shift_m
-        return x + gate_m * self.mlp_out(jax.nn.gelu(self.mlp_in(h)))
 
 
 class DiT(Patched):
@@ -124,6 +31,11 @@ class DiT(Patched):
       depth: number of blocks.
       head_size: width of an attention head.
       num_classes: number of labels, or None; with labels, ``null_label = num_classes``.
+      captions: whether it is told a caption of num_classes different words in place of a label, as
+        a `UNet` with cross-attention is: a text encoder reads it, and in every block the patches
+        attend to its words, between attention and dense network. ``null_label`` fills up short
+        captions and counts for nothing; a caption of nothing else is the null caption. The norms
+        are told the rest, so `conditioning` must be adaptive.
       extras: how many further numbers the model is told for each example.
       conditioning: how the blocks are told time, label and these numbers. "adaln-zero": from their
         sum, each block computes scales, shifts and gates. "adaln-single": one layer computes them
@@ -141,7 +53,7 @@ class DiT(Patched):
       rngs: random number streams of the initialisation.
 
     Raises: ValueError for sizes that do not fit, or an unknown choice.
-    Source: Peebles & Xie 2023 (arXiv:2212.09748); see `Block` for the rest.
+    Source: Peebles & Xie 2023 (arXiv:2212.09748); see `blocks.Block` for the rest.
 
     >>> model = DiT((8, 12), 3, patch=4, width=32, depth=1, num_classes=10, rngs=nnx.Rngs(0))
     >>> x = jax.ShapeDtypeStruct((4, 8, 12, 3), jnp.float32)  # six patches each
@@ -159,6 +71,7 @@ class DiT(Patched):
         depth: int = 4,
         head_size: int = 32,
         num_classes: int | None = None,
+        captions: bool = False,
         extras: int = 0,
         conditioning: str = "adaln-zero",
         positions: str = "sin-cos",
@@ -173,17 +86,24 @@ class DiT(Patched):
         one_of("conditioning", conditioning, CONDITIONING)
         if integer("depth", depth, 1) < 2 and long_skips:
             raise ValueError(f"depth must be at least 2 for long_skips, got {depth}")
+        adaptive, single = conditioning.startswith("adaln"), conditioning == "adaln-single"
+        if captions and num_classes is None:
+            raise ValueError("num_classes must be the number of words for captions, got None")
+        if captions and not adaptive:
+            raise ValueError(
+                f"conditioning must be adaln-zero or adaln-single for captions, got {conditioning}"
+            )
         self._open(image_size, image_channels, patch, width, head_size, positions, options)
         self.null_label, self.conditioning = num_classes, conditioning
-        self.embed = Conditioning(
-            width, num_classes, extras=extras, time_scale=time_scale, **options
+        labels = None if captions else num_classes
+        self.embed = Conditioning(width, labels, extras=extras, time_scale=time_scale, **options)
+        self.text = (
+            TextEncoder(num_classes, width, head_size=head_size, **options) if captions else None
         )
-        adaptive, single = conditioning.startswith("adaln"), conditioning == "adaln-single"
         self.shared = Linear(width, 6 * width, zero=True, **options) if single else None
         heads = count_heads(width, head_size)
-        block = partial(
-            Block, width, heads, conditioning=conditioning, qk_norm=qk_norm, dtype=dtype
-        )
+        choices = {"conditioning": conditioning, "captioned": captions, "qk_norm": qk_norm}
+        block = partial(Block, width, heads, **choices, dtype=dtype)
         # With an odd depth, the block in the middle has no counterpart.
         self.skipping = depth // 2 if long_skips else 0
         self.blocks = stack(block, depth - self.skipping, rngs)
@@ -199,7 +119,8 @@ class DiT(Patched):
         Args:
           x: float32 [B, H, W, C], of the image size and channels that the model was built for.
           t: times in [0, 1], float32 [B].
-          cond: labels [B] in 0 … num_classes; None for no label.
+          cond: labels [B] in 0 … num_classes, or, with captions, rows of such numbers [B, L]; None
+            for no label or caption.
           extras: further numbers, float32 [B, extras]; None for zeros.
 
         Returns: float32 [B, H, W, C], or [B, H, W, 2C] with a learned variance.
@@ -208,6 +129,10 @@ class DiT(Patched):
         """
         x = doors.state(x, ("B", *self.image_shape))
         t = doors.times(t, x.shape[0])
+        caption = None
+        if self.text is not None:
+            caption = self.text(doors.tokens(cond, x.shape[0], self.null_label))
+            cond = None  # all that is known of the caption goes through the attention
         if self.modulation is None:  # not adaptive
             emb, context = None, self.embed.tokens(t, cond, extras)
         else:
@@ -218,53 +143,17 @@ class DiT(Patched):
             tokens, others = jnp.concatenate([tokens, context], axis=1), context.shape[1]
         told = emb if self.shared is None else self.shared(jax.nn.silu(emb))
         told = context if self.conditioning == "cross-attention" else told
-        tokens = self._through_blocks(tokens, told, self._angles(others))
+        tokens = self._through_blocks(tokens, told, self._angles(others), caption)
         return self._pixels(tokens[:, :patches] if others else tokens, emb, x.dtype)
 
-    def _through_blocks(self, tokens: Array, told: Array | None, angles=None) -> Array:
+    def _through_blocks(self, tokens: Array, told: Array | None, angles=None, caption=None):
         """A loop over the stacked blocks; with long skips a second one, last output first."""
 
         def step(block, tokens, skip):
-            return block(tokens, told, skip, angles)
+            return block(tokens, told, skip, angles, caption)
 
         if self.second_half is None:
             return through(step, self.blocks, tokens)[0]
         tokens, outputs = through(step, self.blocks, tokens, keep=True)
         skips = outputs[: self.skipping][::-1]
         return through(step, self.second_half, tokens, skips)[0]
-
-
-def stack(make, depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """Blocks ``make(rngs=rngs)`` in one: every parameter has a leading axis of length depth."""
-
-    @nnx.split_rngs(splits=depth)
-    @nnx.vmap
-    def stacked(rngs: nnx.Rngs) -> nnx.Module:
-        return make(rngs=rngs)
-
-    return stacked(rngs)
-
-
-def through(step, blocks: nnx.Module, state, inputs=None, keep: bool = False):
-    """One loop over stacked blocks: a single block is compiled, whatever the depth.
-
-    Args:
-      step: ``step(block, state, input) -> state``, what one block does.
-      blocks: from `stack`.
-      state: what goes from block to block: an array, or several.
-      inputs: one for each block, along the first axis; None for none.
-      keep: whether to return the state after each block.
-
-    Returns: the last state, and that after each block along a new first axis (None without `keep`).
-    """
-    graph, params = nnx.split(blocks)
-
-    # Only the matrix products are kept for the backward pass; what lies between them takes
-    # less time to compute again than to store.
-    @partial(jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable)
-    def body(state, block):
-        params, given = block
-        state = step(nnx.merge(graph, params), state, given)
-        return state, state if keep else None
-
-    return jax.lax.scan(body, state, (params, inputs))

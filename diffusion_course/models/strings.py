@@ -11,7 +11,7 @@ from jax import Array
 from diffusion_course import checks
 from diffusion_course.models import doors
 from diffusion_course.models.attention import attention, count_heads
-from diffusion_course.models.dit import Block, stack, through
+from diffusion_course.models.blocks import Block, stack, through
 from diffusion_course.models.layers import STANDARD_NORMAL, Conditioning, Linear, layer_norm
 from diffusion_course.models.patches import sinusoids
 

@@ -9,7 +9,7 @@ from jax import Array
 from diffusion_course import checks
 from diffusion_course.models import doors
 from diffusion_course.models.attention import attention, count_heads, split_heads
-from diffusion_course.models.dit import stack, through
+from diffusion_course.models.blocks import stack, through
 from diffusion_course.models.layers import (
     TIME_SCALE,
     Conditioning,

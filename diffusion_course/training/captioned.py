@@ -186,33 +186,34 @@ def measure_contrastive(recipe: ContrastiveRecipe, model: nnx.Module, test: Data
 
 
 def measure_control(recipe: ControlRecipe, model: control.ControlNet, test: Dataset) -> dict:
-    """How far samples have the edges that were asked for, at each strength and guidance scale.
+    """How far samples have the map that was asked for, at each strength and guidance scale.
 
-    Each sample is asked for the edges and the caption of one unseen image. At the scale 0 the
-    caption counts for nothing.
+    Each sample is asked for the map, such as the edges, and the caption of one unseen image. At the
+    scale 0 the caption counts for nothing.
 
     Args:
       recipe: that the control was trained by.
       model: the control.
       test: unseen images, at least as many as the recipe's samples.
 
-    Returns: "strength=1, w=2" and so on -> the mean of `control.agreement` between the edges of the
+    Returns: "strength=1, w=2" and so on -> the mean of `control.agreement` between the maps of the
       samples and those asked for, and the shares of samples with each attribute of the caption.
     """
     some = test.subset(np.arange(recipe.samples))
-    wanted, edges = shapes.answers(some), np.asarray(control.edges(some.x))
+    seen = control.MAPS[recipe.map]
+    wanted, maps = shapes.answers(some), np.asarray(seen(some.x))
     captions = shapes.LANGUAGE(some.attributes["caption"].tolist())
     base, expert = weights.load(recipe.base).model, weights.load(recipe.judge).model
     p, times = weights.build_process(recipe.process), sampling.uniform(recipe.sampling_steps)
 
     @jax.jit
-    def draw(base, model, key, captions, edges, strength, w):
-        steered = model.steer(base, edges, strength)
+    def draw(base, model, key, captions, maps, strength, w):
+        steered = model.steer(base, maps, strength)
         told, untold = (
             denoiser(steered, p, recipe.kind, c)
             for c in (captions, jnp.full_like(captions, base.null_label))
         )
-        noise = jax.random.normal(key, (*edges.shape[:3], some.x.shape[-1]))
+        noise = jax.random.normal(key, (*maps.shape[:3], some.x.shape[-1]))
         D = classifier_free(told, untold, w)
         return sampling.sample(samplers.ddim(p), D, noise, times, key)[0]
 
@@ -223,11 +224,11 @@ def measure_control(recipe: ControlRecipe, model: control.ControlNet, test: Data
             keys = jax.random.split(jax.random.key(1), len(parts))
             x = np.concatenate(
                 [
-                    draw(base, model, key, captions[i : i + _CHUNK], edges[i : i + _CHUNK], *at)
+                    draw(base, model, key, captions[i : i + _CHUNK], maps[i : i + _CHUNK], *at)
                     for i, key, at in zip(parts, keys, [(strength, w)] * len(parts), strict=True)
                 ]
             )
-            agreed = float(control.agreement(control.edges(x), edges).mean())
+            agreed = float(control.agreement(seen(x), maps).mean())
             about = {"strength": strength, "w": w, "samples": len(x), "steps": len(times) - 1}
             right = shares(judged(expert, x) == wanted)
             found[f"strength={strength:g}, w={w:g}"] = about | {"agreement": agreed} | right

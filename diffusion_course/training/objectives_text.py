@@ -88,21 +88,21 @@ def contrastive_objective(recipe: ContrastiveRecipe) -> Loss:
 
 
 def control_objective(recipe: ControlRecipe) -> Loss:
-    """The loss of a ControlNet, which sees the edges of the image that is noised.
+    """The loss of a ControlNet, which sees a map of the image that is noised, such as its edges.
 
     Args:
-      recipe: its process, kind and label_dropout are used.
+      recipe: its map, process, kind and label_dropout are used.
 
     Returns: ``loss(model, x, captions, key, *, teacher) -> scalar``, for `loop.fit` with the base
       as the teacher.
     """
-    p = weights.build_process(recipe.process)
+    p, seen = weights.build_process(recipe.process), control.MAPS[recipe.map]
 
     def loss(model, x, captions, key, *, teacher):
         key_drop, key_loss = jax.random.split(key)
         null = teacher.null_label
         captions = losses.drop_labels(key_drop, captions, null, recipe.label_dropout)
-        steered = model.steer(teacher, control.edges(x))
+        steered = model.steer(teacher, seen(x))
         return losses.diffusion_loss(steered, p, recipe.kind, x, captions, key_loss)
 
     return loss

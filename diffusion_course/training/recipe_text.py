@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from diffusion_course import checks
 from diffusion_course.data import shapes
+from diffusion_course.models import control
 from diffusion_course.training.recipe import DiffusionRecipe, Training
 
 
@@ -83,16 +84,17 @@ class ContrastiveRecipe(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class ControlRecipe(Training):
-    """Every setting of the training of a ControlNet, which steers a model of captions by edges.
+    """Every setting of the training of a ControlNet, which steers a model of captions by a map.
 
     Attributes:
       dataset, steps, batch_size, learning_rate, ema, seed, options: as in `DiffusionRecipe`.
       model: description for `weights.build`, with that of its base.
       base: name of the released model that is steered, and whose encoder it starts from.
+      map: what the control sees of an image, a name in `control.MAPS`.
       process: that of the base.
       kind: what the base predicts.
       label_dropout: share of captions replaced by the null caption, so that the control learns to
-        read the edges by itself.
+        read the map by itself.
       held_out: as in `TextRecipe`.
       judge: name of the released classifier that says whether a caption is obeyed.
       strengths: of the control, at which it is measured.
@@ -105,6 +107,7 @@ class ControlRecipe(Training):
 
     needs: ClassVar[tuple[str, ...]] = ("base", "control_channels")
     base: str
+    map: str = "edges"
     process: dict
     kind: str
     label_dropout: float = 0.5
@@ -117,6 +120,7 @@ class ControlRecipe(Training):
 
     def __post_init__(self):
         super().__post_init__()
+        checks.one_of("map", self.map, control.MAPS)
         checks.within("label_dropout", self.label_dropout, 0, 1)
         checks.integer("held_out", self.held_out, minimum=2)
         checks.within("strengths", self.strengths, -1e6, 1e6)

@@ -377,6 +377,21 @@ RECIPES: dict[str, Recipe] = {
         batch_size=16,
         learning_rate=1e-3,
     ),
+    "shapes_control_mask": ControlRecipe(
+        dataset="shapes",
+        model={"class": "ControlNet", "base": _TEXT, "control_channels": 1},
+        process={"name": "vp_cosine"},
+        kind="v",
+        base="shapes_text",
+        map="silhouette",
+        judge="shapes_judge",
+        options={"n": 12_000, "size": 32},
+        # As that of edges in everything but the map, and stopped after as many steps: only so does
+        # a difference between the two tell something of the maps.
+        steps=700,
+        batch_size=16,
+        learning_rate=1e-3,
+    ),
     "shapes_lora": AdapterRecipe(
         dataset="shapes",
         model={

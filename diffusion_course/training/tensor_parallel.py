@@ -15,7 +15,8 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from diffusion_course.models.dit import Block, DiT
+from diffusion_course.models.blocks import Block
+from diffusion_course.models.dit import DiT
 from diffusion_course.training.mesh import DATA, MODEL
 
 # How a block's parameters are cut. What is not named here is copied: modulation, norms, the layer
@@ -75,7 +76,12 @@ class SharedBlock(nnx.Module):
         self.block, self.mesh = block, mesh
 
     def __call__(
-        self, x: Array, told: Array | None, skip: Array | None = None, angles: Array | None = None
+        self,
+        x: Array,
+        told: Array | None,
+        skip: Array | None = None,
+        angles: Array | None = None,
+        caption: tuple[Array, Array] | None = None,
     ) -> Array:
         """As `Block`: tokens [B, N, C] and what it is told -> [B, N, C]."""
         graph, params = nnx.split(self.block)
@@ -90,24 +96,24 @@ class SharedBlock(nnx.Module):
         share = jax.shard_map(
             partial(_own_part, graph),
             mesh=self.mesh,
-            in_specs=(specs, P(DATA), P(DATA), P(DATA), P()),
+            in_specs=(specs, P(DATA), P(DATA), P(DATA), P(), P(DATA)),
             out_specs=P(DATA),
         )
-        return share(params, x, told, skip, angles)
+        return share(params, x, told, skip, angles, caption)
 
 
 def _part(path, _) -> P:
     return PARTS.get(tuple(key.key for key in path), P())
 
 
-def _own_part(graph, params, x, told, skip, angles):
+def _own_part(graph, params, x, told, skip, angles, caption):
     """What one device does: a block with its own heads and channels only."""
     heads = params["qkv"]["bias"].shape[-2]
     params["qkv"] = {k: w.reshape(*w.shape[:-3], -1) for k, w in params["qkv"].items()}
     block = nnx.merge(graph, nnx.State(params))
     block.heads = heads
     block.out, block.mlp_out = SummedLinear(block.out), SummedLinear(block.mlp_out)
-    return block(x, told, skip, angles)
+    return block(x, told, skip, angles, caption)
 
 
 class SummedLinear(nnx.Module):
