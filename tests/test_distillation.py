@@ -175,10 +175,15 @@ def exact_student(x, t, cond, extras):
 def lcm_loss(model, averaged=None, teacher=classes, *, n=256, key=KEY, **options):
     x0 = np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
     options = {"steps": 100, "skip": 4, "least": LEAST, "most": MOST} | options
-    return distillation.scaled_consistency_loss(
-        model, model if averaged is None else averaged, teacher, P, "x0", x0, np.arange(n) % 3,
-        NULL, key, **options,
-    )  # fmt: skip
+
+    @jax.jit  # one program, and not one for each operation
+    def loss(x0, key):
+        return distillation.scaled_consistency_loss(
+            model, model if averaged is None else averaged, teacher, P, "x0", x0,
+            np.arange(n) % 3, NULL, key, **options,
+        )  # fmt: skip
+
+    return loss(x0, key)
 
 
 def test_the_loss_of_a_latent_consistency_model_by_hand():
@@ -198,16 +203,19 @@ def test_the_loss_of_a_latent_consistency_model_by_hand():
     s, label = np.maximum(t - 0.3, 0), (np.arange(n) % 3)[:, None]
     x0 = np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
     eps = np.asarray(jax.random.normal(key_noise, x0.shape))
-    alpha, sigma = (lambda r, f=f: f(np.pi / 2 * r) for f in (np.cos, np.sin))
+    alpha, sigma = (
+        lambda r, f=f: np.asarray(f(jnp.asarray(r, jnp.float32)), np.float64)
+        for f in (P.alpha, P.sigma)
+    )
     x = alpha(t) * x0 + sigma(t) * eps
 
     def score(mean):  # of the class's noisy distribution; guidance is the extrapolation of it
         return (alpha(t) * mean - x) / ((alpha(t) * WIDTH) ** 2 + sigma(t) ** 2)
 
     guided = (1 - w) * score(0) + w * score(np.asarray(MEANS)[label[:, 0]])
-    x0_guided = np.where(t < 1, (x + sigma(t) ** 2 * guided) / np.maximum(alpha(t), 1e-3), 0)
-    # At t = 1 the data is the mean of the guided classes, whatever x.
-    x0_guided = np.where(t < 1, x0_guided, w * np.asarray(MEANS)[label[:, 0]])
+    # At t = 1 the state says nothing: there is the mean of the guided class.
+    by_score = (x + sigma(t) ** 2 * guided) / np.maximum(alpha(t), 1e-3)
+    x0_guided = np.where(t < 1, by_score, w * np.asarray(MEANS)[label[:, 0]])
     x_s = alpha(s) * x0_guided + sigma(s) / sigma(t) * (x - alpha(t) * x0_guided)
     (a, b, c), (A, B, C) = told, kept
     wanted = np.where(s > 0, A * x_s + B * w + C * label, x_s)
@@ -229,9 +237,8 @@ def test_the_guided_velocity_is_that_of_the_moved_class():
 
     scores = [jax.vmap(jax.grad(log_p))(x, t, mean) for mean in (MEANS[labels], 0 * MEANS[labels])]
     guided = w[:, None] * scores[0] + (1 - w[:, None]) * scores[1]
-    # dx/dt = alpha'/alpha·x − (sigma·sigma' − sigma²·alpha'/alpha)·score, with alpha = cos.
-    alpha, sigma = (f(np.pi / 2 * 0.6) for f in (np.cos, np.sin))
-    a_rate, s_rate = -np.pi / 2 * sigma, np.pi / 2 * alpha
+    # dx/dt = alpha'/alpha·x − (sigma·sigma' − sigma²·alpha'/alpha)·score
+    (alpha, a_rate), (sigma, s_rate) = (jax.value_and_grad(f)(0.6) for f in (P.alpha, P.sigma))
     slope = a_rate / alpha * x - (sigma * s_rate - sigma**2 * a_rate / alpha) * guided
     np.testing.assert_allclose(flow.velocity(P, D, x, t), slope, rtol=1e-4, atol=1e-4)
 
@@ -251,8 +258,8 @@ def test_a_student_that_is_not_told_w_cannot_be_right():
     def deaf(x, t, cond, extras):
         return exact_student(x, t, cond, jnp.full_like(extras, 2 / MOST))
 
-    of_told, of_deaf = (float(lcm_loss(student, n=4096)) for student in (exact_student, deaf))
-    assert of_deaf > 30 * of_told
+    of_told, of_deaf = (float(lcm_loss(student, steps=400)) for student in (exact_student, deaf))
+    assert of_deaf > 100 * of_told  # and what is left of that falls with the step
     # Its one-step samples have the mean of w = 2, whatever w was asked for.
     noise = np.random.default_rng(1).normal(size=(6, 2)).astype(np.float32)
     for w in (1.0, 3.0):
@@ -336,9 +343,10 @@ def test_at_the_boundary_the_state_stays_as_it_is():
     jump = flow_map.of_denoiser(denoiser(told, P, "v", np.arange(5) % 3))
     x = np.random.default_rng(4).normal(size=(5, 2)).astype(np.float32)
     np.testing.assert_array_equal(flow_map.land(P, jump, x, 0.0, 0.0), x)
-    # And the estimate itself is continuous there: v has a factor sigma(t).
-    apart = [np.abs(jump(x, jnp.full(5, t), 0.0) - x).max() for t in (1e-2, 1e-3)]
-    assert apart[1] < 0.2 * apart[0] < 0.2
+    # And the estimate itself gets there about as fast as the noise goes (v varies a little with t).
+    at = np.array([1e-2, 1e-3], np.float32)
+    apart = [np.abs(jump(x, jnp.full(5, t), 0.0) - x).max() for t in at]
+    assert apart[1] / apart[0] == pytest.approx(float(P.sigma(at[1]) / P.sigma(at[0])), rel=0.5)
 
 
 @pytest.mark.parametrize(
