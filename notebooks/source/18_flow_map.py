@@ -1402,9 +1402,9 @@ in_latents = {
 plots.image_grid([latent.decode_all(shapes_space, z) for z in in_latents.values()],
                  list(in_latents), "Latents, w = 2: evaluations")  # fmt: skip
 plt.show()
-off_by = {name: float(np.mean((z - in_latents["teacher, 25"]) ** 2))
+latent_off = {name: float(np.mean((z - in_latents["teacher, 25"]) ** 2))
           for name, z in in_latents.items()}  # fmt: skip
-for name, mean_square in off_by.items():
+for name, mean_square in latent_off.items():
     print(f"mean square per latent value to the teacher's 25: {mean_square:.3f} {name}")
 
 # %% [markdown]
@@ -1461,9 +1461,9 @@ for w in (1, 2, 3):
 assert abs(LCM_RECORD["LCM, 1"][2][1] - LCM_RECORD["LCM, 1"][1][1] - 0.04) < 0.005
 assert LCM_MS["DDIM, 25"] > 5 * LCM_MS["LCM, 1"]
 for name, recorded in LCM_FIRST.items():  # float32, summed in another order
-    again_off = off_by[name.replace("LCM", "student").replace("DDIM", "teacher")]
+    again_off = latent_off[name.replace("LCM", "student").replace("DDIM", "teacher")]
     assert abs(again_off / recorded - 1) < 0.02
-assert off_by["student, 1, guided again"] > 3 * off_by["student, 1"]
+assert latent_off["student, 1, guided again"] > 3 * latent_off["student, 1"]
 
 # %% [markdown]
 # The teacher's single evaluation is the mean of all places and colours, almost black, and the judge is right on one in
