@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
 from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser, denoiser
-from diffusion_course.flow_map import Distance, Jump, land, of_denoiser, squared
+from diffusion_course.flow_map import Distance, Jump, consistency_loss, land, of_denoiser, squared
 from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.losses import stratified_times
 from diffusion_course.parameterization import determinant
@@ -141,3 +142,78 @@ def scale_loss(
     told = denoiser(with_scale(model, w, most), p, kind, labels)
     in_units = expand(determinant(kind, p, t) / p.sigma(t), x)
     return jnp.mean(squared(in_units * (told(x, t) - wanted)))
+
+
+def begin_as(student: nnx.Module, teacher: nnx.Module) -> None:
+    """Gives a student its teacher's weights; what it is told besides says nothing yet.
+
+    The embedding of each further number ends in zeros. So the student begins as the teacher,
+    whatever it is told, and the first gradient already reaches that embedding.
+
+    Args:
+      student: as the teacher, and built with extras; it is changed.
+      teacher: without extras.
+
+    Raises: ValueError if the student is told nothing that the teacher is not told, or they differ
+      in anything else.
+    """
+    told, known = (nnx.state(m, nnx.Param) for m in (student, teacher))
+    paths = [{path: leaf.shape for path, leaf in nnx.to_flat_state(s)} for s in (told, known)]
+    new = paths[0].keys() - paths[1].keys()
+    same = all(paths[0].get(path) == shape for path, shape in paths[1].items())
+    if not same or not new or any(path[:2] != ("embed", "extras") for path in new):
+        raise ValueError(
+            "student must be the teacher with extras, and both otherwise alike, got "
+            f"{len(new)} new arrays and {'the same' if same else 'other'} old ones"
+        )
+    nnx.update(student, known)
+    for embedding in student.embed.extras:
+        for parameter in (embedding.second.kernel, embedding.second.bias):
+            parameter[...] = jnp.zeros_like(parameter[...])
+
+
+def scaled_consistency_loss(
+    model, averaged, teacher, p: Process, kind: str, x0: Array, labels: Array, null: int,
+    key: Array, *, steps: int, skip: int, least: float, most: float, distance: Distance = squared,
+) -> Array:  # fmt: skip
+    """Consistency distillation for every guidance scale at once: that of latent consistency models.
+
+    w is drawn uniformly from [least, most] for each example. The teacher's step is guided by w,
+    and both ends of it are mapped to the data by a network that is told the same w and the label:
+    ``f(x_t, t, w) = f(x_s, s, w)``. Guidance is in the teacher's step alone.
+
+    Args:
+      model: ``model(x, t, cond, extras)``, built with ``extras=1``; see `with_scale`.
+      averaged: the same with averaged weights, which carries no gradient.
+      teacher: ``model(x, t, cond)``, trained with label dropout.
+      p: the process.
+      kind: what all of them predict.
+      x0: data [B, …], such as latents.
+      labels: whole numbers [B].
+      null: the teacher's label for "no label".
+      key: a random key.
+      steps: of the grid of times.
+      skip: length of the teacher's step, in steps of the grid; both as in
+        `flow_map.consistency_loss`.
+      least: the smallest scale, at least 0.
+      most: the largest scale, above least.
+      distance: of an error.
+
+    Returns: a scalar.
+    Raises: ValueError for other scales, and as `with_scale`, `guidance.classifier_free_batched` and
+      `flow_map.consistency_loss`.
+    Source: Luo et al. 2023, sections 4.2 and 4.3 (arXiv:2310.04378). Their w is ours less 1.
+    """
+    checks.above("most", most, 0)
+    checks.within("least", least, 0, most, ends="[)")
+    key_scale, key_loss = jax.random.split(key)
+    w = jax.random.uniform(key_scale, x0.shape[:1], jnp.float32, least, most)
+    without = jnp.full_like(jnp.asarray(labels), null)
+
+    def jump(network):
+        return of_denoiser(denoiser(with_scale(network, w, most), p, kind, labels))
+
+    return consistency_loss(
+        jump(model), jump(averaged), p, kind, x0, key_loss, steps=steps, skip=skip,
+        teacher=classifier_free_batched(teacher, p, kind, labels, without, w), distance=distance,
+    )  # fmt: skip

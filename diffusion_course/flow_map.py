@@ -253,6 +253,7 @@ def consistency_loss(
     key: Array,
     *,
     steps: int,
+    skip: int = 1,
     teacher: Denoiser | None = None,
     distance: Distance = squared,
 ) -> Array:
@@ -270,17 +271,20 @@ def consistency_loss(
       x0: data [B, …].
       key: a random key.
       steps: of the grid 1/steps, 2/steps, … 1 of times.
+      skip: how many steps of this grid the neighbour is away, at most; it is never behind t = 0.
       teacher: the denoiser of the first step, which may be guided; None for training.
       distance: of an error.
 
-    Raises: ValueError for fewer than one step.
+    Raises: ValueError for fewer than one step, or a skip that is no part of the grid.
     Source: Song et al. 2023, algorithms 2 and 3 (arXiv:2303.01469); no average for training:
-    Song & Dhariwal 2024, section 3.2 (arXiv:2310.14189).
+    Song & Dhariwal 2024, section 3.2 (arXiv:2310.14189); skip: Luo et al. 2023, section 4.3
+    (arXiv:2310.04378), there k.
     """
+    skip = checks.integer("skip", skip, 1, checks.integer("steps", steps, 1))
     key_time, key_noise = jax.random.split(key)
     t = _grid_times(key_time, x0, steps)
     eps = jax.random.normal(key_noise, x0.shape)
-    x, before, end = add_noise(p, x0, eps, t), jnp.maximum(t - 1 / steps, 0), jnp.zeros_like(t)
+    x, before, end = add_noise(p, x0, eps, t), jnp.maximum(t - skip / steps, 0), jnp.zeros_like(t)
     if teacher is None:
         neighbour = add_noise(p, x0, eps, before)
     else:

@@ -307,6 +307,31 @@ def test_chapter_25_shows_the_recorded_marks_and_times():
         assert in_chapter("25_product", told) == found
 
 
+def test_chapter_18_shows_the_recorded_latent_students_of_these_weights():
+    found = record("latent_consistency")
+    shown, other, times, first, floor = (
+        in_chapter("18_flow_map", f"LCM_{name}")
+        for name in ("RECORD", "OTHER", "MS", "FIRST", "FLOOR")
+    )
+    assert found["seeds"] == [0, 1, 2] and found["samples"] == 240 and found["first"]["count"] == 12
+    assert set(shown) | {"other noise"} == set(found["rows"])
+    for name, by_scale in shown.items():
+        assert list(by_scale) == [1, 2, 3]
+        for w, (distances, share, mean_square) in by_scale.items():
+            draws = found["rows"][name][f"w={w}"]
+            assert distances == pytest.approx([d["frechet"] for d in draws], abs=5.1e-3)
+            for told, what in ((share, "accuracy"), (mean_square, "to_teacher")):
+                assert told == pytest.approx(sum(d[what] for d in draws) / 3, abs=5.1e-4)
+    for w, told in other.items():
+        assert told == pytest.approx(sum(found["rows"]["other noise"][f"w={w}"]) / 3, abs=5.1e-4)
+    for name, told in first.items():
+        assert told == pytest.approx(found["first"]["to_teacher"][name], abs=5.1e-4)
+    assert times == pytest.approx({n: found["milliseconds"][n] for n in times}, abs=0.051)
+    assert floor == pytest.approx(found["floor"], abs=5.1e-3)
+    assert found["student_sha256"] == weights.load("shapes_lcm").card.sha256
+    assert found["teacher_sha256"] == weights.load("shapes_latent").card.sha256
+
+
 def test_chapter_24_shows_the_recorded_molecules():
     found = record("molecules")["rows"]
     right = (0.95, 1.475, 0.95)  # of the bonds, in ångström

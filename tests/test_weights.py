@@ -57,7 +57,8 @@ def test_a_student_has_its_teachers_network():
     for name, recipe in recipes.RECIPES.items():
         if isinstance(recipe, recipes.ConsistencyRecipe):
             teacher = released(recipe.teacher).card
-            told = recipe.model, recipe.process, recipe.kind
+            of_student = {name: v for name, v in recipe.model.items() if name != "extras"}
+            told = of_student, recipe.process, recipe.kind
             assert told == (teacher.model, teacher.process, teacher.kind), name
             assert released(name).card.recipe["teacher_sha256"] == teacher.sha256, name
 
@@ -341,8 +342,13 @@ def test_every_recipe_fits_its_data(name):
     loss, x, labels = objective(recipe), examples.x[:8], examples.labels[:8]
     if isinstance(recipe, recipes.CaptionRecipe):
         x, labels = (array[:8] for array in recipes.objectives_text.examples(recipe, examples))
-    if isinstance(recipe, recipes.LatentRecipe):
-        assert recipes.RECIPES[recipe.autoencoder].options == recipe.options
+    if isinstance(recipe, recipes.LatentRecipe | recipes.LatentConsistencyRecipe):
+        of_coder = recipes.RECIPES[recipe.autoencoder].options
+        assert of_coder.keys() == recipe.options.keys()
+        # A student needs no more than some of its teacher's images.
+        assert all(recipe.options[k] == v for k, v in of_coder.items() if k != "n")
+        whole = recipe.options == of_coder
+        assert whole or (recipe.options["n"] < of_coder["n"] and hasattr(recipe, "teacher"))
         space = latent_space_of(recipes.RECIPES[recipe.autoencoder])
         x = np.zeros((8, *space.shape(x.shape[1:])), np.float32)
 
@@ -570,6 +576,12 @@ TINY_LATENT = recipes.LatentRecipe(
     scales=(0.0, 1.0), samples=20, sampling_steps=2,
 )  # fmt: skip
 
+TINY_LCM = recipes.LatentConsistencyRecipe(
+    dataset="digits", model=TINY_LATENT.model | {"extras": 1}, process={"name": "vp_cosine"},
+    kind="v", teacher="digits_latent", autoencoder="digits_vae", guidance=1.5, least=1.0, most=3.0,
+    grid=8, skip=2, huber=0.1, steps=3, batch_size=16, samples=20, evaluations=(1, 3),
+)  # fmt: skip
+
 
 def test_an_autoencoder_and_a_model_of_its_latents_are_trained_by_their_recipes(
     tmp_path, monkeypatch
@@ -613,6 +625,21 @@ def test_an_autoencoder_and_a_model_of_its_latents_are_trained_by_their_recipes(
     assert about.recipe["autoencoder_sha256"] == card.load_card(path).sha256
     assert about.metrics["w=1"]["samples"] == 20 and about.metrics["w=1"]["nearest"] > 0
 
+    monkeypatch.setitem(recipes.RECIPES, "digits_lcm", TINY_LCM)
+    student, others = recipes.prepared(TINY_LCM)[::2]
+    told = others["teacher"], {"x": z[:3], "t": jnp.full(3, 0.5), "cond": jnp.arange(3)}
+    np.testing.assert_array_equal(student(**told[1], extras=jnp.ones((3, 1))), told[0](**told[1]))
+    of_teacher, about = about, card.load_card(recipes.train("digits_lcm", out=tmp_path))
+    assert about.recipe["teacher_sha256"] == of_teacher.sha256
+    assert [(q["steps"], q["w"], q["samples"]) for q in about.metrics.values()] == [
+        (1, 1.5, 20), (3, 1.5, 20)
+    ]  # fmt: skip
+    generate = recipes.few_steps(TINY_LCM, 1)
+    start, model = z[:3], weights.load("digits_lcm").model
+    drawn = [generate(model, jax.random.key(0), start, np.arange(3), *w) for w in ((), (1.5,))]
+    np.testing.assert_allclose(*drawn, atol=1e-6)
+    assert np.abs(generate(model, jax.random.key(0), start, np.arange(3), 3.0) - drawn[0]).max() > 0
+
 
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -625,6 +652,21 @@ def test_an_autoencoder_and_a_model_of_its_latents_are_trained_by_their_recipes(
 def test_bad_settings_of_an_autoencoders_recipe_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY_VAE, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"skip": 9}, "skip must be a whole number"),
+        ({"least": 3.0}, r"least must be in \[0, 3(.0)?\)"),
+        ({"most": 0.0}, "most must be"),
+        ({"guidance": 4.0}, r"guidance must be in \[1"),
+        ({"model": {"num_classes": 10}}, "model must be a dict with num_classes and extras"),
+    ],
+)
+def test_bad_settings_of_a_latent_students_recipe_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY_LCM, **settings)
 
 
 VALID = {"dataset": "digits", "model": {"class": "UNet", "num_classes": 10}, "steps": 10}

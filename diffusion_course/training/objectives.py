@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_course import cascade, flow_map, latent, losses, rollouts, weights
+from diffusion_course import cascade, distillation, flow_map, latent, losses, rollouts, weights
 from diffusion_course.denoiser import denoiser
 from diffusion_course.guidance import classifier_free_batched
 from diffusion_course.training import update
@@ -15,6 +15,7 @@ from diffusion_course.training.recipe import (
     ClipRecipe,
     ConsistencyRecipe,
     DiffusionRecipe,
+    LatentConsistencyRecipe,
     MeanFlowRecipe,
 )
 
@@ -110,6 +111,26 @@ def consistency_objective(recipe: ConsistencyRecipe) -> update.Loss:
             jump(model, labels), jump(averaged, labels), p, kind, x, key,
             steps=recipe.grid, teacher=guided, distance=distance,
         )  # fmt: skip
+
+    return loss
+
+
+def latent_consistency_objective(recipe: LatentConsistencyRecipe) -> update.Loss:
+    """The loss of a latent consistency model, for `loop.fit` with a teacher and averaged weights.
+
+    Args:
+      recipe: its process, kind, grid, skip, least, most and huber are used.
+
+    Returns: ``loss(model, x, labels, key, *, teacher, averaged) -> scalar``; x are latents.
+    """
+    p, null = weights.build_process(recipe.process), recipe.model["num_classes"]
+    settings = {"steps": recipe.grid, "skip": recipe.skip, "least": recipe.least}
+    settings |= {"most": recipe.most, "distance": flow_map.pseudo_huber(recipe.huber)}
+
+    def loss(model, x, labels, key, *, teacher, averaged):
+        return distillation.scaled_consistency_loss(
+            model, averaged, teacher, p, recipe.kind, x, labels, null, key, **settings
+        )
 
     return loss
 

@@ -274,6 +274,38 @@ class ConsistencyRecipe(_FewSteps):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentConsistencyRecipe(ConsistencyRecipe):
+    """Every setting of a latent consistency model: the teacher works in latents, and w is told.
+
+    Attributes:
+      dataset, steps, batch_size, learning_rate, ema, seed, options, process, kind, evaluations,
+        samples, teacher, grid, huber: as in `ConsistencyRecipe`; the dataset is one of images, and
+        the teacher one of latents.
+      model: the teacher's, with ``extras = 1``.
+      guidance: w at which the student is measured.
+      autoencoder: name of released weights, the teacher's.
+      skip: length of the teacher's steps, in steps of the grid.
+      least: the smallest w that the student learns.
+      most: the largest.
+
+    Raises: ValueError for a value outside its range.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("num_classes", "extras")
+    autoencoder: str
+    skip: int
+    least: float
+    most: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.integer("skip", self.skip, minimum=1, maximum=self.grid)
+        checks.above("most", self.most, 0)
+        checks.within("least", self.least, 0, self.most, ends="[)")
+        checks.within("guidance", self.guidance, self.least, self.most)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeanFlowRecipe(_FewSteps):
     """Every setting of the training of a mean velocity from nothing.
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from diffusion_course import checks, data, flow_map, latent, sampling, weights
+from diffusion_course import checks, data, distillation, flow_map, latent, sampling, weights
 from diffusion_course.data import Dataset, toy2d
 from diffusion_course.denoiser import denoiser
 from diffusion_course.evaluation import metrics, points, quality, reconstructions
@@ -35,6 +35,7 @@ from diffusion_course.training.objectives import (
     clip_objective,
     consistency_objective,
     diffusion_objective,
+    latent_consistency_objective,
     mean_flow_objective,
 )
 from diffusion_course.training.objectives_text import (
@@ -50,6 +51,7 @@ from diffusion_course.training.recipe import (
     ClipRecipe,
     ConsistencyRecipe,
     DiffusionRecipe,
+    LatentConsistencyRecipe,
     LatentRecipe,
     MeanFlowRecipe,
 )
@@ -78,6 +80,7 @@ __all__ = [
     "ContrastiveRecipe",
     "ControlRecipe",
     "DiffusionRecipe",
+    "LatentConsistencyRecipe",
     "LatentRecipe",
     "MeanFlowRecipe",
     "Recipe",
@@ -95,6 +98,7 @@ __all__ = [
     "examples",
     "few_steps",
     "judge_for",
+    "latent_consistency_objective",
     "mean_flow_objective",
     "measure",
     "names",
@@ -153,7 +157,10 @@ def _start(recipe: Recipe, dtype: str) -> tuple[nnx.Module, dict]:
     model = weights.build(recipe.model, recipe.seed, dtype)
     if isinstance(recipe, ConsistencyRecipe):
         teacher = weights.load(recipe.teacher).model
-        nnx.update(model, nnx.state(teacher, nnx.Param))
+        if isinstance(recipe, LatentConsistencyRecipe):
+            distillation.begin_as(model, teacher)
+        else:
+            nnx.update(model, nnx.state(teacher, nnx.Param))
         return model, {"teacher": teacher, "averaged": True}
     if isinstance(recipe, AutoencoderRecipe):
         return model, {"teacher": weights.load(recipe.judge).model}
@@ -176,7 +183,7 @@ def examples(recipe: Recipe, dataset: Dataset) -> Dataset | tuple[np.ndarray, np
 
     Returns: what `data.batches` takes.
     """
-    if isinstance(recipe, LatentRecipe):
+    if isinstance(recipe, LatentRecipe | LatentConsistencyRecipe):
         space = weights.latent_space(recipe.autoencoder)
         return latent.encode_all(space, dataset.x), dataset.labels
     if isinstance(recipe, CaptionRecipe):
@@ -192,6 +199,7 @@ _OBJECTIVES = {
     DiffusionRecipe: diffusion_objective,
     LatentRecipe: diffusion_objective,
     ConsistencyRecipe: consistency_objective,
+    LatentConsistencyRecipe: latent_consistency_objective,
     MeanFlowRecipe: mean_flow_objective,
     AttributesRecipe: attributes_objective,
     TextRecipe: diffusion_objective,
@@ -279,15 +287,20 @@ def few_steps(recipe: ConsistencyRecipe | MeanFlowRecipe, evaluations: int) -> C
       evaluations: of the network for each example, at least 1.
 
     Returns: ``generate(model, key, start, labels) -> x0``, with standard normal starts [n, …] and
-      labels [n]. A consistency model draws new noise between its evaluations.
+      labels [n]. A consistency model draws new noise between its evaluations. A latent one makes
+      latents, and takes w as one more argument, by default the recipe's.
     """
     p, times = weights.build_process(recipe.process), sampling.uniform(evaluations)
+    told = isinstance(recipe, LatentConsistencyRecipe)
 
     @jax.jit
-    def generate(model, key, start, labels):
+    def generate(model, key, start, labels, w=None):
         if isinstance(recipe, MeanFlowRecipe):
             jump = flow_map.network_jump(model, p, recipe.kind, labels)
             return sampling.sample(flow_map.jumps(p), jump, start, times, key)[0]
+        if told:
+            w = recipe.guidance if w is None else w
+            model = distillation.with_scale(model, w, recipe.most)
         D = denoiser(model, p, recipe.kind, labels)
         return sampling.sample(flow_map.consistency(p), D, start, times, key)[0]
 
@@ -295,16 +308,21 @@ def few_steps(recipe: ConsistencyRecipe | MeanFlowRecipe, evaluations: int) -> C
 
 
 def _measure_few_steps(recipe, model: nnx.Module, train: Dataset, test: Dataset) -> dict:
-    expert = judge_for(recipe.dataset)
+    latents = isinstance(recipe, LatentConsistencyRecipe)
+    space = weights.latent_space(recipe.autoencoder) if latents else None
+    shape = train.x.shape[1:]
+    expert = fitted(judge_for(recipe.dataset), shape)
     real = quality.reference(expert, train, test, recipe.samples)
     labels = np.arange(recipe.samples) % train.num_classes
     key_start, key = jax.random.split(jax.random.key(1))
-    start = jax.random.normal(key_start, (recipe.samples, *train.x.shape[1:]))
+    inside = space.shape(shape) if latents else shape
+    start = jax.random.normal(key_start, (recipe.samples, *inside))
     found = {}
     for n in recipe.evaluations:
-        x = few_steps(recipe, n)(model, key, start, labels)
+        x = np.asarray(few_steps(recipe, n)(model, key, start, labels))
+        x = latent.decode_all(space, x) if latents else x
         about = {"w": recipe.guidance, "steps": n}
-        measured = quality.compare(np.asarray(x), labels, expert, real, train, **about)
+        measured = quality.compare(x, labels, expert, real, train, **about)
         found[f"{n} evaluation{'s' if n > 1 else ''}"] = asdict(measured)
     return found
 
