@@ -1,0 +1,73 @@
+"""The script of CI: its exit status is that of what it runs, and it leaves nothing behind."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+COURSE = Path(__file__).resolve().parent.parent
+PASSED = "======================= 2 passed in 0.01s ======================="
+# Stands for the course's: each target leaves a line in a file, and fails where it is asked to.
+MAKEFILE = f"""
+test colab colab-environment:
+\t@echo $@ $(WITHOUT)$(QUARTER) >>"$(CALLS)"
+\t@test "$@" != "$(FAILS)" || {{ echo "$@ cannot go on"; exit 1; }}
+\t@echo "{PASSED}"
+.PHONY: test colab colab-environment
+"""
+
+
+@pytest.fixture
+def run_ci(tmp_path):
+    """Runs `.ci/run` with a Makefile of three lines; gives its result, the targets and what it
+    left among the temporary files."""
+
+    def run(fails=""):
+        copy, programs, temporary = (tmp_path / name for name in ("copy", "programs", "temporary"))
+        shutil.copytree(COURSE / ".ci", copy / ".ci")
+        (copy / "Makefile").write_text(MAKEFILE)
+        programs.mkdir()
+        temporary.mkdir()
+        for name in ("chromium", "bwrap"):  # or it would install them
+            (programs / name).symlink_to(shutil.which("true"))
+        calls = tmp_path / "calls"
+        settings = {"CALLS": str(calls), "FAILS": fails, "TMPDIR": str(temporary)}
+        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [copy / ".ci" / "run"],
+            env=os.environ | settings | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done, sorted(calls.read_text().splitlines()), list(temporary.iterdir())
+
+    return run
+
+
+def test_what_passes_ends_with_success(run_ci):
+    done, targets, left = run_ci()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert targets == ["colab commit", "colab-environment", "test commit"]
+    assert left == []
+    wall_time, results = done.stdout.split("wall time")[1].split("\n\n")
+    assert [line.split("  ")[1] for line in wall_time.splitlines()[1:]] == [
+        "make test",
+        "Colab's versions",
+    ]
+    assert results.splitlines() == [PASSED, PASSED]
+
+
+@pytest.mark.parametrize("fails", ["test", "colab"])
+def test_what_fails_ends_with_failure(run_ci, fails):
+    done, targets, left = run_ci(fails)
+    assert done.returncode != 0 and f"{fails} cannot go on" in done.stdout
+    assert ("colab commit" in targets) == (fails == "colab") and left == []
+
+
+def test_an_environment_that_fails_says_why_and_is_tried_again(run_ci):
+    done, targets, left = run_ci("colab-environment")
+    assert done.returncode == 0 and "colab-environment cannot go on" in done.stdout
+    assert "colab commit" in targets and left == []
