@@ -4,8 +4,8 @@
 
 The two released controls learned by one recipe, with the same seed for as many steps; only the map
 differs. Here both get the maps of the same unseen pictures and the same noise, beside three
-captions: none (w = 0), the picture's own, and one of which all four words are another's (w = 2 for
-both). For each of these, and for no control, it records
+captions: none (w = 0), the picture's own (w = 2), and one of which all four words are another's
+(w = 2, and w = 1, which is no guidance). For each of these, and for no control, it records
 
     mask, edge   intersection over union of silhouettes, and of edges, with those of the picture
     of picture   shares of samples with each attribute of the picture that gave the map, by the
@@ -33,7 +33,7 @@ from diffusion_course.training import captioned, recipes
 
 RESULTS = Path(__file__).parent / "results" / "control_maps.json"
 CONTROLS = {"edges": "shapes_control", "silhouette": "shapes_control_mask"}
-GUIDANCE = {"none": 0.0, "own": 2.0, "another's": 2.0}
+CONDITIONS = (("none", 0.0), ("own", 2.0), ("another's", 2.0), ("another's", 1.0))  # caption, w
 
 
 def contradicting(wanted: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def measure(draws: int) -> dict:
         return sampling.sample(samplers.ddim(p), D, noise, times, jax.random.key(0))[0]
 
     rows = []
-    for caption, w in GUIDANCE.items():
+    for caption, w in CONDITIONS:
         for name in (None, *CONTROLS):
             net = nets[name or "edges"].model
             found = {"control": name, "caption": caption, "w": w, "mask": [], "edge": []}

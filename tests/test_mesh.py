@@ -125,6 +125,9 @@ images = rng.normal(0.2, 0.6, (8, 4, 4, 1)).astype(np.float32), rng.integers(0, 
 mlp = shaken(MLP(2, width=14, num_classes=10, rngs=nnx.Rngs(0)))
 dit = shaken(DiT(4, width=16, depth=2, head_size=4, num_classes=10, positions="rotary",
                  qk_norm=True, rngs=nnx.Rngs(0)))
+reader = shaken(DiT(4, width=16, depth=1, head_size=4, num_classes=5, captions=True,
+                    rngs=nnx.Rngs(0)))
+told = images[0], rng.integers(0, 6, (8, 3))  # 5 fills up short captions
 one, eight = m.device_mesh(devices=devices[:1]), m.device_mesh()
 out = {
     "mlp": {
@@ -136,6 +139,10 @@ out = {
         "one": one_step(dit, images, one),
         "tp": one_step(dit, images, m.device_mesh(1, 2, devices[:2])),
         "all": one_step(dit, images, m.device_mesh(2, 4), fsdp=True),
+    },
+    "reader": {
+        "one": one_step(reader, told, one),
+        "all": one_step(reader, told, m.device_mesh(2, 2, devices[:4])),
     },
 }
 
@@ -200,7 +207,8 @@ def test_sharded_training_follows_the_run_on_one_device(report):
 
 
 @pytest.mark.parametrize(
-    ("model", "layout"), [("mlp", "dp"), ("mlp", "fsdp"), ("dit", "tp"), ("dit", "all")]
+    ("model", "layout"),
+    [("mlp", "dp"), ("mlp", "fsdp"), ("dit", "tp"), ("dit", "all"), ("reader", "all")],
 )
 def test_every_layout_has_the_gradient_of_one_device(layouts, model, layout):
     one, other = layouts[model]["one"], layouts[model][layout]

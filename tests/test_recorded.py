@@ -77,8 +77,11 @@ def test_chapter_15_shows_the_recorded_overlaps_of_two_kinds_of_maps():
     for name, released in (("edges", "shapes_control"), ("silhouette", "shapes_control_mask")):
         path = weights.FOLDER / f"{released}.safetensors"
         assert found["sha256"][name] == card.load_card(path).sha256
-    rows = {(row["caption"], row["control"] or "no control"): row for row in found["rows"]}
-    assert len(rows) == 9
+    rows = {
+        (row["caption"] + ", w = 1" * (row["w"] == 1), row["control"] or "no control"): row
+        for row in found["rows"]
+    }
+    assert len(rows) == 12
     overlap = in_chapter("15_text", "OVERLAP")
     shown = {(caption, name): row[name] for caption, row in overlap.items() for name in row}
     assert {key: pytest.approx(row["mask"], abs=5.1e-4) for key, row in rows.items()} == {
@@ -91,6 +94,7 @@ def test_chapter_15_shows_the_recorded_overlaps_of_two_kinds_of_maps():
         ("POSITION_RIGHT", "none", "of picture", "position"),
         ("SIZE_RIGHT", "none", "of picture", "size"),
         ("CAPTION_WINS", "another's", "of caption", "all"),
+        ("CAPTION_WINS_UNGUIDED", "another's, w = 1", "of caption", "all"),
     ):
         for name, values in in_chapter("15_text", table).items():
             recorded = [draw[what] for draw in rows[caption, name][of]]

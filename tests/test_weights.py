@@ -641,6 +641,12 @@ def test_an_autoencoder_and_a_model_of_its_latents_are_trained_by_their_recipes(
     assert np.abs(generate(model, jax.random.key(0), start, np.arange(3), 3.0) - drawn[0]).max() > 0
 
 
+def test_only_a_student_that_is_told_a_scale_takes_one():
+    generate = recipes.few_steps(recipes.RECIPES["mnist_consistency"], 1)
+    with pytest.raises(ValueError, match="w must be None: a ConsistencyRecipe is told no scale"):
+        generate(None, jax.random.key(0), np.zeros((1, 28, 28, 1)), np.zeros(1, int), w=2.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -84,6 +84,7 @@ class Block(nnx.Module):
             x = self.skip(jnp.concatenate([x, skip], axis=-1))
         six = self.six(told)
         mixed = attention(*self.qkv_of(x, six, angles))
+        # Without a caption, what a block with cross-attention reads is all that it is told.
         return self.finish(x, mixed, six, *((told,) if caption is None else caption))
 
     def six(self, told: Array | None):

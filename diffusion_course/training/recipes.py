@@ -295,6 +295,8 @@ def few_steps(recipe: ConsistencyRecipe | MeanFlowRecipe, evaluations: int) -> C
 
     @jax.jit
     def generate(model, key, start, labels, w=None):
+        if w is not None and not told:
+            raise ValueError(f"w must be None: a {type(recipe).__name__} is told no scale")
         if isinstance(recipe, MeanFlowRecipe):
             jump = flow_map.network_jump(model, p, recipe.kind, labels)
             return sampling.sample(flow_map.jumps(p), jump, start, times, key)[0]

@@ -1,5 +1,7 @@
 """The recipes of the released weights. They are data: nothing runs here."""
 
+from dataclasses import replace
+
 from diffusion_course.training.recipe import (
     AutoencoderRecipe,
     CascadeRecipe,
@@ -41,6 +43,21 @@ _TEXT = {
 }
 
 # Minutes and accuracies are those on the cards of the released weights, trained on a CPU.
+_CONTROL = ControlRecipe(
+    dataset="shapes",
+    model={"class": "ControlNet", "base": _TEXT, "control_channels": 1},
+    process={"name": "vp_cosine"},
+    kind="v",
+    base="shapes_text",
+    judge="shapes_judge",
+    options={"n": 12_000, "size": 32},
+    # For two cores: one epoch. The released ones were stopped after 400 steps, when the map alone
+    # placed every shape.
+    steps=700,
+    batch_size=16,
+    learning_rate=1e-3,
+)
+
 RECIPES: dict[str, Recipe] = {
     "digits": DiffusionRecipe(
         dataset="digits",
@@ -394,35 +411,10 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=2e-3,
         painter="shapes_text",
     ),
-    "shapes_control": ControlRecipe(
-        dataset="shapes",
-        model={"class": "ControlNet", "base": _TEXT, "control_channels": 1},
-        process={"name": "vp_cosine"},
-        kind="v",
-        base="shapes_text",
-        judge="shapes_judge",
-        options={"n": 12_000, "size": 32},
-        # For two cores: one epoch. The released one was stopped after 400 steps, when the edges
-        # alone placed every shape.
-        steps=700,
-        batch_size=16,
-        learning_rate=1e-3,
-    ),
-    "shapes_control_mask": ControlRecipe(
-        dataset="shapes",
-        model={"class": "ControlNet", "base": _TEXT, "control_channels": 1},
-        process={"name": "vp_cosine"},
-        kind="v",
-        base="shapes_text",
-        map="silhouette",
-        judge="shapes_judge",
-        options={"n": 12_000, "size": 32},
-        # As that of edges in everything but the map, and stopped after as many steps: only so does
-        # a difference between the two tell something of the maps.
-        steps=700,
-        batch_size=16,
-        learning_rate=1e-3,
-    ),
+    "shapes_control": _CONTROL,
+    # In everything but the map as that of edges, and stopped after as many steps: only so does a
+    # difference between the two tell something of the maps.
+    "shapes_control_mask": replace(_CONTROL, map="silhouette"),
     "shapes_lora": AdapterRecipe(
         dataset="shapes",
         model={

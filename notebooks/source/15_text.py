@@ -896,6 +896,8 @@ OVERLAP = {
             "silhouette": (0.769, 0.797, 0.778)},
     "another's": {"no control": (0.006, 0.005, 0.006), "edges": (0.006, 0.014, 0.006),
                   "silhouette": (0.008, 0.018, 0.009)},
+    "another's, w = 1": {"no control": (0.005, 0.005, 0.004), "edges": (0.012, 0.021, 0.019),
+                         "silhouette": (0.030, 0.040, 0.016)},
 }  # fmt: skip
 # Without a caption: agreement of the edges, and the share of pictures with the right attribute.
 EDGES_AGREE = {"edges": (0.551, 0.551, 0.512), "silhouette": (0.682, 0.652, 0.663)}
@@ -906,6 +908,8 @@ SIZE_RIGHT = {"edges": (0.896, 0.917, 0.917), "silhouette": (0.958, 0.917, 0.938
 # With another's caption: the share of pictures that have all four attributes which it names.
 CAPTION_WINS = {"no control": (1.0, 1.0, 1.0), "edges": (1.0, 0.979, 1.0),
                 "silhouette": (1.0, 0.979, 1.0)}  # fmt: skip
+CAPTION_WINS_UNGUIDED = {"no control": (1.0, 1.0, 1.0), "edges": (0.958, 0.958, 0.979),
+                         "silhouette": (0.896, 0.875, 0.938)}  # fmt: skip
 for caption, by_control in OVERLAP.items():
     print(f"caption: {caption:10}", *(f"{k} {np.mean(v):.3f}  " for k, v in by_control.items()))
 
@@ -913,7 +917,7 @@ for caption, by_control in OVERLAP.items():
 # @title Checked: without a caption the mask is followed more closely; a caption that contradicts it wins
 assert inverted[0].all() and not (inverted[1] == filled_maps).all()
 assert (striped[1] == filled_maps).all() and not (striped[0] == edge_maps).all()
-no_caption, own_caption, contradicted = OVERLAP.values()
+no_caption, own_caption, contradicted, unguided = OVERLAP.values()
 for name, found in covering.items():  # other noise: 48 pictures, a standard error of at most .03
     assert abs(found.mean() - np.mean(no_caption[name])) < 0.09
 assert min(no_caption["silhouette"]) > max(no_caption["edges"]) + 0.08
@@ -926,7 +930,8 @@ assert 0.4 < np.mean(SHAPE_RIGHT["silhouette"]) < 0.6 and max(SHAPE_RIGHT["edges
 gains = {k: np.subtract(own_caption[k], own_caption["no control"]) for k in ("edges", "silhouette")}
 assert gains["silhouette"].min() > 0.04 and gains["silhouette"].max() < 0.06
 assert gains["edges"].max() < 0.025 and gains["edges"].min() > 0
-assert max(map(max, contradicted.values())) < 0.02
+assert max(map(max, contradicted.values())) < 0.02 and max(map(max, unguided.values())) < 0.05
+assert min(map(min, CAPTION_WINS_UNGUIDED.values())) > 0.87
 for name in ("edges", "silhouette"):  # 144 pictures, and one of them disobeys
     assert round(sum(48 * (1 - share) for share in CAPTION_WINS[name])) == 1
 
@@ -938,10 +943,13 @@ for name in ("edges", "silhouette"):  # 144 pictures, and one of them disobeys
 # border. We did not test it, and there is one training of each map.
 #
 # Beside the right caption (w = 2) the mask adds .04 to .06 to the overlap, edges less than .025.
-#
+
+# %% [markdown]
 # And the caption that contradicts the map wins, with either control: an overlap below .02, and all four attributes
-# of the *caption* in 143 of 144 pictures. In the training caption and map never contradicted each other, so nothing
-# asked the control to insist. **A control is a hint, not a constraint.** Chapter 08 has constraints.
+# of the *caption* in 143 of 144 pictures. Guidance is not the reason: with w = 1 the overlap stays below .05, and the
+# caption wins in more than 87 % of every draw. In the training caption and map never contradicted each other, so nothing
+# asked the control to insist. That is a likely reason; we did not train on contradictions. **A control is a hint, not a
+# constraint.** Chapter 08 has constraints.
 
 # %% [markdown]
 # ## 8 · LoRA: a new word from 24 pictures
