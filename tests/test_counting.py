@@ -72,6 +72,9 @@ def test_a_loop_s_products_count_once_for_each_turn_and_a_gradient_s_are_twice_m
     # A sum over two axes at once.
     two = partial(jnp.einsum, "abc,bcd->ad")
     assert counting.matmul_flops(two, jnp.ones((2, 3, 5)), jnp.ones((3, 5, 7))) == 2 * 2 * 7 * 15
+    # One of two branches runs.
+    either = partial(jax.lax.cond, True, lambda a, b: a @ b[0], lambda a, b: (a + 1) @ b[1])
+    assert counting.matmul_flops(either, a, b) == 2 * 3 * 5 * 5
     # Backwards, each product has one for the gradient of either factor.
     both = jax.value_and_grad(lambda a, b: chain(a, b).sum(), argnums=(0, 1))
     assert counting.matmul_flops(both, a, b) == 3 * 7 * 2 * 3 * 5 * 5
@@ -83,6 +86,9 @@ def test_products_of_unknown_number_are_refused():
 
     with pytest.raises(ValueError, match=r"^function must .*got a while"):
         counting.matmul_flops(endless, jnp.ones((2, 2)))
+    either = partial(jax.lax.cond, True, lambda x: x @ x, lambda x: x)
+    with pytest.raises(ValueError, match=r"^function must .*got a cond"):
+        counting.matmul_flops(either, jnp.ones((2, 2)))
     unet = shape_of(lambda: UNet(1, (32,), rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"^function must .*got a "):
         counting.matmul_flops(lambda m, x, t: m(x, t), unet, jnp.ones((1, 4, 4, 1)), jnp.ones(1))

@@ -1,4 +1,4 @@
-"""The fast convolutions: equal to the plain one, in value and in every derivative."""
+"""The fast convolutions and dense layers equal the plain ones in value and every derivative."""
 
 import re
 
@@ -223,3 +223,50 @@ def test_every_way_has_the_shape_and_dtype_of_the_plain_convolution(size, channe
 def test_a_kernel_of_another_dtype_is_refused():
     with pytest.raises(ValueError, match="kernel must have x's dtype float32, got bfloat16"):
         fast.conv3x3(jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1), jnp.bfloat16))
+
+
+# --------------------------------------------------------------------------------- dense layers
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("lead", [(), (3,), (3, 5), (2, 3, 4)])
+def test_a_dense_layer_is_the_plain_one_in_value_and_every_derivative(lead, with_bias):
+    x, kernel, bias = array(*lead, 6), array(6, 7), array(7) if with_bias else None
+    there = (x, kernel, bias) if with_bias else (x, kernel)
+    moves = tuple(array(*a.shape) for a in there)
+
+    @jax.jit
+    def derivatives(there, moves):
+        def all_of(layer):
+            energy = lambda *there: jnp.sum(jnp.sin(layer(*there)))  # noqa: E731
+            first = jax.grad(energy, tuple(range(len(there))))
+            stacked = jnp.stack([there[0], 2 * there[0]])
+            return (
+                layer(*there),
+                first(*there),
+                jax.jvp(energy, there, moves)[1],
+                jax.jvp(first, there, moves)[1],
+                jax.vmap(lambda x: first(x, *there[1:]))(stacked),
+            )
+
+        return all_of(fast.dense), all_of(fast.plain_dense)
+
+    got, want = derivatives(there, moves)
+    want64 = x.astype(np.float64) @ kernel.astype(np.float64) + (bias if with_bias else 0)
+    assert_close(got[0], want64)
+    for mine, plain in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert_close(mine, plain)
+
+
+def test_each_platform_gets_its_own_dense_layer():
+    def gradient(x, kernel, bias):
+        return jax.grad(lambda *a: jnp.sum(fast.dense(*a) ** 2), (0, 1, 2))(x, kernel, bias)
+
+    shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 5, 6), (6, 7), (7,)))
+    traced = jax.jit(gradient).trace(*shapes)
+    product_of_rows = re.compile(r"dot_general.*tensor<15x")
+    cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "optimization_barrier" in cpu and product_of_rows.search(cpu)
+    for platform in ("cuda", "rocm", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "optimization_barrier" not in text and not product_of_rows.search(text)

@@ -31,15 +31,19 @@ def attend(qkv: Array, heads: int) -> Array:
     return attention(*split_heads(qkv, heads))
 
 
-def split_heads(projected: Array, heads: int, parts: int = 3) -> Array:
-    """Parts (by default queries, keys and values) by head: [B, N, parts·C] -> [parts, B, H, N, d].
+def split_heads(projected: Array, heads: int, parts: int = 3) -> tuple[Array, ...]:
+    """Parts (by default queries, keys and values), each by head: [B, N, parts·C] -> [B, H, N, d].
 
     Raises: ValueError for a width that parts times the heads do not divide.
     """
     batch, tokens, width = projected.shape
     if width % (parts * integer("heads", heads, 1)):
         raise ValueError(f"qkv must have {parts}·heads·n = {parts * heads}·n channels, got {width}")
-    return jnp.moveaxis(projected.reshape(batch, tokens, parts, heads, -1), (2, 3), (0, 2))
+    # First by parts, then by heads: the gradient is then put together in one pass.
+    return tuple(
+        part.reshape(batch, tokens, heads, -1).swapaxes(1, 2)
+        for part in jnp.split(projected, parts, axis=-1)
+    )
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:

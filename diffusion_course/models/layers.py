@@ -60,7 +60,8 @@ def sinusoidal_embedding(
 class Linear(nnx.Linear):
     """A dense layer over the last axis: [..., c_in] -> [..., c_out], computed in `dtype`.
 
-    Weights start uniform with variance 1/c_in, or at zero, and are stored in float32.
+    Computed by `fast.dense`. Weights start uniform with variance 1/c_in, or at zero, and are stored
+    in float32.
     """
 
     def __init__(
@@ -71,6 +72,10 @@ class Linear(nnx.Linear):
         super().__init__(
             c_in, c_out, use_bias=use_bias, kernel_init=_start(zero), dtype=dtype, rngs=rngs
         )
+
+    def __call__(self, x: Array) -> Array:
+        bias = None if self.bias is None else self.bias[...].astype(self.dtype)
+        return fast.dense(x.astype(self.dtype), self.kernel[...].astype(self.dtype), bias)
 
 
 class Conv3x3(nnx.Conv):
