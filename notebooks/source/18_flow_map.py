@@ -1326,7 +1326,7 @@ assert quality["consistency, 2"].mean() > quality["consistency, 1"].mean()
 # %% [markdown]
 # ## 11 · Guidance as an input
 #
-# Our students have $w = 2$ built in. Who wants another $w$ must distil again. There is a better way (Meng et
+# Our students have $w = 2$ built in. For another $w$ we must distil again. There is a better way (Meng et
 # al. 2023): draw $w$ at random for each example, guide the teacher with it, and *tell* the student the number,
 # embedded like the time. In our library that is one number more in `extras`. Afterwards $w$ is a dial again,
 # and each evaluation is one call instead of two.
@@ -1338,11 +1338,11 @@ assert quality["consistency, 2"].mean() > quality["consistency, 1"].mean()
 # its own, and one network $f$ learns the ends of all these paths:
 #
 # $$f(z_t, t, w, c) = f(z_s, s, w, c), \qquad z_s = \text{DDIM's step from } z_t \text{ to } s
-# \text{ with } D_w, \qquad s = t - \tfrac kN$$
+# \text{ with } D_w, \qquad s = \max\bigl(t - \tfrac kN, 0\bigr)$$
 #
 # The right side carries no gradient, and its $f$ has averaged weights. Guidance stands in the teacher's step
-# *alone*; both $f$ are told $w$. Neighbours on a fine grid of $N$ times hardly differ, so the step skips: $k = 20$
-# of $N = 1000$ in the paper, 4 of 100 here, which makes 25 of the teacher's steps from noise to latents. (The
+# *alone*; both $f$ are told $w$. Neighbours on a fine grid of $N$ times hardly differ, so the teacher's step covers
+# $k$ of them: $k = 20$ of $N = 1000$ in the paper, 4 of 100 here, which makes 25 of the teacher's steps from noise to latents. (The
 # paper's $w$ is ours less 1.)
 
 # %% [markdown]
@@ -1354,7 +1354,7 @@ assert quality["consistency, 2"].mean() > quality["consistency, 1"].mean()
 # the student in 4, 2 and 1, and with the teacher in 4 and 1, all with $w = 2$. The teacher makes *two* calls per
 # evaluation: 50 for the first row, 8 and 2 for the others.
 #
-# **Predict, then run.** Somebody knows that guidance needs two calls, and guides the student once more, which has
+# **Predict, then run.** Somebody knows that guidance needs two calls. So they guide the student again, although it has
 # been told $w = 2$ already. Which $w$ does the result have?
 
 
@@ -1409,10 +1409,10 @@ for name, mean_square in latent_off.items():
 
 # %% [markdown]
 # **Recorded** (`benchmarks/latent_consistency.py`): three draws of 240 shapes, from the same noises for every
-# row. For each $w$ you see the Fréchet distance to 12,000 real shapes in the features of chapter 14's judge, three
+# row. DDIM is the teacher, LCM the student; the number counts evaluations. For each $w$ you see the Fréchet distance to 12,000 real shapes in the features of chapter 14's judge, three
 # draws; the share that it recognises; and the mean square difference to the teacher's 25 evaluations, per latent
 # value (of variance 1). The last two are means of the draws. (One set of 240 unseen real shapes has a distance of
-# 3.86, and 1,000 have .64: at 240 most of a distance comes from the number, so a row below 3.86 is not better than
+# 3.86, and 1,000 have .64: at 240 most of a distance comes from the small number of pictures, so a row below 3.86 is not better than
 # real. Compare the rows, draw by draw.)
 
 # %%
@@ -1462,7 +1462,7 @@ for w in (1, 2, 3):
     assert near_of["LCM, 1"] < near_of["LCM, 2"] < near_of["LCM, 4"] < LCM_OTHER[w]
     assert max(full) < LCM_FLOOR
 
-# %%
+# %% tags=["claims"]
 # @title Checked: what w does, what it costs, and the rows that were drawn again here
 # 720 shapes each: a share of .92 has a standard error of .010.
 assert abs(LCM_RECORD["LCM, 1"][2][1] - LCM_RECORD["LCM, 1"][1][1] - 0.04) < 0.005
@@ -1481,20 +1481,21 @@ assert dark.max() < -0.5
 # The teacher's single evaluation is almost black: from noise alone it can only answer with means over all places and
 # colours. The judge is right on one in six, as by chance. **Four calls** of the student are about as near to the data
 # as fifty of the teacher: a little further in each draw with $w=1$, a little nearer in each with $w=3$, by less than
-# one draw differs from another.
-# They are recognised less often at each $w$, by less than one point. **One call** loses something in every draw: it
-# is further from the data than the teacher's fifty, and recognised less often. Some rings and small circles of the
-# picture have fallen apart. But it is nearer than the teacher's four evaluations, which are eight calls. It takes 9 ms
-# of a processor with the decoder, the teacher's fifty calls take 52 ms.
-#
-# And $w$ is a dial: one call that is told 2 is recognised almost 4 points more often than one that is told 1. As in
-# section 8, two and four evaluations leave the teacher's *own* shapes, since each further jump begins with fresh
-# noise. All this is one training of one student.
+# .5. (The teacher's own three draws span .6 to .8.) In the mean of the draws they are recognised less often at each
+# $w$, by less than one point. **One call** loses something in every draw: it is further from the data than the
+# teacher's fifty. It is recognised less often, and some rings and small circles of the picture have fallen apart. But
+# it is nearer than the teacher's four evaluations, which are eight calls. It takes 9 ms of processor time with the
+# decoder, and the teacher's fifty calls take 52 ms.
 
 # %% [markdown]
-# **Guided again**, the student's shapes are over three times as far from the teacher's. For classes that differ in
-# their means alone, $D_w$ moves the mean by $w$, so who guides twice gets $w^2 = 4$ (a test of the library checks
-# this). Here another fault is added: the distillation never asked the student without a label.
+# And $w$ is a dial: one call that is told 2 is recognised almost 4 points more often than one that is told 1. As in
+# section 8, two and four evaluations leave the teacher's *own* shapes. Each further jump begins with fresh noise, so
+# even an exact map would do this. All this is one training of one student.
+
+# %% [markdown]
+# **Guided again**, the student's shapes have over three times the mean square to the teacher's. If a class and the
+# null are normal and differ in their means alone, $D_w$ puts the class's mean $w$ times as far from the null's. So
+# whoever guides twice gets $w^2 = 4$ (a test of the library checks this). Here another fault is added: the distillation never asked the student without a label.
 
 # %% [markdown]
 # **Turbo** models (ADD, Sauer et al. 2023) add the third equation: a discriminator on the one-step result.
