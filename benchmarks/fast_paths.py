@@ -71,6 +71,10 @@ def cases():
         yield f"upsample {size}×{size}×64", _resize, layers.upsample, (x,)
         conv, dense = nnx.Conv(64, 32, (1, 1), rngs=rngs), layers.Linear(64, 32, rngs=rngs)
         yield f"Linear for a 1×1 conv, {size}×{size}, 64→32", conv, dense, (x,)
+    for tokens, c_in, c_out in ((16, 128, 512), (49, 128, 512), (49, 512, 128)):
+        x, kernel, bias = normal(BATCH, tokens, c_in), normal(c_in, c_out), normal(c_out)
+        name = f"dense, {tokens} tokens, {c_in}→{c_out}"
+        yield name, fast.plain_dense, fast.dense_of_rows, (x, kernel, bias)
 
 
 def _resize(x):

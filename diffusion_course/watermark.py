@@ -130,7 +130,8 @@ def needed_correlation(places: int, false_alarms: float = 0.01, misses: float = 
     """The correlation of noise and key at which a picture of so many pixels is found.
 
     The score must have the mean z(false alarms) + z(misses), and it is √d times the correlation.
-    Its own spread is taken as 1; that of marked noise is a little smaller.
+    Its own spread is taken as 1. Where the correlation differs from picture to picture, more are
+    missed.
 
     Args:
       places: d, pixels times channels.

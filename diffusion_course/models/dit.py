@@ -147,7 +147,7 @@ class DiT(Patched):
         return self._pixels(tokens[:, :patches] if others else tokens, emb, x.dtype)
 
     def _through_blocks(self, tokens: Array, told: Array | None, angles=None, caption=None):
-        """A loop over the stacked blocks; with long skips a second one, last output first."""
+        """All blocks in turn; long skips bring the first half's outputs, last first."""
 
         def step(block, tokens, skip):
             return block(tokens, told, skip, angles, caption)

@@ -3,14 +3,15 @@
 Accelerators take XLA's plain operations.
 
 Every function here equals a plain operation in value and in all derivatives: they are made of
-ordinary operations, so that forward mode, second derivatives and `jax.vmap` work too.
-``benchmarks/fast_paths.py`` shows what each one buys.
+ordinary operations (and one rule for a tangent), so that forward mode, second derivatives and
+`jax.vmap` work too. ``benchmarks/fast_paths.py`` shows what each one buys.
 
 Which way runs is decided where a program is lowered, when its platform is known: a function that
 is traced on a computer with a GPU, or exported for a TPU, is traced with both ways and compiled
 with one.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -99,12 +100,18 @@ def dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     """A dense layer over the last axis: as `plain_dense`, on a CPU by `dense_of_rows`.
 
     Args:
-      x: [..., C].
+      x: [..., C]. Of its axes a mesh may cut the first one.
       kernel: [C, O], in x's dtype.
       bias: [O], in x's dtype, or None.
 
     Returns: [..., O], in x's dtype.
+    Raises: ValueError for a kernel of any other shape.
     """
+    if kernel.ndim != 2 or x.shape[-1:] != kernel.shape[:1]:
+        raise ValueError(
+            "x and kernel must have shapes [..., C] and [C, O], "
+            f"got {list(x.shape)} and {list(kernel.shape)}"
+        )
     if x.ndim < 3:
         return plain_dense(x, kernel, bias)
     return _dense_by_platform(x, kernel, bias)
@@ -128,8 +135,8 @@ def dense_of_rows(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     compiler for CPUs writes both arrays out transposed first. And three results read the gradient
     by y (those by x, kernel and bias): it would fuse what computes it into each of the three.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    return _once(plain_dense(rows, kernel, bias)).reshape(*x.shape[:-1], -1)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # of an empty batch, too
+    return _once(plain_dense(rows, kernel, bias)).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 @jax.custom_jvp

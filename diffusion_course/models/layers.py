@@ -75,7 +75,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: Array) -> Array:
         bias = None if self.bias is None else self.bias[...].astype(self.dtype)
-        return fast.dense(x.astype(self.dtype), self.kernel[...].astype(self.dtype), bias)
+        return fast.dense(jnp.asarray(x, self.dtype), self.kernel[...].astype(self.dtype), bias)
 
 
 class Conv3x3(nnx.Conv):
