@@ -62,7 +62,7 @@ def requests(batch: int) -> dict[str, np.ndarray]:
 
 
 def measure(released: weights.Released) -> list[dict]:
-    """Differences and times of the file in onnxruntime beside the jitted model, one thread."""
+    """Differences and times of the file in onnxruntime (one thread) beside the jitted model."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

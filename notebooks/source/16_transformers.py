@@ -195,7 +195,7 @@ print("tokens of the 8×8 digits:", {P: patchify(unseen.x[:1], P).shape[1:] for 
 # %% [markdown]
 # ## 3 · A diffusion transformer, written out
 #
-# A block mixes tokens twice. *Attention* lets every patch read every other one. A *dense network* then works on
+# A block has two parts. *Attention* lets every patch read every other one. A *dense network* then works on
 # each token alone. Both sit on a residual stream: they add to the tokens.
 #
 # Time and label reach the block through its norms. An embedding $c$ of both gives six vectors,
@@ -346,8 +346,8 @@ assert all(share > 0.98 for share in waking[2].values())
 
 # %% [markdown]
 # The network wakes from its end: first the last layer, then the gates and the layer of patches, and in the third
-# step all the rest. So if you test that every parameter has a gradient (chapter 04), test it after a few steps and
-# not at step 0.
+# step all the rest. So if you test that every parameter has changed (chapter 04), test it after a few steps and not
+# after the first.
 #
 # What does the zero buy? Section 7 compares it with gates that start at 1.
 
@@ -392,7 +392,7 @@ for name, value in differs.items():
 #
 # **Rotary positions** (Su et al. 2021) leave the tokens alone and *turn* queries and keys instead. Take two channels
 # as a complex number $z$, and multiply it by $e^{im\omega}$. In the product of a query at $m$ with a key at $m'$,
-# only $e^{i(m-m')\omega}$ is left. So the logit depends on the offset alone, whatever the weights. In two
+# only $e^{i(m-m')\omega}$ is left. So places enter the logit through their offset alone, whatever the weights. In two
 # dimensions half of the pairs turn with the row and half with the column.
 
 
@@ -462,13 +462,16 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: in every block the number of patches looked at falls with the noise, from over 11 to under 10
 counts = np.array([how_many[t] for t in levels])
-assert (np.diff(counts, axis=0) < 0).all() and counts[0].min() > 11 and counts[-1].max() < 10
+assert (np.diff(counts, axis=0) < 0).all()
+assert counts[0].min() > 11.5 and counts[0].max() < 14.5
+assert counts[-1].min() > 7.5 and counts[-1].max() < 10
 np.testing.assert_allclose(looks[0.05].sum(-1), 1, atol=1e-5)
 
 # %% [markdown]
-# In this network a patch looks around nearly evenly when the digit is clean, and chooses its sources when there is
-# much noise. If a noisy patch needs the others more, then the gates should be wider open at high noise. We ask our
-# network, and also the course's **released** DiT: MNIST, 49 tokens of 128 channels, 15,000 steps.
+# In this network a patch takes from 12 to 14 of the 16 patches when the digit is nearly clean, and from 8 to 10 when
+# there is much noise: then it chooses more. If a noisy patch needs the others more, then the gates should be wider
+# open at high noise. We ask our network, and also the course's **released** DiT: MNIST, 49 tokens of 128 channels,
+# 15,000 steps.
 #
 # **Predict, then run.** How much wider are the gates at $t = 0.95$ than at $t = 0.05$?
 
@@ -558,7 +561,7 @@ fewer = {way: 1 - n / counted["adaln-zero"] for way, n in counted.items()}
 assert abs(fewer["cross-attention"] - 0.13) < 0.005 and abs(fewer["in-context"] - 0.34) < 0.005
 assert max(operations, key=operations.get) == "cross-attention"
 assert operations["adaln-zero"] < min(operations["in-context"], operations["cross-attention"])
-assert abs(sum(of_xl["adaln-zero"].values()) / 675e6 - 1) < 0.01
+assert abs(sum(of_xl["adaln-zero"].values()) / 675e6 - 1) < 0.002
 for way in dit.CONDITIONING:  # the formulas count what the networks have
     assert counted[way] == sum(
         counting.dit_parameters(8, 1, **SHAPE, num_classes=10, conditioning=way).values()
@@ -566,7 +569,7 @@ for way in dit.CONDITIONING:  # the formulas count what the networks have
 
 # %% [markdown]
 # Nobody is wrong. PixArt-α's blocks have cross-attention to the text as well, and $6/22$ is 27 %. The library's
-# formulas give DiT-XL/2 the 675 million parameters of its paper. (`learned_variance` doubles the output channels:
+# formulas give DiT-XL/2 676 million parameters, and its paper says 675. (`learned_variance` doubles the output channels:
 # published DiTs say a variance as well, as in chapter 05.)
 #
 # What does each way buy? Here is a *recorded* benchmark (`benchmarks/transformer_parts.py`). Every row is section
@@ -633,12 +636,12 @@ for found, recorded in zip(again, RECORDED_PARTS["adaLN-Zero"], strict=True):
     assert abs(found - recorded[0]) < 4 * np.std(recorded, ddof=1)
 
 # %% [markdown]
-# - **Positions** matter most. Without them the error nearly doubles.
-# - **adaLN-Zero** leads. Cross-attention has 14 % more error and in-context tokens 26 % more. They need more operations
-#   and have fewer parameters (13 % and 34 % fewer). (DiT's paper has adaLN-Zero ahead of both as well.) These rows change the *whole* design: their blocks
-#   have no gates either.
-# - **adaLN-single** saves nearly a quarter of our parameters and has 2 to 4 % more error. Gates that start **at 1** cost
-#   3 %: that is what the zero buys here. Three seeds do not tell these two apart.
+# - **Positions** matter most in this table. Without them the error nearly doubles.
+# - **adaLN-Zero** leads. Cross-attention has 14 % more error and in-context tokens 26 % more. They need more
+#   operations and have fewer parameters (13 % and 34 % fewer). DiT's paper has adaLN-Zero ahead of both as well.
+#   These rows change the *whole* design: their blocks have no gates either.
+# - **adaLN-single** saves nearly a quarter of our parameters and has 2 to 4 % more error. Gates that start **at 1**
+#   cost 3 %: that is what the zero buys here. Three seeds do not tell these two apart.
 # - **Rotary** positions are worse here, in each seed. Our digits are centred, so the absolute place says much, and
 #   rotary positions say offsets only. That reading we did not test.
 # - **Long skips** (section 10) did not help: each seed has more error, by .5 to 3 %. **Normalised queries and
@@ -658,11 +661,13 @@ for found, recorded in zip(again, RECORDED_PARTS["adaLN-Zero"], strict=True):
 # says "118.64 Gflops": do we agree?
 
 # %%
+of_paper = {}
 for width, depth, head_size, in_paper in ((384, 12, 64, 6.06), (768, 12, 64, 23.01),
                                           (1024, 24, 64, 80.71), (1152, 28, 72, 118.64)):  # fmt: skip
     flops = counting.dit_flops(32, 4, patch=2, width=width, depth=depth, head_size=head_size,
                                num_classes=1000, learned_variance=True)  # fmt: skip
     total = sum(flops.values())
+    of_paper[in_paper] = total / 2e9  # in the paper's convention
     print(f"width {width:4}: {total / 1e9:6.2f} billion operations, half of it {total / 2e9:6.2f}, "
           f"paper {in_paper:6.2f};  N² has {flops['scores'] / total:.1%}")  # fmt: skip
 by_formula = sum(counting.dit_flops(8, 1, **SHAPE, num_classes=10).values())
@@ -674,7 +679,7 @@ print(f"our small DiT: {by_formula} by the formula, {by_tracing} in the program"
 # The paper's "Gflops" are half of ours: it counts a multiplication with its addition as *one*. Many papers do. Ask
 # which convention a table uses before you compare two tables.
 #
-# So $N^2$ hardly costs *time* at this size. What hurts is **memory**: each head writes an $N \times N$ matrix of
+# So $N^2$ adds few *operations* at this size. What hurts is **memory**: each head writes an $N \times N$ matrix of
 # weights. A *fused* attention (Dao et al. 2022, FlashAttention) never writes it. It reads the keys in pieces and
 # keeps three running sums per query: the largest logit $m$, the sum of $e^{\text{logit}-m}$, and the sum of values
 # with these weights. When a piece brings a larger $m$, the old sums shrink by $e^{m_\text{old}-m_\text{new}}$. The
@@ -731,7 +736,8 @@ assert all(plain[1] == 4 * N**2 and fast[1] == 4 * N * 64 for N, (plain, fast) i
 # %% tags=["claims"]
 # @title Checked: formula and program agree; the paper's numbers are half of ours, within .1 %; N² is 3.6 % of DiT-XL/2
 assert by_formula == by_tracing
-assert abs(total / 2e9 / 118.64 - 1) < 1e-3 and abs(flops["scores"] / total - 0.036) < 5e-4
+assert all(abs(ours / theirs - 1) < 1e-3 for theirs, ours in of_paper.items())
+assert abs(flops["scores"] / total - 0.036) < 5e-4
 small = counting.dit_flops(32, 4, patch=2, width=384, depth=12, head_size=64, num_classes=1000)
 assert abs(sum(small.values()) / 2e9 / 6.06 - 1) < 3e-3  # without the variances' outputs
 at_6C = counting.dit_flops((96, 96), 1, patch=1, width=1536, depth=1)  # 9216 tokens are 6·1536
@@ -1126,6 +1132,8 @@ assert max(RECORDED_TARGETS["x0", 64][1]) < min(min(d) for _, d in RECORDED_PART
 assert abs(p.sigma(0.99) / p.alpha(0.99) - 64) < 1
 flops_of_token = counting.dit_flops(8, 1, patch=8, width=64, depth=2, head_size=16, num_classes=10)
 assert 10 * sum(flops_of_token.values()) < by_formula
+assert abs(np.mean(relative_to_x0["v", 64]) - 1.10) < 0.01 and relative_to_x0["eps", 16].min() > 3.8
+assert np.mean(RECORDED_TARGETS["v", 64][1]) > 4 * np.mean(RECORDED_TARGETS["x0", 64][1])
 
 # %% [markdown]
 # With 16 channels, $\hat v$ has a fifth more error than $\hat x_0$, and the samples are lost: a part of the noise
@@ -1136,9 +1144,10 @@ assert 10 * sum(flops_of_token.values()) < by_formula
 #
 # And see the wide $\hat x_0$: its distance is less than half of the best in section 7's table, with a tenth of the
 # operations. Those networks predict $v$, have another loss, and draw from $t = 1$, so more than one thing differs.
-# By the Fréchet distance the target matters as much as positions do: $\hat v$ has over four times the distance of
-# $\hat x_0$ here, and a DiT without positions four times that of section 7's. By the error it matters less (10 %
-# against 88 %). Ask your own data before you believe either table.
+# By the Fréchet distance the target matters as much as positions do: at width 64 $\hat v$ has over four times the
+# distance of $\hat x_0$, and a DiT without positions four times that of section 7's. By the error, $\hat v$ costs
+# 10 % there, $\hat\varepsilon$ at width 16 almost 300 %, and no positions 88 % (of another loss). Ask your own data
+# before you believe either table.
 
 # %% [markdown]
 # ## 13 · The field, counted
@@ -1181,10 +1190,10 @@ for name, (_, _, stated, _, _) in PUBLISHED.items():
 # - FLUX.1 [dev]: its published code and model card (Black Forest Labs 2024). After 19 joint blocks come 38 blocks
 #   with *one* set of weights for both streams, and a single gate. It has learned its guidance (chapter 18), so a
 #   step costs one evaluation.
-# - JiT-B/16: Li & He 2025. It predicts $x_0$ from patches of $16 \cdot 16 \cdot 3 = 768$ pixels.
+# - JiT-B/16: Li & He 2025. It predicts $x_0$ from patches of $16 \cdot 16 \cdot 3 = 768$ numbers.
 #
-# PixArt-α's recipe is also famous for its *stages*: first images and labels, then images and captions, then few,
-# good images at high resolution.
+# PixArt-α's recipe is also famous for its *stages*: first images and labels, then images and captions, then
+# beautiful images at high resolution.
 
 # %% [markdown]
 # ## 14 · Explore: gates that open
@@ -1263,7 +1272,7 @@ plots.image_grid([ten_digits[200], dead_digits], ["right", "two zeros"], "After 
 plt.show()
 
 # %% tags=["claims"]
-# @title Checked: with two zeros the gates stay exactly shut and no patch hears another, yet the loss falls by over a third
+# @title Checked: with two zeros the gates stay shut and no patch hears another, yet the loss falls by over a third
 assert (np.asarray(gates(dead_run.ema)) == 0).all()
 off_diagonal = ~np.eye(16, dtype=bool)
 assert (sensitivity["two zeros"][off_diagonal] == 0).all() and (sensitivity["right"] > 0).all()
@@ -1278,7 +1287,7 @@ assert late["two zeros"] > 1.2 * late["right"]  # means of 50 batches; the same 
 #
 # **The lesson.** One zero in every branch, never two. (LoRA's two matrices follow the same rule. The zero in the
 # network's last layer does no harm: the tokens reach it past the gates, so it wakes at once.) And a simple test finds
-# the mistake: after three steps *every* parameter must have a gradient.
+# the mistake: after three steps *every* parameter must have a gradient (in a batch that holds every label).
 
 # %% [markdown]
 # ## 16 · What to inspect
@@ -1302,8 +1311,8 @@ assert late["two zeros"] > 1.2 * late["right"]  # means of 50 batches; the same 
 #    together. A branch with two zeros is dead.
 # 3. A block has $4 + 8 + 6$ times $C^2$ parameters, and $24NC^2 + 4N^2C$ operations. $N^2$ hurts in memory first, and a
 #    fused attention cures that exactly.
-# 4. On our digits positions and the way of conditioning matter most; adaLN-Zero leads. Long skips and normalised
-#    queries bought nothing here. More operations help, but at equal operations the shape still matters.
+# 4. Of section 7's changes, positions and the way of conditioning matter most; adaLN-Zero leads. Long skips and
+#    normalised queries bought nothing there. On MNIST more operations help, but at equal operations the shape matters.
 # 5. If a patch has more numbers than its token, let the network say $\hat x_0$.
 #
 # **Exercises:** [16 · exercises](../exercises/16_transformers.ipynb).

@@ -641,7 +641,7 @@ assert chi["σ_y halved"] > 100 and ends["σ_y halved"] > 150
 # units of $\sigma_y$. The true picture has 1, because the ruler errs. The **recognised share** is the share in
 # which the judge (chapter 07's classifier) sees the true digit. 36 pictures know it to about $\pm 0.07$.
 #
-# **Predict, then run.** DDNM agrees with $y$ perfectly, to the last digit. What will it make of a *blurred* $y$?
+# **Predict, then run.** DDNM agrees with $y$ exactly. What will it make of a *blurred* $y$?
 
 # %%
 digits = weights.load("digits").model
@@ -725,9 +725,9 @@ assert (
 # bad sign: the truth has 1.**
 #
 # DPS and ΠGDM know that the ruler errs. The judge recognises more of their deblurred digits than of the blurred
-# $y$ itself. But the linear estimate, which knows only the mean digit and $\sigma_y$, is recognised as often: for
-# a blur the gain comes from using $\sigma_y$. For the missing pixels it is not enough, and there DPS and ΠGDM are
-# far ahead.
+# $y$ itself. But the linear estimate, which knows the blur, the mean digit, one variance for all pixels and $\sigma_y$,
+# is recognised as often. With $\sigma_y = 0$ it would be $A^+ y$, which is hardly ever recognised: for a blur the gain
+# comes from using $\sigma_y$. For the missing pixels it is not enough, and there DPS and ΠGDM are far ahead.
 #
 # A draw from the posterior has a consistency of 1, as the truth does. DPS has 0.7 for the missing pixels: it has
 # copied a part of the noise. ΠGDM has 1.15 for the blocks. With 3 % of error, this already says that neither
@@ -746,7 +746,8 @@ print("what the judge sees:", *("".join(map(str, row)) for row in seen_as))
 
 # %% tags=["claims"]
 # @title Checked: two thumbnails are clear to the judge, one is not
-assert sorted(len(set(row)) for row in seen_as.tolist()) == [1, 1, 2]
+assert [len(set(row)) for row in seen_as.tolist()] == [1, 2, 1]
+assert grades["blur", "A⁺y"][1] < 0.3 and CAMERAS["blur"].rank == 64
 
 # %% [markdown]
 # For two of the three thumbnails the judge sees one digit in all twelve draws. The one in the middle is seen as
@@ -886,6 +887,13 @@ assert runs["led by DPS"][2][:, -1].mean() > 0.8 * runs["led by ΠGDM"][2][:, -1
 assert estimates["led by DPS"][0] < z_chain / 2 and abs(share_chain - right_share) < 0.04
 scatter_of = {team: runs[team][0].std() / runs[team][0].mean() for team in TEAMS}
 assert scatter_of["led by DPS"] > 2 > 0.5 > scatter_of["led by ΠGDM"]
+silent = lambda x, t: jnp.zeros(len(x))  # no reward: how rare the model's own paths are
+path_scatter = {
+    team: float(np.std(particles.smc(
+        TEAMS[team][0], silent, small_start, fine, jax.random.key(27), 0.0
+    ).log_weights)) for team in ("led by ΠGDM", "led by DPS")
+}  # fmt: skip
+assert path_scatter["led by DPS"] > 30 > 10 > path_scatter["led by ΠGDM"]
 assert abs(z_chain - np.exp(exact.log_evidence)) > 3 * z_error  # 50 steps of DDPM are not exact
 
 # %% [markdown]
@@ -898,12 +906,13 @@ assert abs(z_chain - np.exp(exact.log_evidence)) > 3 * z_error  # 50 steps of DD
 # %% [markdown]
 # The team led by DPS is unbiased too, and its mean is far too low. Its $\hat Z$ is nearly always small, and very
 # seldom huge; 200 runs did not meet enough of the seldom ones. So its printed standard error is worthless as
-# well. Section 6 shows why: this guide leads to a region that is narrower than the posterior, and that lies beside
-# its middle. The points outside are rare, and must carry enormous weights. Its effective sample size does not warn:
-# it is that of the other two teams that resample.
+# well. Section 4 shows why: on the way, this guide pushes more than ten times too hard. The weights compare whole
+# *paths* (7), and a path as the model would draw it is then very rare, and must carry an enormous weight. Its
+# effective sample size does not warn: it is that of the other two teams that resample.
+#
 # **Unbiased is a promise about the mean, and not about your run.** The cheap test: run two different guides. If
-# their $\hat Z$ disagree, do not believe the small one. Here the wide guide was safe, and
-# the narrow, shifted one was not.
+# their $\hat Z$ disagree, do not believe the small one. Here the guide with an honest error was safe, and the one
+# that pushes too hard was not.
 
 # %% [markdown]
 # ## 10 · Break it on purpose: forgotten weights
@@ -965,7 +974,7 @@ np.testing.assert_allclose([float(r.ess[-1]) for r in ideal_runs], 50, rtol=1e-4
 # resampling after each step (the last line of the three) the bug is invisible. **A perfect effective sample size is a
 # reason to look twice.**
 #
-# There is one honest way to a perfect one: the exact twist with the exact guide. Then every particle has the same
+# Without resampling there is one honest way to a perfect one: the exact twist with the exact guide. Then every particle has the same
 # weight, and $\hat Z$ has no variance at all. For a linear reward on $\mathcal N(0, 1)$ we know both. A twist is
 # always a guess at this one, and the better the guess, the fewer particles are needed.
 
@@ -975,7 +984,8 @@ np.testing.assert_allclose([float(r.ess[-1]) for r in ideal_runs], 50, rtol=1e-4
 # A measurement says what is true. A **reward** $r(x)$ says what we like. The simplest way to please it needs no
 # gradient and no weights: draw $n$ samples, keep the best. How far does this lead away from the model?
 #
-# Let $u = F(r(x))$ be the rank of a draw, uniform in $[0, 1]$ for a continuous reward. The best of $n$ has the
+# Let $F$ be the distribution function of the rewards, and $u = F(r(x))$ the rank of a draw, uniform in $[0, 1]$ for a
+# continuous reward. The best of $n$ has the
 # density $n u^{n-1}$, so the distance from the model is, for *any* continuous reward and any model,
 #
 # $$\mathrm{KL}(\text{best of } n \,\Vert\, p) = \int_0^1 n u^{n-1} \log(n u^{n-1})\, du
@@ -1105,7 +1115,7 @@ assert max(below.values()) < 0.1 * spread_of_wish
 # **From pairs: Diffusion-DPO** (Wallace et al. 2023). People say which of two samples they prefer. The model should
 # beat its own former self, the **reference**, by more on the preferred sample $x^w$ than on the other, $x^l$:
 #
-# $$L = -E\,\log\sigma\Big(\!-\beta\big[(e(x^w) - e_\mathrm{ref}(x^w)) - (e(x^l) - e_\mathrm{ref}(x^l))\big]\Big), \tag{10}$$
+# $$L = -E\,\log\operatorname{sigmoid}\Big(\!-\beta\big[(e(x^w) - e_\mathrm{ref}(x^w)) - (e(x^l) - e_\mathrm{ref}(x^l))\big]\Big), \tag{10}$$
 #
 # where $e$ is the usual error of the prediction. At the start both are one model, and $L = \log 2$. If your first
 # loss is another number, something is wrong.
@@ -1113,7 +1123,8 @@ assert max(below.values()) < 0.1 * spread_of_wish
 # %% [markdown]
 # **From a reward: DDPO and Flow-GRPO.** DDPO (Black et al. 2023) sees the steps of an ancestral sampler as the
 # moves of a game. Each move is a Gaussian with a known density, and the reward comes at the end. We raise the
-# density of the moves that led to more than average. A flow's ODE has no such density, so Flow-GRPO (Liu et al.
+# density of the moves that led to more than average. How much more, divided by the spread of the rewards, is the
+# **advantage** of a move. A flow's ODE has no such density, so Flow-GRPO (Liu et al.
 # 2025) draws with an SDE of the *same marginals*, chapter 09's reverse SDE. Ours is the ancestral chain of the
 # rectified flow. We also count the KL of the later steps as a part of the reward. The paper uses the reward alone
 # there, and the KL as a second term of the loss.
@@ -1285,21 +1296,22 @@ print("the optimum of β = 0.4: KL {:.3f}, reward {:.3f}".format(*frontier_of_ch
 # %% tags=["claims"]
 # @title Checked: log 2 at the start; nobody above the frontier; Flow-GRPO ends near it, DPO at half of its KL
 np.testing.assert_allclose(float(dpo_loss[0]), np.log(2), atol=2e-6)
-for stops in journeys.values():
-    at, error = stops[-1]
-    assert at[1] < most_at(at[0]) + 3 * error[1]
+last_stops = [stops[-1] for stops in journeys.values()]
+assert all(at[1] < most_at(at[0]) + 3 * error[1] for at, error in last_stops)
 best_kl, best_earned = frontier_of_chain(PRICE)
 worth = lambda at: float(at[1] - PRICE * at[0])
 before, after = nothing_yet, best_earned - PRICE * best_kl
 reached = [(worth(journeys["Flow-GRPO", s][-1][0]) - before) / (after - before) for s in (0, 1, 2)]
 print("share of what can be gained in reward − β·KL:", np.round(reached, 2))
 assert min(reached) > 0.75
-of_grpo = [share_of_possible["Flow-GRPO", s] for s in (0, 1, 2)]
-of_dpo = [share_of_possible["DPO, β = 5", s] for s in (0, 1, 2)]
-assert min(of_grpo) > 0.8 and max(of_dpo) < 0.85
-ends_at = {
-    name: [journeys[name, s][-1][0][0] for s in (0, 1, 2)] for name in ("Flow-GRPO", "DPO, β = 5")
-}
+compared = ("Flow-GRPO", "DPO, β = 5")
+of_grpo, of_dpo = ([share_of_possible[name, s] for s in (0, 1, 2)] for name in compared)
+assert min(of_grpo) > 0.8 > max(of_dpo)
+assert journeys["DPO, β = 20", 0][-1][0][0] < 0.1
+short_of_it = lambda stop: float(most_at(stop[0][0]) - stop[0][1])
+grpo = [j for n, j in journeys.items() if n[0] == "Flow-GRPO"]
+assert all(short_of_it(j[1]) > 1.5 * short_of_it(j[-1]) for j in grpo)
+ends_at = {name: [journeys[name, s][-1][0][0] for s in (0, 1, 2)] for name in compared}
 assert max(ends_at["DPO, β = 5"]) < 0.7 * min(ends_at["Flow-GRPO"])
 assert all(max(at[0] for at, _ in journeys["DPO, β = 5", s]) > 1.8 for s in (0, 1, 2))
 assert np.abs(chain_ends.mean(axis=0) - SHARES @ MEANS).max() < 0.03  # 20 steps, 60,000 paths
@@ -1308,13 +1320,14 @@ of_each, of_the_mean = np.mean(np.log1p(np.exp(-margins))), np.log1p(np.exp(-mar
 assert of_the_mean < of_each / 5
 
 # %% [markdown]
-# Flow-GRPO starts far below the frontier and ends near it. In each of three seeds it reaches more than three quarters
-# of what can be gained in reward $- \beta\,\mathrm{KL}$ (the star is the optimum). A known optimum shows how much is
+# Flow-GRPO starts at the reference, which is on the frontier. Its first rounds lead below the frontier, and it ends
+# near it. In each of three seeds it reaches more than three quarters of what can be gained in reward $- \beta\,\mathrm{KL}$ (the star is the optimum). A known optimum shows how much is
 # missing. A curve of the reward alone cannot.
 
 # %% [markdown]
-# DPO ends farther below the frontier, at about half of Flow-GRPO's KL. On its way it leaves the picture to the
-# right, and comes back. This is no verdict: both learn for seconds, and the KL here is that of the path.
+# DPO with β = 5 ends farther below the frontier, at about half of Flow-GRPO's KL. On its way it leaves the picture to
+# the right, and comes back. With β = 20 it hardly moves. This is no verdict: both learn for seconds, and the KL here
+# is that of the path.
 # Flow-GRPO pays for this number, DPO does not know it, and it is only an upper bound on the KL of the ends. DPO
 # never sees a reward, only pairs. Its $\beta$ is a price as well, but in units of squared error, so the same
 # number means another distance. **Do not compare methods by their $\beta$. Compare them at equal KL.**
@@ -1333,9 +1346,9 @@ assert of_the_mean < of_each / 5
 #
 # This is the **score-function form** (Black et al. 2023, section 4.3). It needs paths of the *present* model: one
 # update, then new paths, and each path costs a call of the reward. The **importance-weighted form** has the ratio
-# $\rho$ of new to old density in the place of $\log p_\theta$, and uses a batch again:
-# $\min(\rho a, \mathrm{clip}(\rho)\, a)$. It repairs each step, but not the states from which the steps start, so
-# the model must stay near. That is what the clip is for.
+# $\rho$ of new to old density in the place of $\log p_\theta$, and so can use one batch several times:
+# $\min(\rho a, \mathrm{clip}(\rho)\, a)$, where the clip cuts $\rho$ to the range from 0.8 to 1.2. It repairs each
+# step, but not the states from which the steps start, so the model must stay near. That is what the clip is for.
 #
 # DDPO has no price. We add the KL of each step, as DPOK does (Fan et al. 2023).
 
@@ -1415,7 +1428,7 @@ net_gain = {key: (at[1] - PRICE * at[0] - before) / (after - before)
             for key, at in of_ddpo.items() if key[0] == PRICE}  # fmt: skip
 print({key[1:]: round(float(share), 2) for key, share in net_gain.items()})
 assert min(net_gain[PRICE, 4, s] for s in (0, 1, 2)) > 0.6
-assert max(net_gain[PRICE, 1, s] for s in (0, 1, 2)) < 0.15
+assert max(abs(net_gain[PRICE, 1, s]) for s in (0, 1, 2)) < 0.15
 by_price = np.array([of_ddpo[beta, 4, 0][:2] for beta in (1.0, 0.4, 0.15)])
 assert (np.diff(by_price, axis=0) > 0.2).all()
 spread = lambda x: np.sqrt(np.var(x, axis=0).sum())
@@ -1429,9 +1442,9 @@ for seed in (0, 1, 2):
 
 # %% [markdown]
 # With $\beta = 0.4$, four updates per batch reach more than six tenths of what can be gained in reward
-# $- \beta\,\mathrm{KL}$, in each of three seeds. One update per batch gains less than 15 %. The paths, the network and
-# the rate of learning are the same: where a reward is dear, use a batch more than once. A lower price buys more
-# reward for more KL (one seed each).
+# $- \beta\,\mathrm{KL}$, in each of three seeds. One update per batch gains next to nothing (less than 15 %). The number
+# of paths, the network and the rate of learning are the same; the number of updates is 80 against 20. Where each
+# reward is expensive, use a batch more than once. A lower price buys more reward for more KL (one seed each).
 #
 # Without a price, the reward is above 4 and the KL above 300 nats. **Every one** of 2,000 samples has more reward than
 # the best of 60,000 of the reference. They have left the data, all in one heap. A plot of the reward
@@ -1523,8 +1536,8 @@ assert (np.diff(honest[::-1][:, 1]) > -1e-6).all()
 # measured such curves for language models.
 #
 # So the KL is not a technical detail. It tells how far the model may move before the proxy stops being a guide. Treat
-# it as a **budget**. Report reward *and*
-# KL, keep a second judge that the training never sees, and stop where that one turns.
+# it as a **budget**. Report reward *and* KL, keep a second judge that the training never sees, and stop where that one
+# turns.
 
 # %% [markdown]
 # ## 16 · What to inspect
@@ -1545,7 +1558,7 @@ assert (np.diff(honest[::-1][:, 1]) > -1e-6).all()
 #    measured from $x_0$ and not from $x_t$.
 # 2. Replacement and DDNM take $y$ for exact, DPS takes the guess for exact, ΠGDM takes one round Gaussian. Each has
 #    its own wrong posterior, and all look good.
-# 3. Particles with weights repair any guide, if it is wide enough and the weights add up.
+# 3. Particles with weights repair any guide, if it does not push too hard and the weights add up.
 # 4. A reward tilts the model: $p\,e^{r/\beta}$. Best of $n$ costs $\log n - (n-1)/n$ nats at most.
 # 5. A proxy is good where it was fitted. The KL is the budget.
 

@@ -251,15 +251,16 @@ try:
 except ValueError as error:
     assert "[0, 1]" in str(error)  # a server without the course has no such check
 assert off["ONNX, elsewhere"] < 1e-3  # float32, twenty steps, and a cosine in another precision
-assert off["times · 1000"] > 0.2
+assert off["times · 1000"] > 0.2  # the file answers right, the client asks wrongly
 
 # %% [markdown]
 # The second process draws the same digits. With times up to 1000 it draws something else, of the right shape
 # and without any error: this is **serving skew**, the classic silent bug of deployment. Other forms of it are
 # pixels in $[0, 1]$ instead of $[-1, 1]$, labels that count from 1, colours as BGR.
 #
-# The remedy costs a few kilobytes. Store one request with its answer beside the file, a **golden request**, and
-# refuse to start if the answer differs. "It runs" and "it gives plausible pictures" are no tests.
+# The remedy costs a few kilobytes: a **golden request**, one request with its answer. Store it as the *client* gets
+# it, before anything is scaled or counted. Send it through client and server at every start, and refuse to start if
+# the answer differs by more than rounding. "It runs" and "it gives plausible pictures" are no tests.
 #
 # How fast are the three? We take the time of one evaluation again and again, and report quantiles. The median says
 # what is usual; p99 says what one request in a hundred suffers.
@@ -284,7 +285,7 @@ for (name, batch), q in quantiles.items():
     print(f"{name:12} batch of {batch:2} ", *(f"{v:9.2f}" for v in q), f"{q[0] / batch:9.3f}")
 
 # %%
-# Of one evaluation, by batch size: the quick ones (10 % quantile) of 30 runs in turns, one thread.
+# Of one evaluation, by batch size: the quick ones (10 % quantile) of 30 runs in turns; ONNX has one thread.
 RECORDED_MS = {1: 1.269, 2: 2.44, 16: 5.645, 64: 17.913}  # ONNX
 JAX_MS = {1: 2.527, 2: 4.296, 16: 5.674, 64: 14.101}
 print("recorded milliseconds    ONNX     JAX")
@@ -298,11 +299,14 @@ assert set(quantiles) == {(name, batch) for name in WAYS for batch in (1, 32)}
 assert all((np.diff(q) >= 0).all() and q[0] > 0 for q in quantiles.values())
 onnx_share = np.array([RECORDED_MS[n] / JAX_MS[n] for n in (1, 16, 64)])
 np.testing.assert_allclose(onnx_share, (0.5, 1.0, 1.27), atol=0.01)
+saved = {n: JAX_MS[n] - RECORDED_MS[n] for n in RECORDED_MS}  # not the same for all: no fixed price
+assert saved[2] > 1.4 * saved[1] and saved[64] < 0
 
 # %% [markdown]
 # The first times are those of the machine on which this page was made; yours differ. The recorded ones
-# (`benchmarks/onnx_export.py`) are the same everywhere. For one picture ONNX takes half of JAX's time, for 16 the same,
-# and for 64 a quarter more: what it saves is the way into the program, not the work.
+# (`benchmarks/onnx_export.py`) are the same everywhere. For one picture ONNX takes half of JAX's time, for 16 the
+# same, and for 64 a quarter more. The record does not say why: ONNX had one thread and plain convolutions, JAX could
+# use all cores and the course's faster convolutions.
 #
 # In both tables a picture of a batch of 16 or more costs less than half of a picture alone. Section 4 uses this.
 
@@ -427,7 +431,8 @@ assert kwh["student"] < kwh["teacher, w = 1.5"] / 49
 
 # %% [markdown]
 # One evaluation instead of fifty, for two tenths of a per cent of recognised digits and the same Fréchet distance.
-# Of all the methods of this section, this one saves by far the most.
+# The other methods of this section save bytes, this one saves time. (Fifty are the 25 guided steps of the teacher's
+# card. A teacher with a better solver and fewer steps, chapter 11, is not in this table.)
 #
 # The kilowatt hours are an estimate: counted operations, divided by an *assumed* five billion per joule. The ratio
 # of the two rows does not depend on that assumption; the rows themselves do. Memory traffic, idle time, cooling
@@ -441,11 +446,12 @@ assert kwh["student"] < kwh["teacher, w = 1.5"] / 49
 #
 # $$W_{n+1} = \max(0,\; W_n + s - g_n) \tag{2}$$
 #
-# (Lindley 1952). For independent arrivals with the rate $\lambda$ and the load $\rho = \lambda s$ the mean is
-# known: $\mathbb{E}\,W = \rho s / (2(1-\rho))$ (Pollaczek 1930, Khinchine 1932). It explodes as $\rho \to 1$: at
-# 50 % load one waits half a service time, at 95 % almost ten.
+# (Lindley 1952). For Poisson arrivals (users who know nothing of each other) with the rate $\lambda$, a constant $s$
+# and the load $\rho = \lambda s$ the mean is known: $\mathbb{E}\,W = \rho s / (2(1-\rho))$ (Pollaczek 1930, Khinchine
+# 1932). It explodes as $\rho \to 1$: at 50 % load one waits half a service time, at 95 % almost ten.
 #
-# The times below are those that section 2 has recorded for ONNX. A picture takes 20 evaluations.
+# We use section 2's recorded times of ONNX, the quick ones, and straight lines between the recorded batches. A
+# picture takes 20 evaluations. Real times vary, so a real tail is longer.
 #
 # **Predict, then run.** One picture takes 25 ms, a batch of 16 takes 113 ms. Is a batch worth waiting for?
 
@@ -494,7 +500,8 @@ assert p99["one at a time", 36] > 5 * s_one and p50["one at a time", 2] < 1.05 *
 assert p99["one at a time", 60] > 10 and p99["up to 16, at once", 60] < 0.25
 assert all(p50["up to 16, at once", r] <= p50["one at a time", r] * 1.01 for r in RATES)
 assert all(p99["up to 16, at once", r] < p99["one at a time", r] for r in RATES if r >= 20)
-assert 1.05 < p99["up to 16, at once", 5] / p99["one at a time", 5] < 1.3
+assert 1.15 < p99["up to 16, at once", 5] / p99["one at a time", 5] < 1.25
+assert all(p99["up to 16, at once", r] > p99["one at a time", r] for r in (2, 5, 10))
 assert 4.3 < SERVICE[15] / s_one < 4.6 and SERVICE[1] > 1.9 * s_one
 assert all(p50["up to 16, after 0.2 s", r] > p50["up to 16, at once", r] for r in RATES)
 assert p50["up to 16, after 0.2 s", 2] > 7 * p50["up to 16, at once", 2]
@@ -505,7 +512,7 @@ assert p50["up to 16, after 0.2 s", 2] > 7 * p50["up to 16, at once", 2]
 # quarter of a second.
 #
 # Taking **whoever is there**, without waiting, had the same median or a better one at every rate: when there is
-# nobody else, the batch has one picture. Its p99 was better from 20 per second on, and a little worse at 5. For
+# nobody else, the batch has one picture. Its p99 was better from 20 per second on and worse below, at 5 by a fifth. For
 # here two pictures together take nearly twice as long as one, and the first of them waits for the second.
 #
 # Waiting 0.2 s for more made the median worse at every rate. It can pay where a batch of 16 costs little more than
@@ -587,9 +594,9 @@ np.testing.assert_allclose(z_hand, z_hat["B"], atol=5e-3)
 np.testing.assert_allclose(T, found["B"], atol=5e-2)
 
 # %% [markdown]
-# How large must the correlation $c = T/\sqrt d$ be? With $d$ pixels, $T$ has the mean $c\sqrt d$ and a standard
-# deviation of about one. One false alarm in a hundred puts the threshold at $2.33$. To miss one in a hundred, the
-# mean must lie $2.33$ above the threshold:
+# How large must the correlation $c = T/\sqrt d$ be? With $d$ pixels, $T$ has the mean $c\sqrt d$. If $c$ is the same
+# for all pictures, its standard deviation is about one. (Ours differ in $c$, so a few more are missed.) One false
+# alarm in a hundred puts the threshold at $2.33$. To miss one in a hundred, the mean must lie $2.33$ above it:
 #
 # $$c \ge \frac{2.33 + 2.33}{\sqrt d} = \frac{4.65}{\sqrt d} \tag{5}$$
 #
@@ -708,6 +715,7 @@ assert hit["one pixel aside"] < hit["to 24 and back"] < hit["JPEG 50"] < hit["dr
 assert hit["JPEG 50"] > 150 and abs(hit["one pixel aside"] - 20) <= 2
 assert hit["to 14 and back"] <= 3 and hit["unmarked"] <= 6 and hit["drawn again, .6"] == 100
 assert RECORDED["JPEG 50"][0] < watermark.needed_correlation(784) < RECORDED["none"][0]
+assert norm.cdf(2.33 - 28 * RECORDED["none"][0]) < 1e-6 and hit["none"] < 200  # (5) expects no miss
 
 # %% [markdown]
 # JPEG at quality 50 leaves more than three quarters of the marks. Moving the picture by *one pixel*, which nobody
@@ -757,6 +765,7 @@ print(len(signed), "bytes;", verdicts)
 # @title Checked: a signature shows every change; a screenshot removes it, and not the mark
 assert verdicts == {"as it was": "valid", "one pixel": "altered", "screenshot": "missing"}
 assert provenance.check(signed, SECRET).note["nonce"] == "picture 3"
+assert provenance.check(handled["screenshot"], SECRET).note is None
 in_file = np.asarray(Image.open(io.BytesIO(screenshot(signed))))[..., :1] / 127.5 - 1
 seen_again = np.concatenate([np.float32(in_file)[None], marked[:19]])  # a batch of 20
 assert scores(seen_again, KEYS[3])[0] > 2 * watermark.threshold(0.01)
@@ -764,7 +773,8 @@ assert scores(seen_again, KEYS[3])[0] > 2 * watermark.threshold(0.01)
 # %% [markdown]
 # The two complete each other. The **signature** is certain and fragile: every change shows, and a screenshot
 # removes it without a trace. So a missing signature means nothing. The **mark** is statistical and sturdier: it is
-# still in the screenshot. And the signature's note names the nonce, which saves us from trying all keys.
+# still in the screenshot. But the nonce was in the note, and the note is gone: there one must try the keys of all
+# pictures, and pay for it with $p_n$ (section 5).
 #
 # What neither can do: prove that a picture without mark and signature is *real*. And whoever can check an HMAC can
 # also sign. The industry's standard, C2PA, uses public keys for that reason.
@@ -900,7 +910,8 @@ centres = [f.mean(0) for f in seen_by_judge]
 assert max(np.linalg.norm(c - centres[0]) for c in centres) < by_chance / 2
 
 # %% [markdown]
-# Both have the false alarms that we asked for. But the distance of mean features is **blind**: it has no more alarms
+# Both have the false alarms that we asked for. (All 200 weeks of a $w$ are dealt from the same 250 pictures: with 250
+# others the power would differ by more than the intervals say.) But the distance of mean features is **blind**: it has no more alarms
 # with another $w$ than without. These $w$ move the mean of the features by less than half of what chance moves a
 # mean of 60 pictures. But digits become more typical, and the judge's doubt falls. It sees a change from $w = 1$ to
 # 1.5 in most weeks.
@@ -1052,9 +1063,9 @@ assert np.median(doubt(unknown)) > np.median(doubt(test.x)) + 1
 # tenth. The filter *after* stops nearly all variations.
 #
 # Its area under the ROC is almost 1, on real digits. But the threshold that promised 1 % stops 4 % of unseen real
-# digits, and far more of the innocent pictures among "any digit": unguided pictures are stranger than any digit
-# that it was tuned on, and the judge is less sure of them. **A threshold belongs to the pictures that it was set
-# on.** Set it on what your users will really send.
+# digits, and far more of those "any digit" pictures that the judge itself does not call a seven. Pictures without a
+# label are stranger than the digits that it was tuned on, and the judge is less sure of them. **A threshold belongs
+# to the pictures that it was set on.** Set it on what your users will really send.
 #
 # 36 real sevens, all stopped: Wilson's interval for the misses still goes up to 10 %. "None slipped through" is as
 # strong as the number of tries.
@@ -1063,7 +1074,7 @@ assert np.median(doubt(unknown)) > np.median(doubt(test.x)) + 1
 # ### A picture that is made for the filter
 #
 # The next attack knows the filter. Its score $s(x)$ has a gradient, and each pixel may move by $\delta$ at most. To
-# first order, nothing lowers the score more than a step of all pixels against their signs,
+# first order, nothing lowers the score more than to move every pixel by $\delta$ against the sign of its gradient,
 #
 # $$x' = x - \delta\,\operatorname{sign}\nabla_x s(x) \tag{8}$$
 #
@@ -1414,7 +1425,7 @@ assert all((after[:, at_50:] > 0.9).all() for after in soon.values())
 # %% [markdown]
 # ## 12 · What to inspect
 #
-# 1. **A golden request**: one input with its answer, checked whenever a server starts.
+# 1. **A golden request**: one input with its answer, sent through client and server at every start.
 # 2. **p50, p95 and p99**, at the load that you expect and at twice that load. Never the mean alone.
 # 3. **The difference from the full model, from the same noise**, for each smaller version. A Fréchet distance
 #    alone sees it late.
@@ -1432,7 +1443,8 @@ assert all((after[:, at_50:] > 0.9).all() for after in soon.values())
 #
 # 1. A model is a program and its weights. In a file they run elsewhere, and a golden request shows that they are
 #    the same.
-# 2. Eight bits change less than a screen shows, zeros cost more, and fewer evaluations save the most time.
+# 2. Eight bits move a pixel by less than one grey level of a screen, zeros cost more, and fewer evaluations save the
+#    most time.
 # 3. Take whoever is there as a batch. The tail of the waiting times tells first when the load is too high.
 # 4. A key in the signs of the noise leaves the distribution as it is and is found with a p-value; never use one
 #    twice.
