@@ -34,10 +34,12 @@ def run_ci(tmp_path):
             (programs / name).symlink_to(shutil.which("true"))
         calls = tmp_path / "calls"
         settings = {"CALLS": str(calls), "FAILS": fails, "TMPDIR": str(temporary)}
-        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+        settings["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+        # A make that runs these tests hands the variables of its command line down.
+        outer = {k: v for k, v in os.environ.items() if k not in ("QUARTER", "WITHOUT")}
         done = subprocess.run(
             [copy / ".ci" / "run"],
-            env=os.environ | settings | {"PATH": path},
+            env=outer | settings,
             capture_output=True,
             text=True,
             timeout=60,
