@@ -728,7 +728,8 @@ assert (
 # $y$ itself. But the linear estimate, which knows the blur, the mean digit, one variance for all pixels and $\sigma_y$,
 # is recognised as often. With $\sigma_y = 0$ it would be $A^+ y$, which is hardly ever recognised: for a blur the gain
 # comes from using $\sigma_y$. For the missing pixels it is not enough, and there DPS and ΠGDM are far ahead.
-#
+
+# %% [markdown]
 # A draw from the posterior has a consistency of 1, as the truth does. DPS has 0.7 for the missing pixels: it has
 # copied a part of the noise. ΠGDM has 1.15 for the blocks. With 3 % of error, this already says that neither
 # draws from the posterior.
@@ -1450,7 +1451,8 @@ for seed in (0, 1, 2):
 # the best of 60,000 of the reference. They have left the data, all in one heap. A plot of the reward
 # shows a great success, and the clip does not prevent it: it holds the model near its last batch, not near
 # the reference.
-#
+
+# %% [markdown]
 # Two differences to know. Here no step pays for the KL that it causes later, unlike in `flow_grpo`. And the paper's
 # code takes the *mean* of the log-density over the pixels: its $\rho$, and so its clip, has another unit than ours.
 
