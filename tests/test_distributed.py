@@ -33,6 +33,11 @@ time.sleep(60)
 """
 
 
+# Gloo's lines, the second of which one thread wrote into that of another.
+CONNECTED = "is connected to 1 peer ranks. Expected number of connected peer ranks is : 1\n"
+OF_GLOO = f"[Gloo] Rank 1 {CONNECTED}[Gloo] Rank [Gloo] Rank 0 {CONNECTED}0 {CONNECTED}"
+
+
 def script(folder, text):
     path = folder / "script.py"
     path.write_text(text, encoding="utf-8")
@@ -104,6 +109,11 @@ def test_an_error_is_shown_with_its_text(tmp_path):
         r" 1 .*ValueError: batch of process 1",
     ):
         distributed.launch(file)
+
+
+def test_what_gloo_prints_is_no_output_of_a_process(tmp_path):
+    file = script(tmp_path, f"print({OF_GLOO!r} + 'loss 0.5')")
+    assert distributed.launch(file, processes=2) == ["loss 0.5\n"] * 2
 
 
 def test_a_run_that_takes_too_long_is_stopped(tmp_path):

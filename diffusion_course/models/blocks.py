@@ -132,9 +132,9 @@ def stack(make, depth: int, rngs: nnx.Rngs) -> nnx.Module:
 
 
 # So few blocks are written out instead of looped over. A CPU then neither copies what the backward
-# pass needs into arrays of all blocks and out again, nor computes any of it twice: a training step
-# takes a sixth less time, and up to 1.6 times the memory for its intermediate results (more than
-# five blocks in a loop). More blocks would take too long to compile as well.
+# pass needs into arrays of all blocks and out again, nor computes any of it twice. A training step
+# takes a sixth less time, but up to 1.6 times the memory for its intermediate results: four blocks
+# take more than five in a loop do. More blocks would also take too long to compile.
 WRITTEN_OUT = 4
 
 

@@ -1059,8 +1059,8 @@ assert min(t[:, 3].min() for t in joint.values()) > 10 * digits_floor
 # no better with any $\lambda$. At $\lambda = 0$ the decoder is good, with a floor of 0.6, and this small dense denoiser
 # is not. At $\lambda = 10$ the decoder itself has a floor of more than 8. At $\lambda = 1$ the floor is 0.9, but the
 # latents are more than eight times smaller, and nothing rescales them: the wrong scale of section 6 may be a part of
-# the harm. The loss fell because the task became easier, not because the model became better. So never compare diffusion losses across
-# autoencoders.
+# the harm. The loss fell because the task became easier, not because the model became better. So never compare
+# diffusion losses across autoencoders.
 
 # %% [markdown]
 # Joint training is possible if the objective is complete. The bound of chapter 05 contains a term that this sum
@@ -1130,9 +1130,9 @@ assert abs(gain_8 - 0.54) < 0.01 and gain["pixels"] - gain_8 > gain_8 - gain["la
 # %% [markdown]
 # The two answers agree: the shift is exact where neighbours repeat each other. For the pixels of our shapes almost all
 # of it is left: +1.3 of 1.39. For these *latents* nearly nothing is. The smaller part of this is the autoencoder's. The
-# larger part is the coarse grid: pixels that are averaged to 8×8 keep only +0.54. So the rule is about repetition and not about size: measure the variance that
-# block means keep before you shift a schedule of latents. (Esser et al. use the shift for the latents of
-# large pictures.)
+# larger part is the coarse grid: pixels that are averaged to 8×8 keep only +0.54. So the rule is about repetition and
+# not about size: measure the variance that block means keep before you shift a schedule of latents. (Esser et al. use
+# the shift for the latents of large pictures.)
 
 # %% [markdown]
 # ## 13 · Explore: between two pictures
@@ -1307,7 +1307,8 @@ assert kept["right"] > 0.97 and kept["forgotten"] > 0.9 and kept["× 0.18215"] <
 # notice.
 #
 # The forgotten scale is worse, because it is hard to notice. Our own scales are between 1.2 and 1.9. (The shift is
-# forgotten too, but it is at most 0.14 of a standard deviation.) The classes survive, but the pictures change more than twice as much as they should: the colours are off.
+# forgotten too, but it is at most 0.14 of a standard deviation.) The classes survive, but the pictures change more than
+# twice as much as they should: the colours are off.
 #
 # **The symptom**: an edit changes brightness and colour at a strength that should keep them. **The test**:
 # `latent.encode_all(space, unseen.x).std((0, 1, 2))`, which must be 1 within 2 % (of 1,000 pictures).

@@ -939,6 +939,7 @@ assert max(map(max, contradicted.values())) < 0.02 and max(map(max, unguided.val
 assert min(map(min, CAPTION_WINS_UNGUIDED.values())) > 0.87
 assert np.greater(SHAPE_RIGHT["edges"], SHAPE_RIGHT["no control"]).all()
 assert [round(48 * sum(SHAPE_RIGHT[k])) for k in ("edges", "no control")] == [42, 29]
+assert 2 * np.sqrt((42 * 102 + 29 * 115) / 144**3) > (42 - 29) / 144  # two standard errors
 for name in ("edges", "silhouette"):  # 144 pictures, and one of them disobeys
     assert round(sum(48 * (1 - share) for share in CAPTION_WINS[name])) == 1
     assert np.less(CAPTION_WINS_UNGUIDED[name], CAPTION_WINS[name]).all()

@@ -1342,8 +1342,8 @@ assert quality["consistency, 2"].mean() > quality["consistency, 1"].mean()
 #
 # The right side carries no gradient, and its $f$ has averaged weights. Guidance stands in the teacher's step
 # *alone*; both $f$ are told $w$. Neighbours on a fine grid of $N$ times hardly differ, so the teacher's step covers
-# $k$ of them: $k = 20$ of $N = 1000$ in the paper, 4 of 100 here, which makes 25 of the teacher's steps from noise to latents. (The
-# paper's $w$ is ours less 1.)
+# $k$ of them: $k = 20$ of $N = 1000$ in the paper, 4 of 100 here, which makes 25 of the teacher's steps from noise to
+# latents. (The paper's $w$ is ours less 1.)
 
 # %% [markdown]
 # The library's loss is `distillation.scaled_consistency_loss`. The student begins as its teacher: the new
@@ -1409,11 +1409,11 @@ for name, mean_square in latent_off.items():
 
 # %% [markdown]
 # **Recorded** (`benchmarks/latent_consistency.py`): three draws of 240 shapes, from the same noises for every
-# row. DDIM is the teacher, LCM the student; the number counts evaluations. For each $w$ you see the Fréchet distance to 12,000 real shapes in the features of chapter 14's judge, three
-# draws; the share that it recognises; and the mean square difference to the teacher's 25 evaluations, per latent
-# value (of variance 1). The last two are means of the draws. (One set of 240 unseen real shapes has a distance of
-# 3.86, and 1,000 have .64: at 240 most of a distance comes from the small number of pictures, so a row below 3.86 is not better than
-# real. Compare the rows, draw by draw.)
+# row. DDIM is the teacher, LCM the student; the number counts evaluations. For each $w$ you see the Fréchet distance to
+# 12,000 real shapes in the features of chapter 14's judge, three draws; the share that it recognises; and the mean
+# square difference to the teacher's 25 evaluations, per latent value (of variance 1). The last two are means of the
+# draws. (One set of 240 unseen real shapes has a distance of 3.86, and 1,000 have .64: at 240 most of a distance comes
+# from the small number of pictures, so a row below 3.86 is not better than real. Compare the rows, draw by draw.)
 
 # %%
 LCM_RECORD = {
@@ -1495,7 +1495,8 @@ assert dark.max() < -0.5
 # %% [markdown]
 # **Guided again**, the student's shapes have over three times the mean square to the teacher's. If a class and the
 # null are normal and differ in their means alone, $D_w$ puts the class's mean $w$ times as far from the null's. So
-# whoever guides twice gets $w^2 = 4$ (a test of the library checks this). Here another fault is added: the distillation never asked the student without a label.
+# whoever guides twice gets $w^2 = 4$ (a test of the library checks this). Here another fault is added: the distillation
+# never asked the student without a label.
 
 # %% [markdown]
 # **Turbo** models (ADD, Sauer et al. 2023) add the third equation: a discriminator on the one-step result.

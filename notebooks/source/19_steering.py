@@ -975,9 +975,9 @@ np.testing.assert_allclose([float(r.ess[-1]) for r in ideal_runs], 50, rtol=1e-4
 # resampling after each step (the last line of the three) the bug is invisible. **A perfect effective sample size is a
 # reason to look twice.**
 #
-# Without resampling there is one honest way to a perfect one: the exact twist with the exact guide. Then every particle has the same
-# weight, and $\hat Z$ has no variance at all. For a linear reward on $\mathcal N(0, 1)$ we know both. A twist is
-# always a guess at this one, and the better the guess, the fewer particles are needed.
+# Without resampling there is one honest way to a perfect one: the exact twist with the exact guide. Then every particle
+# has the same weight, and $\hat Z$ has no variance at all. For a linear reward on $\mathcal N(0, 1)$ we know both. A
+# twist is always a guess at this one, and the better the guess, the fewer particles are needed.
 
 # %% [markdown]
 # ## 11 · Best of n: draw many, keep one
@@ -1322,8 +1322,9 @@ assert of_the_mean < of_each / 5
 
 # %% [markdown]
 # Flow-GRPO starts at the reference, which is on the frontier. Its first rounds lead below the frontier, and it ends
-# near it. In each of three seeds it reaches more than three quarters of what can be gained in reward $- \beta\,\mathrm{KL}$ (the star is the optimum). A known optimum shows how much is
-# missing. A curve of the reward alone cannot.
+# near it. In each of three seeds it reaches more than three quarters of what can be gained in reward
+# $- \beta\,\mathrm{KL}$ (the star is the optimum). A known optimum shows how much is missing. A curve of the reward
+# alone cannot.
 
 # %% [markdown]
 # DPO with β = 5 ends farther below the frontier, at about half of Flow-GRPO's KL. On its way it leaves the picture to
@@ -1443,8 +1444,8 @@ for seed in (0, 1, 2):
 
 # %% [markdown]
 # With $\beta = 0.4$, four updates per batch reach more than six tenths of what can be gained in reward
-# $- \beta\,\mathrm{KL}$, in each of three seeds. One update per batch gains next to nothing (less than 15 %). The number
-# of paths, the network and the rate of learning are the same; the number of updates is 80 against 20. Where each
+# $- \beta\,\mathrm{KL}$, in each of three seeds. One update per batch gains next to nothing (less than 15 %). The
+# number of paths, the network and the rate of learning are the same; the number of updates is 80 against 20. Where each
 # reward is expensive, use a batch more than once. A lower price buys more reward for more KL (one seed each).
 #
 # Without a price, the reward is above 4 and the KL above 300 nats. **Every one** of 2,000 samples has more reward than

@@ -364,7 +364,8 @@ assert added["with"].min() > 0.78 * added["without"].max()
 assert [round(100 * of_runs("without", f"{k}, s=0", 1).mean()) for k in far_with] == [51, 32]
 worst_true, best_drawn = far_with["true"].argmax(0), far_with["drawn"].argmin(0)
 assert (worst_true >= 3).all() and (far_with["true"][:2].min(0) == far_with["true"].min(0)).all()
-assert (best_drawn > 0).all() and (best_drawn == 4).sum() == 2
+assert best_drawn.tolist() == [2, 4, 4]  # the levels .2, .5, .5; the first by 3 %:
+assert abs(far_with["drawn"][2, 0] / far_with["drawn"][0, 0] - 0.97) < 0.005
 apart = {name: of_runs(name, "true, s=0", 2) for name in RECORDED}
 assert apart["without"].max() < 0.02 and apart["with"].min() > 0.1 and apart["with"].max() < 0.12
 
@@ -374,7 +375,7 @@ assert apart["without"].max() < 0.02 and apart["with"].min() > 0.1 and apart["wi
 #
 # Did noise on the condition help? The distance of these stages grows by a factor of 1.6, not 2.1, but it starts
 # higher: it grows by 178 to 218, the twins' by 222 to 225. That is little. With true small pictures the level 0 or
-# 0.1 is best. With drawn ones it is 0.5, the highest, in two of three runs; in the third it is 0.2, by 3 % only.
+# 0.1 is best. With drawn ones it is 0.5, the highest, in two of three runs; in the first it is 0.2, by 3 % only.
 
 # %% [markdown]
 # **The twins stay ahead**, by the Fréchet distance, at every level and with drawn small pictures too. The task of these

@@ -911,10 +911,10 @@ assert max(np.linalg.norm(c - centres[0]) for c in centres) < by_chance / 2
 
 # %% [markdown]
 # Both have the false alarms that we asked for. (All 200 weeks of a $w$ are dealt from the same 250 pictures: with 250
-# others the power would differ by more than the intervals say.) But the distance of mean features is **blind**: it has no more alarms
-# with another $w$ than without. These $w$ move the mean of the features by less than half of what chance moves a
-# mean of 60 pictures. But digits become more typical, and the judge's doubt falls. It sees a change from $w = 1$ to
-# 1.5 in most weeks.
+# others the power would differ by more than the intervals say.) But the distance of mean features is **blind**: it has
+# no more alarms with another $w$ than without. These $w$ move the mean of the features by less than half of what chance
+# moves a mean of 60 pictures. But digits become more typical, and the judge's doubt falls. It sees a change from
+# $w = 1$ to 1.5 in most weeks.
 #
 # So two numbers belong to an alarm: the rate of false ones, which (6) guarantees for *any* statistic, and the
 # **power** against a change that you fear, which nobody guarantees. Make the change on purpose, once, and measure
