@@ -28,6 +28,8 @@ QUARTER      ?= all
 # A quarter whose notebooks and tests of versions  make test  leaves out: .ci/run has them run with
 # Colab's versions.
 WITHOUT      ?=
+# No further notebook begins after this time, in seconds since 1970 (.ci/until.py).
+UNTIL        ?=
 
 # The TPU's compiler, of the version that this jax names, has one too: 1.3 GB.
 TPU     := .venv-tpu
@@ -44,7 +46,10 @@ TIMES  := $(VENV)/.times
 # time; with one for each of two cores, a training step takes 7 % less (docs/testing.md).
 CORES  := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 SHARED := NPROC=$(shell expr $(CORES) / $(JOBS) 2>/dev/null | grep -v '^0$$' || echo 1)
-NBVAL  := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n $(JOBS) --dist loadscope
+# The order of the notebooks is that of .ci/quarter.py.
+NBVAL  := pytest -p until --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+  -n $(JOBS) --dist loadscope --no-loadscope-reorder
+ENDING := PYTHONPATH=.ci UNTIL=$(UNTIL)
 
 .PHONY: help lab test quick lint unit check-notebooks colab colab-environment tpu notebooks site chapter clean
 .NOTPARALLEL:
@@ -87,13 +92,14 @@ unit: $(DEV)
 	  --quarter $(QUARTER) $(WITHOUT:%=--without %) $(PYTEST)
 
 check-notebooks: $(DEV)
-	@$(SHARED) $(PHASE) notebooks $(PY) -m $(NBVAL) \
+	@$(SHARED) $(ENDING) $(PHASE) notebooks $(PY) -m $(NBVAL) \
 	  $$($(PY) .ci/quarter.py $(QUARTER) --every-chapter $(WITHOUT:%=--without %))
 
 colab: $(COLAB)/.installed
 	@$(SHARED) $(PHASE) "tests as on Colab" $(COLAB)/bin/python -m pytest tests --versions -n $(JOBS) \
 	  --dist loadfile --no-loadscope-reorder --quarter $(QUARTER)
-	@$(SHARED) $(PHASE) "notebooks as on Colab" $(COLAB)/bin/python -m $(NBVAL) $$($(COLAB)/bin/python .ci/quarter.py $(QUARTER))
+	@$(SHARED) $(ENDING) $(PHASE) "notebooks as on Colab" $(COLAB)/bin/python -m $(NBVAL) \
+	  $$($(COLAB)/bin/python .ci/quarter.py $(QUARTER))
 
 # Without the course itself, which another make may be installing from this folder.
 colab-environment: $(COLAB)/.requirements

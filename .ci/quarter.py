@@ -67,15 +67,33 @@ def chosen(quarter: str) -> set[str] | None:
     return None if wanted is None else set(quarters()[wanted])
 
 
+def in_order(first: int) -> list[str]:
+    """Names of all chapters, the quarters from the first on, in each the longest first."""
+    found = quarters()
+    return [name for n in range(4) for name in found[(first + n) % 4]]
+
+
 def notebooks(quarter: str, every_chapter: bool = False, without: str | None = None) -> list[str]:
-    """Paths of chapters, masters and exercises, from the course's folder."""
-    wanted, unwanted = chosen(quarter), (chosen(without) or set()) if without else set()
-    return [
-        path.relative_to(COURSE).as_posix()
-        for folder in ("notebooks", "solutions", "exercises")
+    """Paths of chapters, masters and exercises, from the course's folder.
+
+    Masters and exercises come first: they are short. Of the chapters, those of the quarter left out
+    would be the last, so what a run has no time for is another part with each commit (`until.py`).
+    """
+    wanted, out = chosen(quarter), number(without) if without else None
+    unwanted = set() if out is None else set(quarters()[out])
+    names = in_order(0 if out is None else out)
+    pages = {
+        (folder, path.stem): path
+        for folder in ("solutions", "exercises", "notebooks")
         for path in paths.chapters(COURSE / folder)
-        if path.stem not in unwanted
-        and (wanted is None or path.stem in wanted or (every_chapter and folder == "notebooks"))
+    }
+    return [
+        pages[folder, name].relative_to(COURSE).as_posix()
+        for folder in ("solutions", "exercises", "notebooks")
+        for name in names
+        if (folder, name) in pages
+        and name not in unwanted
+        and (wanted is None or name in wanted or (every_chapter and folder == "notebooks"))
     ]
 
 

@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import compiler
 import pytest
 
 TOKEN = "course"
@@ -142,7 +143,8 @@ def serve(folder: Path, state: Path):
         "--LabApp.news_url=None",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
-    environment = os.environ | {
+    # A kernel compiles as for a reader, and so finds what the notebooks have compiled.
+    environment = compiler.without(dict(os.environ)) | {
         "JUPYTER_CONFIG_DIR": str(state / "config"),
         "JUPYTER_DATA_DIR": str(state / "data"),
         "JUPYTER_RUNTIME_DIR": str(state / "runtime"),

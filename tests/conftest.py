@@ -16,6 +16,7 @@ import os
 import sys
 from pathlib import Path
 
+import compiler
 import pytest
 import turns
 from browser import chromium, lab  # noqa: F401 (fixtures)
@@ -35,6 +36,7 @@ MOST_MEGABYTES = 1500  # of a worker, before it lets go of compiled programs
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(paths.cache_dir() / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+compiler.quick()
 
 
 @pytest.fixture(scope="module")

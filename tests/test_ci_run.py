@@ -3,25 +3,29 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 COURSE = Path(__file__).resolve().parent.parent
+LEFT = "NOT RUN, time was up: notebooks/03_ddpm.ipynb"
 PASSED = "======================= 2 passed in 0.01s ======================="
 # Stands for the course's: each target leaves a line in a file, and fails where it is asked to.
 MAKEFILE = f"""
 test colab colab-environment:
 \t@echo $@ $(WITHOUT)$(QUARTER) >>"$(CALLS)"
+\t@echo "$${{UNTIL:-0}}" >"$(CALLS)-$@"
 \t@test "$@" != "$(FAILS)" || {{ echo "$@ cannot go on"; exit 1; }}
 \t@echo "{PASSED}"
+\t@echo "{LEFT}"
 .PHONY: test colab colab-environment
 """
 
 
 @pytest.fixture
 def run_ci(tmp_path):
-    """Runs `.ci/run` with a Makefile of three lines; gives its result, the targets and what it
+    """Runs `.ci/run` with a Makefile of few lines; gives its result, the targets and what it
     left among the temporary files."""
 
     def run(fails=""):
@@ -59,7 +63,16 @@ def test_what_passes_ends_with_success(run_ci):
         "make test",
         "Colab's versions",
     ]
-    assert results.splitlines() == [PASSED, PASSED]
+    assert results.splitlines() == [PASSED, LEFT, PASSED, LEFT]
+
+
+def test_notebooks_begin_until_there_is_time_for_what_follows(run_ci, tmp_path):
+    begin = int(time.time())
+    run_ci()
+    ends = {name: int((tmp_path / f"calls-{name}").read_text()) for name in ("test", "colab")}
+    # On the slowest machine so far, unit tests took 28 minutes, Colab's 11, a notebook 8.
+    assert begin + 30 * 60 < ends["test"] < ends["colab"] - 39 * 60
+    assert ends["colab"] < begin + (90 - 8) * 60
 
 
 @pytest.mark.parametrize("fails", ["test", "colab"])

@@ -1,11 +1,15 @@
-"""What a run takes: the tests that versions could break, a quarter of the notebooks."""
+"""What a run takes: the tests that versions could break, a quarter of the notebooks, the time."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
+import nbformat
 import pytest
 import turns
 from versions import depends_on_versions
@@ -17,6 +21,14 @@ COURSE = TESTS.parent
 def quarter(*arguments):
     command = [sys.executable, str(COURSE / ".ci" / "quarter.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=TESTS)
+
+
+def loaded(name):
+    """A module of `.ci`, for this test alone."""
+    spec = importlib.util.spec_from_file_location(name, COURSE / ".ci" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_what_uses_flax_optax_orbax_or_widgets_depends_on_versions():
@@ -62,10 +74,7 @@ def test_the_quarters_are_all_notebooks_each_once():
 
 
 def test_the_quarters_take_about_as_long():
-    spec = importlib.util.spec_from_file_location("quarter", COURSE / ".ci" / "quarter.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    seconds = [sum(part.values()) for part in module.quarters()]
+    seconds = [sum(part.values()) for part in loaded("quarter").quarters()]
     # By number, every fourth chapter, the longest took 1.7 times as long as the shortest.
     assert max(seconds) < 1.2 * min(seconds)
 
@@ -86,6 +95,69 @@ def test_a_quarter_is_left_out_where_it_runs_with_other_versions():
         name for name in every if name.startswith("notebooks/") and name not in part
     )
     assert quarter("all", "--without", "5").returncode == 1
+
+
+def only_chapters(*arguments):
+    return [name for name in quarter(*arguments).stdout.split() if name.startswith("notebooks/")]
+
+
+def test_the_quarter_left_out_names_the_chapters_that_come_last():
+    chapters = [only_chapters(str(n)) for n in range(4)]
+    for out in range(4):
+        following = chapters[out + 1 :] + chapters[:out]
+        assert only_chapters("all", "--without", str(out)) == list(chain(*following))
+    folders = [name.partition("/")[0] for name in quarter("all").stdout.split()]
+    assert folders == sorted(folders, key=["solutions", "exercises", "notebooks"].index)
+
+
+@pytest.fixture
+def run_notebooks(tmp_path):
+    """Runs two notebooks with the plugin; gives pytest's result and which of them ran."""
+
+    def run(until):
+        for name in "ab":
+            cells = [nbformat.v4.new_code_cell(f"open('{name}', 'w')")]
+            nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
+        plugins = ["-p", "until", "-p", "no:cacheprovider"]
+        options = ["--nbval-lax", "--nbval-current-env", "-n", "1", "--dist", "loadscope"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *plugins, *options, "a.ipynb", "b.ipynb"],
+            env=os.environ | {"PYTHONPATH": str(COURSE / ".ci"), "UNTIL": until},
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        return done, {name for name in "ab" if (tmp_path / name).exists()}
+
+    return run
+
+
+def test_a_notebook_that_has_begun_is_run_to_its_end(monkeypatch):
+    module = loaded("until")
+    clock = iter([9, 11, 12])
+    monkeypatch.setattr(module.time, "time", lambda: next(clock))
+    plugin = module.Until(10)
+    cells = [
+        SimpleNamespace(nodeid=f"notebooks/{name}") for name in ("a::0", "a::1", "b::0", "b::1")
+    ]
+    plugin.pytest_runtest_setup(cells[0])
+    plugin.pytest_runtest_setup(cells[1])
+    for cell in cells[2:]:
+        with pytest.raises(pytest.skip.Exception, match="not run, time was up"):
+            plugin.pytest_runtest_setup(cell)
+
+
+@pytest.mark.parametrize("until, ran", [("1", set()), ("", {"a", "b"})])
+def test_after_the_end_nothing_begins_and_without_one_everything_runs(run_notebooks, until, ran):
+    done, found = run_notebooks(until)
+    assert done.returncode == 0 and found == ran, done.stdout
+    assert done.stdout.count("NOT RUN") == 2 - len(ran)
+
+
+def test_an_end_that_is_no_time_is_a_mistake_told_in_one_line(run_notebooks):
+    done, ran = run_notebooks("noon")
+    assert done.returncode != 0 and not ran
+    assert "UNTIL must be whole seconds since 1970, got 'noon'" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("wanted, chapters", [("1", "some"), ("all", "all")])
