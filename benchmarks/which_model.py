@@ -47,8 +47,8 @@ NOT_COMPARABLE = (
     "same data: class errors weigh more there than to an eye.",
     "A processor second counts alike for one thread or two; a GPU, which favours the models with "
     "few large operations, would give other times.",
-    "One architecture each, of about the same number of parameters up to a factor of four, and "
-    "1,437 images: with more of both the order may be another.",
+    "One architecture each, of about the same number of parameters up to a factor of about five, "
+    "and 1,437 images: with more of both the order may be another.",
 )
 
 

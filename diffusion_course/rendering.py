@@ -108,7 +108,10 @@ def look_up(values: Array, points: Array) -> Array:
     """
     n = values.shape[0]
     places = jnp.moveaxis((points + 1) * n / 2 - 0.5, -1, 0)
-    low, total = jnp.floor(places).astype(jnp.int32), 0.0
+    # A compiler may compute `low` twice, and round a whole-numbered place down for the weights and
+    # up for the values: each voxel's weight then goes to its neighbour's value. Points in voxels'
+    # centres are common, points 1e-4 voxels before them are not (and lose as much of their weight).
+    low, total = jnp.floor(places + 1e-4).astype(jnp.int32), 0.0
     for corner in itertools.product((0, 1), repeat=3):
         voxel = [low[axis] + step for axis, step in enumerate(corner)]
         # From the voxel's own distance: where a compiler rounds a whole-numbered place otherwise

@@ -192,8 +192,8 @@ assert before["uniform"][2] > before["uniform"][1] > 0
 # and "b", if it was forgotten twice.
 #
 # To sample, nobody tells us $x_0$. A **denoiser** gives the probability of each letter, $p(x_0 \mid x_t)$, at
-# each place, and we average equation (2) over it. One thing is new against Gaussian diffusion: the letters of a
-# step are then drawn **independently of each other**. The next section measures what this costs.
+# each place, and we average equation (2) over it. Like the pixels in chapter 03's step, the letters of a step
+# are then drawn **independently of each other**. The next section measures what this costs.
 
 # %% [markdown]
 # ## 3 · All 27 strings
@@ -451,7 +451,7 @@ assert abs(different - 178.6) < 16
 # largest $\sigma$.
 #
 # It is easy to write something else: mask letters again, and leave the masks alone. Their share is then too large
-# in every step.
+# after every step but the first and the last.
 #
 # **Predict, then run.** On the 27 strings, with the exact denoiser: does remasking bring what is made nearer to
 # the data?
@@ -848,7 +848,7 @@ assert halves["autoregressive"][1] > halves["masked"][1] + 0.1
 # %% [markdown]
 # After 400 updates the autoregressive model is ahead by far; after 800 both describe nearly every unseen picture
 # correctly. (One seed, and the same for both. The autoregressive model is asked for eight words in each example,
-# in the one order that it will use. The masked one is asked for half of them on average, in every order.)
+# in the one order that it will use. The masked one is asked for 4.5 of them on average, in every order.)
 
 # %% [markdown]
 # The number of steps is the interesting part. **With** a picture, a single evaluation is as good as eight: the
@@ -941,7 +941,7 @@ assert all(computed > 4 * lengths.mean() for name, (_, computed, _) in budget.it
 assert budget[f"random order, {LENGTH}"][0] > lengths.mean()
 
 # %% [markdown]
-# Autoregression needs about 36 evaluations, and 36 letters of work. With masks, one letter at a time, there are
+# Autoregression needs 35.5 evaluations on average, and as many letters of work. With masks, one by one, there are
 # 43: more, because the canvas has a fixed length. So for *exact* samples autoregression is faster in both, and
 # variable lengths make the difference larger. The uniform chain needs 16 evaluations in a row for sentences that
 # are nearly always correct, and 19 times the work.
@@ -1113,7 +1113,8 @@ for name in ("sign", "rate 1/t", "shape"):
 # 1. A letter is kept with probability $\alpha(t)$; what is forgotten becomes a mask or any letter.
 # 2. With masks, the bound in continuous time is the mean over all orders of the autoregressive $-\log p$; it is
 #    exact if the denoiser is. With $T$ parallel steps the chain makes another distribution.
-# 3. Masks are final. Random letters and remasking can repair, where mistakes can be seen.
+# 3. With masks, a letter that is written is final. Random letters and remasking can repair, where mistakes can be
+#    seen.
 # 4. Drawing in parallel costs what the tokens still have to agree on, given the condition.
 # 5. Autoregression computes each token once and stops at the end; diffusion has fewer evaluations in a row, and any
 #    order. It has more work, unless one step is enough.

@@ -150,7 +150,7 @@ plt.show()
 #
 # A **generator** makes images of noise, $x = G(z)$. A **discriminator** sees an image of either kind and gives a
 # logit $d(x)$: large means "this is data". Each has its own loss. The discriminator classifies; the generator wants
-# to be taken for data (Goodfellow et al. 2014, eq. 1; $\operatorname{sp}(a) = \log(1 + e^a)$):
+# to be taken for data (Goodfellow et al. 2014, section 3; $\operatorname{sp}(a) = \log(1 + e^a)$):
 #
 # $$L_D = \mathbb{E}_{p}\,\operatorname{sp}(-d(x)) + \mathbb{E}_{q}\,\operatorname{sp}(d(x)), \qquad
 # L_G = \begin{cases} -\,\mathbb{E}_q \operatorname{sp}(d(x)) & \text{saturating} \\
@@ -305,8 +305,8 @@ assert max(abs(a - b) for a, b in zip(fits["JSD"], fits["KL(q ‖ p)"], strict=T
 
 # %% [markdown]
 # Maximum likelihood covers both clouds and draws two fifths of its points where nearly nothing is: for a data point
-# where $q$ vanishes, $-\log q$ grows without limit. The other two keep the larger cloud alone: $\mathrm{KL}(q \,\|\, p)$
-# does not pay for what it leaves out, and JSD at most $\log 2$.
+# where $q$ vanishes, $-\log q$ grows without limit. The other two keep the larger cloud alone:
+# $\mathrm{KL}(q \,\|\, p)$ does not pay for what it leaves out, and JSD at most $\log 2$.
 #
 # Careful with the conclusion. Here the *distance* was the only thing that changed, so it is the cause. A real GAN
 # follows none of these three exactly, and loses modes for other reasons too: two networks that chase each other. And a
@@ -723,11 +723,14 @@ assert abs(float(game_losses[-100:].mean()) - np.log(4)) < 0.05
 # %% [markdown]
 # None of them can. A continuous map pulls a connected cloud apart only by stretching it, and some points stay on
 # the way. The GAN and the flow, each trained for seconds, leave at least four times as many of their points in the gaps
-# as the data do. The diffusion has the *exact* denoiser and leaves as many as the data. This is no race: the exact one was given. It shows that
-# the gaps are not the fault of the kind of map: a steep enough one can be as good as the data.
+# as the data do. The diffusion has the *exact* denoiser and leaves as many as the data. This is no race: the exact
+# one was given. It shows that the gaps are not the fault of the kind of map: a steep enough one can be as good as the
+# data.
 #
-# The GAN found all three clouds. Its discriminator pays 1.39, which is $\log 4$: it tells nothing, although the points
-# in the gaps give the samples away. It is small and held back by R1, so it is not the best one of section 2.
+# The GAN found all three clouds. Its discriminator pays 1.39 on average, R1's small penalty included: about $\log 4$,
+# as one does that tells nothing, although the points in the gaps give the samples away. So it is not the best one of
+# section 2. It is small, R1 holds it back, and the generator moves after each step; which of these counts was not
+# tested.
 # **A loss of $\log 4$ says that this discriminator cannot tell**, not that there is nothing to tell.
 
 # %% [markdown]
@@ -808,7 +811,7 @@ assert list(evaluations.values()) == [64, 16, 50, 100, 4]
 # distance after a quarter of the time). All samples, 36 of each digit, were rounded to the data's 17 grey levels.
 # Then chapter 13's judges saw them:
 #
-# - **Fréchet distance** of features to the training set. Even unseen digits have .59: the floor of 360 images.
+# - **Fréchet distance** of features to the training set. Even 360 unseen digits have .59: good samples have about that.
 # - **Precision**: the share of samples that lie where data lie. **Recall**: the share of data that lie where
 #   samples lie. **Coverage**: the share of data with a sample close by.
 # - **Recognised**: the share in which the classifier sees the digit that was asked for. **Copies**: of training
@@ -1006,8 +1009,9 @@ for row, name in zip("ABCDEFGHIJ", shuffled, strict=True):
 # %% [markdown]
 # What the table says, at *this* size and *this* budget:
 #
-# - **No network reaches retrieval**, in any seed. The lowest distances belong to MeanFlow with 4 evaluations (1.35 to
-#   1.47). The best seeds of the VAE and the flow overlap with them, so three seeds name no winner.
+# - **No network reaches retrieval** in Fréchet distance, in any seed. The lowest mean belongs to MeanFlow with 4
+#   evaluations (seeds 1.35 to 1.47). The best seeds of the VAE and the flow overlap with them, so three seeds name no
+#   winner.
 # - **The Gaussians stand in the middle** of the networks: Fréchet 1.60 on average, lower than the GAN's, than guided
 #   diffusion's and than the codes', after 0.01 seconds of fitting.
 # - **Guidance** ($w = 2$, nothing else changed) raises diffusion's precision from .556 to .825, lowers its recall
@@ -1030,8 +1034,8 @@ for row, name in zip("ABCDEFGHIJ", shuffled, strict=True):
 # - **Seeds.** No run diverged. One run of the codes covers less than half of what unseen digits cover.
 #
 # A GAN that loses digits? Not here. All its seeds cover about the same, and in each class at least 88 % are
-# recognised. Its recall is below that of VAE and diffusion, so it leaves something out, but whole digits it does
-# not.
+# recognised. Its recall is below that of the VAE and of diffusion without guidance, so it leaves something out,
+# but whole digits it does not.
 
 # %% tags=["claims"]
 # @title Checked: the numbers of the text
@@ -1070,7 +1074,7 @@ assert recall["GAN"] < min(recall["VAE, means"], recall[D50])
 # |---|---|---|---|
 # | a likelihood | pixel by pixel | 1.76 bits, exact; 4 s for 100 | the pixels before |
 # | samples at once | GAN, a VAE's means | under .01 s for 100 | an image's code (VAE) |
-# | varied samples | diffusion, 50 steps; pixels | recall .89 and .90; precision .56 and .61 | diffusion: anything with a gradient |
+# | varied samples | pixels; a VAE's draws; diffusion | recall .90, .89, .89; precision .61 to .56 | diffusion: most |
 # | precise samples | diffusion with guidance | precision .825; recall .518 | how strongly |
 # | a little of all | MeanFlow, 4 evaluations | distance 1.41; .1 s for 100 | known pixels |
 # | an invertible map | flow | watch the unseen bits | an image's noise |
@@ -1087,7 +1091,8 @@ assert recall["GAN"] < min(recall["VAE, means"], recall[D50])
 #   MeanFlow.
 # - *Means and draws*: samples of a VAE are usually its means, which are no draws of the model that the bits belong to.
 # - *Rates* were chosen by the distance of samples, for which no likelihood model is trained, and after a quarter of
-#   the time. For diffusion and the GAN the highest rate that was tried is the best, so a higher one may be better.
+#   the time. For diffusion, the GAN and the codes the highest rate that was tried is the best, so a higher one may
+#   be better.
 # - *The judge* is a classifier of the same data. Errors of class weigh more with it than with an eye.
 # - *A processor second* counts alike on one thread or two. A GPU would favour few large operations. Steps are counted
 #   beforehand, so the runs took from 24 to 39 seconds.
@@ -1100,8 +1105,9 @@ assert recall["GAN"] < min(recall["VAE, means"], recall[D50])
 # ## 8 · When not to generate
 #
 # **Copies.** Look at retrieval again. It leads every network in Fréchet distance and precision, and recalls as
-# much as the best of them, at almost no cost. None of these measures asks whether a sample is *new*. Only the column of copies does: 98 % for retrieval,
-# less than 1 % for each network. If you need an example, and not a new one, look it up.
+# much as the best of them, at almost no cost. None of these measures asks whether a sample is *new*. Only the column of
+# copies does: 98 % for retrieval, less than 1 % for each network. If you need an example, and not a new one, look it
+# up.
 #
 # **Classification.** A generative model with labels is also a classifier, by Bayes' rule:
 #

@@ -17,7 +17,7 @@
 # At the end of this chapter you will be able to
 #
 # - go from a symptom to a measurement that separates its possible causes;
-# - recognise eighteen faults of networks, schedules, trainings and samplers by their numbers;
+# - recognise seventeen faults of networks, schedules, trainings and samplers by their numbers;
 # - write the cure, and prove that it is one;
 # - ask `diagnose` about a model of your own, and say what its answer does not cover.
 #
@@ -55,10 +55,10 @@ plots.use_style()
 # %% [markdown]
 # ## 1 · One picture: the waiting room
 #
-# Sixteen patients wait. Each picture is real: it was drawn by the patient's own network and sampler, or comes from
-# his own training. (One of them will turn out to be well.) Points should look like the three clouds of chapter 02,
-# with the requested class in orange. Digits should look like digits. A loss should fall. (Beds 6 and 16 have plain
-# pictures with some grain.)
+# Eighteen patients wait, and sixteen have a picture. Each is real: it was made by the patient's own denoiser, or
+# comes from his own training. (One of them will turn out to be well.) Points should look like the three clouds of
+# chapter 02, with the requested class in orange. Digits should look like digits. A loss should fall. (Beds 6 and 16
+# have plain pictures with some grain.)
 #
 # **Decide first.** Write down for each bed what you would measure, and what you suspect. Most of the pictures have
 # several possible causes. That is the point.
@@ -192,7 +192,7 @@ for bed in (7, 10):  # two flat losses: one of them is no fault
 # 5. **The sampler without the network**: does it keep data whose denoiser is known exactly?
 # 6. **The samples** against the data: range, mean, sharpness, variety, copies.
 #
-# An early fault shows again in all later answers, so the first finding counts.
+# An early fault can show again in later answers, so the first finding counts.
 
 # %% [markdown]
 # We write out the question that finds most: *told another time, would the network be better?* For each
@@ -412,8 +412,8 @@ bed_4 = treat(BEDS[4], process=my_process)
 # **Bed 7**: a loss is printed at every step and stays where it is. **Bed 10**: the same picture. **Bed 8**: the
 # loss explodes and does not come back. **Bed 9**: it is NaN from one step on.
 #
-# **Decide first.** One of the two flat losses is no fault at all. Which measurement tells them apart, without
-# training any further?
+# **Decide first.** One of the two flat losses is no fault at all. Which measurement tells them apart, within
+# three steps of training?
 
 # %%
 for bed in (7, 10):
@@ -722,7 +722,7 @@ assert said["temperature", 1.09] == "nothing found" and wide[1] > 1.04 * wide[0]
 #
 # ## 9 · Break it on purpose: two faults at once
 #
-# A patient has a dead time embedding *and* labels that were shuffled against their images. **Predict, then run.** How
+# A patient has a dead time embedding *and* labels that were shuffled against their points. **Predict, then run.** How
 # many findings will there be?
 
 # %%
@@ -773,10 +773,10 @@ assert 0.15 < float(process.vp_cosine().alpha(0.9)) < 0.16
 assert uphill.report.names == () and not uphill.cured and "nan" in uphill.missing[0]
 
 # %% [markdown]
-# No finding, and no cure. At $t = .9$ the network expects a signal of $\alpha = .15$, and the sampler gives it none.
+# No finding, and no cure. At $t = .9$ the network expects a signal of $\alpha = .16$, and the sampler gives it none.
 # This is below the limit of `diagnose`. Bed 7 with gradient *ascent* has no finding either: every parameter moves,
-# and the loss ends as NaN. So a silent report proves no cure. `treat` asks for more: a loss that falls, the class that
-# was asked for, clouds of the data's width, a grid that begins at $t = 1$.
+# and the loss ends as NaN. So a silent report proves no cure. `treat` asks for more, of each bed its own: a loss that
+# falls, the class that was asked for, clouds neither far too narrow nor too wide, a grid that begins at $t = 1$.
 #
 # Try the stubs first. The folded cell below holds one solution for each of them, and `treat` says "healthy" eight
 # times.
