@@ -130,8 +130,9 @@ assert own_share == {"data parallel": [1 / 8, 1], "FSDP": [1 / 8, 1 / 8],
 # ## 2 · A mesh and a PartitionSpec
 #
 # Two things say where an array lies. A **mesh** arranges the devices in a grid and names its axes, such as "data" and
-# "model". A **PartitionSpec** has one entry for each axis of the array: the mesh axis along which it is cut, or
-# `None`. `P(None, "model")` cuts columns among the devices of "model". What is not cut is copied.
+# "model". A **PartitionSpec** has an entry for each axis of the array: the mesh axis along which it is cut, or
+# `None`. Entries left out at the end count as `None`, so `P()` cuts nothing. `P(None, "model")` cuts columns among
+# the devices of "model". What is not cut is copied.
 #
 # An array on a mesh keeps its shape. The same code runs on it, and the compiler inserts what must be sent. Why may
 # the batch be cut at all? The loss is a mean over examples, so for $n$ **equal** parts
@@ -190,7 +191,7 @@ assert talk["both: 2 × 4"] == {"all-reduce": 1}
 # `shard_map` shows what the compiler hides: its function is what *one* device does, with its own pieces. Here is a
 # DiT block of chapter 16, with two places for communication:
 #
-# - `gather` makes whole weights of this device's pieces (FSDP);
+# - `gather` makes whole weights of all devices' pieces (FSDP);
 # - `total` adds up what the devices hold parts of (tensor parallelism).
 #
 # Tensor parallelism cuts the block between its layers (Shoeybi et al. 2019, section 3). Each device has some of the
@@ -386,7 +387,7 @@ assert sent_by["tensor parallel"] > sent_by["FSDP"] > sent_by["data parallel"]
 # equation (2). The library gathers all weights at once, where our program gathered block by block.
 #
 # %% [markdown]
-# We train a DiT on the digits for four steps of plain gradient descent with momentum, each time from the same
+# We train a DiT on the digits for four steps of gradient descent with momentum, each time from the same
 # weights, with the same batches and keys.
 #
 # **Predict, then run.** After four steps, in which digit do the four runs differ?
@@ -562,9 +563,10 @@ assert 0.89 < vanish[0.3, "float16", 1] < 0.92
 # Is $2^{15}$ then the right scale? Kept forever, it is a *fixed* scale. A scale is **dynamic** if it changes: when a
 # gradient is not finite, the step is skipped and the scale is halved; after some good steps in a row, it is doubled.
 #
-# We fit 64 numbers by gradient descent. All products are rounded to 16 bits, sums inside a product are float32 (as in
-# a matrix unit), and so are the weights. The loss is a mean over $M$ numbers, with $M = 2^{25}$ as above, or
-# with $M = 2^8$: a sum over pixels, and a mean over a batch of 256.
+# We fit 64 numbers by gradient descent. The factors of each product and the gradients are rounded to 16 bits. Sums
+# inside a product are float32 (as in a matrix unit), and so are the predictions, their errors and the weights. The
+# loss is a mean over $M$ numbers, with $M = 2^{25}$ as above, or with $M = 2^8$: a sum over pixels,
+# and a mean over a batch of 256.
 #
 # **Predict, then run.** Which of the eight runs fail, and how?
 
@@ -892,8 +894,8 @@ assert ALL_REDUCE[1] == state_of_points + 4 and 0.85 < ALL_REDUCE[2] / on_eight[
 #   by memory, and cannot use half of the chip's arithmetic. What it moves are eight copies of its weights: weights,
 #   average and Adam's two moments, each read once and written once.
 # - The same on **eight chips**, data parallel: the same bound. Each chip has an eighth of the points, but updates the
-#   whole state. There is one all-reduce, of the gradients and the loss, which takes almost as long at least. FSDP
-#   is for such a step.
+#   whole state. One all-reduce, of the gradients and the loss, takes almost as long. With FSDP, the network alone
+#   would need 4.4 microseconds for section 4's messages.
 #
 # These are no measurements: nothing was run, and a program is slower than its bound.
 
@@ -1006,10 +1008,10 @@ assert abs(ring_256 - 6.85) < 0.05
 #
 # - **State.** 20 bytes a parameter: 17.2 GB. It fits on a 40 GB device, but leaves room for four images at a time. So
 #   data parallelism with accumulation, section 6, was enough. With FSDP over 256 devices the state would be 67 MB.
-# - **Traffic.** An all-reduce of 3.4 GB sends 6.9 GB from each device in each step.
+# - **Traffic.** An all-reduce of 3.44 GB sends 6.85 GB from each device in each step.
 # - **Operations.** A step is three forward passes: $3.8\cdot10^{21}$ FLOP in all, 3,350 hours at an A100's peak of
 #   312 TFLOP/s (bfloat16, the data sheet). The card states 45 times as many hours. The count leaves out the frozen
-#   encoders of image and text, the later versions, and everything but multiplications; and no program runs at the
+#   encoders of image and text, the later versions, and everything but matrix products; and no program runs at the
 #   peak.
 #
 # **Predict, then run.** Would it also have worked with 256 chips of type v5e, which have 16 GB each?
@@ -1158,7 +1160,7 @@ assert same_as_half < 1e-5 and far_from_whole > 0.05 and rows_seen == 32
 # %% [markdown]
 # ## 13 · What to inspect
 #
-# 1. **One step on one device and on all**, from the same state, with plain gradient descent: parameters to $10^{-5}$
+# 1. **One step on one device and on all**, from the same state, with gradient descent: parameters to $10^{-5}$
 #    of the largest move. (Adam divides by the gradient's size: where a gradient is only rounding, so is its step.)
 # 2. **Different rows, different noise**: count them over all devices.
 # 3. **The collectives** of the compiled program, and their bytes against the formula. An all-gather that nobody
