@@ -416,12 +416,12 @@ PATIENTS = {
         _with(_toy, generate=lambda: pushed),
     ),
     "condition ignored": Patient(
-        "asking for a 3 gives any digit",
+        "asking for one class gives any class",
         "condition ignored",
         lambda: _toy() | {"model": Deaf(_toy()["model"])},
     ),
     "shuffled labels": Patient(
-        "asking for a 3 gives any digit, though the output changes with the label",
+        "asking for one class gives any class, though the output changes with the label",
         "labels of other images",
         lambda: _toy() | {"data": (_toy()["data"].x, np.roll(np.sort(_toy()["data"].labels), 300))},
     ),

@@ -877,6 +877,7 @@ assert 8 * 4 * 476_964 / images[1] > 0.9  # weights of MNIST's network; read and
 state_of_points = 4 * 83_714  # bytes of one copy of the weights
 assert 7.8 < points[1] / state_of_points < 8.3 and abs(on_eight[1] / points[1] - 1) < 0.001
 assert ALL_REDUCE[1] == state_of_points + 4 and 0.85 < ALL_REDUCE[2] / on_eight[2] < 0.9
+assert abs(1.5 * ALL_REDUCE[2] - 4.4e-6) < 1e-8 and 1.5 * ALL_REDUCE[2] > on_eight[2]  # 3 S for 2 S
 
 # %% [markdown]
 # (Peaks and bandwidths are Google's, from Cloud TPU's pages of v5e and v6e. The network's is that of all four links
@@ -894,8 +895,8 @@ assert ALL_REDUCE[1] == state_of_points + 4 and 0.85 < ALL_REDUCE[2] / on_eight[
 #   by memory, and cannot use half of the chip's arithmetic. What it moves are eight copies of its weights: weights,
 #   average and Adam's two moments, each read once and written once.
 # - The same on **eight chips**, data parallel: the same bound. Each chip has an eighth of the points, but updates the
-#   whole state. One all-reduce, of the gradients and the loss, takes almost as long. With FSDP, the network alone
-#   would need 4.4 microseconds for section 4's messages.
+#   whole state. One all-reduce, of the gradients and the loss, takes almost as long. With FSDP, section 4's messages
+#   alone take 4.4 microseconds: more than this bound.
 #
 # These are no measurements: nothing was run, and a program is slower than its bound.
 
@@ -1160,8 +1161,9 @@ assert same_as_half < 1e-5 and far_from_whole > 0.05 and rows_seen == 32
 # %% [markdown]
 # ## 13 · What to inspect
 #
-# 1. **One step on one device and on all**, from the same state, with gradient descent: parameters to $10^{-5}$
-#    of the largest move. (Adam divides by the gradient's size: where a gradient is only rounding, so is its step.)
+# 1. **One step on one device and on all**, from the same state, with gradient descent, with momentum or without:
+#    parameters to $10^{-5}$ of the largest move. (Adam divides by the gradient's size: where a gradient is only
+#    rounding, so is its step.)
 # 2. **Different rows, different noise**: count them over all devices.
 # 3. **The collectives** of the compiled program, and their bytes against the formula. An all-gather that nobody
 #    expects is a layout that does not fit.

@@ -775,8 +775,9 @@ assert uphill.report.names == () and not uphill.cured and "nan" in uphill.missin
 # %% [markdown]
 # No finding, and no cure. At $t = .9$ the network expects a signal of $\alpha = .16$, and the sampler gives it none.
 # This is below the limit of `diagnose`. Bed 7 with gradient *ascent* has no finding either: every parameter moves,
-# and the loss ends as NaN. So a silent report proves no cure. `treat` asks for more, of each bed its own: a loss that
-# falls, the class that was asked for, clouds neither far too narrow nor too wide, a grid that begins at $t = 1$.
+# and the loss ends as NaN. So a silent report proves no cure. `treat` asks for more, of each bed something else: a
+# loss that falls, the class that was asked for, clouds neither far too narrow nor too wide, a grid that begins at
+# $t = 1$.
 #
 # Try the stubs first. The folded cell below holds one solution for each of them, and `treat` says "healthy" eight
 # times.
