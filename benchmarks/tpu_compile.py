@@ -2,7 +2,7 @@
 
     make tpu                               in an environment of its own, .venv-tpu (1.3 GB)
     python benchmarks/tpu_compile.py       the table of what is recorded; needs no compiler
-    python benchmarks/tpu_compile.py --compile [--minutes 30] [WORD ...]
+    python benchmarks/tpu_compile.py --compile [--minutes 30] [--together 2] [WORD ...]
 
 A compilation takes a minute or several on two cores. Each one is kept as soon as it is done, by the
 hash of its program, its devices and its compiler, so a run may be stopped at any time: the next one
@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,12 +44,13 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="only programs with all of these in their names")
     parser.add_argument("--compile", action="store_true", help="compile what is missing")
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after these")
+    parser.add_argument("--together", type=int, default=1, help="so many at a time")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(compiled(json.loads(args.one))))
     elif args.compile:
-        compile_missing(args.words, args.minutes)
+        compile_missing(args.words, args.minutes, args.together)
     print("" if args.one else table(read()))
 
 
@@ -109,24 +111,39 @@ def name_of(program: dict) -> str:
     return ", ".join(str(program[k]) for k in ("recipe", "what", "dtype", "batch", "topology"))
 
 
-def compile_missing(words: list[str], minutes: float) -> None:
-    """Compiles what is missing or has changed, one program at a time, and records each."""
+def compile_missing(words: list[str], minutes: float, together: int = 1) -> None:
+    """Compiles what is missing or has changed, and records each program as soon as it is done."""
     start, record = time.monotonic(), read()
-    programs = wanted()
-    names = [name_of(program) for program in programs]
+    programs = {name_of(program): program for program in wanted()}
     # What is no longer wanted goes.
-    record["programs"] = {k: v for k, v in record["programs"].items() if k in names}
-    for name, program in zip(names, programs, strict=True):
-        if any(word not in name for word in words) or time.monotonic() - start > 60 * minutes:
-            continue
-        known = record["programs"].get(name, {})
-        row = attempt(program | {"known": known.get("key")})
-        if row == "unchanged":
-            print(f"{name}: unchanged", flush=True)
-            continue
-        print(f"{name}: {row.get('failed') or str(row['compile_seconds']) + ' s'}", flush=True)
-        record["programs"][name] = row
-        write(record, names)
+    record["programs"] = {k: v for k, v in record["programs"].items() if k in programs}
+
+    def one(name: str) -> tuple[str, dict | str]:
+        known = record["programs"].get(name, {}).get("key")
+        return name, attempt(programs[name] | {"known": known})
+
+    chosen = [name for name in programs if all(word in name for word in words)]
+    # The threads only wait: each program is compiled in a process of its own.
+    with ThreadPoolExecutor(together) as pool:
+        running = set()
+        while chosen or running:
+            if time.monotonic() - start > 60 * minutes:
+                chosen = []
+            while chosen and len(running) < together:
+                running.add(pool.submit(one, chosen.pop(0)))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for name, row in (each.result() for each in done):
+                keep(record, name, row, list(programs))
+
+
+def keep(record: dict, name: str, row: dict | str, names: list[str]) -> None:
+    """Says how a program did, and records it if it was compiled."""
+    if row == "unchanged":
+        print(f"{name}: unchanged", flush=True)
+        return
+    print(f"{name}: {row.get('failed') or str(row['compile_seconds']) + ' s'}", flush=True)
+    record["programs"][name] = row
+    write(record, names)
 
 
 def write(record: dict, names: list[str]) -> None:

@@ -38,6 +38,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _from_zero(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line, as data."""
     top = _Parser(
@@ -103,6 +109,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--resume", action="store_true", help="go on from the state of an interrupted run in DIR"
     )
+    among = sub.add_argument_group(
+        "several processes, on one machine or on several",
+        "Start the same command once for each, with another --index. Each finds the data itself; "
+        "number 0 writes the weights.",
+    )
+    among.add_argument("--address", metavar="HOST:PORT", help="where number 0 listens")
+    among.add_argument("--processes", type=_positive, metavar="N", help="how many there are")
+    among.add_argument("--index", type=_from_zero, metavar="I", help="of this one, from 0")
 
     sub = command(
         "notebooks",
@@ -222,6 +236,16 @@ def _chapter(text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = parser().parse_args(argv)
+    code = _answer(arguments)
+    if code and arguments.command == "train":
+        from diffusion_course.training import distributed
+
+        distributed.leave(code)
+    return code
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    """Runs a command; a mistake in how it was given, or in files, becomes a line and a code."""
     try:
         return arguments.function(arguments)
     except runner.Mistake as mistake:
@@ -328,22 +352,38 @@ def train(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(
             f"--out {out} cannot be made ({error.strerror}); name a folder that can be written"
         ) from None
+    import jax
+
     from diffusion_course.data import DataUnavailableError
     from diffusion_course.notebook.setup import setup
     from diffusion_course.training.resume import ResumeError
 
+    _join(arguments, recipes)
     setup(quiet=True)  # the compile cache
 
     try:
         path = recipes.train(
             arguments.name, out=out, steps=arguments.steps, resume=arguments.resume
         )
-        print(f"wrote {path}")
+        if jax.process_index() == 0:
+            print(f"wrote {path}")
     except (DataUnavailableError, ResumeError) as error:  # their messages say what to do
         raise runner.Mistake(" ".join(str(error).split())) from None
     except OSError as error:
         raise OSError(f"{error}; the state so far is kept, go on with --resume") from None
     return 0
+
+
+def _join(arguments: argparse.Namespace, recipes) -> None:
+    """Joins the other processes of a run, if there are some."""
+    from diffusion_course.training import distributed
+
+    try:
+        distributed.connect(arguments.address, arguments.processes, arguments.index)
+        if arguments.processes:
+            distributed.own_rows(recipes.RECIPES[arguments.name].batch_size)
+    except ValueError as error:
+        raise runner.Mistake(str(error)) from None
 
 
 def notebooks(arguments: argparse.Namespace) -> int:

@@ -87,9 +87,22 @@ def connect(
 def _end_at_once(kind, error, traceback) -> None:
     """Prints an error and ends. The usual way out of Python would wait for the other processes."""
     sys.__excepthook__(kind, error, traceback)
+    leave(1)
+
+
+def leave(code: int) -> None:
+    """Ends this process at once, if it is one of several; alone it does nothing.
+
+    The usual way out of Python would wait for the others, which may wait for this one.
+
+    Args:
+      code: its exit code.
+    """
+    if not jax.distributed.is_initialized():
+        return
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 def own_rows(size: int) -> slice:

@@ -23,6 +23,7 @@ from diffusion_course.training import (
     captioned,
     cascaded,
     clipped,
+    distributed,
     loop,
     objectives_text,
     record,
@@ -113,8 +114,11 @@ _KEEP_EVERY = 1000  # steps: of the largest recipe, 20 minutes of work are lost 
 def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) -> record.Result:
     """Trains a recipe's model on a data set.
 
+    With several processes (`distributed.connect`) each of them calls this with the same arguments,
+    and trains on rows of every batch of its own.
+
     Args:
-      recipe: from `RECIPES`, or your own.
+      recipe: from `RECIPES`, or your own; its batch is a multiple of the number of processes.
       dataset: what to train on; of a latent model the images, which are encoded first.
       dtype: that the network computes in, such as a profile's; its parameters, their average, the
         process and the loss stay float32.
@@ -130,7 +134,11 @@ def run(recipe: Recipe, dataset: Dataset, *, dtype: str = "float32", **options) 
     state = options.get("state")
     start = 0 if state is None else int(state.step)
     batches = data.batches(
-        examples(recipe, dataset), size=recipe.batch_size, seed=recipe.seed, start=start
+        examples(recipe, dataset),
+        size=recipe.batch_size,
+        seed=recipe.seed,
+        start=start,
+        rows=distributed.own_rows(recipe.batch_size),
     )
     model, objective, settings = prepared(recipe, dtype)
     key = jax.random.key(recipe.seed)
@@ -335,7 +343,8 @@ def train(
     """Runs a recipe, measures the model and saves NAME.safetensors with its card in `out`.
 
     The state is kept in the folder NAME.state of `out` after every thousand steps, until the
-    weights are saved. A classifier's features of the training set are released with it.
+    weights are saved. A classifier's features of the training set are released with it. With
+    several processes each of them calls this and measures; number 0 alone writes.
 
     Args:
       name: see `names`.
@@ -344,7 +353,8 @@ def train(
       resume: go on from the kept state of an interrupted run of the same recipe.
 
     Returns: the path of the weights.
-    Raises: ValueError for an unknown name or a bad number of steps; ResumeError for a kept state
+    Raises: ValueError for an unknown name, a bad number of steps, or a batch that the processes
+      cannot share; ResumeError for a kept state
       without resume, and for resume without one, with a damaged one or with that of another recipe.
     """
     checks.one_of("name", name, RECIPES)
@@ -373,11 +383,17 @@ def train(
     )
     if hasattr(recipe, "process"):
         described = replace(described, process=recipe.process, kind=recipe.kind)
+    path = distributed.from_first(lambda: _release(out, ema, described, recipe, train_set))
+    folder.remove()
+    return path
+
+
+def _release(out: Path, ema: nnx.Module, described: card.Card, recipe: Recipe, train: Dataset):
+    """Writes weights and their card; of a classifier also what it sees in the training set."""
     path = card.save_weights(out, ema, described)
     if isinstance(recipe, ClassifierRecipe):
-        moments = metrics.moments(quality.judge_all(ema, train_set.x)[1])
+        moments = metrics.moments(quality.judge_all(ema, train.x)[1])
         features.save(out, recipe.dataset, moments, card.load_card(path))
-    folder.remove()
     return path
 
 

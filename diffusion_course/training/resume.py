@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from diffusion_course import files
+from diffusion_course.training import distributed
 from diffusion_course.training.checkpoints import Checkpoints, DamagedState
 
 
@@ -15,6 +16,8 @@ class ResumeError(ValueError):
 
 class RunFolder:
     """The newest states of one long run, with a note of which run it is, so that it can go on.
+
+    With several processes each of them calls every method; number 0 alone reads and writes.
 
     Args:
       folder: of this run alone.
@@ -31,7 +34,7 @@ class RunFolder:
     def __init__(self, folder: str | Path, run: dict, resume: bool = False):
         self.folder, self._run = Path(folder), json.loads(json.dumps(run))
         self._note, self._states = self.folder / "run.json", self.folder / "states"
-        kept = self._kept()
+        kept = distributed.from_first(self._kept)
         if kept is not None and not resume:
             raise ResumeError(
                 f"{self.folder} holds the state of an interrupted run; resume it (--resume), or "
@@ -94,12 +97,15 @@ class RunFolder:
         Args:
           state: a `TrainState`.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         # The note goes first: states without one would be nobody's.
-        files.write(self._note, files.as_json({"run": self._run, "minutes": self.minutes}))
+        distributed.from_first(self._write_note)
         with Checkpoints(self._states, keep=self.KEEP) as states:
             states.save(state)
 
+    def _write_note(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write(self._note, files.as_json({"run": self._run, "minutes": self.minutes}))
+
     def remove(self) -> None:
         """Removes the folder: the run is over."""
-        shutil.rmtree(self.folder)
+        distributed.from_first(lambda: shutil.rmtree(self.folder))
