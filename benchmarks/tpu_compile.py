@@ -199,10 +199,12 @@ def compiler_version() -> str:
 
 def compiled(program: dict) -> dict | str:
     """Compiles a program and returns what the compiler says of it; "unchanged" for a known one."""
+    import jax
     from jax.experimental import topologies
     from tpu_programs import Program, evaluations, lower
 
     known = program.pop("known", None)
+    jax.config.update("jax_default_matmul_precision", "highest")  # as `setup` has it
     arguments, count = TOPOLOGIES[program["topology"]]
     devices = topologies.get_topology_desc(platform="tpu", **arguments).devices
     if len(devices) != count:

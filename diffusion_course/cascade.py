@@ -176,7 +176,8 @@ class LinearStage(NamedTuple):
         """The denoiser of x for smaller images z [B, d] at level s: E[x | x_t, z]."""
         alpha_s = _level(self.process, s)[0]
         G, shift = jnp.asarray(self.gain(s), jnp.float32), alpha_s * self.A @ self.mean
-        means = self.mean.astype(np.float32) + (z - shift.astype(np.float32)) @ G.T
+        apart = z - shift.astype(np.float32)
+        means = self.mean.astype(np.float32) + jnp.matmul(apart, G.T, precision="highest")
         variances, vectors = np.linalg.eigh(self.left(s))
         variances = jnp.asarray(np.maximum(variances, 0), jnp.float32)
         vectors = jnp.asarray(vectors, jnp.float32)
@@ -185,8 +186,9 @@ class LinearStage(NamedTuple):
             alpha, sigma = levels(self.process, t, x)
             # Nothing is open along a direction without variance, also where sigma is 0.
             spread = jnp.maximum(alpha**2 * variances + sigma**2, 1e-25)
-            along = (x - alpha * means) @ vectors
-            return means + (alpha * variances / spread * along) @ vectors.T
+            along = jnp.matmul(x - alpha * means, vectors, precision="highest")
+            moved = alpha * variances / spread * along
+            return means + jnp.matmul(moved, vectors.T, precision="highest")
 
         return D
 

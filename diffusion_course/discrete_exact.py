@@ -225,7 +225,7 @@ def distribution(chain: Chain, D: LetterDenoiser, length: int, times, kernel: Ke
         t, s = pair
         probs = kernel(every, jnp.exp(D(every, t)), t, s)  # [N, L, S]
         move = probs[:, np.arange(length), every].prod(-1)  # from every state to every other
-        return p @ move, None
+        return jnp.matmul(p, move, precision="highest"), None
 
     start = jnp.asarray(chain.stationary)[every].prod(-1)
     p, _ = jax.lax.scan(step, start, (times[:-1], times[1:]))

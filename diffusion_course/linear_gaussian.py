@@ -4,6 +4,7 @@ A Gaussian times a linear Gaussian likelihood is a Gaussian, so a mixture stays 
 the oracle for every method of `diffusion_course.inverse`.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -31,16 +32,15 @@ class FullMixture(NamedTuple):
 
     def mean(self) -> Array:
         """E[x0]: [D]."""
-        return self.weights @ self.means
+        return jnp.matmul(self.weights, self.means, precision="highest")
 
     def covariance(self) -> Array:
         """Cov[x0]: [D, D], what is inside the components and what lies between their means."""
-        inside = jnp.einsum("k,kdj,kj,kej->de", self.weights, *self._axes(), self.vectors)
+        exactly = partial(jnp.einsum, precision="highest")
+        axes, widths = self.vectors, self.variances
+        inside = exactly("k,kdj,kj,kej->de", self.weights, axes, widths, axes)
         apart = self.means - self.mean()
-        return inside + jnp.einsum("k,kd,ke->de", self.weights, apart, apart)
-
-    def _axes(self):
-        return self.vectors, self.variances
+        return inside + exactly("k,kd,ke->de", self.weights, apart, apart)
 
     def _components(self, x: Array, t):
         """Along each axis: difference, variance of x_t, both [B, K, D]; and log joint [B, K]."""
@@ -75,7 +75,8 @@ class FullMixture(NamedTuple):
         k = jax.random.categorical(key_component, jnp.log(self.weights), shape=(n,))
         noise = jax.random.normal(key_noise, (n, self.means.shape[1]), jnp.float32)
         along = jnp.sqrt(self.variances)[k] * noise
-        return self.means[k] + jnp.einsum("nj,ndj->nd", along, self.vectors[k])
+        turned = jnp.einsum("nj,ndj->nd", along, self.vectors[k], precision="highest")
+        return self.means[k] + turned
 
 
 def full_mixture(p: Process, means, covariances, weights) -> FullMixture:

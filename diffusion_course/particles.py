@@ -41,7 +41,7 @@ class Particles(NamedTuple):
 
     def expect(self, values: Array) -> Array:
         """The weighted mean of values [N, …], such as x: […]."""
-        return jnp.tensordot(jnp.exp(self.log_weights), values, axes=1)
+        return jnp.tensordot(jnp.exp(self.log_weights), values, axes=1, precision="highest")
 
     def draw(self, key: Array) -> Array:
         """The particles resampled to equal weights: [N, …]."""

@@ -161,5 +161,6 @@ def render(
     samples = 2 * n if samples is None else samples
     points = rays(azimuth, size, samples, elevation, reach)
     weights, through = ray_weights(look_up(density, points), 2 * reach / samples)
-    light = jnp.einsum("hws,hwsc->hwc", weights, look_up(colour, points))
+    seen = look_up(colour, points)
+    light = jnp.einsum("hws,hwsc->hwc", weights, seen, precision="highest")
     return light + background * through[..., None], 1 - through

@@ -369,11 +369,12 @@ class GaussianClips:
         of_x = alpha[:, None] * self.covariance * alpha + jnp.diag(sigma**2)
         # Both matrices are symmetric: (of_x⁻¹·A·covariance)ᵀ is the gain, small however large x is.
         gain = jnp.linalg.solve(of_x, alpha[:, None] * self.covariance).T
-        return self.mean[:, None] + gain @ (x - (alpha * self.mean)[:, None])
+        apart = x - (alpha * self.mean)[:, None]
+        return self.mean[:, None] + jnp.matmul(gain, apart, precision="highest")
 
     def sample(self, key: Array, n: int, shape: tuple[int, ...] = ()) -> Array:
         """n clips of frames of this shape: [n, F, *shape]. Raises: ValueError for n < 1."""
         n = checks.integer("n", n, 1)
         eps = jax.random.normal(key, (n, len(self.mean), *shape), jnp.float32)
         mean = self.mean.reshape(-1, *(1,) * len(shape))
-        return mean + jnp.einsum("fg,bg...->bf...", self._root, eps)
+        return mean + jnp.einsum("fg,bg...->bf...", self._root, eps, precision="highest")

@@ -151,9 +151,18 @@ def _once_jvp(primals, tangents):
 
 
 def plain_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """`conv3x3` as XLA's own convolution."""
+    """`conv3x3` as XLA's own convolution.
+
+    A TPU rounds float32 images and kernels to bfloat16 for it, whatever
+    ``jax_default_matmul_precision`` says: exact products would take its compiler 15 times as long.
+    """
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.DEFAULT,
     )
 
 
