@@ -6,6 +6,7 @@ what each program asks for.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import jax
@@ -133,10 +134,43 @@ def test_setup_makes_products_of_notebooks_exact(backend, found, precision, monk
     assert products(lambda a: a @ a.T, X) == [found]
 
 
-def test_a_convolution_of_a_network_stays_as_fast_to_compile(precision):
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("setting", "platform", "found"),
+    [("highest", "tpu", "HIGH"), ("highest", "cuda", "HIGHEST"), (None, "tpu", "DEFAULT")],
+)
+def test_a_tpu_makes_three_products_of_each_of_a_convolution(
+    stride, setting, platform, found, precision
+):
+    jax.config.update("jax_default_matmul_precision", setting)
+    shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 8, 8, 16), (3, 3, 16, 17)))
+    step = jax.jit(jax.grad(lambda x, kernel: fast.conv3x3(x, kernel, stride).sum()))
+    text = step.trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+    assert set(re.findall(r"#stablehlo<precision (\w+)>", text)) == {found}
+
+
+def test_three_products_of_bfloat16_are_as_exact_as_winograd_s():
+    x, kernel = RNG.normal(size=(2, 9, 8, 32)), RNG.normal(size=(3, 3, 32, 16))
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in (x, kernel))
+    exact = sum(
+        np.einsum("bhwc,co->bhwo", np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+                  [:, i : i + 9, j : j + 8], np.float64(kernel[i, j]))
+        for i in range(3) for j in range(3)
+    )  # fmt: skip
+
+    def short(a):
+        return jax.lax.reduce_precision(a, exponent_bits=8, mantissa_bits=7)  # bfloat16's
+
+    def off(found):
+        return np.abs(np.float64(found) - exact).max() / np.abs(exact).max()
+
+    first, rest = short(x), short(x - short(x))
+    large, small = short(kernel), short(kernel - short(kernel))
+    once = fast.plain_conv(first, large)
+    thrice = once + fast.plain_conv(first, small) + fast.plain_conv(rest, large)
+    assert off(thrice) < 2 * off(fast.winograd(x, kernel)) < 1e-4 < 1e-3 < off(once)
+
+
+def test_a_dense_layer_follows_the_setting(precision):
     jax.config.update("jax_default_matmul_precision", "highest")
-    image, kernel = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4))
-    (found,) = products(fast.plain_conv, image, kernel)
-    assert found == (jax.lax.Precision.DEFAULT,) * 2
-    dense = layers.Linear(3, 4, rngs=layers.nnx.Rngs(0))
-    assert set(products(dense, X)) == {EXACT}
+    assert set(products(layers.Linear(3, 4, rngs=layers.nnx.Rngs(0)), X)) == {EXACT}

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from networks import drawn
 from oracles import examples
 
+from diffusion_course.models import attention as by_heads
 from diffusion_course.models import layers
 from diffusion_course.models.attention import attend, count_heads
 
@@ -363,3 +364,30 @@ def test_weights_start_with_variance_one_over_fan_in(layer, fan_in):
     # The standard error of the variance of n uniform numbers is .9/sqrt(n): n > 19,000 here.
     np.testing.assert_allclose(kernel.var() * fan_in, 1, atol=0.03)
     assert np.abs(kernel).max() <= np.sqrt(3 / fan_in)
+
+
+def test_accelerators_compute_the_weights_of_attention_anew_for_the_gradient():
+    shape = jax.ShapeDtypeStruct((2, 3, 5, 4), jnp.float32)
+
+    def gradient(q, k, v):
+        return jax.grad(lambda *a: jnp.sum(by_heads.attention(*a) ** 2), (0, 1, 2))(q, k, v)
+
+    traced = jax.jit(gradient).trace(shape, shape, shape)
+
+    def exponentials(platform):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        return text.count("stablehlo.exponential")
+
+    assert [exponentials(name) for name in ("cpu", "cuda", "tpu")] == [1, 2, 2]
+
+
+def test_attention_computed_anew_has_the_same_gradients():
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 3, 5, 4)) for i in range(3))
+    mask = jnp.array([[True, True, False, True, True], [False, True, True, True, False]])
+    for m in (None, mask):
+        kept, anew = (
+            jax.grad(lambda *a, f=f, m=m: jnp.sum(f(*a, m) ** 2), (0, 1, 2))(q, k, v)
+            for f in (by_heads._attention, jax.checkpoint(by_heads._attention))
+        )
+        for one, other in zip(kept, anew, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)  # another order at most
