@@ -2,6 +2,7 @@
 
     make tpu                               in an environment of its own, .venv-tpu (1.3 GB)
     python benchmarks/tpu_compile.py       the table of what is recorded; needs no compiler
+                                           (with --page it goes to docs/tpu.md)
     python benchmarks/tpu_compile.py --compile [--minutes 30] [--together 2] [WORD ...]
 
 A compilation takes a minute or several on two cores. Each one is kept as soon as it is done, by the
@@ -28,6 +29,8 @@ import machine
 import tpu_roofline as roofline
 
 RESULTS = Path(__file__).parent / "results" / "tpu_compile.json"
+PAGE = Path(__file__).parent.parent / "docs" / "tpu.md"
+_BEGIN, _END = "<!-- the table -->", "<!-- its end -->"
 LIMIT = 1500  # seconds for one program
 
 # JAX's arguments for each, and the devices that it then has.
@@ -45,12 +48,15 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile what is missing")
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after these")
     parser.add_argument("--together", type=int, default=1, help="so many at a time")
+    parser.add_argument("--page", action="store_true", help="put the table on docs/tpu.md")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(compiled(json.loads(args.one))))
     elif args.compile:
         compile_missing(args.words, args.minutes, args.together)
+    if args.page:
+        write_page(read())
     print("" if args.one else table(read()))
 
 
@@ -87,19 +93,22 @@ def wanted() -> list[dict]:
         *steps(_FIRST, half, "v5e-1"),
         *steps(("mnist", "mnist_dit"), half, "v5e-8", large),
         *steps(("mnist", "mnist_dit"), half, "v5e-1", large),
-        *steps(("mnist", "mnist_dit"), half, "v6e-1"),
+        *steps(("toy2d",), full, "v5e-1"),
         *drawn(half, "v5e-1"),
-        *steps(rest, half, "v5e-1"),
-        *steps(own, full, "v5e-1"),
-        *drawn(full, "v5e-1"),
-        *steps(("mnist", "mnist_dit"), half, "v2-8", large),
-        *steps(("mnist_latent",), half, "v5e-8", large),
-        *steps(("mnist_latent",), half, "v2-8", large),
+        *steps(("mnist", "mnist_dit"), half, "v6e-1"),
         *steps(("toy2d",), full, "v5e-8", large),
         *steps(("toy2d",), full, "v2-8", large),
+        *steps(rest, half, "v5e-1"),
+        *steps(("mnist_latent",), half, "v5e-8", large),
+        *steps(("mnist", "mnist_dit", "mnist_latent"), half, "v2-8", large),
+        *drawn(half, "v6e-1"),
+        *steps(own, half, "v6e-1"),
+        # Exact products take the compiler several times as long.
+        *drawn(full, "v5e-1"),
+        *steps(own, full, "v5e-1"),
+        *drawn(full, "v6e-1"),
+        *steps(own, full, "v6e-1"),
     ]
-    for dtype in (half, full):
-        chosen += steps(own, dtype, "v6e-1") + drawn(dtype, "v6e-1")
     programs = [Program(*row) for row in dict.fromkeys(chosen)]
     return [
         p._asdict() for p in programs if p.dtype == full or in_bfloat16(recipes.RECIPES[p.recipe])
@@ -174,7 +183,10 @@ def attempt(program: dict) -> dict | str:
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
         return _plain(program) | {"failed": "".join(last)[:300] or f"exit {done.returncode}"}
-    return json.loads(done.stdout.splitlines()[0])
+    try:
+        return json.loads(done.stdout.splitlines()[0])
+    except (IndexError, ValueError):  # others' programs are compiled beside this one
+        return _plain(program) | {"failed": f"printed {done.stdout[:200]!r}"}
 
 
 def environment() -> dict[str, str]:
@@ -203,8 +215,12 @@ def compiled(program: dict) -> dict | str:
     from jax.experimental import topologies
     from tpu_programs import Program, evaluations, lower
 
+    from diffusion_course.models import attention
+
     known = program.pop("known", None)
-    jax.config.update("jax_default_matmul_precision", "highest")  # as `setup` has it
+    # As `setup` and a network have it where there is a TPU.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    attention.computes_again = lambda: True
     arguments, count = TOPOLOGIES[program["topology"]]
     devices = topologies.get_topology_desc(platform="tpu", **arguments).devices
     if len(devices) != count:
@@ -260,21 +276,34 @@ def described(result, program: dict, seconds: tuple, devices: int, turns: int) -
     }
 
 
+_COLUMNS = (
+    "program", "devices", "compiled in¹", "HBM²", "GFLOP", "MB³", "op/byte", "collectives⁴",
+    "at least", "images/s⁵", "limit",
+)  # fmt: skip
+
+
 def table(record: dict) -> str:
-    """What is recorded, as the table of docs/benchmarks.md; memory and bytes of one device."""
+    """What is recorded, as the table of docs/tpu.md; memory and bytes of one device."""
     lines = [
-        "| program | devices | compiled in¹ | HBM² | GFLOP | MB³ | op/byte | at least | limit |",
-        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|---|---" + "|--:" * (len(_COLUMNS) - 3) + "|---|",
         *(_line(row) for row in record["programs"].values()),
     ]
     missing = len(record.get("missing", []))
     return "\n".join(lines) + f"\n\n{len(record['programs'])} recorded, {missing} missing"
 
 
+def write_page(record: dict) -> None:
+    """Puts the table on its page."""
+    text = PAGE.read_text(encoding="utf-8")
+    begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
+    PAGE.write_text(f"{text[:begin]}\n{table(record)}\n{text[end:]}", encoding="utf-8")
+
+
 def _line(row: dict) -> str:
     name = f"{row['recipe']}, {row['what']}, {row['dtype']}, {row['batch']}"
     if "failed" in row:
-        return f"| {name} | {row['topology']} | {row['failed']} |" + " |" * 6
+        return f"| {name} | {row['topology']} | {row['failed']} |" + " |" * (len(_COLUMNS) - 3)
     bound = row["bound"]
     cells = [
         name,
@@ -284,7 +313,9 @@ def _line(row: dict) -> str:
         f"{row['turns'] * row['flops'] / 1e9:.2f}",
         f"{row['hbm_bytes'] / 1e6:.2f}",
         f"{bound['intensity']:.0f}",
+        ", ".join(f"{n['count']} {kind}" for kind, n in row["collectives"].items()),
         f"{1e6 * bound['seconds']:.1f} µs",
+        f"{row['images_per_second_at_most']:,.0f}",
         bound["limit"],
     ]
     return "| " + " | ".join(cells) + " |"

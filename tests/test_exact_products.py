@@ -33,7 +33,15 @@ from diffusion_course.notebook import setup
 LIBRARY = Path(diffusion_course.__file__).parent
 # What networks compute in is their user's choice: `setup` makes it for notebooks.
 NETWORKS = ("models", "training", "grading/answers")
-PRODUCTS = ("matmul", "einsum", "tensordot", "dot", "vdot", "inner", "dot_general")
+PRODUCTS = ("matmul", "einsum", "tensordot", "dot", "vdot", "inner", "dot_general", "convolve")
+# Files that use JAX, and how many products of NumPy's arrays they write as ``a @ b``.
+OF_NUMPY = {
+    "cascade.py": 9,
+    "discrete_exact.py": 2,
+    "evaluation/metrics.py": 11,
+    "leaderboard/game.py": 3,
+    "linear_gaussian.py": 8,
+}
 EXACT = (jax.lax.Precision.HIGHEST,) * 2
 
 
@@ -57,6 +65,16 @@ def test_every_product_of_the_library_names_its_precision():
         if not name.startswith(NETWORKS) and (calls := without_precision(path.read_text("utf-8"))):
             found[name] = calls
     assert found == {}
+
+
+def test_a_product_by_its_sign_is_one_of_numpy_s_arrays():
+    found = {}
+    for path in sorted(LIBRARY.rglob("*.py")):
+        name, text = path.relative_to(LIBRARY).as_posix(), path.read_text("utf-8")
+        signs = sum(isinstance(node, ast.MatMult) for node in ast.walk(ast.parse(text)))
+        if signs and "jax.numpy" in text and not name.startswith(NETWORKS):
+            found[name] = signs
+    assert found == OF_NUMPY  # of a new one: does it multiply JAX's arrays?
 
 
 def test_a_product_without_a_precision_is_noticed():
@@ -123,6 +141,7 @@ def test_an_exact_result_asks_for_exact_products(name):
 def precision():
     """JAX's setting as it was, afterwards."""
     before = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", None)
     yield
     jax.config.update("jax_default_matmul_precision", before)
 
@@ -130,8 +149,17 @@ def precision():
 @pytest.mark.parametrize(("backend", "found"), [("cpu", None), ("gpu", EXACT), ("tpu", EXACT)])
 def test_setup_makes_products_of_notebooks_exact(backend, found, precision, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    setup.setup(quiet=True, cache=False, exact=False)
+    assert products(lambda a: a @ a.T, X) == [None]
     setup.setup(quiet=True, cache=False)
     assert products(lambda a: a @ a.T, X) == [found]
+
+
+def test_setup_leaves_a_precision_that_was_chosen(precision, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    jax.config.update("jax_default_matmul_precision", "bfloat16")
+    setup.setup(quiet=True, cache=False)
+    assert jax.config.jax_default_matmul_precision == "bfloat16"
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -366,19 +366,33 @@ def test_weights_start_with_variance_one_over_fan_in(layer, fan_in):
     assert np.abs(kernel).max() <= np.sqrt(3 / fan_in)
 
 
-def test_accelerators_compute_the_weights_of_attention_anew_for_the_gradient():
+@pytest.mark.parametrize(("backend", "times"), [("cpu", 1), ("gpu", 2), ("tpu", 2)])
+def test_accelerators_compute_the_weights_of_attention_anew_for_the_gradient(
+    backend, times, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     shape = jax.ShapeDtypeStruct((2, 3, 5, 4), jnp.float32)
 
     def gradient(q, k, v):
         return jax.grad(lambda *a: jnp.sum(by_heads.attention(*a) ** 2), (0, 1, 2))(q, k, v)
 
-    traced = jax.jit(gradient).trace(shape, shape, shape)
+    text = jax.jit(gradient).trace(shape, shape, shape).lower().as_text()
+    assert text.count("stablehlo.exponential") == times
 
-    def exponentials(platform):
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        return text.count("stablehlo.exponential")
 
-    assert [exponentials(name) for name in ("cpu", "cuda", "tpu")] == [1, 2, 2]
+def test_a_scan_keeps_no_weights_of_attention_on_an_accelerator(monkeypatch):
+    q = jax.ShapeDtypeStruct((2, 3, 5, 4), jnp.float32)
+
+    def loss(q):
+        turn = lambda x, _: (by_heads.attention(x, q, q).reshape(q.shape), None)  # noqa: E731
+        return jnp.sum(jax.lax.scan(turn, q, length=7)[0])
+
+    def keeps(backend):
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        text = jax.jit(lambda q: jax.grad(loss)(q)).lower(q).as_text()
+        return "tensor<7x2x3x5x5xf32>" in text
+
+    assert keeps("cpu") and not keeps("tpu")
 
 
 def test_attention_computed_anew_has_the_same_gradients():

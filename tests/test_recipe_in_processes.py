@@ -23,16 +23,18 @@ def parameters(folder):
     return card.flat_params(weights.load("toy2d", folder=folder).model)
 
 
-def commands(*arguments):
-    """What two processes print that are told of each other on their command lines."""
+def commands(*folders):
+    """What processes print, each with a folder, told of each other on their command lines."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, FILE, "runs", *arguments, "--address", address, "--processes", "2"]
+    command = [sys.executable, FILE, "runs", "--address", address, "--processes", "2"]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     children = [
-        subprocess.Popen([*command, "--index", str(i)], env=env, stdout=subprocess.PIPE, text=True)
-        for i in range(2)
+        subprocess.Popen(
+            [*command, "--index", str(i), "--out", out], env=env, stdout=subprocess.PIPE, text=True
+        )
+        for i, out in enumerate(folders)
     ]
     printed = [child.communicate(timeout=240)[0] for child in children]
     assert [child.returncode for child in children] == [0, 0]
@@ -44,7 +46,7 @@ def folders(tmp_path_factory):
     """Weights of one process alone; of two; and of two that stop half way and one that goes on."""
     alone, two, mixed = (tmp_path_factory.mktemp(name) for name in ("alone", "two", "mixed"))
     told = distributed.launch(FILE, "begins", str(mixed), processes=2)
-    done = commands("--out", str(two))
+    done = commands(two, two / "of 1")  # the second one has no such folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.RECIPES, "toy2d", SMALL)
         recipes.train("toy2d", out=alone)
@@ -91,12 +93,23 @@ def test_a_mistake_in_one_process_ends_all_with_its_line(tmp_path):
     assert time.monotonic() - begin < 30
 
 
+def test_processes_with_different_runs_do_not_begin(tmp_path):
+    with pytest.raises(
+        distributed.ProcessFailed,
+        match=r"(?s)process 1 of 2 .*all processes need the same run; this one differs in steps",
+    ):
+        distributed.launch(FILE, "differs", "--out", str(tmp_path), heartbeat=30)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         (["--processes", "2"], "address, processes and index belong together"),
         (["--address", "h:1", "--processes", "2", "--index", "2"], "index must be"),
         (["--index", "x"], "'x'"),
+        (["--address", "h", "--processes", "2", "--index", "0"], "HOST:PORT, got 'h'"),
+        (["--address", "h:x", "--processes", "2", "--index", "0"], "HOST:PORT, got 'h:x'"),
     ],
 )
 def test_places_that_cannot_be_are_one_line(capsys, given, says):

@@ -347,7 +347,8 @@ def train(arguments: argparse.Namespace) -> int:
         )
     out = Path(arguments.out or "runs")
     try:  # now, and not after the training
-        out.mkdir(parents=True, exist_ok=True)
+        if not arguments.index:  # the others of several processes write nothing
+            out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise runner.Mistake(
             f"--out {out} cannot be made ({error.strerror}); name a folder that can be written"
@@ -359,7 +360,7 @@ def train(arguments: argparse.Namespace) -> int:
     from diffusion_course.training.resume import ResumeError
 
     _join(arguments, recipes)
-    setup(quiet=True)  # the compile cache
+    setup(quiet=True, exact=False)  # the compile cache; weights may be rounded as they learn
 
     try:
         path = recipes.train(

@@ -68,21 +68,22 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     Returns: [B, N, H·e], the heads side by side.
     Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762).
     """
-    return _by_platform(q, k, v, mask)
+    return (jax.checkpoint(_attention) if computes_again() else _attention)(q, k, v, mask)
 
 
-@jax.jit
-def _by_platform(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """`attention`; an accelerator computes its weights anew for the gradient.
+def computes_again() -> bool:
+    """Whether the gradient of `attention` computes its weights anew: where JAX has an accelerator.
 
     They are [N, N] for each head, and to keep them costs more than to compute them where memory is
     what is slow: the step of a small DiT reads and writes half the bytes on a TPU, for 2 % more
     operations. A CPU would need longer.
 
+    It is asked when a program is traced. (Both ways in one program, as in `fast`, would keep what
+    either of them needs.)
+
     Source: Dao et al. 2022, section 3.1 (arXiv:2205.14135).
     """
-    again = jax.checkpoint(_attention)
-    return jax.lax.platform_dependent(q, k, v, mask, cpu=_attention, default=again)
+    return jax.default_backend() != "cpu"
 
 
 def _attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:

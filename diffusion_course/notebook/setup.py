@@ -64,11 +64,9 @@ def setup(
     quiet: bool = False,
     wait: bool = True,
     devices: int | None = None,
+    exact: bool = True,
 ) -> Course:
     """Prepare a notebook; may be called any number of times.
-
-    On an accelerator it also has JAX multiply float32 matrices exactly, as a CPU does: see
-    `_multiply_exactly`.
 
     Args:
       profile: ``"cpu"`` or ``"accelerator"``; chosen from JAX's default device when neither
@@ -82,6 +80,8 @@ def setup(
       devices: how many devices to simulate where JAX runs on the CPU, to try out what is meant for
         several. They share its cores, so they are no faster than one. Where there is an
         accelerator, its own devices are used.
+      exact: have an accelerator multiply float32 matrices as a CPU does, unless
+        ``jax_default_matmul_precision`` is set already.
 
     Raises:
       ValueError: there is no such profile, or devices is below 1.
@@ -98,7 +98,8 @@ def setup(
     if folder is not None and not is_writable(folder):
         folder = None
     _use_compile_cache(folder)
-    _multiply_exactly()
+    if exact:
+        _multiply_exactly()
     if chosen is None:
         chosen = PROFILES["cpu" if jax.default_backend() == "cpu" else "accelerator"]
     course = Course(chosen, tuple(jax.devices()))
@@ -116,7 +117,7 @@ def _multiply_exactly() -> None:
     """
     import jax
 
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" and jax.config.jax_default_matmul_precision is None:
         jax.config.update("jax_default_matmul_precision", "highest")
 
 

@@ -61,7 +61,8 @@ def connect(
       index: of this one, from 0.
       heartbeat: seconds of silence after which a process counts as dead, and the others end.
 
-    Raises: ValueError if some of the three are missing or out of range.
+    Raises: ValueError if some of the three are missing or out of range. If the others do not come
+      within a minute, JAX ends the process.
     """
     if address is None and processes is None and index is None:
         if _PLACE not in os.environ:
@@ -74,6 +75,9 @@ def connect(
             "address, processes and index belong together, "
             f"got address={address}, processes={processes}, index={index}"
         )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"address must be HOST:PORT, got {address!r}")
     checks.integer("processes", processes, minimum=1)
     checks.integer("index", index, minimum=0, maximum=processes - 1)
     checks.integer("heartbeat", heartbeat, minimum=1)
@@ -103,6 +107,16 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def meet() -> None:
+    """Waits for the other processes, and connects all devices of all of them.
+
+    Otherwise the first step would do that, and Gloo gives up where one of them comes half a minute
+    later than the others, such as after a download of its own.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("meet")
 
 
 def own_rows(size: int) -> slice:

@@ -357,6 +357,7 @@ def train(
       cannot share; ResumeError for a kept state
       without resume, and for resume without one, with a damaged one or with that of another recipe.
     """
+    distributed.meet()
     checks.one_of("name", name, RECIPES)
     recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
     out = Path(out)

@@ -25,7 +25,8 @@ class RunFolder:
       resume: whether to go on from a state that is kept there.
 
     Raises: ResumeError if the folder holds a state and resume is False, if it holds none and resume
-      is True, if its state is that of another run, or if it cannot be known whose state it is.
+      is True, if its state is that of another run, if it cannot be known whose state it is, or in
+      a process that was given another run than number 0.
     """
 
     # Two: if the newest was damaged, there is the one before.
@@ -34,6 +35,9 @@ class RunFolder:
     def __init__(self, folder: str | Path, run: dict, resume: bool = False):
         self.folder, self._run = Path(folder), json.loads(json.dumps(run))
         self._note, self._states = self.folder / "run.json", self.folder / "states"
+        first = distributed.from_first(lambda: self._run | {"resume": resume})
+        if other := _differing(first, self._run | {"resume": resume}):
+            raise ResumeError(f"all processes need the same run; this one differs in {other}")
         kept = distributed.from_first(self._kept)
         if kept is not None and not resume:
             raise ResumeError(
@@ -43,11 +47,9 @@ class RunFolder:
         if kept is None and resume:
             raise ResumeError(f"there is nothing to resume: {self.folder} holds no state")
         if kept is not None and kept["run"] != self._run:
-            keys = self._run.keys() | kept["run"].keys()
-            other = sorted(k for k in keys if self._run.get(k, ...) != kept["run"].get(k, ...))
+            other = _differing(kept["run"], self._run)
             raise ResumeError(
-                f"only the same run can be resumed; that in {self.folder} differs in "
-                f"{', '.join(other)}"
+                f"only the same run can be resumed; that in {self.folder} differs in {other}"
             )
         self._earlier = kept["minutes"] if kept else 0.0
         self._resume, self._begin = resume, time.perf_counter()
@@ -109,3 +111,10 @@ class RunFolder:
     def remove(self) -> None:
         """Removes the folder: the run is over."""
         distributed.from_first(lambda: shutil.rmtree(self.folder))
+
+
+def _differing(one: dict, other: dict) -> str:
+    """The keys whose values differ, or that one of the two lacks."""
+    return ", ".join(
+        sorted(k for k in one.keys() | other.keys() if one.get(k, ...) != other.get(k, ...))
+    )
