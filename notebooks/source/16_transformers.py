@@ -713,7 +713,8 @@ def largest_array(function, *shapes):
         for equation in jaxpr.eqns:
             yield from (out.aval.size for out in equation.outvars)
             for inner in equation.params.values():  # the bodies of loops
-                yield from sizes(inner.jaxpr) if hasattr(inner, "jaxpr") else ()
+                inner = getattr(inner, "jaxpr", inner)
+                yield from sizes(inner) if hasattr(inner, "eqns") else ()
 
     return max(sizes(jax.make_jaxpr(function)(*shapes).jaxpr))
 
