@@ -72,18 +72,19 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def computes_again() -> bool:
-    """Whether the gradient of `attention` computes its weights anew: where JAX has an accelerator.
+    """Whether the gradient of `attention` computes its weights anew: on a TPU.
 
     They are [N, N] for each head, and to keep them costs more than to compute them where memory is
-    what is slow: the step of a small DiT reads and writes half the bytes on a TPU, for 2 % more
-    operations. A CPU would need longer.
+    what is slow: MNIST's DiT, with its recipe's 128 images, reads and writes half the bytes in a
+    step, for 2 % more operations. (Not with 512 images on one chip: docs/tpu.md.) A CPU would need
+    longer, and on a GPU it was not measured.
 
     It is asked when a program is traced. (Both ways in one program, as in `fast`, would keep what
     either of them needs.)
 
     Source: Dao et al. 2022, section 3.1 (arXiv:2205.14135).
     """
-    return jax.default_backend() != "cpu"
+    return jax.default_backend() == "tpu"
 
 
 def _attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
