@@ -267,7 +267,7 @@ def described(result, program: dict, seconds: tuple, devices: int, turns: int) -
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
         "hbm_bytes": hbm,
-        "hbm_bytes_unpadded": bytes_of["plain"],
+        "hbm_bytes_unpadded": min(bytes_of["plain"], hbm),
         "vmem_bytes": bytes_of["vmem"],
         "collectives": moved,
         "padding": roofline.padding(text),
