@@ -89,8 +89,8 @@ def test_a_mistake_in_one_process_ends_all_with_its_line(tmp_path):
         distributed.ProcessFailed,
         match=r"(?s)process 1 of 2 ended with exit code 2 .*: no data on this machine",
     ):
-        distributed.launch(FILE, "loses its data", "--out", str(tmp_path), heartbeat=30)
-    assert time.monotonic() - begin < 30
+        distributed.launch(FILE, "loses its data", "--out", str(tmp_path), heartbeat=200)
+    assert time.monotonic() - begin < 200  # it does not wait until the silence is noticed
 
 
 def test_processes_with_different_runs_do_not_begin(tmp_path):

@@ -75,9 +75,9 @@ def computes_again() -> bool:
     """Whether the gradient of `attention` computes its weights anew: on a TPU.
 
     They are [N, N] for each head, and to keep them costs more than to compute them where memory is
-    what is slow: MNIST's DiT, with its recipe's 128 images, reads and writes half the bytes in a
-    step, for 2 % more operations. (Not with 512 images on one chip: docs/tpu.md.) A CPU would need
-    longer, and on a GPU it was not measured.
+    what is slow: MNIST's DiT, with its recipe's 128 images, reads and writes 43 % of the bytes in a
+    step, for 2 % more operations. (Not so with 512 images on one chip: docs/tpu.md.) A CPU needs a
+    seventh longer, and on a GPU it was not measured.
 
     It is asked when a program is traced. (Both ways in one program, as in `fast`, would keep what
     either of them needs.)
