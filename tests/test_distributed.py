@@ -32,6 +32,18 @@ if os.environ["DIFFUSION_COURSE_PROCESS"].split(",")[2] == "1":
 time.sleep(60)
 """
 
+# What a process writes when a message of a step that another one left in the middle no longer fits.
+CROSSED = """terminate called after throwing an instance of 'gloo::EnforceNotMet'
+  what():  [enforce fail at pair.cc:457] op.preamble.length <= op.nbytes. 88 vs 8. Received data"""
+ABORTS = f"""
+import os, signal, sys, time
+index = os.environ["DIFFUSION_COURSE_PROCESS"].split(",")[2]
+if index == "1" and sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(0.3)
+print({CROSSED!r}, index, file=sys.stderr, flush=True)
+os.abort()
+"""
 
 # Gloo's lines, the second of which one thread wrote into that of another.
 CONNECTED = "is connected to 1 peer ranks. Expected number of connected peer ranks is : 1\n"
@@ -99,6 +111,18 @@ def test_a_process_that_no_longer_answers_is_named(tmp_path):
     with pytest.raises(distributed.ProcessFailed, match=r"process 1 of 2 no longer answers.* 2 s"):
         distributed.launch(file, heartbeat=2, timeout=60)
     assert time.monotonic() - begin < 40
+
+
+def test_a_message_that_no_longer_fits_is_no_cause_where_a_process_was_killed(tmp_path):
+    # Process 0 aborts within the same moment: both have ended when the parent looks.
+    with pytest.raises(distributed.ProcessFailed, match=r"process 1 of 2 was ended by SIGKILL"):
+        distributed.launch(script(tmp_path, ABORTS), "killed")
+
+
+def test_messages_that_do_not_fit_are_the_cause_where_nothing_else_happened(tmp_path):
+    told = r"(?s)process ([01]) of 2 was ended by SIGABRT .*88 vs 8. Received data \1"
+    with pytest.raises(distributed.ProcessFailed, match=told):
+        distributed.launch(script(tmp_path, ABORTS), "all")
 
 
 def test_an_error_is_shown_with_its_text(tmp_path):

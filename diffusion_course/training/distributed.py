@@ -262,10 +262,11 @@ def _watch(children: list[_Child], heartbeat: int, timeout: float) -> None:
 def _failure(children: list[_Child], seconds: float, heartbeat: int) -> ProcessFailed:
     codes = [child.code() for child in children]
     failed = [i for i, code in enumerate(codes) if code]
-    # One that was killed, or ended by an error of its own, is the cause; those that abort because
-    # they miss it are not.
+    # One that was killed, or ended by an error of its own, is the cause. Those that abort because
+    # they miss it are not; nor are those in which what it had begun to send no longer fits.
     missing = [i for i in failed if _misses_another(children[i])]
-    causes = [i for i in failed if i not in missing]
+    ends = [i for i in failed if i not in missing]
+    causes = [i for i in ends if not _of_gloo(children[i])] or ends
     after = f"after {seconds:.0f} s"
     rest = "The other processes were stopped; the run can go on from its last saved state"
     if not causes:
@@ -300,8 +301,13 @@ def _misses_another(child: _Child) -> bool:
     errors = child.errors()
     # It aborts, or in older versions ends with exit code 1.
     aborted = "JAX distributed service detected fatal errors" in errors
-    cut_off = "Gloo" in errors and re.search("closed by peer|reset by peer|refused", errors)
-    return aborted or bool(cut_off)
+    cut_off = re.search("closed by peer|reset by peer|refused", errors)
+    return aborted or bool(_of_gloo(child) and cut_off)
+
+
+def _of_gloo(child: _Child) -> bool:
+    """Whether the collective operations between CPUs had a part in how a process ended."""
+    return "gloo" in child.errors().lower()
 
 
 def _free_port() -> int:
