@@ -1,6 +1,9 @@
 """Two processes with two devices each train as one does, and a death ends in clear words."""
 
 import json
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -123,6 +126,21 @@ def test_messages_that_do_not_fit_are_the_cause_where_nothing_else_happened(tmp_
     told = r"(?s)process ([01]) of 2 was ended by SIGABRT .*88 vs 8. Received data \1"
     with pytest.raises(distributed.ProcessFailed, match=told):
         distributed.launch(script(tmp_path, ABORTS), "all")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_stays_alone_ends_in_words(tmp_path, index):
+    text = f"""
+from diffusion_course.training import distributed
+distributed._PATIENCE = 1
+distributed.connect("127.0.0.1:{distributed._free_port()}", 2, {index})
+"""
+    command = [sys.executable, str(script(tmp_path, text))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    told = rf"error: process {index} of 2 has waited 1 s at 127\.0\.0\.1:\d+, and not all have come"
+    assert re.match(told, done.stderr.strip().splitlines()[-1])
+    assert "stack" not in done.stderr
 
 
 def test_an_error_is_shown_with_its_text(tmp_path):

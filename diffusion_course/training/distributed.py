@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from jax.experimental import multihost_utils
 from diffusion_course import checks
 
 _PLACE = "DIFFUSION_COURSE_PROCESS"  # what `launch` tells `connect`
+_PATIENCE = 60  # seconds in which all processes of a run must have come
 _GRACE = 1.0  # seconds in which processes that end for the same reason do so
 _SHOWN = 25  # lines of what a failed process wrote
 
@@ -62,7 +64,7 @@ def connect(
       heartbeat: seconds of silence after which a process counts as dead, and the others end.
 
     Raises: ValueError if some of the three are missing or out of range. If the others do not come
-      within a minute, JAX ends the process.
+      within a minute, the process says so and ends with exit code 1.
     """
     if address is None and processes is None and index is None:
         if _PLACE not in os.environ:
@@ -82,10 +84,28 @@ def connect(
     checks.integer("index", index, minimum=0, maximum=processes - 1)
     checks.integer("heartbeat", heartbeat, minimum=1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        address, processes, index, initialization_timeout=60, heartbeat_timeout_seconds=heartbeat
-    )
+    # JAX ends a process that it cannot connect with a dump of its stack: it must not come to that.
+    late = threading.Timer(_PATIENCE, _end_alone, (address, processes, index))
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            address, processes, index,
+            initialization_timeout=2 * _PATIENCE, heartbeat_timeout_seconds=heartbeat,
+        )  # fmt: skip
+    finally:
+        late.cancel()
     sys.excepthook = _end_at_once
+
+
+def _end_alone(address: str, processes: int, index: int) -> None:
+    print(
+        f"error: process {index} of {processes} has waited {_PATIENCE} s at {address}, and not all "
+        f"have come. Each number from 0 to {processes - 1} must be started, with the same address, "
+        "where process 0 can be reached",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(1)
 
 
 def _end_at_once(kind, error, traceback) -> None:
