@@ -81,7 +81,11 @@ def discretized_log_likelihood(x0: Array, mean: Array, log_variance: Array, leve
     flip = lower > 0
     upper, lower = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
     log_upper, log_lower = norm.logcdf(upper), norm.logcdf(lower)
-    inside = log_upper + jnp.log1p(-jnp.exp(jnp.minimum(log_lower - log_upper, -1e-6)))
+    # Beyond what float32 holds the whole bin has no probability, and its ends no difference.
+    some = log_upper > -jnp.inf
+    log_upper_or_0 = jnp.where(some, log_upper, 0.0)
+    between = jnp.log1p(-jnp.exp(jnp.minimum(log_lower - log_upper_or_0, -1e-6)))
+    inside = jnp.where(some, log_upper_or_0 + between, -jnp.inf)
     first, last = x0 < -1 + half, x0 > 1 - half
     below, above = norm.logcdf((x0 - mean + half) * scale), norm.logcdf((mean - x0 + half) * scale)
     return jnp.where(first, below, jnp.where(last, above, inside))

@@ -250,7 +250,10 @@ def ideal(p: Process, data) -> Denoiser:
     if data.ndim < 2 or data.shape[0] == 0:
         raise ValueError(f"data must have shape [N, …] with N >= 1, got shape {list(data.shape)}")
     points = data.reshape(data.shape[0], -1)
-    half_norms = 0.5 * jnp.sum(points**2, axis=-1)
+    # Data far from 0 would lose in float32 what tells neighbours apart.
+    centre = points.mean(axis=0)
+    apart = points - centre
+    half_norms = 0.5 * jnp.sum(apart**2, axis=-1)
 
     def D(x, t):
         x = _batch("x", x)
@@ -261,7 +264,8 @@ def ideal(p: Process, data) -> Denoiser:
             )
         alpha, sigma = (jnp.reshape(level, (-1, 1)) for level in levels(p, t, x))
         # ‖x‖² is the same for all i and leaves the softmax; what remains is one matrix product.
-        products = jnp.matmul(x.reshape(x.shape[0], -1), points.T, precision="highest")
+        x_apart = x.reshape(x.shape[0], -1) - alpha * centre
+        products = jnp.matmul(x_apart, apart.T, precision="highest")
         gaps = alpha * products - alpha**2 * half_norms
         # sigma² may round to 0: the nearest point's logit then is 0 all the same.
         variance = jnp.maximum(sigma**2, jnp.finfo(jnp.float32).tiny)

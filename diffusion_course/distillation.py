@@ -136,7 +136,7 @@ def scale_loss(
     t = stratified_times(key_time, x0.shape[0])
     x = add_noise(p, x0, jax.random.normal(key_noise, x0.shape), t)
 
-    without = jnp.full_like(jnp.asarray(labels), null)
+    without = jnp.full_like(jnp.asarray(labels, jnp.int32), null)
     guided = classifier_free_batched(teacher, p, kind, labels, without, w)
     wanted = jax.lax.stop_gradient(guided(x, t))
     told = denoiser(with_scale(model, w, most), p, kind, labels)
@@ -208,7 +208,7 @@ def scaled_consistency_loss(
     checks.within("least", least, 0, most, ends="[)")
     key_scale, key_loss = jax.random.split(key)
     w = jax.random.uniform(key_scale, x0.shape[:1], jnp.float32, least, most)
-    without = jnp.full_like(jnp.asarray(labels), null)
+    without = jnp.full_like(jnp.asarray(labels, jnp.int32), null)
 
     def jump(network):
         return of_denoiser(denoiser(with_scale(network, w, most), p, kind, labels))

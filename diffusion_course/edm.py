@@ -57,6 +57,7 @@ def preconditioning(sigma, sigma_data: float = 0.5) -> Preconditioning:
     0.5 0.354 1.414
     """
     checks.above("sigma", sigma, 0)
+    sigma_data = checks.number("sigma_data", sigma_data)
     checks.above("sigma_data", sigma_data, 0)
     sigma = jnp.asarray(sigma, jnp.float32)
     total = jnp.hypot(sigma, sigma_data)
@@ -145,7 +146,7 @@ def churn(
     gamma = checks.number("gamma", gamma)
     # float32 rounds the end of the range up.
     checks.within("gamma", gamma, 0, MOST_CHURN * (1 + 1e-6))
-    checks.within("noise", noise, 0, np.inf, ends="[)")
+    noise = checks.non_negative("noise", noise)
     checks.within("low", low, 0, np.inf, ends="[)")
     if not low < high:
         raise ValueError(f"high must be above low, {low}, got {high}")

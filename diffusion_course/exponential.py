@@ -102,7 +102,9 @@ def move(p: Process, x: Array, said, when, s, eta, noise: Array, B: str = "exact
     alpha_t, sigma_t = levels(p, t, x)
     alpha_s, sigma_s = levels(p, s, x)
     lambdas = p.log_snr(jnp.stack([jnp.asarray(time, jnp.float32) for time in (s, *when)])) / 2
-    h = jnp.maximum(lambdas[0] - lambdas[1], 0.0)
+    # Where both are −∞ their difference has no slope, and a maximum with 0 would pass on its NaN.
+    ahead = lambdas[0] > lambdas[1]
+    h = jnp.where(ahead, jnp.where(ahead, lambdas[0], 0.0) - jnp.where(ahead, lambdas[1], 0.0), 0.0)
     # As if x0 stayed what it is at t. The length is infinite where one of the levels is 0.
     reverse = expand(eta**2 * jnp.minimum(h, 1e30), x)
     shrink = jnp.where(sigma_t > 0, sigma_s / jnp.where(sigma_t > 0, sigma_t, 1.0), 0.0)

@@ -31,7 +31,8 @@ def velocity(p: Process, D: Denoiser, x: Array, t) -> Array:
     """The marginal velocity at x: the mean of ``d_alpha·x0 + d_sigma·x1`` over all paths through x.
 
     It is the drift of the probability flow, per unit of t: flow matching and diffusion learn the
-    same field. Where no noise is left the mean of x1 is unknown, and 0 takes its place.
+    same field. Where no noise is left the mean of x1 is unknown, and 0 takes its place if sigma
+    has a finite slope there; if not, the result is NaN.
 
     Args:
       p: the process.
@@ -74,7 +75,7 @@ def shift(p: Process, t, factor: float) -> Array:
     checks.above("factor", factor, 0)
     checks.time("t", t)
     t = jnp.asarray(t, jnp.float32)
-    moved = time_at(p, p.log_snr(t) - 2 * np.log(factor))
+    moved = time_at(p, p.log_snr(t) - 2 * jnp.log(jnp.asarray(factor, jnp.float32)))
     return jnp.where((t == 0) | (p.alpha(t) == 0), t, moved)
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion_course import checks
-from diffusion_course.denoiser import Denoiser, network_output
+from diffusion_course.denoiser import Denoiser, check_cond, network_output
 from diffusion_course.parameterization import determinant, to_x0
 from diffusion_course.process import Process, add_noise, expand, levels
 from diffusion_course.samplers import Sampler, no_memory
@@ -58,7 +58,7 @@ def network_jump(model, p: Process, kind: str, cond: Array | None = None) -> Jum
 
 def of_denoiser(D: Denoiser) -> Jump:
     """A denoiser as a jump that does not know where it ends: its steps are DDIM's."""
-    return lambda x, t, s: D(x, t)
+    return lambda x, t, s: denoise(D, x, t)
 
 
 def to_data(G: Jump) -> Denoiser:
@@ -75,9 +75,18 @@ def land(p: Process, G: Jump, x: Array, t, s) -> Array:
       x: states [B, …] at t.
       t: a scalar or [B].
       s: at most t, a scalar or [B].
+
+    Raises: ValueError if G returns another shape, which would broadcast.
     """
     noisy = levels(p, t, x)[1] > 0
-    return jnp.where(noisy, hold(p, x, G(x, t, s), t, s), x)
+    return jnp.where(noisy, hold(p, x, estimate(G, x, t, s), t, s), x)
+
+
+def estimate(G: Jump, x: Array, t, s) -> Array:
+    """G(x, t, s). Raises: ValueError if it is not of x's shape."""
+    x0 = G(x, t, s)
+    checks.same_shape("G(x, t, s)", x0, "x", x)
+    return x0
 
 
 def estimate_of(p: Process, x_t: Array, x_s: Array, t, s) -> Array:
@@ -176,10 +185,13 @@ def landing_loss(
       s: times [B] below t.
       landed: the states at s to land at, [B, …].
       distance: of an error, [B, …] -> [B].
+
+    Raises: ValueError for a `landed`, or a G, of another shape than x.
     """
+    checks.same_shape("landed", landed, "x", x)
     wanted = jax.lax.stop_gradient(estimate_of(p, x, landed, t, s))
     scale = determinant(kind, p, t) / p.sigma(t)
-    return jnp.mean(distance(expand(scale, x) * (G(x, t, s) - wanted)))
+    return jnp.mean(distance(expand(scale, x) * (estimate(G, x, t, s) - wanted)))
 
 
 def progressive_loss(
@@ -350,16 +362,21 @@ def mean_velocity_loss(
         of the gradient; 0 for none.
 
     Returns: a scalar; with power 1 it stays near 1 while all is well.
+    Raises: ValueError for data that is not floating-point, or conditions or a network's answer of
+      another shape.
     Source: Geng et al. 2025, algorithm 1 and sections 4.2 and 4.3 (arXiv:2505.13447).
     """
+    x0 = checks.state("x0", x0)
+    check_cond(cond, x0)
     key_time, key_noise = jax.random.split(key)
     t, s = times(key_time, x0.shape[0])
-    x1 = jax.random.normal(key_noise, x0.shape)
+    x1 = jax.random.normal(key_noise, x0.shape, x0.dtype)
     x, v = expand(1 - t, x0) * x0 + expand(t, x0) * x1, x1 - x0
     u = lambda x, t, s, cond: model(x, t, cond, (t - s)[:, None])  # noqa: E731
     if guidance != 1:
         v = guidance * v + (1 - guidance) * jax.lax.stop_gradient(u(x, t, t, None))
     told, slope = along_path(lambda x, t, s: u(x, t, s, cond), x, t, s, v)
+    checks.same_shape("model(x, t, cond, extras)", told, "x", x)
     wanted = jax.lax.stop_gradient(v - expand(t - s, x0) * slope)
     size = jnp.sum(((told - wanted) ** 2).reshape(x0.shape[0], -1), axis=-1)
     return jnp.mean(size / jax.lax.stop_gradient(size + 1e-3) ** power)
@@ -457,11 +474,13 @@ def distribution_loss(
       fake: denoiser of the generator's distribution.
 
     Returns: a scalar whose value means nothing, and whose gradient by x is that above, over B.
+    Raises: ValueError if a denoiser returns another shape.
     Source: Yin et al. 2024, section 3.2 (arXiv:2311.18828).
     """
     still = jax.lax.stop_gradient(x)
     x_t = add_noise(p, still, eps, t)
-    of_data, of_fakes = real(x_t, t), fake(x_t, t)
+    of_data, of_fakes = denoise(real, x_t, t), denoise(fake, x_t, t)
     size = jnp.mean(jnp.abs(still - of_data).reshape(len(x), -1), axis=-1)
+    size = jnp.maximum(size, jnp.finfo(jnp.float32).tiny)  # what is right already has no size
     pull = jax.lax.stop_gradient((of_fakes - of_data) / expand(size, x))
     return jnp.sum(pull * x) / len(x)

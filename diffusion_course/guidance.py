@@ -10,6 +10,7 @@ from jax import Array
 from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser, denoiser
 from diffusion_course.process import Process, expand, levels
+from diffusion_course.steps import denoise
 
 EPS = np.finfo(np.float32).eps
 
@@ -226,14 +227,17 @@ def limited(w, low: float, high: float) -> Callable[[Array], Array]:
       high: where it ends, a time.
 
     Returns: a function of time, for the w of this module's other functions.
-    Raises: ValueError unless 0 <= low < high <= 1.
+    Raises: ValueError unless 0 <= low < high <= 1, or for a w that is a function itself.
     Source: Kynkäänniemi et al. 2024, section 3 (arXiv:2404.07724), in t instead of sigma.
 
     >>> w = limited(3.0, 0.2, 0.6)
     >>> [float(w(t)) for t in (0.1, 0.5, 0.9)]
     [1.0, 3.0, 1.0]
     """
+    if callable(w):
+        raise ValueError("w must be a number or an array, got a function")
     _check_scale("w", w)
+    w = jnp.asarray(w, jnp.float32)
     if checks.concrete(low, high) and not 0 <= low < high <= 1:
         raise ValueError(f"low and high must satisfy 0 <= low < high <= 1, got {low} and {high}")
 
@@ -340,7 +344,7 @@ def classifier(
         alpha, sigma = levels(p, t, x)
         signal = alpha > EPS * sigma
         factor = jnp.where(signal, sigma**2 / jnp.where(signal, alpha, 1.0), 0.0)
-        return D(x, t) + _scale_for("scale", scale, x) * factor * jax.grad(total)(x)
+        return denoise(D, x, t) + _scale_for("scale", scale, x) * factor * jax.grad(total)(x)
 
     return guided
 
@@ -370,7 +374,7 @@ def inpaint(D: Denoiser, known: Array, mask: Array) -> Denoiser:
 
     def completed(x, t):
         checks.broadcasts("known", known, "x", x)
-        return jnp.where(mask, known, D(x, t))
+        return jnp.where(mask, known, denoise(D, x, t))
 
     return completed
 
@@ -393,7 +397,7 @@ def match_coarse(D: Denoiser, coarse: Array) -> Denoiser:
     coarse = checks.state("coarse", coarse)
 
     def matched(x, t):
-        x0 = D(x, t)
+        x0 = denoise(D, x, t)
         rows, columns = _blocks(x0.shape, coarse.shape)
         n, h, w, c = x0.shape
         average = x0.reshape(n, h // rows, rows, w // columns, columns, c).mean(axis=(2, 4))

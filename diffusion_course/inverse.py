@@ -156,6 +156,7 @@ def pigdm(
     """
     y = check_examples("y", y, A.measured)
     sigma_y = checks.non_negative("sigma_y", sigma_y)
+    data_std = checks.number("data_std", data_std)
     checks.above("data_std", data_std, 0)
 
     def guided(x, t):

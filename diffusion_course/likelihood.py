@@ -120,9 +120,9 @@ def log_prob(
     """
     x, times = _batch(x), checks.falling_times("times", times)
     trace = _exact_trace
+    checks.one_of("noise", noise, NOISES)
     if probes is not None:
         probes = checks.integer("probes", probes, 1)
-        checks.one_of("noise", noise, NOISES)
         checks.random_key("key", key)
         trace = _hutchinson(probes, noise)
     size = x[0].size

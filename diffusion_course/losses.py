@@ -259,7 +259,7 @@ def drop_labels(key: Array, labels: Array, null: int, rate: float) -> Array:
     null = checks.integer("null", null, minimum=0)
     checks.labels("labels", labels, checks.rows_shape(labels) or (0,), null)
     checks.within("rate", rate, 0, 1)
-    labels = jnp.asarray(labels)
+    labels = jnp.asarray(labels, jnp.int32)  # which holds the null class, whatever they came in
     dropped = jax.random.bernoulli(key, rate, labels.shape[:1])
     return jnp.where(expand(dropped, labels), null, labels)
 

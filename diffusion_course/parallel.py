@@ -3,6 +3,8 @@
 It is no `Sampler`: it owns its loop, and looks at many times in one evaluation.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jax import Array
 from diffusion_course import checks
 from diffusion_course.denoiser import Denoiser
 from diffusion_course.process import Process, expand
+from diffusion_course.steps import denoise
 
 
 def picard(
@@ -71,7 +74,7 @@ def picard(
         begin = jnp.minimum(right, n - window)
         cut = lambda a, length=window: jax.lax.dynamic_slice_in_dim(a, begin, length)  # noqa: E731
         old = cut(path, window + 1)
-        x0 = jax.vmap(D)(old[:-1], cut(times))
+        x0 = jax.vmap(partial(denoise, D))(old[:-1], cut(times))
 
         def step(x, inputs):
             keep, gain, x0 = inputs

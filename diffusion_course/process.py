@@ -358,7 +358,8 @@ def transition(p: Process, t, s) -> tuple[Array, Array]:
       t: the later time, of any shape.
       s: the earlier time; it broadcasts against t.
 
-    Returns: scale alpha(t)/alpha(s) and variance sigma(t)² − scale²·sigma(s)², of t's shape.
+    Returns: scale alpha(t)/alpha(s) and variance sigma(t)² − scale²·sigma(s)², of t's shape. From a
+      time without signal there is none to keep: (0, sigma(t)²), also if s is t.
     Raises: ValueError unless 0 <= s <= t <= 1.
     Source: Kingma et al. 2021, appendix A.1 (arXiv:2107.00630).
     """
@@ -441,7 +442,7 @@ def time_at(p: Process, log_snr) -> Array:
       log_snr: values of any shape; they may be traced.
 
     Returns: float32 of that shape, in [0, 1]: 0 for a log-SNR above all that the process has, 1 for
-      one below.
+      one below. Its derivative is 0, since a bisection has none.
 
     >>> p = rectified_flow()
     >>> print(time_at(p, p.log_snr(0.25)).round(3))

@@ -142,7 +142,8 @@ def repaint(sampler: Sampler, p: Process, repeats: int) -> Sampler:
     """A sampler that takes every step several times, noising the state again in between.
 
     For inpainting: each time, the unknown pixels can agree better with the known ones. It needs
-    `repeats` times the evaluations, and one for the step to s = 0.
+    `repeats` times the evaluations, and one for the step to s = 0. It cannot be differentiated
+    backwards: `jax.grad` raises an error.
 
     Args:
       sampler: one without memory, such as `ddpm` or `ddim`.

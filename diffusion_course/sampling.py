@@ -127,7 +127,7 @@ def generator(
     def generate(model, key, n, labels=None, w=1.0):
         n = checks.integer("n", n, 1)
         checks.random_key("key", key)
-        one = isinstance(w, int | float) and w == 1
+        one = checks.concrete(w) and np.ndim(w) == 0 and bool(w == 1)
         if labels is None:
             if not one:
                 raise ValueError(f"w must be 1 where no labels are given, got {w}")

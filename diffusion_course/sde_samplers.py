@@ -171,7 +171,8 @@ def predictor_corrector(
 
     The corrector's step is ``h = 2·(snr·‖noise‖/‖score‖)²``, so that its drift is `snr` times as
     long as its noise. The norms are Euclidean, of one example each, and averaged over the batch.
-    Each correction costs one evaluation more. The step to s = 0 is the predictor's alone.
+    Each correction costs one evaluation more. The step to s = 0 is the predictor's alone. It cannot
+    be differentiated backwards: `jax.grad` raises an error.
 
     Args:
       predictor: a sampler, such as `reverse_sde(p)`.

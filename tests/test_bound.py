@@ -274,3 +274,10 @@ def test_every_term_and_gradient_is_finite_at_the_ends():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_bin_beyond_what_float32_holds_has_no_probability_and_is_no_nan():
+    found = bound.discretized_log_likelihood(
+        jnp.array([0.5, -0.5]), jnp.zeros(2), jnp.array([-107.0, -107.0]), 256
+    )
+    assert found.tolist() == [-np.inf, -np.inf]

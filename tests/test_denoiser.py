@@ -405,3 +405,15 @@ def test_the_limit_is_the_range_of_the_data():
 def test_thresholds_that_make_no_sense_are_refused(quantile, limit, message):
     with pytest.raises(ValueError, match=message):
         denoiser.dynamic_threshold(lambda x, t: x, quantile, limit)
+
+
+def test_the_ideal_denoiser_tells_neighbours_apart_far_from_the_origin():
+    # float64's posterior of two points, seen through noise as large as what they are apart.
+    p, data, x = process.edm(), np.array([[1.0], [1.001]]), np.float32(1.0004)
+    t = process.time_at(p, -2 * np.log(5e-4))
+    logits = -((x - data[:, 0]) ** 2) / (2 * float(p.sigma(t)) ** 2)
+    share = 1 / (1 + np.exp(logits[0] - logits[1]))
+    found = denoiser.ideal(p, jnp.asarray(data, jnp.float32))(jnp.full((1, 1), x), t)
+    # float32 rounds each point by up to 6e-8 and the result as much: 2e-4 of the gap.
+    assert (float(found[0, 0]) - 1) / 1e-3 == pytest.approx(share, abs=1e-3)
+    assert abs(share - 0.5) > 0.09  # one half is what it was taken for

@@ -373,3 +373,27 @@ def test_at_the_boundary_the_state_stays_as_it_is():
 def test_a_bad_argument_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("loss", ["scale", "consistency"])
+def test_a_null_class_that_the_labels_dtype_cannot_hold_reaches_the_teacher(loss):
+    seen = []
+
+    def teacher(x, t, cond):
+        seen.append(np.asarray(cond))
+        return 0.5 * x
+
+    def student(x, t, cond, extras):
+        return 0.5 * x
+
+    p, x0, labels = process.rectified_flow(), jnp.ones((2, 3)), np.array([3, 4], np.uint8)
+    if loss == "scale":
+        distillation.scale_loss(
+            student, teacher, p, "flow", x0, labels, 256, jax.random.key(0), most=3.0
+        )
+    else:
+        distillation.scaled_consistency_loss(
+            student, student, teacher, p, "flow", x0, labels, 256, jax.random.key(0),
+            steps=4, skip=1, least=1.0, most=3.0,
+        )  # fmt: skip
+    assert all(256 in cond for cond in seen) and seen

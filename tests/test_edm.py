@@ -210,3 +210,11 @@ def test_the_time_of_a_log_snr_is_found_again(name):
     ends = process.time_at(p, jnp.array([jnp.inf, -jnp.inf, 1e3, -1e3]))
     np.testing.assert_array_equal(ends, [0, 1, ends[2], 1])
     assert ends[2] < 1e-6
+
+
+def test_one_number_is_asked_for_where_one_number_counts():
+    p = process.edm()
+    with pytest.raises(ValueError, match="noise must be one number"):
+        edm.churn(samplers.heun(p), p, 0.3, noise=np.array([1.0, 5.0]))
+    with pytest.raises(ValueError, match="sigma_data must be one number"):
+        edm.preconditioning(0.5, np.array([0.5, 0.6]))

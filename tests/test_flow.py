@@ -389,3 +389,9 @@ TWO = np.zeros((2, 3, 1))
 def test_a_bad_argument_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_factor_of_a_shift_may_be_traced():
+    p = process.rectified_flow()
+    moved = jax.jit(lambda factor: flow.shift(p, jnp.float32(0.5), factor))(3.0)
+    assert float(moved) == pytest.approx(0.75, abs=1e-6)

@@ -345,3 +345,9 @@ def test_a_state_without_signal_is_not_guided():
         return D(x, 1.0), gm.denoise(x, 1.0)
 
     np.testing.assert_allclose(*both(x), rtol=1e-6)
+
+
+def test_a_limited_scale_may_be_a_list_and_no_function():
+    assert guidance.limited([2.0, 3.0], 0.2, 0.6)(0.5).tolist() == [2.0, 3.0]
+    with pytest.raises(ValueError, match="w must be a number or an array, got a function"):
+        guidance.limited(lambda t: 2.0, 0.2, 0.6)

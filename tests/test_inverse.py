@@ -227,3 +227,10 @@ def test_examples_keep_apart_and_one_measurement_serves_them_all(name):
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_one_deviation_is_asked_for():
+    y, A = jnp.ones((1, 2)), operators.mask(np.ones(2, bool))
+    p = PROCESSES["vp_cosine"].process
+    with pytest.raises(ValueError, match="data_std must be one number"):
+        inverse.pigdm(lambda x, t: x, p, A, y, 0.1, data_std=np.array([1.0, 2.0]))

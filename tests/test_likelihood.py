@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import GAUSSIAN, MIXTURE, PROCESSES, Mixture1D, as_column, within_standard_errors
-from runs import ALL, one_of_all
 from scipy.integrate import solve_ivp
 
 from diffusion_course import denoiser, likelihood, process, sampling
+from runs import ALL, one_of_all
 
 rng = np.random.default_rng(100)
 KEY = jax.random.key(10)
@@ -417,3 +417,9 @@ def test_wrong_arguments_are_named():
     for message, call in calls.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_name_of_noise_is_looked_at_without_probes_too():
+    p = process.vp_cosine()
+    with pytest.raises(ValueError, match="noise must be"):
+        likelihood.log_prob(p, lambda x, t: x, jnp.ones((1, 2)), [1.0, 0.0], noise="foo")

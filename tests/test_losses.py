@@ -324,3 +324,9 @@ def test_counts_below_one_are_refused(n):
             sampler(jax.random.key(0), n)
     with pytest.raises(ValueError, match=f"T must be a whole number at least 1, got {n}"):
         losses.discrete_times(n)
+
+
+def test_a_null_class_that_the_labels_dtype_cannot_hold_is_not_wrapped():
+    for dtype, null in ((np.uint8, 256), (np.int8, 200)):
+        dropped = losses.drop_labels(jax.random.key(0), np.array([3, 4], dtype), null, 1.0)
+        assert dropped.tolist() == [null, null]

@@ -8,10 +8,10 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import GAUSSIAN, PROCESSES, examples, within_standard_errors
-from runs import one_of_all
 
 from diffusion_course import denoiser, guidance, process, samplers, sampling
 from diffusion_course.models.mlp import MLP
+from runs import one_of_all
 
 rng = np.random.default_rng(26)
 BLOB = denoiser.gaussian_mixture(process.vp_cosine(), [[0.7, -0.2]], [0.5], [1.0])
@@ -424,3 +424,13 @@ def test_labels_for_a_model_without_classes_are_refused():
     model = MLP(width=16, depth=1, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="labels must be None"):
         generate(model, jax.random.key(0), 2, [0, 1])
+
+
+@pytest.mark.parametrize("one", [np.float32(1), np.int64(1), jnp.float32(1)])
+def test_a_scale_of_one_may_be_of_any_type(one):
+    p = process.rectified_flow()
+    run = sampling.generator(p, "flow", samplers.ddim(p), sampling.uniform(2), (3,))
+    model = MLP(3, width=8, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(
+        run(model, jax.random.key(0), 2, w=one), run(model, jax.random.key(0), 2)
+    )

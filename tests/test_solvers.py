@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 from oracles import EPS32, GAUSSIAN, MIXTURE, NO_SIGNAL_AT_ONE, PROCESSES, Mixture1D
-from runs import ALL, EXTREME, SOLVERS, noise_of, quantile, run
 
+import runs
 from diffusion_course import denoiser, process, samplers, sampling
+from runs import ALL, EXTREME, SAMPLERS, SOLVERS, noise_of, quantile, run
 
 N = 2000  # points in every run of this file, so that they share their programs
 every_solver = pytest.mark.parametrize("name", SOLVERS)
@@ -232,3 +232,21 @@ def test_solvers_can_be_differentiated_and_mapped(name):
 def test_other_orders_are_refused(order):
     with pytest.raises(ValueError, match=r"order must be a whole number in \[1, 3\], got"):
         samplers.dpm_solver(process.vp_linear(), order)
+
+
+@pytest.mark.parametrize("name", [*SOLVERS, "sa_solver"])
+@pytest.mark.parametrize("of", [*NO_SIGNAL_AT_ONE, "vp_linear"])
+def test_a_run_can_be_differentiated_backwards(name, of):
+    p = PROCESSES[of].process
+    sampler = (SOLVERS | SAMPLERS)[name](p)
+
+    @jax.jit
+    def end(x):
+        D = lambda x, t: 0.3 * x  # noqa: E731
+        return sampling.sample(sampler, D, x, sampling.uniform(3), jax.random.key(0))[0]
+
+    x = jnp.array([[1.0, -0.5]])
+    both_ways = jax.grad(lambda x: end(x).sum())(x), jax.jvp(end, (x,), (jnp.ones_like(x),))[1]
+    assert np.isfinite(both_ways[0]).all()
+    # Each coordinate goes its own way, so that both are the diagonal of the Jacobian.
+    np.testing.assert_allclose(*both_ways, rtol=1e-5, atol=1e-6)
