@@ -206,6 +206,22 @@ def test_run_refuses_a_place_it_cannot_write_before_it_runs(tiny, tmp_path, caps
         assert "--out" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("text", ["no notebook", "{}", "[1]", '{"cells": 5, "nbformat": 4}', ""])
+@pytest.mark.parametrize("name", ["run", "slides"])
+def test_a_damaged_notebook_is_one_line_with_the_remedy(name, text, tiny, tmp_path, capsys):
+    (tiny / "notebooks" / "01_good.ipynb").write_text(text)
+    arguments = ["01"] if name == "run" else [str(tmp_path / "decks"), "01"]
+    code, _, err = command(capsys, name, *arguments, "--course", str(tiny))
+    assert code == 2 and err.count("\n") == 1 and "01_good.ipynb" in err
+
+
+def test_a_notebook_without_cells_is_one_line(tiny, tmp_path, capsys):
+    notebook(tiny / "notebooks" / "01_good.ipynb")
+    for arguments in (["run", "01"], ["slides", str(tmp_path / "decks"), "01"]):
+        code, _, err = command(capsys, *arguments, "--course", str(tiny))
+        assert code == 2 and err.count("\n") == 1 and "without cells" in err
+
+
 def test_a_failing_cell_is_shown_with_its_line_and_exit_code_1(tiny, capsys):
     code, out, err = command(capsys, "run", "02", "--course", str(tiny))
     assert (code, out) == (1, "")
@@ -327,6 +343,13 @@ def test_a_full_disk_is_one_line_and_the_state_is_kept(recipes, capsys, monkeypa
     assert "No space left on device" in err and "--resume" in err
 
 
+def test_an_unknown_profile_is_one_line_before_anything_is_trained(recipes, capsys, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_COURSE_PROFILE", "bad")
+    code, _, err = command(capsys, "train", "mnist_v")
+    assert code == 2 and err.count("\n") == 1 and recipes == []
+    assert "profile must be one of cpu, accelerator, got 'bad'" in err
+
+
 def test_data_that_cannot_be_had_are_one_line_with_the_remedy(recipes, capsys, monkeypatch):
     from diffusion_course.data import DataUnavailableError
 
@@ -375,6 +398,15 @@ def test_the_doctor_finds_this_environment_well(capsys, tmp_path, monkeypatch):
         assert line(out, name)
     # Bundled data are enough: an unreachable hub is a note.
     assert line(out, "hub").startswith("note")
+
+
+def test_an_unknown_profile_is_a_problem_with_the_remedy(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("DIFFUSION_COURSE_CACHE", str(tmp_path))
+    assert doctor.profile() == doctor.Check("profile", "ok", "chosen by the device")
+    monkeypatch.setenv("DIFFUSION_COURSE_PROFILE", "bad")
+    code, out, _ = command(capsys, "doctor")
+    assert code == 1 and line(out, "profile").startswith("PROBLEM")
+    assert "set DIFFUSION_COURSE_PROFILE to cpu or accelerator, or unset it" in out
 
 
 def test_the_doctor_looks_at_every_declared_dependency():

@@ -92,7 +92,14 @@ def quiet():
 
 
 @pytest.fixture
-def copies(monkeypatch, tmp_path):
+def small(monkeypatch):
+    """As if the pictures of the hub had the size of `pictures`."""
+    small = {n: s._replace(shape=(6, 9, s.shape[2])) for n, s in hub.SPECS.items()}
+    monkeypatch.setattr(hub, "SPECS", small)
+
+
+@pytest.fixture
+def copies(monkeypatch, tmp_path, small):
     """A folder of local copies, announced by the variable; call it to write one."""
     folder = tmp_path / "copies"
     folder.mkdir()
@@ -323,7 +330,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_only(copies, monkeypatch
         np.testing.assert_array_equal(as_stored(load("mnist")), pixels)
 
 
-def test_what_was_once_decoded_from_the_hub_serves_offline(monkeypatch):
+def test_what_was_once_decoded_from_the_hub_serves_offline(monkeypatch, small):
     import datasets
 
     pixels, labels = pictures("cifar10", 7)
@@ -468,3 +475,65 @@ def test_a_fresh_process_fails_clearly_and_soon(server, there):
     assert "DIFFUSION_COURSE_DATA" in " ".join(message), done.stderr
     assert ("on the hub" if there else f"{address} does not answer") in " ".join(message)
     assert float(seconds) < 15
+
+
+# What a copy must hold
+
+
+def labelled(labels):
+    """The columns of a table of mnist, with labels of any kind."""
+    import datasets
+
+    pixels, _ = pictures("mnist", len(labels))
+    rows = {"image": [{"bytes": png(p), "path": None} for p in pixels], "label": labels}
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0.0, 3.7], r"labels must be whole numbers, got 0\.0 of dtype float64"),
+        (["0", "3"], r"labels must be whole numbers, got '0'"),
+        ([True, False], r"labels must be whole numbers, got True"),
+        ([0, 10], r"labels must lie in \[0, 10\), got 10"),
+        ([0, -1], r"labels must lie in \[0, 10\), got -1"),
+        ([0, 2**32 + 1], r"labels must lie in \[0, 10\), got 4294967297"),
+    ],
+)
+def test_labels_that_name_no_class_are_refused_and_not_kept(labels, said, copies):
+    folder = copies.folder / "mnist"
+    folder.mkdir()
+    with quiet():
+        labelled(labels).to_parquet(str(folder / "train.parquet"))
+    for _ in range(2):  # nothing was kept that the second time would find
+        with pytest.raises(DataUnavailableError, match=rf"local copy of mnist .*{said}"):
+            load("mnist")
+    assert cache_files() == []
+
+
+def test_pictures_of_another_size_are_refused(copies, monkeypatch):
+    copies("mnist")
+    specs = {"mnist": hub.SPECS["mnist"]._replace(shape=(28, 28, 1))}
+    monkeypatch.setattr(hub, "SPECS", specs)
+    with pytest.raises(
+        DataUnavailableError,
+        match=r"pictures must be 28 × 28 × 1, got 6 × 9 × 1.*Replace that copy",
+    ):
+        load("mnist")
+    assert cache_files() == []
+
+
+@pytest.mark.parametrize("part", ["train-00000-of-00002.parquet", "train.parquet"])
+def test_a_part_that_is_there_twice_is_no_whole_copy(part, copies):
+    for folder in ("a", "b"):
+        copies("mnist", f"{folder}/{part}")
+    with pytest.raises(DataUnavailableError, match=rf"each part once: {part} is there 2 times"):
+        load("mnist")
+
+
+def test_a_link_that_leads_nowhere_is_told(copies):
+    folder = copies.folder / "mnist"
+    folder.mkdir()
+    (folder / "train.parquet").symlink_to(folder / "gone.parquet")
+    with pytest.raises(DataUnavailableError, match=r"train\.parquet, which is no file"):
+        load("mnist")

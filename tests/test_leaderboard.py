@@ -107,7 +107,7 @@ def test_every_row_is_an_evaluation_of_its_image(dealer):
         (np.zeros((1, 6)), 0.5, np.array([30]), "images must lie in 0 … 29"),
         (np.zeros((1, 6)), 0.5, np.array([-1]), "images must lie in 0 … 29"),
         (np.zeros((1, 6)), 0.5, np.array([0.0]), "images must be whole numbers"),
-        ("noise", 0.5, None, "x must hold numbers"),
+        ("noise", 0.5, None, "x must hold numbers, got str"),
     ],
 )
 def test_a_wrong_question_is_told_and_costs_nothing(dealer, x, t, images, says):

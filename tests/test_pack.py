@@ -94,6 +94,7 @@ def test_links_lead_to_what_is_packed_or_are_text(files):
     assert "](../notebooks/01_forward_process.ipynb)" in text
     assert "02_denoising.ipynb" not in text and "hapter 02" in text
     assert not re.search(r"\]\([^)]*ipynb\)", json.dumps(notebook(files, "colab.ipynb").cells))
+    assert colab._linked("[the page](../docs/a-page.md#part).", "notebooks", []) == "the page."
 
 
 def test_only_links_to_notebooks_are_changed():
@@ -103,6 +104,13 @@ def test_only_links_to_notebooks_are_changed():
     changed = colab._linked(text, "notebooks", ["exercises/01_y.ipynb", "notebooks/02_z.ipynb"])
     assert changed == ("a [b](../exercises/01_y.ipynb) ![c](01_y.ipynb) [d](https://x.org/a.ipynb)")
     assert colab._linked("[a](02_x.ipynb)", "exercises", ["notebooks/02_x.ipynb"]) == "a"
+
+
+@pytest.mark.parametrize("text", ["no notebook", "{}", "[1]", '{"cells": 5}', '{"cells": [{}]}'])
+def test_a_damaged_notebook_is_told_with_the_remedy(text, tmp_path):
+    (tmp_path / "01_x.ipynb").write_text(text)
+    with pytest.raises(runner.Mistake, match=r"01_x\.ipynb is no notebook; get a new copy"):
+        colab.read(tmp_path / "01_x.ipynb")
 
 
 # The wheel
@@ -223,6 +231,7 @@ def test_pack_writes_a_file_and_does_not_replace_one(tmp_path, capsys, monkeypat
         (["03", "--out", "x.tar"], "ends in .zip"),
         (["03", "--out", "nowhere/x.zip"], "in a folder that exists"),
         (["03", "--course", "."], "no notebooks in ."),
+        (["03", "22"], "chapter 22 needs a kernel of its own"),
     ],
 )
 def test_pack_says_in_one_line_what_it_cannot_use(arguments, said, tmp_path, capsys, monkeypatch):

@@ -234,6 +234,9 @@ def test_busy_is_the_share_of_time_that_the_server_works():
 def test_queues_refuse_what_they_cannot_serve():
     with pytest.raises(ValueError, match="do not fall"):
         batching.serve([1.0, 0.5], [1.0])
+    for never in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="arrivals must be finite"):
+            batching.serve([0.0, never], [1.0])
     with pytest.raises(ValueError, match="seconds must be positive"):
         batching.serve([1.0], [0.0])
     with pytest.raises(ValueError, match="load, must be below 1, got 2"):
@@ -293,7 +296,11 @@ def test_a_change_of_note_pixels_shape_or_secret_shows():
 def test_a_note_that_is_no_note_is_altered():
     from PIL import PngImagePlugin
 
-    for text in ("no JSON", "[]", '{"note": {}}', '{"note": {}, "signature": 5}'):
+    surrogate = '{"note": {"a": "\\ud800"}, "signature": "0"}'
+    for text in (
+        "no JSON", "[]", '{"note": {}}', '{"note": {}, "signature": 5}', "[" * 100_000, surrogate,
+        '{"note": {}, "signature": "\\ud800"}',
+    ):  # fmt: skip
         extra, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
         extra.add_itxt(provenance.FIELD, text)
         Image.fromarray(pixels()).save(buffer, "PNG", pnginfo=extra)
@@ -305,5 +312,8 @@ def test_provenance_refuses_floats_and_short_secrets():
         provenance.sign(np.zeros((4, 4)), NOTE, SECRET)
     with pytest.raises(ValueError, match="at least 16 bytes"):
         provenance.sign(pixels(), NOTE, b"short")
+    for note in ({"a": "\ud800"}, {1: 2, "a": 3}, {"a": {1, 2}}):
+        with pytest.raises(ValueError, match="note must hold what JSON can"):
+            provenance.sign(pixels(), note, SECRET)
     with pytest.raises(ValueError, match="at least 16 bytes"):
         provenance.check(provenance.sign(pixels(), NOTE, SECRET), b"short")

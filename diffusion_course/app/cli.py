@@ -314,7 +314,7 @@ def run(arguments: argparse.Namespace) -> int:
     import nbformat
     from tqdm import tqdm
 
-    notebook = nbformat.read(path, as_version=4)
+    notebook = runner.read(path)
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     with tqdm(total=cells, desc=path.stem, unit="cell", dynamic_ncols=True) as bar:
         try:
@@ -360,7 +360,10 @@ def train(arguments: argparse.Namespace) -> int:
     from diffusion_course.training.resume import ResumeError
 
     _join(arguments, recipes)
-    setup(quiet=True, exact=False)  # the compile cache; weights may be rounded as they learn
+    try:
+        setup(quiet=True, exact=False)  # the compile cache; weights may be rounded as they learn
+    except ValueError as error:  # of DIFFUSION_COURSE_PROFILE
+        raise runner.Mistake(str(error)) from None
 
     try:
         path = recipes.train(
@@ -371,7 +374,7 @@ def train(arguments: argparse.Namespace) -> int:
     except (DataUnavailableError, ResumeError) as error:  # their messages say what to do
         raise runner.Mistake(" ".join(str(error).split())) from None
     except OSError as error:
-        raise OSError(f"{error}; the state so far is kept, go on with --resume") from None
+        raise OSError(f"{error}; a state that was saved is kept, go on with --resume") from None
     return 0
 
 
@@ -406,7 +409,10 @@ def pack(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(f"--out {out}: give a name that ends in .zip in a folder that exists")
     if out.exists() and not arguments.force:
         raise runner.Mistake(f"{out} is there already; name another file, or give --force")
-    content = pack.pack(pack.course_folder(arguments.course), arguments.chapters)
+    try:
+        content = pack.pack(pack.course_folder(arguments.course), arguments.chapters)
+    except ValueError as error:  # of chapters that do not go together, or a damaged notebook
+        raise runner.Mistake(str(error)) from None
     files.write(out, content)
     print(f"wrote {out}, {len(content) / 1e6:.0f} MB; its README.md says how to start")
     return 0

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_course.app import runner
+
 Notebook = dict[str, Any]
 
 # What every first cell of the course ends with; what stands above it differs in a pack.
@@ -45,13 +47,21 @@ PART = "# {what} of chapter {number}: begins afresh and forgets what ran above.\
 SIMULATES = re.compile(r"(?m)^course = setup\(.*devices=.*\)$")
 
 LINK = re.compile(
-    r"(?<!!)\[([^\]]*)\]\(((?:\.\./(?:notebooks|exercises)/)?(?:\d\d_\w+|clinic)\.ipynb)\)"
+    r"(?<!!)\[([^\]]*)\]"
+    r"\(((?:\.\./(?:notebooks|exercises)/)?(?:\d\d_\w+|clinic)\.ipynb|\.\./docs/[\w.#/-]+)\)"
 )
 
 
 def read(path: Path) -> Notebook:
-    """A notebook file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """A notebook file, as JSON holds it. Raises: runner.Mistake if it is none."""
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        whole = all(isinstance(source(cell), str) for cell in notebook["cells"])
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise runner.Mistake(f"{path} is no notebook; get a new copy of it")
+    return notebook
 
 
 def source(cell: dict) -> str:
@@ -142,7 +152,7 @@ def _write_first(notebook: Notebook, above: str) -> None:
 
 
 def _linked(text: str, folder: str, packed: Sequence[str]) -> str:
-    """Links to notebooks that are not in the pack become their text."""
+    """Links to what is not in the pack, other notebooks and pages of docs/, become their text."""
 
     def keep(found: re.Match) -> str:
         target = found[2].removeprefix("../") if "/" in found[2] else f"{folder}/{found[2]}"

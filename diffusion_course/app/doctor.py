@@ -41,8 +41,8 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, in the order in which they are shown."""
-    checks = [python(), *dependencies(), devices(), memory(), compile_cache(), bundled_data()]
-    return [*checks, local_data(), hub()]
+    checks = [python(), *dependencies(), devices(), profile(), memory(), compile_cache()]
+    return [*checks, bundled_data(), local_data(), hub()]
 
 
 def table(checks: list[Check]) -> str:
@@ -137,6 +137,18 @@ def devices() -> Check:
         return Check("devices", "PROBLEM", f"JAX does not start: {detail}", REINSTALL)
     kinds = sorted({device.device_kind for device in found})
     return Check("devices", "ok", f"{len(found)} × {', '.join(kinds)} ({jax.default_backend()})")
+
+
+def profile() -> Check:
+    """Does DIFFUSION_COURSE_PROFILE name a profile, if it is set?"""
+    from diffusion_course.notebook.setup import choose_profile
+
+    try:
+        chosen = choose_profile(None)
+    except ValueError as error:
+        remedy = "set DIFFUSION_COURSE_PROFILE to cpu or accelerator, or unset it"
+        return Check("profile", "PROBLEM", str(error), remedy)
+    return Check("profile", "ok", chosen.name if chosen else "chosen by the device")
 
 
 def memory() -> Check:

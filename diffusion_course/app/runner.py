@@ -76,6 +76,21 @@ def find_chapter(course: Path, name: str) -> Path:
     raise Mistake(f"{name!r} {problem}; choose one of: {names}")
 
 
+def read(path: Path):
+    """The `nbformat` notebook in a file. Raises: Mistake if it holds none, or none with a cell."""
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Mistake(f"{path} is no notebook ({why[:100]}); get a new copy of it") from None
+    if not notebook.cells:
+        raise Mistake(f"{path} is a notebook without cells; get a new copy of it")
+    return notebook
+
+
 def title(source: str) -> str:
     """A cell's first line, short enough for a progress bar."""
     line = next((line.strip() for line in source.splitlines() if line.strip()), "")

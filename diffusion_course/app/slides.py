@@ -145,10 +145,7 @@ def write(course: Path, folder: Path, names: Sequence[str] = ()) -> list[Path]:
     Raises: runner.Mistake for an unknown chapter, or if MathJax is needed and not installed.
     """
     wanted = {runner.find_chapter(course, name) for name in names} or runner.chapters(course)
-    content = {
-        folder / f"{path.stem}.html": page(nbformat.read(path, as_version=4))
-        for path in sorted(wanted)
-    }
+    content = {folder / f"{path.stem}.html": page(runner.read(path)) for path in sorted(wanted)}
     decks = list(content)
     if any(f'src="{MATHJAX}"' in text for text in content.values()):
         content[folder / MATHJAX] = mathjax().read_bytes()

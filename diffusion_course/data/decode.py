@@ -27,8 +27,8 @@ def decode(table, column: str, mode: str, names: tuple[str, ...], progress: bool
       progress: show a bar.
 
     Raises:
-      ValueError: a column is missing, the pictures differ in size, or one cannot be read as it is
-        meant (see `picture`).
+      ValueError: a column is missing, the pictures differ in size, one cannot be read as it is
+        meant (see `picture`), or a label is no whole number or names no class.
     """
     from tqdm.auto import tqdm
 
@@ -46,7 +46,19 @@ def decode(table, column: str, mode: str, names: tuple[str, ...], progress: bool
             labels += chunk["label"].to_pylist()
             bar.update(len(chunk))
     stored_names = getattr(table.features["label"], "names", None)
-    return Decoded(_stack(images), np.array(labels, np.int32), tuple(stored_names or names))
+    names = tuple(stored_names or names)
+    return Decoded(_stack(images), _whole(labels, len(names)), names)
+
+
+def _whole(labels: list, classes: int) -> np.ndarray:
+    """Labels int32 [N]. Raises: ValueError if one is no whole number or names no class."""
+    array = np.array(labels)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"labels must be whole numbers, got {labels[0]!r} of dtype {array.dtype}")
+    wrong = array[(array < 0) | (array >= classes)]
+    if wrong.size:
+        raise ValueError(f"labels must lie in [0, {classes}), got {wrong[0]}")
+    return array.astype(np.int32)
 
 
 def _numbered(number: int, cell, mode: str) -> np.ndarray:

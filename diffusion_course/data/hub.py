@@ -28,6 +28,7 @@ class Spec(NamedTuple):
     repository: str
     column: str
     mode: str
+    shape: tuple[int, int, int]  # of a picture
     label_names: tuple[str, ...]  # for a copy whose files have lost them
     authors: str
     licence: str
@@ -42,6 +43,7 @@ SPECS = {
         "ylecun/mnist",
         "image",
         "L",
+        (28, 28, 1),
         tuple("0123456789"),
         "Y. LeCun, C. Cortes and C. Burges 1998",
         "MIT (as stated on the hub)",
@@ -51,6 +53,7 @@ SPECS = {
         "zalando-datasets/fashion_mnist",
         "image",
         "L",
+        (28, 28, 1),
         tuple(_CLOTHES.split(",")),
         "H. Xiao, K. Rasul and R. Vollgraf 2017, arXiv:1708.07747",
         "MIT",
@@ -60,6 +63,7 @@ SPECS = {
         "uoft-cs/cifar10",
         "img",
         "RGB",
+        (32, 32, 3),
         tuple(_THINGS.split(",")),
         "A. Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
         "none stated by the authors",
@@ -117,8 +121,16 @@ def _decoded(name: str, spec: Spec, split: str, progress: bool) -> Decoded:
             source = _local_table(files, split) if files else _hub_table(name, spec, split)
             with source as table:
                 decoded = decode(table, spec.column, spec.mode, spec.label_names, progress)
+            _check_size(decoded, spec)
         cache.write(path, decoded)
     return decoded
+
+
+def _check_size(decoded: Decoded, spec: Spec) -> None:
+    found = decoded.images.shape[1:]
+    if found != spec.shape:
+        wanted, found = (" × ".join(map(str, shape)) for shape in (spec.shape, found))
+        raise ValueError(f"its pictures must be {wanted}, got {found}")
 
 
 @contextmanager

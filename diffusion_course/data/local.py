@@ -19,7 +19,8 @@ def find(folder: Path, name: str, split: str) -> list[Path]:
     """The parquet files of one split, sorted, as the hub lays them out.
 
     Raises:
-      DataUnavailableError: there are none, or some of the parts that their names count are missing.
+      DataUnavailableError: there are none, one is no file or is there twice, or some of the parts
+        that their names count are missing.
     """
     files = sorted(
         path
@@ -32,12 +33,22 @@ def find(folder: Path, name: str, split: str) -> list[Path]:
             f"{_contents(folder)}, and no {name}/{split}-*.parquet. Put the data set there in the "
             f"layout of the Hugging Face hub, or unset {VARIABLE} to download it from the hub"
         )
+    for file in files:
+        if not file.is_file():  # a link that leads nowhere
+            raise DataUnavailableError(f"the local copy of {name} has {file}, which is no file")
     _check_parts(files, name, split)
     return files
 
 
 def _check_parts(files: list[Path], name: str, split: str) -> None:
     """A copy with parts missing would be other data under the same name."""
+    names = [file.name for file in files]
+    if len(set(names)) < len(names):
+        twice = next(file for file in files if names.count(file.name) > 1)
+        raise DataUnavailableError(
+            f"the local copy of {name} must hold each part once: {twice.name} is there "
+            f"{names.count(twice.name)} times, first in {twice.parent}. Remove the others"
+        )
     totals = {int(m[1]) for f in files if (m := re.search(r"-of-(\d+)\.parquet$", f.name))}
     if totals and totals != {len(files)}:
         raise DataUnavailableError(

@@ -269,6 +269,7 @@ def array(name: str, value) -> np.ndarray:
             f"{name} must hold numbers, got a traced array: denoise cannot be called inside jit, "
             "vmap, grad or scan, where nobody could count its evaluations; loop in Python"
         )
+    given = type(value).__name__
     try:
         value = np.asarray(value)
         if value.dtype.kind not in "fiu":
@@ -276,7 +277,7 @@ def array(name: str, value) -> np.ndarray:
         with np.errstate(over="ignore"):  # infinity is refused below
             value = value.astype(np.float32)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must hold numbers, got {type(value).__name__}") from None
+        raise ValueError(f"{name} must hold numbers, got {given}") from None
     if not np.isfinite(value).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     if (largest := np.abs(value).max(initial=0)) > _LARGEST:  # or a rotation makes NaN of it

@@ -52,8 +52,8 @@ def serve(arrivals, seconds: Sequence[float], wait: float = 0.0) -> Served:
       seconds: how long it works on a batch of 1, 2, …: its length is the largest batch.
       wait: for how long an incomplete batch waits for more requests, at least 0.
 
-    Raises: ValueError for no arrivals, falling ones, service times that are not positive, or a
-      negative wait.
+    Raises: ValueError for no arrivals, falling or infinite ones, service times that are not
+      positive, or a negative wait.
 
     >>> serve([0.0, 1.0, 1.5], [2.0]).latency.tolist()  # one at a time, 2 s each
     [2.0, 3.0, 4.5]
@@ -61,8 +61,9 @@ def serve(arrivals, seconds: Sequence[float], wait: float = 0.0) -> Served:
     [2.0, 3.5, 3.0]
     """
     arrivals, seconds = np.asarray(arrivals, float), np.asarray(seconds, float)
-    if arrivals.ndim != 1 or not arrivals.size or (np.diff(arrivals) < 0).any():
-        raise ValueError("arrivals must be times [N] that do not fall, with N at least 1")
+    finite = np.isfinite(arrivals).all()
+    if arrivals.ndim != 1 or not arrivals.size or not finite or (np.diff(arrivals) < 0).any():
+        raise ValueError("arrivals must be finite times [N] that do not fall, with N at least 1")
     if seconds.ndim != 1 or not seconds.size:
         raise ValueError(f"seconds must hold one time per batch size, got shape {seconds.shape}")
     checks.above("seconds", seconds, 0)

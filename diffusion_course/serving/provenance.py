@@ -38,7 +38,8 @@ def sign(pixels: np.ndarray, note: Mapping, secret: bytes) -> bytes:
       secret: known to who signs and who checks, at least 16 bytes. (Anybody who can check can also
         sign. Public-key signatures part the two; C2PA uses them.)
 
-    Returns: the content of the file. Raises: ValueError for other pixels or a short secret.
+    Returns: the content of the file.
+    Raises: ValueError for other pixels, another note or a short secret.
     Source: HMAC-SHA256, RFC 2104; the idea of a signed manifest: C2PA specification.
     """
     pixels = np.asarray(pixels)
@@ -46,7 +47,12 @@ def sign(pixels: np.ndarray, note: Mapping, secret: bytes) -> bytes:
         raise ValueError(
             f"pixels must be uint8 [H, W] or [H, W, 3], got {pixels.dtype} {list(pixels.shape)}"
         )
-    told = {"note": dict(note), "signature": _signature(pixels, dict(note), secret)}
+    _long_enough(secret)
+    try:
+        signature = _signature(pixels, dict(note), secret)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"note must hold what JSON can, under names: {error}") from None
+    told = {"note": dict(note), "signature": signature}
     extra = PngImagePlugin.PngInfo()
     extra.add_itxt(FIELD, json.dumps(told, ensure_ascii=False, sort_keys=True))
     buffer = io.BytesIO()
@@ -69,14 +75,14 @@ def check(content: bytes, secret: bytes) -> Provenance:
         pixels, text = np.asarray(picture), picture.info.get(FIELD)
     if text is None:
         return Provenance("missing", None)
-    try:
+    try:  # what strangers wrote may be no text that UTF-8 can hold, or nested without end
         told = json.loads(text)
-        note, signature = told["note"], str(told["signature"])
-    except (ValueError, KeyError, TypeError):
+        note, signature = told["note"], str(told["signature"]).encode()
+        expected = _signature(pixels, note, secret).encode()
+    except (ValueError, KeyError, TypeError, RecursionError):
         return Provenance("altered", None)
-    expected = _signature(pixels, note, secret)
     # In constant time: how long a comparison takes must not say how much was right.
-    valid = hmac.compare_digest(expected.encode(), signature.encode())
+    valid = hmac.compare_digest(expected, signature)
     return Provenance("valid" if valid else "altered", note)
 
 

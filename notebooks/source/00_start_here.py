@@ -210,7 +210,7 @@ assert max(abs(float(level(0.5)) - 0.7) for level in (p.alpha, p.sigma)) < 0.02
 # %% [markdown]
 # ## 2 · The map
 #
-# Each chapter has one moment of insight. The chapters with a link exist. The others will follow.
+# Each chapter has one moment of insight.
 #
 # <!-- Made from notebooks/chapters.toml by notebooks/chapters.py: do not edit here. -->
 #
@@ -551,6 +551,9 @@ network.last.bias[...] = network.last.bias[...] + 1.0  # as if it had learned so
 new_outputs = [network(batch), passed(network, batch), baked(batch)]
 moved = [float(np.abs(new - old).max()) for old, new in zip(old_outputs, new_outputs, strict=True)]
 print("outputs moved by", dict(zip(("in truth", "passed", "baked"), moved, strict=True)))
+wider = jnp.ones((5, 2))  # a size of batch that `baked` has not seen
+stale = [float(np.abs(baked(x) - network(x)).max()) for x in (batch, wider)]
+print("baked is wrong by", dict(zip(("batch of 4", "batch of 5"), stale, strict=True)))
 
 others = [passed(Guess(64, rngs=nnx.Rngs(seed)), batch) for seed in (1, 2, 3)]
 print(f"four networks of one shape and an update: {len(passed_traces)} program")
@@ -560,11 +563,14 @@ print(f"four networks of one shape and an update: {len(passed_traces)} program")
 # By 1 up to rounding (float32, or bfloat16 on a TPU); and the baked one not by a single bit.
 np.testing.assert_allclose(moved[:2], 1, atol=0.02)
 assert moved[2] == 0
+np.testing.assert_allclose(stale, (1, 0), atol=0.02)  # a new size was traced with the new weights
 assert min(np.abs(a - b).max() for a, b in itertools.combinations(others, 2)) > 0.01
 assert len(passed_traces) == 1
 
 # %% [markdown]
-# The baked function always uses the old weights, and it gives no warning.
+# For each shape that it has seen, the baked function goes on using the old weights, and it gives no
+# warning. At a new shape it is traced again, with the weights of that moment. So two batch sizes may get
+# two different networks.
 #
 # **Remedy:** make the model an argument of the function that you compile. This course does so
 # everywhere.
@@ -803,7 +809,7 @@ ax.set_ylim(0, None)
 print("last loss:", {name: round(float(loss[-1]), 4) for name, loss in losses.items()})
 
 # %% [markdown]
-# The loss hardly shows the bug, and it does not with two other seeds. A's middle layer is a fixed random
+# The loss hardly shows the bug, and with two other seeds it does not show it at all. A's middle layer is a fixed random
 # mixture, and the two layers around it learn to work with it. You find the bug when you look at the
 # parameters that NNX knows, one by one.
 

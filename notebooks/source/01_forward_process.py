@@ -61,15 +61,15 @@ plots.use_style()
 
 # %% alt="One digit under the same noise at nine times, in three rows. As intended: the last pictures are noise. Never noise: the digit can still be seen at the end. Over at once: from the third picture on there is only noise."
 digits = data.load("digits")  # 1,437 handwritten digits, 8 × 8, grey levels in [−1, 1]
-three = digits.x[13:14]
-noise = jax.random.normal(jax.random.key(1), three.shape)
+one_digit = digits.x[13:14]
+noise = jax.random.normal(jax.random.key(1), one_digit.shape)
 times = np.linspace(0, 1, 9)
 
 
 def strip(betas):
     """One digit at 9 equally spaced times, always with the same noise."""
     p = process.from_betas(betas)
-    return np.concatenate([process.add_noise(p, three, noise, t) for t in times])
+    return np.concatenate([process.add_noise(p, one_digit, noise, t) for t in times])
 
 
 def show_strips(rows, title):
@@ -153,7 +153,7 @@ for ax, n in zip(narrow, (0, 150, 300, 1000), strict=True):
     ax.hist(path[n], np.linspace(-4, 4, 65), density=True, orientation="horizontal",
             color=plots.DATA, alpha=0.5)  # fmt: skip
     ax.plot(bell, grid, color=plots.TRUTH, lw=1)
-    ax.set(title=f"$n$ = {n}", xlim=(0, 0.9), xticks=[])
+    ax.set(title=f"$n$ = {n}", xlim=(0, 2.1), xticks=[])
 narrow[0].set_xlabel("density; the line is\nthe standard normal", loc="left")
 plt.show()
 
@@ -327,7 +327,7 @@ print("eq. (1), eq. (2) and the library agree")
 # - A variance of $c^2\operatorname{Var}(x_0 \mid x_t)$ is lost: the doubt about $x_0$.
 # - The shape is lost: the truth need not be Gaussian.
 #
-# For a short step $c$ is small, and both losses are small.
+# Where $c$ is small, both losses are small. That is so in a short step, except next to the data.
 
 # %% [markdown]
 # **Predict, then run.** We go back from step 300 with *one* Gaussian, by 1, 100 and 200 steps. We know
@@ -435,10 +435,14 @@ assert np.allclose(parts[[0, 6, 8]], (0.0028, 0.54, 3.4), rtol=0.02)
 assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
 
 # %% [markdown]
-# A step of 1 of the 1000 loses 0.3 % of the variance that it keeps, a step of 100 loses 54 % of it, and a
-# step of 200 more than three times as much as it keeps. While steps are short, half the length means
-# half the share. So with many short steps the sum of all losses is small as well. This is why the chain has so many steps, and
-# why a model needs to learn only one thing for each of them: the average $\hat x_0$.
+# From step 300, a step of 1 of the 1000 loses 0.3 % of the variance that it keeps, a step of 100 loses 54 % of
+# it, and a step of 200 more than three times as much as it keeps. While steps are short, half the length means
+# half the share, and the variance that is kept halves too. So one step loses a quarter. There are twice as
+# many steps, and the sum of all losses halves. This is why the chain has so many steps, and why a model needs
+# to learn only one thing for each of them: the average $\hat x_0$.
+#
+# (Next to the data the share is large: 16 % in the step from 10 to 9, more than 100 % in the one from 2 to 1.
+# But there both variances are below 0.0001.)
 
 # %% [markdown]
 # ## 4 · One number says how noisy
@@ -572,6 +576,9 @@ in_picture = power(digits.x)
 print("power of     coarse waves   fine waves")
 for name, both in (("the noise", in_noise), ("the digits", in_picture)):
     print(f"{name:12s} {both['coarse']:12.3f} {both['fine']:12.3f}")
+# At λ = 0 the picture and the noise have the same factor: the ratio of powers is that of the signals.
+ratio_of = {band: in_picture[band] / in_noise[band] for band in bands}
+print(f"signal to noise {ratio_of['coarse']:9.3f} {ratio_of['fine']:12.3f}")
 
 # %% tags=["claims"]
 # @title Checked: the noise is white; the digits' coarse waves have over ten times the power
@@ -580,6 +587,11 @@ for name, band in bands.items():
     independent = len(few_digits) * band.sum() / 2
     assert abs(in_noise[name] - 1) < 4 / np.sqrt(independent)
 assert in_picture["coarse"] > 10 * in_picture["fine"]
+assert 20 < ratio_of["coarse"] / ratio_of["fine"] < 25
+
+# %% [markdown]
+# At the same $\lambda$ the signal-to-noise ratio of the coarse waves is more than 20 times that of the fine
+# ones. The pictures make this difference, and the noise does not.
 
 # %% [markdown]
 # ## 6 · The last step: what is left at $t = 1$
@@ -620,7 +632,7 @@ bins = np.linspace(-0.13, 0.13, 40)
 for ax, (name, mean) in zip(axes, means.items(), strict=True):
     ax.hist(mean[colours < 0], bins, color=plots.SERIES[0], alpha=0.8)
     ax.hist(mean[colours > 0], bins, color=plots.SERIES[1], alpha=0.6)
-    ax.set(title=name, xlabel="mean of all pixels of $x_1$", ylim=(0, 100))
+    ax.set(title=name, xlabel="mean of all pixels at $t$ = 1", ylim=(0, 100))
 axes[0].set_ylabel("pictures")
 axes[0].text(-0.1, 85, "was black", color=plots.SERIES[0], size="small")
 axes[0].text(0.04, 85, "was white", color=plots.SERIES[1], size="small")
@@ -1084,7 +1096,7 @@ for name, (found, by_theory) in stds.items():
 # | name | $\alpha(t)$ | $\sigma(t)$ | chapter |
 # |---|---|---|---|
 # | `vp_linear` | DDPM's limit of many steps | $\sqrt{1-\alpha^2}$ | 09 |
-# | `vp_cosine` | a cosine, no clip | $\sqrt{1-\alpha^2}$ | 03 |
+# | `vp_cosine` | a cosine, no clip | $\sqrt{1-\alpha^2}$ | 02 |
 # | `variance_exploding` | 1 | up to 50, geometric | 09 |
 # | `edm` | 1 | up to 80, $80\,t^7$ | 12 |
 # | `rectified_flow` | $1-t$ | $t$ | 17 |
@@ -1103,7 +1115,7 @@ alphas = {name: np.asarray(each.alpha(clock)) for name, each in continuous.items
 sigmas = {name: np.asarray(each.sigma(clock)) for name, each in continuous.items()}
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.3))
 plots.curves(clock, alphas, ax=axes[0],
-             xlabel="time $t$", ylabel=r"$\alpha$, signal level", label_at=0.45)  # fmt: skip
+             xlabel="time $t$", ylabel=r"$\alpha$, signal level", label_at=0.7)  # fmt: skip
 axes[1].set_ylim(1e-3, 120)
 plots.curves(clock[1:], {name: s[1:] for name, s in sigmas.items()}, ax=axes[1], log="y",
              xlabel="time $t$", ylabel=r"$\sigma$, noise level", label_at=0.25)  # fmt: skip
@@ -1112,7 +1124,8 @@ for name, color, dash in zip(continuous, plots.SERIES, plots.DASHES, strict=Fals
 for rung in (3, 0, -3):
     axes[2].plot([0, 2], [0, 2 * np.exp(-rung / 2)], color=plots.NOISE, lw=0.8)
 for x, y, text in ((0.22, 1.04, "variance-preserving"), (0.72, 1.2, "VE, EDM"),
-                   (0.45, 0.03, r"$\lambda = 3$"), (0.8, 0.74, r"$\lambda = 0$")):  # fmt: skip
+                   (0.45, 0.03, r"$\lambda = 3$"), (0.8, 0.74, r"$\lambda = 0$"),
+                   (0.02, 1.22, r"$\lambda = -3$")):  # fmt: skip
     axes[2].text(x, y, text, size="small")
 axes[2].text(0.45, 0.45, "rectified flow", size="small", rotation=-45, ha="center", va="center")
 axes[2].set(xlim=(0, 1.15), ylim=(0, 1.35), aspect="equal")

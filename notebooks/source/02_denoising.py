@@ -393,8 +393,8 @@ print("brute force in the plane agrees as well")
 # contours of $p_t$, the density of noisy data. The blue dots are clean data. The slider runs from
 # $t = 1$ down to 0.
 #
-# **Predict, then run.** At $t = 1$, to how many different places do the arrows point? And how will
-# the orange dots move before they end in the three clouds?
+# **Predict, then run.** At $t = 1$, to how many different places do the arrows point? And how do
+# the orange dots move as $t$ falls, until the noise is gone?
 
 
 # %%
@@ -446,8 +446,9 @@ plt.show()
 # point. With less noise, the dots fill a triangle between the clouds, because each is an average of the
 # three. With still less noise, the dots move into the corners of the triangle, and each cloud has its
 # own region. At the borders between the regions the best guess changes quickly from one cloud to
-# the next. A network must learn these borders, and they get steeper as $t$ falls. At $t = 0$ no
-# arrow has any length, because $x_t$ is then the answer.
+# the next. A network must learn these borders, and they get steeper as $t$ falls. At last the dots leave
+# the corners and return to where their arrows start. At $t = 0$ no arrow has any length, because $x_t$ is
+# then the answer.
 #
 # Now we count. We call an arrow undecided if no cloud has more than 95 % of the posterior. We count
 # among points that really occur, that is, among draws of $x_t$.
@@ -661,7 +662,8 @@ assert all(share > 0.6 for share in away.values()) and away[0.5] > 0.9
 # normal $p(x_T)$. Then it draws each $x_{n-1}$ from a Gaussian $p_\theta(x_{n-1} \mid x_n)$, whose mean
 # a network with the parameters $\theta$ computes. So every image $x_0$ has a density $p_\theta(x_0)$
 # under the model. We want it to be high for real data. We cannot compute it, since it is an integral over
-# all ways that lead to $x_0$. So DDPM minimises an upper bound on $-\log p_\theta(x_0)$.
+# all ways that lead to $x_0$. So DDPM minimises an upper bound on $-\log p_\theta(x_0)$. (Its negative, a lower
+# bound on $\log p_\theta(x_0)$, is called the **ELBO**: evidence lower bound.)
 #
 # Let $q$ stand for the densities of the noising chain. The Kullback–Leibler divergence of two densities
 # is $\mathrm{KL}(q\,\|\,p) = \int q \log (q/p)$. It is 0 if they are the same, and positive otherwise.
@@ -679,8 +681,8 @@ assert all(share > 0.6 for share in away.values()) and away[0.5] > 0.9
 # $\mathrm{SNR} = \alpha^2/\sigma^2$. By Bayes' rule its mean $\tilde\mu$ and its variance
 # $\tilde\beta$ are
 #
-# $$\tilde\mu = \alpha_s\, r\, x_0 + \frac{\alpha_t\,\sigma_s^2}{\alpha_s\,\sigma_t^2}\,x_n, \qquad
-# \tilde\beta = \sigma_s^2\, r, \qquad r = 1 - \frac{\mathrm{SNR}(t)}{\mathrm{SNR}(s)} \tag{6}$$
+# $$\tilde\mu = \alpha_s\, \rho\, x_0 + \frac{\alpha_t\,\sigma_s^2}{\alpha_s\,\sigma_t^2}\,x_n, \qquad
+# \tilde\beta = \sigma_s^2\, \rho, \qquad \rho = 1 - \frac{\mathrm{SNR}(t)}{\mathrm{SNR}(s)} \tag{6}$$
 #
 # (DDPM's eq. 6 and 7 in other letters; chapter 03 writes them with $\beta$). The second,
 # $p_\theta(x_{n-1}|x_n)$, has the same formulas with the network's guess $\hat x_0$ in the place of
@@ -690,12 +692,12 @@ assert all(share > 0.6 for share in away.values()) and away[0.5] > 0.9
 # Three lines lead to the loss:
 #
 # $$\begin{aligned} L_{n-1} &= \frac{\|\tilde\mu - \mu_\theta\|^2}{2\,\tilde\beta} \\
-# &= \frac{\alpha_s^2\, r^2}{2\,\sigma_s^2\, r}\;\|x_0 - \hat x_0\|^2 \\
+# &= \frac{\alpha_s^2\, \rho^2}{2\,\sigma_s^2\, \rho}\;\|x_0 - \hat x_0\|^2 \\
 # &= \tfrac12\big(\mathrm{SNR}(s) - \mathrm{SNR}(t)\big)\,\|x_0 - \hat x_0\|^2. \end{aligned} \tag{7}$$
 #
 # 1. This is the KL divergence of two Gaussians with one variance (DDPM's eq. 8).
 # 2. Both means have the same term with $x_n$. It cancels, and only the error of the guess remains.
-# 3. $\alpha_s^2/\sigma_s^2$ is $\mathrm{SNR}(s)$, and $\mathrm{SNR}(s)\,r = \mathrm{SNR}(s) - \mathrm{SNR}(t)$.
+# 3. $\alpha_s^2/\sigma_s^2$ is $\mathrm{SNR}(s)$, and $\mathrm{SNR}(s)\,\rho = \mathrm{SNR}(s) - \mathrm{SNR}(t)$.
 #
 # This is from Kingma et al. 2021, section 4. Since $x_n = \alpha_t x_0 + \sigma_t\varepsilon$, we also have
 # $\|x_0 - \hat x_0\|^2 = \|\varepsilon - \hat\varepsilon\|^2 / \mathrm{SNR}(t)$, so the weight on the
@@ -716,9 +718,9 @@ x0_true, x0_guess, eps_true = 1.1, 0.4, -0.3  # the guess is bad on purpose
 def posterior_by_hand(alpha_bar_s, alpha_bar_t, x0, x_n):
     """Mean and variance of equation (6), with α² = ᾱ and σ² = 1 − ᾱ."""
     var_s, var_t = 1 - alpha_bar_s, 1 - alpha_bar_t
-    r = 1 - (alpha_bar_t / var_t) / (alpha_bar_s / var_s)
-    mean = np.sqrt(alpha_bar_s) * r * x0 + np.sqrt(alpha_bar_t / alpha_bar_s) * var_s / var_t * x_n
-    return mean, var_s * r
+    rho = 1 - (alpha_bar_t / var_t) / (alpha_bar_s / var_s)
+    of_x_n = np.sqrt(alpha_bar_t / alpha_bar_s) * var_s / var_t
+    return np.sqrt(alpha_bar_s) * rho * x0 + of_x_n * x_n, var_s * rho
 
 
 def kl_by_integration(mean_q, mean_p, variance):
@@ -740,7 +742,7 @@ for n in (2, 10, 100, 500, 1000):
 
     snr_s, snr_t = (alpha_bar[m] / (1 - alpha_bar[m]) for m in (n - 1, n))
     by_6 = posterior_by_hand(alpha_bar[n - 1], alpha_bar[n], x0_true, float(x_n[0]))
-    # float32; at n = 2 and in one step of the thousand r is a difference of close numbers.
+    # float32; at n = 2 and in one step of the thousand ρ is a difference of close numbers.
     np.testing.assert_allclose(by_6, (known[0][0], known[1]), rtol=1e-3)
     by_x0 = 0.5 * (snr_s - snr_t) * (x0_true - x0_guess) ** 2
     eps_guess = (float(x_n[0]) - np.sqrt(alpha_bar[n]) * x0_guess) / np.sqrt(1 - alpha_bar[n])

@@ -145,8 +145,8 @@ assert np.mean(trace[-10:]) < 0.25 * trace[0]  # measured .96 and .13
 
 # %% [markdown]
 # Our network starts with a last layer of zeros, so it first answers 0. The loss then is the mean square
-# of the target. This is the first thing to check in any training curve: it must start at the mean
-# square of the target, and then fall. For $\varepsilon$ this number is 1. For other targets it is
+# of the target. This is the first thing to check in the training curve of a network that starts so: it
+# must start at the mean square of the target, and then fall. For $\varepsilon$ this number is 1. For other targets it is
 # another number.
 #
 # The library's `losses.diffusion_loss` is the same function. It works for every process and every
@@ -237,7 +237,8 @@ assert floor < reached < 1.03 * floor  # the same 20,000 points and noise: they 
 # The mean (2) is linear in $x_0$, and the best guess is the average of all $x_0$ that are possible. So the
 # mean of the step is **exact**. Two things are lost. The doubt about $x_0$ adds a variance
 # $c^2\operatorname{Var}(x_0 \mid x_n)$ to the truth, where $c$ is the factor of $x_0$ in (2). And the truth
-# is not exactly Gaussian. Both are small if the step is short, because $c$ is.
+# is not exactly Gaussian. Both are small where $c$ is small. That holds for all short steps but the last
+# few, next to the data, and what these lose is tiny: the variance that they lose is less than 0.0001.
 #
 # **Predict, then run.** We go from $t = 0.3$ back to $s$ with the exact denoiser, and measure by how much
 # the true $x_s$ differs from the mean of (2). How does the variance that is lost grow with the step?
@@ -262,7 +263,7 @@ for i, length in enumerate((0.001, 0.02, 0.1, 0.2)):
     )
 
 # %% tags=["claims"]
-# @title Checked: the mean is exact; c²·Var(x0|x_t) is lost, under 1 % in one step of the thousand
+# @title Checked: the mean is exact; c²·Var(x0|x_t) is lost, at t = 0.3 under 1 % in one step of the thousand
 for rest, by_2, lost in away.values():
     assert np.all(np.abs(rest.mean(axis=0)) < 4 * rest.std() / np.sqrt(len(rest)))
     # 40,000 values: 4 standard errors of their mean square.
@@ -392,7 +393,7 @@ print(
 )
 
 # %% tags=["claims"]
-# @title Checked: the exact samples are right, the network's nearly; it puts points between the modes
+# @title Checked: the mean of the exact samples is right, the network's cloud nearly; it puts points between the modes
 assert (off < 4).all()
 # A network may be a little worse than real data, but by little beside the noise it began with.
 assert abs(learned_mmd) < 0.002 and start_mmd > 0.05
@@ -509,20 +510,19 @@ print(f"{len(digits)} images of shape {shape}; {recipe.steps * recipe.batch_size
 # %% [markdown]
 # **Predict, then run.** After how many images will you recognise the first digit?
 
-# %% alt="Ten digits, drawn after 19,200, 38,400, 57,600 and 76,800 training images. Many can be read in the first row already; the later rows are cleaner."
+# %% alt="Ten digits, drawn after 3,200, 6,400, 12,800 and 76,800 training images."
+part = recipe.steps // 24  # of the training
 snapshots = {}
 
 
 def look(step, model):
-    snapshots[step] = generate(model, jax.random.key(1), n=10, labels=np.arange(10), w=2.0)
+    if step // part in (1, 2, 4, 24):
+        snapshots[step] = generate(model, jax.random.key(1), n=10, labels=np.arange(10), w=2.0)
 
 
-trained = recipes.run(
-    recipe, digits, dtype=profile.dtype, callbacks=[loop.Callback(recipe.steps // 8, look)]
-)
-shown = list(snapshots)[1::2]
-rows_of = [f"{s * recipe.batch_size:,} images" for s in shown]
-plots.image_grid([snapshots[s] for s in shown], rows_of, scale=0.8)
+trained = recipes.run(recipe, digits, dtype=profile.dtype, callbacks=[loop.Callback(part, look)])
+rows_of = [f"{s * recipe.batch_size:,} images" for s in snapshots]
+plots.image_grid(list(snapshots.values()), rows_of, scale=0.8)
 plt.show()
 first_loss = trained.history.loss[0]
 expected = 0.5 + 0.5 * np.mean(digits.x**2)  # mean square of v; the squares of α and σ average ½
@@ -623,8 +623,8 @@ for w, r in quality.items():
 # %%
 for w, r in quality.items():
     print(
-        f"w = {w}: Fréchet {r.frechet:.2f} (floor {r.frechet_floor:.2f}), nearest training image "
-        f"{r.nearest:.2f} (unseen real {r.nearest_real:.2f}), copies {r.exact_copies:.1%}"
+        f"w = {w}: Fréchet {r.frechet:.2f} (floor {r.frechet_floor:.2f}; {r.frechet_samples} images), "
+        f"nearest {r.nearest:.2f} (unseen real {r.nearest_real:.2f}), copies {r.exact_copies:.1%}"
     )
 
 # %% tags=["claims"]
@@ -640,8 +640,9 @@ assert all(r.worst_class >= 0.7 for r in quality.values())
 assert all(0.75 < r.nearest / r.nearest_real < 1.25 for r in quality.values())
 assert all(r.exact_copies == 0 for r in quality.values())
 # Ten digits for each row of the pictures during training: by chance one of them is read.
-in_row = [metrics.class_accuracy(judge(expert, snapshots[s])[0], np.arange(10)) for s in shown]
-assert in_row[0] >= 0.5 and in_row[-1] >= 0.8  # measured all ten in every row
+in_row = [metrics.class_accuracy(judge(expert, x)[0], np.arange(10)) for x in snapshots.values()]
+print("digits read in each row:", in_row)
+assert in_row[-1] >= 0.8
 
 # %% [markdown]
 # Guidance with $w = 2$ makes more digits legible, and it moves the samples *away* from the data. Both
@@ -731,6 +732,12 @@ by_cut = metrics.class_accuracy(judge(expert, hidden)[0], wanted)
 last_losses = [np.mean(run.history.loss[-100:]) for run in (trained, cut)]
 print(f"recognised, of 200: with time {by_ancestral:.1%}, time cut {by_cut:.1%}")
 print("loss, last 100 steps: with time {:.3f}, time cut {:.3f}".format(*last_losses))
+of_training = judge(expert, digits.x)[1]
+to_training = {
+    name: metrics.frechet(judge(expert, x)[1], of_training)
+    for name, x in (("with time", states_of[-1]), ("cut", hidden), ("unseen", unseen.x[:200]))
+}
+print("Fréchet distance of 200 images:", {k: f"{d:.2f}" for k, d in to_training.items()})
 plots.image_grid([states_of[-1, :10], hidden[:10]], ["with time", "time cut"], scale=0.8)
 plt.show()
 
@@ -823,12 +830,16 @@ def spreads(x):
     return np.array([np.sqrt(np.mean((x[mode == k] - means[k]) ** 2)) / stds[k] for k in range(3)])
 
 
-D_straight = denoiser.denoiser(perfect, straight, "eps")
+trusting = {
+    "its own schedule": denoiser.gaussian_mixture(straight, *toy2d.MIXTURE).denoise,
+    "another schedule": denoiser.denoiser(perfect, straight, "eps"),
+}
 x_first = process.add_noise(straight, jnp.asarray(fresh), x_start, 1 - 1 / T)  # a fair start
-mixed_up, _ = sampling.sample(
-    samplers.ddpm(straight), D_straight, x_first, sampling.uniform(T)[1:], jax.random.key(6)
-)
-drawn_with = {"its own schedule": exact, "another schedule": mixed_up}
+drawn_with = {}
+for name, D in trusting.items():
+    drawn_with[name], _ = sampling.sample(
+        samplers.ddpm(straight), D, x_first, sampling.uniform(T)[1:], jax.random.key(6)
+    )
 for name, x in drawn_with.items():
     print(f"{name}: spread of each cloud {spreads(x).round(2)}, share of the largest "
           f"{np.mean(nearest(x) == shares.argmax()):.1%} (right: {shares.max():.0%})")  # fmt: skip
@@ -838,10 +849,11 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: with another schedule even a perfect network draws clouds that are too wide
 assert np.allclose(straight.alpha(0.25) ** 2, 0.75, atol=1e-4)
-# The smallest cloud has about 400 points: the standard error of its spread is 2.5 %. Measured
-# 0.98, 0.99 and 0.91 here, and 1.22, 1.23 and 1.12 with the other schedule.
-assert np.all(np.abs(spreads(exact) - 1) < 0.15)
+# The smallest cloud has about 400 points: the standard error of its spread is 2.5 %.
+own, mixed_up = drawn_with["its own schedule"], drawn_with["another schedule"]
+assert np.all(spreads(own) < 1.05) and np.all(spreads(own) > 0.75)
 assert np.all(spreads(mixed_up) > 1.05) and np.sort(spreads(mixed_up))[1] > 1.15
+assert abs(np.mean(nearest(own) == shares.argmax()) - shares.max()) < 0.05
 # 2,000 points: the standard error of a share of one half is 1.1 %.
 assert np.mean(nearest(mixed_up) == shares.argmax()) < shares.max() - 0.02
 
@@ -888,21 +900,51 @@ print(f"two sets of real points: at most {max(metrics.frechet(z, real) for z in 
 ratio = np.array(distance["linear"]) / np.array(distance["cosine"])
 assert (ratio[:3] > 2).all()  # up to 20 steps; at 50 the cosine is as close as real points are
 assert distance["cosine"][-1] < 1.5 * max(metrics.frechet(z, real) for z in fresh_sets)
-# The share of a fine grid's steps at levels with almost only noise, log-SNR below −5.
-mostly_noise = [
-    np.mean(np.asarray(process.from_betas(made).log_snr(np.arange(1, T) / T)) < -5)
-    for made in (process.linear_betas(T), process.cosine_betas(T))
-]
-assert mostly_noise[0] > 0.25 and mostly_noise[1] < 0.1
 # Five steps on the cosine do what takes ten on the linear schedule.
 assert distance["cosine"][0] < 1.2 * distance["linear"][1]
 
 # %% [markdown]
-# The linear schedule needs more steps. With equal steps of $t$ it takes many steps at levels where almost
-# only noise is left. The cosine spreads its steps more evenly over the noise levels. The exact denoiser
-# is equally good on both schedules. The schedules differ in the noise levels at which a *grid* of
-# equal steps stops. (Here the Fréchet distance compares the means and covariances of the points
-# themselves.)
+# The linear schedule needs more steps. Why? An answer that comes to mind: with equal steps of $t$ it takes
+# many of them at levels where almost only noise is left, and they are wasted. But a grid also has a *last
+# stop*. From there the sampler jumps to the guess, and what the guess averages is lost.
+#
+# **Predict, then run.** We change the grids of five steps, one thing at a time. In two of them we
+# move the last stop alone. In one we take all stops out of the noise. Which change matters?
+
+# %%
+trials = {
+    "linear, equal steps": ("linear", (0.8, 0.6, 0.4, 0.2)),
+    "linear, no stop in the noise": ("linear", (0.6, 0.46, 0.33, 0.2)),
+    "linear, last stop moved": ("linear", (0.8, 0.6, 0.4, 0.1)),
+    "cosine, equal steps": ("cosine", (0.8, 0.6, 0.4, 0.2)),
+    "cosine, last stop as linear": ("cosine", (0.86, 0.72, 0.58, 0.392)),
+}
+of_stops = {}
+print("five steps                      log-SNR: first stop   last stop   Fréchet distance")
+for name, (kind, stops) in trials.items():
+    chain = process.from_betas(getattr(process, f"{kind}_betas")(T))
+    exact_chain = denoiser.gaussian_mixture(chain, *toy2d.MIXTURE)
+    grid = np.array([1, *stops, 0], np.float32)
+    drawn, _ = sampling.sample(
+        samplers.ddpm(chain), exact_chain.denoise, x, grid, jax.random.key(33)
+    )
+    of_stops[name] = metrics.frechet(drawn, real)
+    first, last = chain.log_snr(grid[[1, -2]])
+    print(f"{name:30} {first:21.2f} {last:11.2f} {of_stops[name]:18.4f}")
+
+# %% tags=["claims"]
+# @title Checked: the last stop matters most, the steps in the noise little
+wasteful, clear, moved, even, late = of_stops.values()
+assert moved < 0.7 * wasteful and clear > 0.85 * wasteful
+assert late > 3 * even and late > 0.8 * wasteful
+
+# %% [markdown]
+# The last stop matters most. Moved alone, it halves the error of the linear schedule. The cosine, stopped as
+# early as the linear, is nearly as bad. Steps in the noise cost the linear schedule little beside this. So
+# the schedules differ in the noise levels at which a *grid* of equal steps stops, and above all in the last
+# one. Ten linear steps also stop at a log-SNR of 2.2, and their distance is that of five cosine steps. The exact
+# denoiser is equally good on both schedules. (Here the Fréchet distance compares the means and covariances
+# of the points themselves.)
 
 # %% [markdown]
 # ## 9 · Recap
