@@ -146,8 +146,8 @@ assert np.mean(trace[-10:]) < 0.25 * trace[0]  # measured .96 and .13
 # %% [markdown]
 # Our network starts with a last layer of zeros, so it first answers 0. The loss then is the mean square
 # of the target. This is the first thing to check in the training curve of a network that starts so: it
-# must start at the mean square of the target, and then fall. For $\varepsilon$ this number is 1. For other targets it is
-# another number.
+# must start at the mean square of the target, and then fall. For $\varepsilon$ this number is 1. For other
+# targets it is another number.
 #
 # The library's `losses.diffusion_loss` is the same function. It works for every process and every
 # target, and it draws the steps through `times`. Given the same key it returns the same number.
@@ -510,17 +510,17 @@ print(f"{len(digits)} images of shape {shape}; {recipe.steps * recipe.batch_size
 # %% [markdown]
 # **Predict, then run.** After how many images will you recognise the first digit?
 
-# %% alt="Ten digits, drawn after 3,200, 6,400, 12,800 and 76,800 training images."
-part = recipe.steps // 24  # of the training
+# %% alt="Ten digits, drawn after 3,200, 6,400, 12,800 and 76,800 training images. In the first row a few shapes show, in the second all digits can be read; the later rows are cleaner."
+stretch = recipe.steps // 24  # of the training
 snapshots = {}
 
 
 def look(step, model):
-    if step // part in (1, 2, 4, 24):
+    if step // stretch in (1, 2, 4, 24):
         snapshots[step] = generate(model, jax.random.key(1), n=10, labels=np.arange(10), w=2.0)
 
 
-trained = recipes.run(recipe, digits, dtype=profile.dtype, callbacks=[loop.Callback(part, look)])
+trained = recipes.run(recipe, digits, dtype=profile.dtype, callbacks=[loop.Callback(stretch, look)])
 rows_of = [f"{s * recipe.batch_size:,} images" for s in snapshots]
 plots.image_grid(list(snapshots.values()), rows_of, scale=0.8)
 plt.show()
@@ -529,7 +529,8 @@ expected = 0.5 + 0.5 * np.mean(digits.x**2)  # mean square of v; the squares of 
 print(f"loss of the first batch {first_loss:.3f}, mean square of v {expected:.3f}")
 
 # %% [markdown]
-# In the first row you can already read many classes.
+# After 3,200 images a few shapes show, and the judge that we meet below reads one digit of the ten. After twice
+# as many it reads all ten. From then on they become cleaner.
 #
 # ### What a practitioner looks at
 #
@@ -642,7 +643,7 @@ assert all(r.exact_copies == 0 for r in quality.values())
 # Ten digits for each row of the pictures during training: by chance one of them is read.
 in_row = [metrics.class_accuracy(judge(expert, x)[0], np.arange(10)) for x in snapshots.values()]
 print("digits read in each row:", in_row)
-assert in_row[-1] >= 0.8
+assert in_row[0] <= 0.3 and min(in_row[1:]) >= 0.8
 
 # %% [markdown]
 # Guidance with $w = 2$ makes more digits legible, and it moves the samples *away* from the data. Both
@@ -742,8 +743,9 @@ plots.image_grid([states_of[-1, :10], hidden[:10]], ["with time", "time cut"], s
 plt.show()
 
 # %% [markdown]
-# The digits look fine, and the loss is only about 15 % higher. The bug is the same, but the network can
-# read the noise level from the image. Its 64 pixels share one level, and the differences between
+# The digits are as legible, and their Fréchet distance is nearly the same: 1.85 beside 1.63, and 1.29 for as
+# many real digits (one training each). The loss is only about 15 % higher. The bug is the same, but the network
+# can read the noise level from the image. Its 64 pixels share one level, and the differences between
 # neighbouring pixels show it. A point in the plane has two coordinates only.
 #
 # We measure this, with the cosine schedule for both. For points, the exact densities give the best guess at
@@ -792,6 +794,8 @@ plt.show()
 # %% tags=["claims"]
 # @title Checked: with the time cut digits stay legible; even a crude reader finds t in a digit
 assert by_cut > 0.9  # 200 samples: a standard error of at most 2 %
+assert to_training["cut"] < 1.5 * to_training["with time"]
+assert to_training["unseen"] < to_training["with time"]
 assert 1.05 < last_losses[1] / last_losses[0] < 1.3  # measured 1.15
 # 1,440 noisy digits and 2,000 points: a root mean square is known to 2 or 3 %.
 assert errors_of_t["a digit, crudely"] < 0.5 * errors_of_t["a point, at best"]
@@ -801,7 +805,7 @@ assert hears_the_time(lambda _, t: trained.ema(image, t, jnp.zeros(2, int)))
 assert not hears_the_time(lambda _, t: deaf(cut.ema)(image, t, jnp.zeros(2, int)))
 
 # %% [markdown]
-# Even the crude reader of digits makes less than half the error of the best reader of points. So good
+# Even the crude reader of digits makes less than half the error of the best reader of points. So legible
 # samples do not prove that the time arrives. Sun et al. 2025 took the time input out of many published
 # models on purpose, and most of them became only a little worse. The test above finds the bug in any
 # dimension: change $t$ at a fixed $x$.
@@ -859,8 +863,9 @@ assert np.mean(nearest(mixed_up) == shares.argmax()) < shares.max() - 0.02
 
 # %% [markdown]
 # The clouds are there, so the bug is easy to overlook. But all three are too wide, two of them by a fifth,
-# and the largest one gets too few points. The network is perfect, so no training repairs this. The remedy: keep the
-# schedule with the weights. In this course the card of released weights names it.
+# and the largest one gets too few points. (With its own schedule they come out a little too narrow: what the
+# last steps of this grid lose, section 3.) The network is perfect, so no training repairs this. The remedy:
+# keep the schedule with the weights. In this course the card of released weights names it.
 #
 # ## 8 · Linear against cosine
 #
