@@ -1114,8 +1114,11 @@ continuous = {
 alphas = {name: np.asarray(each.alpha(clock)) for name, each in continuous.items()}
 sigmas = {name: np.asarray(each.sigma(clock)) for name, each in continuous.items()}
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.3))
-plots.curves(clock, alphas, ax=axes[0],
-             xlabel="time $t$", ylabel=r"$\alpha$, signal level", label_at=0.7)  # fmt: skip
+by_name = {name.replace("rectified flow", ""): a for name, a in alphas.items()}
+plots.curves(clock, by_name, ax=axes[0],
+             xlabel="time $t$", ylabel=r"$\alpha$, signal level", label_at=0.45)  # fmt: skip
+axes[0].text(0.58, 0.52, "rectified flow", size="small", rotation=-42, ha="center", va="center",
+             color=plots.SERIES[4])  # fmt: skip
 axes[1].set_ylim(1e-3, 120)
 plots.curves(clock[1:], {name: s[1:] for name, s in sigmas.items()}, ax=axes[1], log="y",
              xlabel="time $t$", ylabel=r"$\sigma$, noise level", label_at=0.25)  # fmt: skip
