@@ -204,8 +204,8 @@ assert (np.diff(list(share.values())) < 0).all()
 
 # %% [markdown]
 # When the image is nearly clean, the neighbours are enough. When it is nearly noise, every pixel counts
-# a little, because the network must first find out which digit it is. One network has to do both. So a
-# denoiser needs
+# a little. (Our network is told which digit it is. It still has to find out where the strokes lie.) One network
+# has to do both. So a denoiser needs
 #
 # 1. **details at full resolution** for small $t$: the *skip connections* provide them;
 # 2. **the whole image at once** for large $t$: *coarse levels* and *attention* provide it;
@@ -351,15 +351,17 @@ brighter_others = jnp.asarray(inputs[0]).at[1:].multiply(3.0)
 np.testing.assert_allclose(call(net, brighter_others, *inputs[1:])[0], library[0], atol=1e-5)
 
 # %% [markdown]
-# So a batch norm would meet other statistics in sampling than in training, and they would change with every
-# step. It would also make an image depend on the other images of its batch. A group norm looks at one image
-# alone. DDPM chose it for this place (Ho et al. 2020, appendix B).
+# A batch norm that uses the statistics of its own batch would meet others in sampling than in training, and they
+# would change with every step. Usually a batch norm takes running averages of the training instead. These fit no
+# single level: at $t = 0.95$ some channels would come out 1.28 times as wide, and at $t = 0.05$ some only 0.59
+# times. And in training an image depends on the others of its batch. A group norm looks at one image alone. (DDPM
+# has it in this place too, to keep the code simple: Ho et al. 2020, appendix B.)
 #
 # ### How much each part helps
 #
 # You cannot see from a part how much it helps. You must take it out and train again, for 300 steps, with the
 # same data, the same batches and the same noise. "Plain addition" is a network without the scale $s$ of (1): it
-# only adds the embedding, as DDPM's own network does.
+# only adds the embedding, here after the norm. (DDPM's own network adds it before the norm.)
 #
 # One run of each would not tell help from luck. So five networks were trained with three seeds, and their errors
 # are recorded (`benchmarks/network_parts.py`). The next cell trains two of the fifteen again.
@@ -470,8 +472,8 @@ assert (added_only < timeless - 0.03).all()
 #   image anyway. A part of a recipe is not always a reason why the recipe works. On larger images,
 #   where distant parts belong together, attention helps (Dhariwal & Nichol 2021, table 1).
 # - Without the **scale** of FiLM the error is 2 to 5 % larger. With plain addition the network hears the time, but
-#   it cannot multiply a feature by it. Dhariwal & Nichol (2021, table 3) measured a gain on ImageNet too, where
-#   they call FiLM "adaptive group normalization".
+#   it cannot multiply a feature by it. Dhariwal & Nichol (2021, table 3) measured a gain on ImageNet too,
+#   against addition before the norm. They call FiLM "adaptive group normalization".
 
 # %% [markdown]
 # Look at the dots of plain addition at the lowest noise: 9 % with one seed, 1 % with each of the others. Whoever
@@ -483,7 +485,8 @@ assert (added_only < timeless - 0.03).all()
 # %% [markdown]
 # ### Learning rate, batch size, number of steps
 #
-# Papers state such numbers for large images, large networks and weeks of training:
+# Papers state such numbers for larger images and much larger networks, which train for hours to weeks on
+# accelerators:
 #
 # | network and data | learning rate | batch | $T$ | source |
 # |---|--:|--:|--:|---|
@@ -499,7 +502,8 @@ assert (added_only < timeless - 0.03).all()
 
 # %% [markdown]
 # Recorded on 2026-11-26 with two CPU cores: 19,200 images in 300 steps of 64, two seeds. The error of $v$ is that
-# on unseen digits. The Fréchet distance is that of 360 samples; unseen real digits have 0.59.
+# on unseen digits. The Fréchet distance is that of 360 samples; unseen real digits have 0.59. The rate is the
+# highest one of a run: it rises at first and then falls to 0.
 #
 # | learning rate | error of $v$ | Fréchet distance |
 # |---|---|---|
@@ -598,15 +602,15 @@ for name, forward in (("1000 t", with_factor), ("t", without_factor)):
 factor = distance["t"] / distance["1000 t"]
 by_seed = np.exp(np.log(factor).mean(1))  # geometric means over the times
 
-# %% alt="Left: the distance to the exact denoiser without the factor, divided by that with it, for three seeds; the lines cross 1 at different times, and all are above 1 at the end. Right: how fast the output changes with time; with 1000 t it jumps, with t it is smooth."
+# %% alt="Left: the squared distance to the exact denoiser without the factor, divided by that with it, for three seeds; the lines cross 1 at different times, and all are above 1 at the end. Right: how fast the output changes with time; with 1000 t it jumps, with t it is smooth."
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2))
 plots.curves(grid_t, {f"seed {k}": factor[k] for k in range(3)}, xlabel="time $t$", ax=axes[0],
-             ylabel="distance without factor / with it", log="y", label_at=0.1)  # fmt: skip
+             ylabel="squared distance without / with it", log="y", label_at=0.1)  # fmt: skip
 axes[0].axhline(1, color=plots.NOISE, lw=0.8, zorder=0)
 axes[0].set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
 axes[0].minorticks_off()
 plots.curves(grid[1:], {name: s[0] for name, s in speed.items()}, xlabel="time $t$", ax=axes[1],
-             ylabel=r"$\|\partial v_\theta/\partial t\|$ at a fixed $x$")  # fmt: skip
+             ylabel=r"change of $v_\theta$ per unit of $t$")  # fmt: skip
 axes[1].set_title("seed 0")
 plt.show()
 print("squared distance to the exact denoiser without the factor / with it, mean of each seed:",
@@ -626,11 +630,12 @@ assert (factor[:, :-1] < 2.5).all()
 assert all(fast.mean() > 1.5 * slow.mean() for fast, slow in zip(*speed.values(), strict=True))
 
 # %% [markdown]
-# There is no disaster. On the whole, one seed does better without the factor, and two do a fifth worse: from
-# this we cannot give a verdict. At the highest noise the network without the factor is worse with every seed.
-# The layers behind the embedding learn to amplify small differences. The fast waves have a disadvantage of
-# their own: the output changes quickly as $t$ changes. So test a warning before you believe it, and with more
-# than one seed. (Deeper networks and shorter training may give another result. Measure it there.)
+# There is no disaster. On the whole, one seed does better without the factor, and two have a squared distance that
+# is a fifth larger: from this we cannot give a verdict. At the highest noise the network without the factor is
+# worse with every seed. The layers behind the embedding learn to amplify small differences. The fast waves have
+# a disadvantage of their own: the output changes quickly as $t$ changes. So test a warning before you believe
+# it, and with more than one seed. (Deeper networks and shorter training may give another result. Measure it
+# there.)
 #
 # The right panel shows a **health check** that you should keep: change $t$ at a fixed $x$, and look at
 # how fast the output changes. With a dead time input (chapter 03) the line is 0 everywhere.
@@ -910,8 +915,8 @@ assert slip.min() > 0.99 and clipped["v"].min() < 0.01
 # each of 64 equal intervals; and one in each of 64 intervals that are *equally likely* under this density
 # ("loss-aware").
 #
-# **Predict, then run.** How much smaller will the scatter of a batch's mean become: by a tenth, two or
-# three times, or ten times?
+# **Predict, then run.** How much smaller will the scatter of a batch's mean become: by a tenth, three or
+# four times, or ten times?
 
 # %%
 released = weights.load("digits")

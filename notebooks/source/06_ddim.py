@@ -130,9 +130,9 @@ assert rms(twenty - thousand) < 0.15 < 0.3 < rms(ddpm - thousand)
 # $$x_s = \alpha_s x_0 + c\,\varepsilon + g\,z, \qquad c^2 + g^2 = \sigma_s^2. \tag{1}$$
 #
 # Variances of independent noises add up, so the marginal at $s$ is right for **every** $g$ from 0 to
-# $\sigma_s$ (Song, Meng & Ermon 2021, eq. 7; their $\sigma_t$ is our $g$). Read forwards in time, these
-# processes are no Markov chains (**non-Markovian**): $x_t$ depends on $x_s$ and on $x_0$. This does no harm,
-# because we only go backwards.
+# $\sigma_s$ (Song, Meng & Ermon 2021, eq. 7; their $\sigma_t$ is our $g$). Except for one $g$, that of DDPM, these
+# processes are no Markov chains (**non-Markovian**) when we read them forwards in time: $x_t$ depends on $x_s$ and
+# on $x_0$. This does no harm, because we only go backwards.
 
 # %% [markdown]
 # The paper measures the fresh noise in units of DDPM's own. Let $\tilde\beta$ be the variance of the
@@ -174,7 +174,7 @@ for g, x_s in mixed.items():
     assert abs(np.corrcoef(eps, x_s)[0, 1] - np.sqrt(1 - g**2 / sigma_s**2)) < 0.02
 
 # %% [markdown]
-# The histograms along both axes are the same in all three panels. Only the clouds differ. In training the
+# The distributions along both axes are the same in all three panels. Only the clouds differ. In training the
 # network sees single points, and never pairs. So it cannot tell these processes apart.
 #
 # ## 3 · DDIM, written out
@@ -422,7 +422,7 @@ for n in (20, 50, 200, 1000):
           f"η = 1 {full.mean():.2f} ± {full.std() / 8**0.5:.2f} (standard errors, 8 seeds)")  # fmt: skip
 
 # %% tags=["claims"]
-# @title Checked: the record is right; 20 steps come close to 1,000; noise hurts with few steps only
+# @title Checked: the record is right; 20 steps come close to 1,000; η = 1 is worse with few steps
 assert small.card.sha256.startswith(WEIGHTS)
 for kind, (distance, accuracy) in quality.items():
     # On another machine rounding differs, and a random walk amplifies it in a few samples.
@@ -446,11 +446,12 @@ assert max(distances) > 1.8 * min(distances)  # measured .94 to 1.85
 # first seed alone we would have said "not yet": its start noise happens to be a bad one for $\eta = 0$.) The
 # accuracy shows no difference between 5 and 50 steps, while the distance falls to a half.
 #
-# With *few* steps, fresh noise hurts: the next steps must remove what one step has added. With more steps
-# this price becomes smaller. At 1,000 steps we cannot tell the two apart. Karras et al. (2022, section 4)
-# report networks for which a well-chosen amount of noise *helps* with many steps, because it lets the sampler
-# forget earlier errors. On this network we do not see it, with 200 or with 1,000 steps. So the best $\eta$
-# depends on the network, and on how many evaluations you can afford.
+# With *few* steps, $\eta = 1$ is worse. Section 8 shows a reason: its variance $\tilde\beta$ is right for a
+# *known* $x_0$, and for a long step it is too small, so that variety is lost. (It is not that fresh noise harms:
+# more of it helps there.) With more steps this price becomes smaller. At 1,000 steps we cannot tell the two
+# apart. Karras et al. (2022, section 4) report networks for which a well-chosen amount of noise *helps* with
+# many steps, because it lets the sampler forget earlier errors. On this network we do not see it, with 200 or
+# with 1,000 steps. So the best $\eta$ depends on the network, and on how many evaluations you can afford.
 
 # %% [markdown]
 # ## 6 · DDIM follows a differential equation
@@ -782,7 +783,7 @@ assert abs(high[2] / real_variety - 1) < 0.04 and low[2] < 0.85 * real_variety
 
 # %% [markdown]
 # A low temperature buys typical digits, as in a language model: nearly all are recognised. It costs variety,
-# and so the distance grows by two thirds. A high temperature buys variety: at $\tau = 1.2$ it equals that of
+# and so the distance grows by about 70 %. A high temperature buys variety: at $\tau = 1.2$ it equals that of
 # real digits, and the distance is even a little smaller than at 1. Its price: more digits are not recognised.
 #
 # Why is 1 not the best here? One reason is known. At $\eta = 1$ the fresh noise has the variance $\tilde\beta$
@@ -1139,11 +1140,12 @@ assert 0.08 < cured < 0.14  # "a tenth"; by the formula .11
 # tenth of it. The cure is a schedule that ends in pure noise (chapter 01).
 
 # %% [markdown]
-# At $t = 0.05$ you can see the grain. At the level of the real bug you cannot: the pictures look perfect,
-# but every pixel is wrong by about a grey level. With the scaled linear schedule it is wrong by four. If
-# you then measure, compress or train on such samples, this noise is part of your data.
+# Back to bug B. At $t = 0.05$ you can see the grain. At the level of the real bug you cannot: the pictures look
+# perfect, but every pixel is wrong by about a grey level. With the scaled linear schedule it is wrong by four.
+# If you then measure, compress or train on such samples, this noise is part of your data.
 #
-# **The lesson.** Run a sampler on a point mass. Its result must be exactly this point. In this course
+# **The lesson.** Each bug has a test of its own. The spread finds only bug A, and only at $\eta > 0$. A point mass
+# finds only bug B: the result must be exactly this point. Bug C shows on data whose mean is not 0. In this course
 # $t = 0$ *is* the data, so nobody can write the bug by accident. In other libraries, look at the last two
 # numbers of the grid.
 

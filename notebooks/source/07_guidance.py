@@ -613,9 +613,9 @@ assert min(off[name, "zeros"] for name in networks) > 0.3
 # %% [markdown]
 # ## 6 · How w bends the field
 #
-# Below is the exact guided denoiser of the upper cloud, at one time and four scales. The arrows go from
-# $x_t$ to $D_w(x_t)$. (For $w = 3$ and 8 they are drawn shorter, because they would cover each other.) The
-# lower row shows samples (orange) from the same noise, over real points of that cloud.
+# Below is the exact guided denoiser of the upper cloud, at one time and four scales. The arrows point from
+# $x_t$ to $D_w(x_t)$. (They would cover each other: three tenths of each is drawn at $w = 0$ and 1, a fifth at 3,
+# and less than a tenth at 8.) The lower row shows samples (orange) from the same noise, over real points of that cloud.
 #
 # **Predict, then run.** At $w = 8$, will the samples gather at the centre of their cloud?
 
@@ -665,7 +665,7 @@ plt.show()
 
 # %% [markdown]
 # At $w = 8$ the samples do not gather at the centre of their cloud. They move to its far edge, because
-# guidance pushes *away from the other classes*, and this push does not stop at the data.
+# at high noise guidance pushes *away from the other classes*, and nothing brings them back later.
 #
 # **Explorer.** The same slider works for digits and for points: choose one of them in the menu. When do the
 # digits stop getting clearer, and what do they lose from there on?
@@ -890,10 +890,10 @@ assert (np.diff(m["spread"]) < 0).all() and (np.diff(m["Fréchet"]) > 0).all()
 
 # %% [markdown]
 # On the digits, the Fréchet distance has its best value inside the range, at $w = 1$. For larger $w$
-# variety is missing. For smaller $w$ this network draws badly. At $w = 0$ a perfect network would draw the
-# classes in their right shares, and would be as near to the data as at $w = 1$. But without a label this
-# network is less sure of its strokes. The accuracy rises until it is nearly 100 %. The spread falls and
-# does not come back, and from $w = 1$ on more and more pixels leave the range.
+# variety is missing. At $w = \tfrac12$ even exact denoisers draw between the classes (section 6). At $w = 0$ a
+# perfect network would draw the classes in their right shares, and would be as near to the data as at $w = 1$.
+# But without a label this network is less sure of its strokes. The accuracy rises until it is nearly 100 %. The
+# spread falls and does not come back, and from $w = 1$ on more and more pixels leave the range.
 #
 # **The elbow** is the point where the accuracy stops rising. Below the elbow, guidance improves the
 # accuracy and costs variety. Above it, guidance costs variety and improves nothing. We take the smallest
@@ -1123,8 +1123,8 @@ assert still_pushed["no class"] < 0.01 and still_pushed["the upper cloud"] > 0.1
 
 # %% [markdown]
 # They do not stay. In section 6 the push ended near the data, because there the denoisers of (3) agree.
-# The two denoisers of (5) never agree: the guess "upper cloud" is far away even when the state lies in the
-# left cloud and nothing has to be avoided. So the push goes on until the last step.
+# The two denoisers of (5) agree only in the very last steps: the guess "upper cloud" is far away even when the
+# state lies in the left cloud and nothing has to be avoided. So the push goes on almost to the end.
 #
 # Now the digits. We wish for nothing, and an 8 is unwanted. An exact "not 8" would remove the eights, a tenth
 # of all digits. It would make each other digit more frequent by a ninth.
@@ -1253,8 +1253,8 @@ assert curve[3]["Fréchet"] > 1.15 * curve[2]["Fréchet"]
 #    the classifier knows the noise.
 # 2. A network that was trained with some labels dropped is its own classifier: $D_u + w\,(D_c - D_u)$, in
 #    one batched evaluation.
-# 3. If you forget to drop labels, $w = 1$ looks good and every other scale is wrong. A classifier may still
-#    accept such samples. Look at $w = 0$.
+# 3. If you forget to drop labels, $w = 1$ looks good and every other scale is wrong. Look at
+#    $w = 0$.
 # 4. For $w > 1$ the samples do not follow a sharpened density. They leave the centre of their class for the
 #    far side, and the distance depends on the sampler. A negative prompt goes further from a class, and does
 #    not sample from "not this class".
@@ -1282,6 +1282,6 @@ assert curve[3]["Fréchet"] > 1.15 * curve[2]["Fréchet"]
 # and Sample Steps Are Flawed*, WACV (arXiv:2305.08891). Kynkäänniemi et al. 2024, *Applying Guidance in a
 # Limited Interval Improves Sample and Distribution Quality in Diffusion Models*, NeurIPS
 # (arXiv:2404.07724). Liu, Li, Du, Torralba & Tenenbaum 2022, *Compositional Visual Generation with
-# Composable Diffusion Models*, ECCV (arXiv:2206.01714). Bradley & Nakkiran 2024, *Classifier-Free Guidance Is a Predictor-Corrector*
-# (arXiv:2408.09000). Karras et al. 2024, *Guiding a Diffusion Model with a Bad Version of Itself*, NeurIPS
-# (arXiv:2406.02507): it replaces $D_u$ by a worse version of the same model.
+# Composable Diffusion Models*, ECCV (arXiv:2206.01714). Bradley & Nakkiran 2024, *Classifier-Free Guidance Is a
+# Predictor-Corrector* (arXiv:2408.09000). Karras et al. 2024, *Guiding a Diffusion Model with a Bad Version of
+# Itself*, NeurIPS (arXiv:2406.02507): it replaces $D_u$ by a worse version of the same model.

@@ -239,7 +239,8 @@ assert order_kept["probability flow"][0] > 0.9999 > 0.7 > order_kept["SDE: with 
 # \tag{5}$$
 #
 # ($d$ is the number of coordinates). At $\varphi = 0$ both are 0 if the data have a density, because $D$ then
-# differs from $x$ by a term of order $\varphi^2$ only. If a process does not preserve variance, we divide $x$ by $\sqrt{\alpha^2 + \sigma^2}$ first.
+# differs from $x$ by a term of order $\varphi^2$ only. If a process does not preserve variance, we divide $x$
+# by $\sqrt{\alpha^2 + \sigma^2}$ first.
 #
 # Our process `p` has $\varphi = \tfrac{\pi}{2}t$. This is the chapter's algorithm: (5) with the exact trace,
 # for three Runge–Kutta methods.
@@ -541,8 +542,8 @@ assert energy[99] > energy[:99].mean() + 3 * energy[:99].std()
 #
 # A digit of 17 grey levels is a point on a grid, and chapter 05 showed what a *density* at such points is
 # worth: it can grow without end. The remedy is **dequantisation**. We add to each pixel a uniform
-# $u$ that fills its bin of width $\Delta = 2/(K - 1)$, here $2/16$, and take the mean of the log-density there. Jensen's
-# inequality says what this mean is:
+# $u$ that fills its bin of width $\Delta = 2/(K - 1)$, here $2/16$, and take the mean of the log-density there.
+# Jensen's inequality says what this mean is:
 #
 # $$\log P(x) = \log\int_{\text{bin}} p(x + u)\,du
 # \;\ge\; \mathbb E_u\big[\log p(x + u)\big] + d\,\log\Delta \tag{8}$$
@@ -852,15 +853,15 @@ print(f"refusing 5 % of the digits, {missed:.0%} of those upside down pass")
 #
 # Chapter 05's bound is a sum over noise levels, and the flow is an integral along one path. There is a third
 # way, which is exact and needs neither. Let $\gamma$ be the SNR and
-# $\mathrm{mmse}(x, \gamma) = \mathbb E_\varepsilon\|x - \hat x_0\|^2$, the mean squared error of the exact denoiser *for this* $x$.
-# Then
+# $\mathrm{mmse}(x, \gamma) = \mathbb E_\varepsilon\|x - \hat x_0\|^2$, the mean squared error of the exact
+# denoiser *for this* $x$. Then
 #
 # $$-\log p(x) = \frac d2\log 2\pi e - \frac12\int_0^\infty\Big[\frac{d}{1+\gamma} -
 # \mathrm{mmse}(x,\gamma)\Big]\,d\gamma \tag{12}$$
 #
-# (Kong, Brekelmans & Ver Steeg 2023). The first two terms are those of a standard Gaussian. The integral is what the data
-# are easier to denoise than that. The equation is named after the link between information (I) and minimum mean squared
-# error (MMSE).
+# (Kong, Brekelmans & Ver Steeg 2023). The first two terms are those of a standard Gaussian. The integral is
+# what the data are easier to denoise than that. The equation is named after the link between information (I)
+# and minimum mean squared error (MMSE).
 
 # %% [markdown]
 # In float32 there is a trap. At high SNR, $x - \hat x_0$ is the small difference of two nearly equal numbers, and it
@@ -871,8 +872,8 @@ print(f"refusing 5 % of the digits, {missed:.0%} of those upside down pass")
 # $$-\log p(x) = \frac d2\log 2\pi e - \frac12\int_{-\infty}^\infty\Big[\frac{\gamma d}{1+\gamma} -
 # \mathbb E\|\varepsilon - \hat\varepsilon\|^2\Big]\,d\log\gamma. \tag{13}$$
 #
-# **Predict, then run.** Both forms in float32, and the ε-form also in float64, all on the same nodes. What happens as we
-# take the integral further and further to the right?
+# **Predict, then run.** Both forms in float32, and the ε-form also in float64, all on the same nodes. What
+# happens as we take the integral further and further to the right?
 
 # %%
 log_gammas, dg = np.linspace(-22, 30, 521, retstep=True)
@@ -925,7 +926,8 @@ assert 4e-4 < plain[2] < 3e-3 and plain[2] > 5 * plain[1]  # measured 9e-4
 assert plain[0] < plain[1] < plain[2] and plain[2] > 1000 * off_by["ε-form", np.float32, 28]
 
 # %% [markdown]
-# The nodes, the data and the precision of the first two rows are the same: only the form differs. Float32 holds $x_t$ to
+# The nodes, the data and the precision of the first two rows are the same: only the form differs. Float32 holds
+# $x_t$ to
 # 7 digits, and so $x - \hat x_0$ has an error of about $10^{-7}$. The plain form squares it and multiplies by
 # $\gamma$: from $e^{20}$ on it only gets worse, and at $e^{28}$ it is off by nearly $10^{-3}$. The ε-form only
 # gets better. If you use (12) on a network, write it with $\varepsilon$.
@@ -1054,8 +1056,8 @@ assert abs(np.exp2(-(one_pixel + 3)).mean(1).sum() - 1) < 1e-4
 # %% [markdown]
 # The same model, the same pixels: $-1.4$, $-0.4$ or $2.6$. Only on the scale where neighbouring levels are 1 apart is
 # nothing forgotten. **How to find it.** A negative number of bits is impossible for discrete pixels. And a code
-# must satisfy $\sum 2^{-\text{bits}} \le 1$ over all pictures; on a model of one pixel you can add them up: without the term
-# you get 8.
+# must satisfy $\sum 2^{-\text{bits}} \le 1$ over all pictures; on a model of one pixel you can add them up:
+# without the term you get 8.
 #
 # ## 13 · What to inspect
 #

@@ -233,8 +233,8 @@ for ours, theirs in (
 # removes it.
 #
 # We measure on the mixture of chapter 06 in one dimension, where the exact flow is known: it keeps ranks,
-# $x_s = F_s^{-1}(F_t(x_t))$. The grid is uniform in $t$, from 0.9 to 0.2. To separate the method from its
-# warm-up, we may give it exact states at the first times.
+# $x_s = F_s^{-1}(F_t(x_t))$ with the cumulative distribution $F_t$ of $x_t$. The grid is uniform in $t$, from 0.9
+# to 0.2. To separate the method from its warm-up, we may give it exact states at the first times.
 #
 # **Predict, then run.** Which order will 3M show with its usual warm-up, and with an exact one?
 
@@ -384,8 +384,8 @@ assert max(by_B[3, B] for B in ("bh1", "bh2", "exact")) < min(by_B[2, B] for B i
 # %% [markdown]
 # ## 5 · Stochastic solvers
 #
-# Here too a number $\eta$ says how much noise is fresh. At 0, at 1, and for short steps it is chapter 06's. For
-# every $\eta \ge 0$ the process
+# Here too a number $\eta$ says how much noise is fresh. With $\eta = 0$, with $\eta = 1$, and in short steps it
+# means the same as in chapter 06. In long steps with another $\eta$ the two differ. For every $\eta \ge 0$ the process
 #
 # $$x_s = \frac{\sigma_s}{\sigma_t}e^{-\eta^2 h}x_t
 # + \alpha_s\!\int_0^h\! c\,e^{-c(h-u)}\,\hat x_0(\lambda_t+u)\,du
@@ -701,12 +701,13 @@ for name, sample_from in ways.items():
     own[name], left_over[name] = std / 0.5 - 1, std_wide / std - 1
     what = f"2M, repeats: {name}; {11 + 4 * name}" if name in (0, 1, 2, 4) else f"{name} alone, 27"
     print(f"{what} evaluations: std off by {own[name]:+.1%}; "
-          f"of the 20 % are left {left_over[name]:.2%}")  # fmt: skip
+          f"a start 20 % too wide ends {left_over[name]:.2%} too wide")  # fmt: skip
 
 # %% [markdown]
 # How much must one repeat leave? For data that are a single Gaussian we can compute it. The flow from
 # $t_{\max}$ to $t_{\min}$ only stretches. The noise is independent of what was there. So the excess of the variance
-# is multiplied by $\rho^2$, where $\rho$ is the correlation of $x_{t_{\min}}$ and $x_{t_{\max}}$ in the forward process.
+# is multiplied by $\rho^2$, where $\rho$ is the correlation of $x_{t_{\min}}$ and $x_{t_{\max}}$ in the forward
+# process.
 
 # %%
 (a_low, a_high), (s_low, s_high) = levels64(np.array([0.4, 0.8]))
@@ -739,9 +740,9 @@ assert sweeps[200, 1e-2][0] < 3 * sweeps[25, 1e-2][0]  # measured 20 and 9
 # %% [markdown]
 # More evaluations alone do not help: 2M with 27 of them keeps the 20 %. The stochastic solver forgets all of it.
 # With this schedule its first step, from a time without signal, replaces all noise (chapter 06). But its own
-# error is some 3 %, because its long steps carry noise. One repeat of Restart leaves less than 2 % of the 20,
-# two leave almost nothing, as computed. And Restart's own error cannot be told from the scatter of 20,000
-# draws. This is the argument of the paper.
+# error is some 3 %, because its long steps carry noise. After one repeat of Restart less than 2 of the 20
+# percentage points are left, after two almost nothing, as computed. And Restart's own error cannot be told from
+# the scatter of 20,000 draws. This is the argument of the paper.
 #
 # With Picard the number of sweeps grows much more slowly than the number of steps: eight times as many steps
 # need about twice as many sweeps. But count honestly: Picard spends *more* evaluations than DDIM. It saves time
@@ -930,7 +931,7 @@ again = metrics.frechet(np.concatenate(seen), of_mnist)
 print(f"2M, 6 evaluations, first start: {again:.3f}, recorded {MNIST_RACE['2M'][0][0]:.3f}")
 
 # %% tags=["claims"]
-# @title Checked: the record; 2M leads at 6, the two solvers with noise at 10 and at 20, in every start
+# @title Checked: the record; 2M leads at 6, the two of higher order with noise at 10 and at 20, in every start
 assert abs(again / MNIST_RACE["2M"][0][0] - 1) < 0.02  # float32 on other machines
 by_start = {name: np.array(v) for name, v in MNIST_RACE.items()}  # [budget, start]
 noisy = ("SDE-2M", "SA")
@@ -949,28 +950,31 @@ assert (by_start["SDE-2M"][2] < 0.8 * the_flow).all()
 
 # %% [markdown]
 # We were right once in three times. 2M wins at 6, before DEIS: the two that can use what the denoiser says at
-# $t = 1$ (section 1). At 10 and at 20 the two solvers with noise win, SDE-2M and SA, in each of the three
-# starts. UniPC is not first at any budget.
+# $t = 1$ (section 1). At 10 and at 20 the two solvers of higher order with noise win, SDE-2M and SA, in each of the
+# three starts. (DDPM, of first order, has noise too. At 10 it is far behind, and at 20 its mean is third.) UniPC
+# is not first at any budget.
 
 # %% [markdown]
 # And from 10 to 20 evaluations 2M's distance *rises*. Is it a bad solver? No: with 100 evaluations, where it
 # follows the network's flow closely, its distance is hardly smaller than with 20, and far from the floor. The
 # flow of an imperfect network does not end in the data, and whoever follows it best has all of its error.
 # DDIM with 20 evaluations errs, and to this judge it is nearer to the data than the flow itself. So from here
-# on the judge no longer measures the solver. SDE-2M with 20 is better than the flow by a fifth. That fresh noise corrects
-# errors of a network is a known explanation (Karras et al. 2022, section 4); this table does not prove it. On
-# the small digits of chapter 06 noise never helped.
+# on the judge no longer measures the solver. SDE-2M with 20 is better than the flow by a fifth. That fresh noise
+# corrects errors of a network is a known explanation (Karras et al. 2022, section 4); this table does not prove
+# it. On the small digits of chapter 06 noise never helped.
 
 # %% [markdown]
 # ## 12 · Break it on purpose: half a coefficient
 #
 # The third-order update of the authors' code, `multistep_dpm_solver_third_update`, has been copied into many
-# libraries (`diffusers` is one). It computes two differences, `D1` and `D2`, and adds $-\alpha_s\varphi_3\,$`D2`. In our notation
-# this is $m_2/(2h^2)\cdot$`D2`. But `D2`$/h^2$ is the parabola's coefficient of $u^2$, and its integral is
-# $m_2$: the code has half the weight. (Its single-step sister has the factor 2.)
+# libraries (`diffusers` is one). It computes two differences, `D1` and `D2`, and adds $-\alpha_s\varphi_3\,$`D2`, with
+# $\varphi_3 = -m_2/(2h^2)$ in our notation. This is $\alpha_s\,m_2/(2h^2)\cdot$`D2`. But `D2`$/h^2$ is the
+# parabola's coefficient of $u^2$, and its integral is $m_2$: the code has half the weight. (Its single-step
+# sister has the factor 2.)
 #
 # **Predict, then run.** Nothing crashes, and the samples look good. We take a single step, with exact states at
-# its beginning and at the two times before. An order $k$ means that the error of one step is like $h^{k+1}$. What will the two methods show?
+# its beginning and at the two times before. An order $k$ means that the error of one step is like $h^{k+1}$. What
+# will the two methods show?
 
 
 # %%
@@ -1037,7 +1041,7 @@ assert abs(order["3M", 2] - order_half) < 0.35
 #    it jumps, clip $\hat x_0$, or use a lower order.
 # 5. **Adaptive**: the share of rejected steps. A few are normal. If most are rejected, the tolerance may be
 #    below what float32 can measure.
-# 6. **Parallel**: sweeps times window, beside the sequential count.
+# 6. **Parallel**: sweeps times the states of each sweep, beside the sequential count.
 
 # %% [markdown]
 # ## Recap

@@ -165,7 +165,8 @@ assert np.linalg.norm(moments_B.covariance - goal.covariance) < 0.02 * np.linalg
 assert np.abs(B).max() <= 1  # pixels of ordinary images
 
 # %% [markdown]
-# Nobody would take set B for digits. The score does not see any difference.
+# Nobody would take set B for a set of digits, though one or two of its pictures could pass. The score does not
+# see any difference.
 #
 # This is no fault of the arithmetic. Every score has questions that it does not ask. In this chapter we take
 # the usual scores one by one. For each of them we ask three things: what does it measure exactly, how large is
@@ -530,7 +531,7 @@ half = rng.uniform(size=(1000, 2)) * [0.5, 1]
 wide = rng.uniform(size=(1000, 2)) * [2, 1]
 far_point = np.array([[3.0, 0.5]])
 with_outlier = np.concatenate([square, far_point])
-between = rng.uniform(size=(1000, 2)) * [3, 1] + [1.2, 0]
+between = rng.uniform(size=(1000, 2)) * [1.8, 1] + [1.1, 0]
 tests = {
     "the same square": (rng.uniform(size=(1000, 2)), square),
     "half of it": (half, square),
@@ -774,7 +775,7 @@ assert 0.4 < useful["set B"][0] < min(useful["w = 5"]) - 0.1
 #
 # Set B is far behind, but look at it again. A machine that has seen *noise* only, with the labels that the judge
 # gave it, reads two of three real digits. Guessing would read one of ten. So the noise holds true features of
-# digits, in a form that no person recognises (Ilyas et al. 2019).
+# digits, in a form that a person hardly ever recognises (Ilyas et al. 2019).
 
 # %% [markdown]
 # **Exact attributes.** For the data set `shapes` we need no judge at all. Its rules are known: one of eight
@@ -1328,7 +1329,7 @@ assert np.all(np.diff(radius[mosaic]) <= 0)
 # have no correlation.)
 
 # %% [markdown]
-# So a good part of the difference between this network and the ideal denoiser is that it works by patches. In the
+# So patches explain what the linear formula leaves: about a quarter of the gain over the ideal denoiser. In the
 # mosaic formula each pixel is a mean of pixels from the training set, and the parts are put together anew. Kamb &
 # Ganguli explain in the same way why such networks draw hands with too many fingers: neighbouring patches agree, and
 # nobody counts.
@@ -1469,7 +1470,8 @@ assert judgements.power(needed[0.55], 0.55) >= 0.8 > judgements.power(needed[0.5
 #    error bar.
 # 3. Quality and variety are two questions. Ask both, and ask *where* something is missing.
 # 4. A test for copies is worth as much as its rate of false alarms. A small convolutional network draws new
-#    pictures, and the mosaic formula predicts most of each of them: by patches, from anywhere in the image.
+#    pictures. The mosaic formula, which puts patches together, predicts most of each of them, better than a linear
+#    denoiser does.
 # 5. People are judges too: in pairs, blind, by lot, and more often than you think.
 #
 # **Exercises:** [13 · exercises](../exercises/13_evaluation.ipynb).
