@@ -215,6 +215,13 @@ def test_a_damaged_notebook_is_one_line_with_the_remedy(name, text, tiny, tmp_pa
     assert code == 2 and err.count("\n") == 1 and "01_good.ipynb" in err
 
 
+@pytest.mark.parametrize("name", ["notebooks", "slides"])
+def test_what_is_no_folder_is_one_line(name, tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, _, err = command(capsys, name, str(tmp_path / "file"), "--course", str(tiny))
+    assert code == 2 and err.count("\n") == 1 and "is not a folder" in err
+
+
 def test_a_notebook_without_cells_is_one_line(tiny, tmp_path, capsys):
     notebook(tiny / "notebooks" / "01_good.ipynb")
     for arguments in (["run", "01"], ["slides", str(tmp_path / "decks"), "01"]):

@@ -394,10 +394,18 @@ def notebooks(arguments: argparse.Namespace) -> int:
     """Copy the chapters and exercises, from the source tree or from what the wheel brought."""
     from diffusion_course.app import pack
 
-    folder = Path(arguments.folder)
+    folder = _folder(arguments.folder)
     written = pack.unpack(pack.course_folder(arguments.course), folder, arguments.force)
     print(f"wrote {len(written)} files to {folder}; go on with: diffusion-course lab, in there")
     return 0
+
+
+def _folder(name: str) -> Path:
+    """A folder that exists or can be made. Raises: runner.Mistake if something else is there."""
+    folder = Path(name)
+    if folder.exists() and not folder.is_dir():
+        raise runner.Mistake(f"{folder} is not a folder; name a folder, or one that can be made")
+    return folder
 
 
 def pack(arguments: argparse.Namespace) -> int:
@@ -424,7 +432,7 @@ def slides(arguments: argparse.Namespace) -> int:
     from diffusion_course.app import pack, slides
 
     course = pack.course_folder(arguments.course)
-    for path in slides.write(course, Path(arguments.folder), arguments.chapters):
+    for path in slides.write(course, _folder(arguments.folder), arguments.chapters):
         print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -961,7 +961,7 @@ assert (by_start["SDE-2M"][2] < 0.8 * the_flow).all()
 # DDIM with 20 evaluations errs, and to this judge it is nearer to the data than the flow itself. So from here
 # on the judge no longer measures the solver. SDE-2M with 20 is better than the flow by a fifth. That fresh noise
 # corrects errors of a network is a known explanation (Karras et al. 2022, section 4); this table does not prove
-# it. On the small digits of chapter 06 noise never helped.
+# it. On the small digits of chapter 06 the noise of DDPM never helped.
 
 # %% [markdown]
 # ## 12 · Break it on purpose: half a coefficient
