@@ -218,8 +218,7 @@ def compiled(program: dict) -> dict | str:
     from diffusion_course.models import attention
 
     known = program.pop("known", None)
-    # As it is where there is a TPU: `setup` asks for exact products, and `train` does not, so that
-    # its steps of float32 take a third of the time to compile. Of bfloat16 it changes nothing.
+    # As it is where there is a TPU: `setup` asks for exact products of float32, `train` does not.
     if (program["what"], program["dtype"]) != ("training step", "float32"):
         jax.config.update("jax_default_matmul_precision", "highest")
     attention.computes_again = lambda: True

@@ -65,7 +65,7 @@ def discretized_log_likelihood(x0: Array, mean: Array, log_variance: Array, leve
       log_variance: of the Gaussian; it broadcasts.
       levels: number of values, such as 256; at least 2.
 
-    Returns: of x0's shape.
+    Returns: of x0's shape; −∞, without a gradient, for a bin farther out than float32 can tell.
     Raises: ValueError for fewer than 2 levels, or arrays that are not floating-point or do not fit.
     Source: Ho, Jain & Abbeel 2020, eq. 13 (arXiv:2006.11239).
     """

@@ -481,6 +481,8 @@ def distribution_loss(
     x_t = add_noise(p, still, eps, t)
     of_data, of_fakes = denoise(real, x_t, t), denoise(fake, x_t, t)
     size = jnp.mean(jnp.abs(still - of_data).reshape(len(x), -1), axis=-1)
-    size = jnp.maximum(size, jnp.finfo(jnp.float32).tiny)  # what is right already has no size
-    pull = jax.lax.stop_gradient((of_fakes - of_data) / expand(size, x))
+    # What the data's denoiser leaves exactly as it is has no size, and gets no pull.
+    some = expand(size > 0, x)
+    pull = (of_fakes - of_data) / jnp.where(some, expand(size, x), 1.0)
+    pull = jax.lax.stop_gradient(jnp.where(some, pull, 0.0))
     return jnp.sum(pull * x) / len(x)

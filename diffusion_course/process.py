@@ -358,8 +358,9 @@ def transition(p: Process, t, s) -> tuple[Array, Array]:
       t: the later time, of any shape.
       s: the earlier time; it broadcasts against t.
 
-    Returns: scale alpha(t)/alpha(s) and variance sigma(t)² − scale²·sigma(s)², of t's shape. From a
-      time without signal there is none to keep: (0, sigma(t)²), also if s is t.
+    Returns: scale alpha(t)/alpha(s) and variance sigma(t)² − scale²·sigma(s)², of t's shape.
+      Where s has no signal (then t has none either) there is none to keep: (0, sigma(t)²), even for
+      s = t.
     Raises: ValueError unless 0 <= s <= t <= 1.
     Source: Kingma et al. 2021, appendix A.1 (arXiv:2107.00630).
     """

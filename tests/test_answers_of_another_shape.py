@@ -1,4 +1,4 @@
-"""A network, a denoiser or a jump that answers in another shape is refused, wherever it is called.
+"""A network, a denoiser or a jump that answers in another shape is refused where it is called.
 
 Such an answer would broadcast, and every state of a column or of the batch would become the same.
 """

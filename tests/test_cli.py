@@ -206,7 +206,12 @@ def test_run_refuses_a_place_it_cannot_write_before_it_runs(tiny, tmp_path, caps
         assert "--out" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["no notebook", "{}", "[1]", '{"cells": 5, "nbformat": 4}', ""])
+NESTED = pytest.param("[" * 100_000, id="nested without end")
+
+
+@pytest.mark.parametrize(
+    "text", ["no notebook", "{}", "[1]", '{"cells": 5, "nbformat": 4}', "", NESTED]
+)
 @pytest.mark.parametrize("name", ["run", "slides"])
 def test_a_damaged_notebook_is_one_line_with_the_remedy(name, text, tiny, tmp_path, capsys):
     (tiny / "notebooks" / "01_good.ipynb").write_text(text)
@@ -218,8 +223,10 @@ def test_a_damaged_notebook_is_one_line_with_the_remedy(name, text, tiny, tmp_pa
 @pytest.mark.parametrize("name", ["notebooks", "slides"])
 def test_what_is_no_folder_is_one_line(name, tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    code, _, err = command(capsys, name, str(tmp_path / "file"), "--course", str(tiny))
-    assert code == 2 and err.count("\n") == 1 and "is not a folder" in err
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for place in ("file", "file/x", "link", "link/x"):
+        code, _, err = command(capsys, name, str(tmp_path / place), "--course", str(tiny))
+        assert code == 2 and err.count("\n") == 1 and "is not a folder" in err
 
 
 def test_a_notebook_without_cells_is_one_line(tiny, tmp_path, capsys):

@@ -492,7 +492,9 @@ def labelled(labels):
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([0.0, 3.7], r"labels must be whole numbers, got 0\.0 of dtype float64"),
+        ([0.0, 3.7], r"labels must be whole numbers, got 0\.0"),
+        ([3, None], r"labels must be whole numbers, got None"),
+        ([[1], [2]], r"labels must be whole numbers, got \[1\]"),
         (["0", "3"], r"labels must be whole numbers, got '0'"),
         ([True, False], r"labels must be whole numbers, got True"),
         ([0, 10], r"labels must lie in \[0, 10\), got 10"),
@@ -513,6 +515,7 @@ def test_labels_that_name_no_class_are_refused_and_not_kept(labels, said, copies
 
 def test_pictures_of_another_size_are_refused(copies, monkeypatch):
     copies("mnist")
+    load("mnist")  # as a version did that did not look, and kept what it found
     specs = {"mnist": hub.SPECS["mnist"]._replace(shape=(28, 28, 1))}
     monkeypatch.setattr(hub, "SPECS", specs)
     with pytest.raises(
@@ -520,7 +523,6 @@ def test_pictures_of_another_size_are_refused(copies, monkeypatch):
         match=r"pictures must be 28 × 28 × 1, got 6 × 9 × 1.*Replace that copy",
     ):
         load("mnist")
-    assert cache_files() == []
 
 
 @pytest.mark.parametrize("part", ["train-00000-of-00002.parquet", "train.parquet"])

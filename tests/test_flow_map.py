@@ -414,7 +414,7 @@ def test_a_bad_argument_is_named(call, message):
 
 def test_distribution_matching_has_no_pull_where_the_data_says_the_same():
     x = jnp.ones((2, 3))
-    same, other = (lambda x_t, t: jnp.ones_like(x_t)), (lambda x_t, t: jnp.ones_like(x_t))
+    same, other = (lambda x_t, t: jnp.ones_like(x_t)), (lambda x_t, t: 2 * jnp.ones_like(x_t))
     pull = jax.grad(
         lambda x: flow_map.distribution_loss(
             process.rectified_flow(), x, x, jnp.full(2, 0.5), same, other

@@ -106,7 +106,13 @@ def test_only_links_to_notebooks_are_changed():
     assert colab._linked("[a](02_x.ipynb)", "exercises", ["notebooks/02_x.ipynb"]) == "a"
 
 
-@pytest.mark.parametrize("text", ["no notebook", "{}", "[1]", '{"cells": 5}', '{"cells": [{}]}'])
+NESTED = pytest.param("[" * 100_000, id="nested without end")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no notebook", "{}", "[1]", '{"cells": 5}', '{"cells": [{"source": "x"}]}', NESTED],
+)
 def test_a_damaged_notebook_is_told_with_the_remedy(text, tmp_path):
     (tmp_path / "01_x.ipynb").write_text(text)
     with pytest.raises(runner.Mistake, match=r"01_x\.ipynb is no notebook; get a new copy"):

@@ -403,8 +403,9 @@ def notebooks(arguments: argparse.Namespace) -> int:
 def _folder(name: str) -> Path:
     """A folder that exists or can be made. Raises: runner.Mistake if something else is there."""
     folder = Path(name)
-    if folder.exists() and not folder.is_dir():
-        raise runner.Mistake(f"{folder} is not a folder; name a folder, or one that can be made")
+    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise runner.Mistake(f"{there} is not a folder; name a folder, or one that can be made")
     return folder
 
 

@@ -56,8 +56,9 @@ def read(path: Path) -> Notebook:
     """A notebook file, as JSON holds it. Raises: runner.Mistake if it is none."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        whole = all(isinstance(source(cell), str) for cell in notebook["cells"])
-    except (ValueError, TypeError, KeyError):
+        cells = notebook["cells"]
+        whole = all(cell["cell_type"] and isinstance(source(cell), str) for cell in cells)
+    except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:
         raise runner.Mistake(f"{path} is no notebook; get a new copy of it")

@@ -82,8 +82,10 @@ def read(path: Path):
 
     try:
         notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
-    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
+        if not all(cell.cell_type and isinstance(cell.source, str) for cell in notebook.cells):
+            raise ValueError("a cell has no source")
+    except (nbformat.ValidationError, ValueError, AttributeError, KeyError, TypeError,
+            RecursionError) as error:  # fmt: skip
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Mistake(f"{path} is no notebook ({why[:100]}); get a new copy of it") from None
     if not notebook.cells:

@@ -52,9 +52,10 @@ def decode(table, column: str, mode: str, names: tuple[str, ...], progress: bool
 
 def _whole(labels: list, classes: int) -> np.ndarray:
     """Labels int32 [N]. Raises: ValueError if one is no whole number or names no class."""
-    array = np.array(labels)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"labels must be whole numbers, got {labels[0]!r} of dtype {array.dtype}")
+    for label in labels:
+        if not isinstance(label, int) or isinstance(label, bool):
+            raise ValueError(f"labels must be whole numbers, got {label!r}")
+    array = np.array(labels, object)  # of any size, before they become int32
     wrong = array[(array < 0) | (array >= classes)]
     if wrong.size:
         raise ValueError(f"labels must lie in [0, {classes}), got {wrong[0]}")

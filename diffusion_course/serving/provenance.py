@@ -51,7 +51,7 @@ def sign(pixels: np.ndarray, note: Mapping, secret: bytes) -> bytes:
     try:
         signature = _signature(pixels, dict(note), secret)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"note must hold what JSON can, under names: {error}") from None
+        raise ValueError(f"note must hold what JSON can: {error}") from None
     told = {"note": dict(note), "signature": signature}
     extra = PngImagePlugin.PngInfo()
     extra.add_itxt(FIELD, json.dumps(told, ensure_ascii=False, sort_keys=True))

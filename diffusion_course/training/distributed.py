@@ -327,7 +327,7 @@ def _misses_another(child: _Child) -> bool:
 
 def _of_gloo(child: _Child) -> bool:
     """Whether the collective operations between CPUs had a part in how a process ended."""
-    return "gloo" in child.errors().lower()
+    return bool(re.search(r"gloo::|\bGloo\b", child.errors()))
 
 
 def _free_port() -> int:

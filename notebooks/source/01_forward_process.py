@@ -433,6 +433,10 @@ lengths, parts = (np.array(list(each)) for each in (lost_share, lost_share.value
 assert np.allclose(parts[[0, 6, 8]], (0.0028, 0.54, 3.4), rtol=0.02)
 # Proportional to the length while the step is short: half the length, half the share.
 assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
+# From step 2 to 1 more is lost than kept; there one Gaussian's doubt is that of its group.
+_, kept_2, c_2 = one_gaussian(1.0, 0.5, 2, 1)
+lost_2 = c_2**2 / (1 / 0.15**2 + alpha_bar[2] / (1 - alpha_bar[2]))
+assert kept_2 < lost_2 < 1e-4
 
 # %% [markdown]
 # From step 300, a step of 1 of the 1000 loses 0.3 % of the variance that it keeps, a step of 100 loses 54 % of
@@ -441,8 +445,8 @@ assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
 # many steps, and the sum of all losses halves. This is why the chain has so many steps, and why a model needs
 # to learn only one thing for each of them: the average $\hat x_0$.
 #
-# (Next to the data the share is large: 16 % in the step from 10 to 9, more than 100 % in the one from 2 to 1.
-# But there both variances are below 0.0001.)
+# (Next to the data the share is large, more than 100 % in the step from 2 to 1. But there both variances are
+# below 0.0001.)
 
 # %% [markdown]
 # ## 4 · One number says how noisy

@@ -446,9 +446,9 @@ assert max(distances) > 1.8 * min(distances)  # measured .94 to 1.85
 # first seed alone we would have said "not yet": its start noise happens to be a bad one for $\eta = 0$.) The
 # accuracy shows no difference between 5 and 50 steps, while the distance falls to a half.
 #
-# With *few* steps, $\eta = 1$ is worse. Section 8 shows a reason: its variance $\tilde\beta$ is right for a
-# *known* $x_0$, and for a long step it is too small, so that variety is lost. (It is not that fresh noise harms:
-# more of it helps there.) With more steps this price becomes smaller. At 1,000 steps we cannot tell the two
+# With *few* steps, $\eta = 1$ is worse. Section 8 shows one reason, at 50 steps: its variance $\tilde\beta$ is right
+# for a *known* $x_0$, and for a long step it is too small, so that variety is lost. (A little more noise helps
+# there.) With more steps this price becomes smaller. At 1,000 steps we cannot tell the two
 # apart. Karras et al. (2022, section 4) report networks for which a well-chosen amount of noise *helps* with
 # many steps, because it lets the sampler forget earlier errors. On this network we do not see it, with 200 or
 # with 1,000 steps. So the best $\eta$ depends on the network, and on how many evaluations you can afford.

@@ -665,7 +665,7 @@ plt.show()
 
 # %% [markdown]
 # At $w = 8$ the samples do not gather at the centre of their cloud. They move to its far edge, because
-# at high noise guidance pushes *away from the other classes*, and nothing brings them back later.
+# at high noise guidance pushes *away from the other classes*, and DDIM does not bring them back later.
 #
 # **Explorer.** The same slider works for digits and for points: choose one of them in the menu. When do the
 # digits stop getting clearer, and what do they lose from there on?

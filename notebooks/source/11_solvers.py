@@ -400,7 +400,7 @@ assert max(by_B[3, B] for B in ("bh1", "bh2", "exact")) < min(by_B[2, B] for B i
 # $\mathcal N(0.7, 0.5^2)$, and we look at the standard deviation at $t = 0.2$. Beside each stochastic solver stands
 # the one without noise.
 #
-# **Predict, then run.** Chapter 06 found that fresh noise hurts with few steps. Does it hurt a second-order
+# **Predict, then run.** Chapter 06 found that $\eta = 1$ is worse with few steps. Does noise hurt a second-order
 # solver as much as a first-order one?
 
 # %%
