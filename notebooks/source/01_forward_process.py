@@ -433,7 +433,10 @@ lengths, parts = (np.array(list(each)) for each in (lost_share, lost_share.value
 assert np.allclose(parts[[0, 6, 8]], (0.0028, 0.54, 3.4), rtol=0.02)
 # Proportional to the length while the step is short: half the length, half the share.
 assert np.allclose(parts[:4] / lengths[:4], parts[0] / lengths[0], rtol=0.06)
-# From step 2 to 1 more is lost than kept; there one Gaussian's doubt is that of its group.
+
+# %% tags=["claims"]
+# @title Checked: in the step from 2 to 1 more is lost than kept, and both are tiny
+# Next to the data the doubt is that of one of the two groups, a Gaussian.
 _, kept_2, c_2 = one_gaussian(1.0, 0.5, 2, 1)
 lost_2 = c_2**2 / (1 / 0.15**2 + alpha_bar[2] / (1 - alpha_bar[2]))
 assert kept_2 < lost_2 < 1e-4

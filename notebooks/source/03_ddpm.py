@@ -841,9 +841,9 @@ trusting = {
 }
 x_first = process.add_noise(straight, jnp.asarray(fresh), x_start, 1 - 1 / T)  # a fair start
 drawn_with = {}
-for name, D in trusting.items():
+for name, guess_of in trusting.items():
     drawn_with[name], _ = sampling.sample(
-        samplers.ddpm(straight), D, x_first, sampling.uniform(T)[1:], jax.random.key(6)
+        samplers.ddpm(straight), guess_of, x_first, sampling.uniform(T)[1:], jax.random.key(6)
     )
 for name, x in drawn_with.items():
     print(f"{name}: spread of each cloud {spreads(x).round(2)}, share of the largest "
@@ -928,10 +928,10 @@ trials = {
 }
 of_stops = {}
 print("five steps                      log-SNR: first stop   last stop   Fréchet distance")
-for name, (kind, stops) in trials.items():
+for name, (kind, inner) in trials.items():
     chain = process.from_betas(getattr(process, f"{kind}_betas")(T))
     exact_chain = denoiser.gaussian_mixture(chain, *toy2d.MIXTURE)
-    grid = np.array([1, *stops, 0], np.float32)
+    grid = np.array([1, *inner, 0], np.float32)
     drawn, _ = sampling.sample(
         samplers.ddpm(chain), exact_chain.denoise, x, grid, jax.random.key(33)
     )

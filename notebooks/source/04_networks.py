@@ -356,7 +356,8 @@ np.testing.assert_allclose(call(net, brighter_others, *inputs[1:])[0], library[0
 # single level: at $t = 0.95$ some channels would come out 1.28 times as wide, and at $t = 0.05$ some only 0.59
 # times. And in training an image depends on the others of its batch. A group norm looks at one image alone. (DDPM
 # has it in this place too, to keep the code simple: Ho et al. 2020, appendix B.)
-#
+
+# %% [markdown]
 # ### How much each part helps
 #
 # You cannot see from a part how much it helps. You must take it out and train again, for 300 steps, with the

@@ -445,7 +445,8 @@ assert max(distances) > 1.8 * min(distances)  # measured .94 to 1.85
 # is a tenth larger than that of DDPM's thousand steps. Fifty steps have the same, within the errors. (With the
 # first seed alone we would have said "not yet": its start noise happens to be a bad one for $\eta = 0$.) The
 # accuracy shows no difference between 5 and 50 steps, while the distance falls to a half.
-#
+
+# %% [markdown]
 # With *few* steps, $\eta = 1$ is worse. Section 8 shows one reason, at 50 steps: its variance $\tilde\beta$ is right
 # for a *known* $x_0$, and for a long step it is too small, so that variety is lost. (A little more noise helps
 # there.) With more steps this price becomes smaller. At 1,000 steps we cannot tell the two

@@ -1032,7 +1032,8 @@ assert typical[0.85][0] > 0.7 * typical[1.0][0] and typical[0.85][1] < 0.3 * typ
 # medians: at 0.85 the colour is nearly as far off as in a new drawing (strength 1), and the place is not. At 0.5
 # many shapes are new and most colours are kept, but not all. SDEdit alone cannot do much better, because its
 # single number is a noise level.
-#
+
+# %% [markdown]
 # ### Hold what you want to hold
 #
 # We shrink the picture to a grid of 6×6 blocks, of 4×4 pixels each. Colour and place remain, and most of the

@@ -537,7 +537,8 @@ assert energy[99] > energy[:99].mean() + 3 * energy[:99].std()
 # is far too large. And the latents of real digits are too large as well: their mean square is about 2, and each
 # of the 99 is above 1. Pictures from a network's own distribution would give 1. Something is wrong with these
 # digits, and the likelihood must suffer from it.
-#
+
+# %% [markdown]
 # ## 7 · Bits of pixels: dequantisation
 #
 # A digit of 17 grey levels is a point on a grid, and chapter 05 showed what a *density* at such points is

@@ -231,7 +231,8 @@ for ours, theirs in (
 # A method of order 3 needs three estimates. The first step has one, and the second has two. These steps are
 # of lower order: the **warm-up**. An error of one first-order step is of size $h^2$, and no later step
 # removes it.
-#
+
+# %% [markdown]
 # We measure on the mixture of chapter 06 in one dimension, where the exact flow is known: it keeps ranks,
 # $x_s = F_s^{-1}(F_t(x_t))$ with the cumulative distribution $F_t$ of $x_t$. The grid is uniform in $t$, from 0.9
 # to 0.2. To separate the method from its warm-up, we may give it exact states at the first times.
