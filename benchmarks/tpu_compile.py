@@ -218,9 +218,8 @@ def compiled(program: dict) -> dict | str:
     from diffusion_course.models import attention
 
     known = program.pop("known", None)
-    # As it is where there is a TPU: `setup` asks for exact products of float32, `train` does not.
-    if (program["what"], program["dtype"]) != ("training step", "float32"):
-        jax.config.update("jax_default_matmul_precision", "highest")
+    # As `setup` and a network have it where there is a TPU.
+    jax.config.update("jax_default_matmul_precision", "highest")
     attention.computes_again = lambda: True
     arguments, count = TOPOLOGIES[program["topology"]]
     devices = topologies.get_topology_desc(platform="tpu", **arguments).devices
