@@ -176,7 +176,7 @@ def test_wrong_arguments_are_named(tmp_path):
         distributed.connect("h:1", 2)
     with pytest.raises(ValueError, match="index must be"):
         distributed.connect("h:1", 2, 2)
-    with pytest.raises(ValueError, match="a port up to 65535, got 'h:99999'"):
+    with pytest.raises(ValueError, match="a port from 1 to 65535, got 'h:99999'"):
         distributed.connect("h:99999", 2, 1)
 
 

@@ -78,8 +78,10 @@ def connect(
             f"got address={address}, processes={processes}, index={index}"
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ValueError(f"address must be HOST:PORT, with a port up to 65535, got {address!r}")
+    if not host or not port.isdecimal():
+        raise ValueError(f"address must be HOST:PORT, got {address!r}")
+    if not 0 < int(port) < 2**16:
+        raise ValueError(f"address must have a port from 1 to 65535, got {address!r}")
     checks.integer("processes", processes, minimum=1)
     checks.integer("index", index, minimum=0, maximum=processes - 1)
     checks.integer("heartbeat", heartbeat, minimum=1)
