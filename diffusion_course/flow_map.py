@@ -79,10 +79,10 @@ def land(p: Process, G: Jump, x: Array, t, s) -> Array:
     Raises: ValueError if G returns another shape, which would broadcast.
     """
     noisy = levels(p, t, x)[1] > 0
-    return jnp.where(noisy, hold(p, x, estimate(G, x, t, s), t, s), x)
+    return jnp.where(noisy, hold(p, x, _estimate(G, x, t, s), t, s), x)
 
 
-def estimate(G: Jump, x: Array, t, s) -> Array:
+def _estimate(G: Jump, x: Array, t, s) -> Array:
     """G(x, t, s). Raises: ValueError if it is not of x's shape."""
     x0 = G(x, t, s)
     checks.same_shape("G(x, t, s)", x0, "x", x)
@@ -191,7 +191,7 @@ def landing_loss(
     checks.same_shape("landed", landed, "x", x)
     wanted = jax.lax.stop_gradient(estimate_of(p, x, landed, t, s))
     scale = determinant(kind, p, t) / p.sigma(t)
-    return jnp.mean(distance(expand(scale, x) * (estimate(G, x, t, s) - wanted)))
+    return jnp.mean(distance(expand(scale, x) * (_estimate(G, x, t, s) - wanted)))
 
 
 def progressive_loss(

@@ -17,6 +17,7 @@ import pytest
 from diffusion_course import data, weights
 from diffusion_course.app import cli
 from diffusion_course.evaluation import metrics
+from diffusion_course.grading import answers
 from diffusion_course.models.classifier import judge
 
 COURSE = Path(__file__).resolve().parent.parent
@@ -236,3 +237,11 @@ def test_make_knows_what_the_pages_name():
         cwd=COURSE, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_s_number_of_classic_mistakes_is_right():
+    readme = (COURSE / "README.md").read_text(encoding="utf-8")
+    told = re.search(r"some\n([\d,]+) classic mistakes", readme)[1]
+    exercises = [each for chapter in answers.chapters().values() for each in chapter]
+    found = sum(len(getattr(each, "mistakes", ())) for each in exercises)
+    assert int(told.replace(",", "")) == found // 100 * 100

@@ -116,7 +116,7 @@ NESTED = pytest.param("[" * 100_000, id="nested without end")
 def test_a_damaged_notebook_is_told_with_the_remedy(text, tmp_path):
     (tmp_path / "01_x.ipynb").write_text(text)
     with pytest.raises(runner.Mistake, match=r"01_x\.ipynb is no notebook; get a new copy"):
-        colab.read(tmp_path / "01_x.ipynb")
+        runner.read_json(tmp_path / "01_x.ipynb")
 
 
 # The wheel

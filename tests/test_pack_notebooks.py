@@ -9,7 +9,7 @@ import pytest
 from packs import COURSE, WHEEL, code, notebook, packed
 
 from diffusion_course import paths
-from diffusion_course.app import colab
+from diffusion_course.app import colab, runner
 from diffusion_course.grading import answers, batch, journal, submissions
 
 
@@ -102,7 +102,7 @@ def test_without_a_wheel_one_line_says_what_to_do(tmp_path, monkeypatch):
 
 def test_a_notebook_without_setup_is_refused():
     empty = {"cells": [], "metadata": {}}
-    with pytest.raises(ValueError, match="no cell of the notebook says 'from diffusion_course"):
+    with pytest.raises(runner.Mistake, match="no cell of the notebook says 'from diffusion_course"):
         colab.findable(empty, WHEEL, "notebooks", [])
 
 
@@ -138,19 +138,19 @@ def test_the_one_notebook_is_the_others_one_after_the_other_each_from_a_fresh_st
 
 
 def test_the_first_page_keeps_its_own_way_of_setting_up():
-    part = colab.joined([("Chapter", "00", colab.read(FIRST))], WHEEL, "t")["cells"]
+    part = colab.joined([("Chapter", "00", runner.read_json(FIRST))], WHEEL, "t")["cells"]
     assert [c for c in map(colab.source, part) if c.endswith("course = setup(wait=False)")]
 
 
 def test_a_chapter_that_simulates_devices_has_a_kernel_of_its_own():
     alone, other = [
-        ("Chapter", name[:2], colab.read(COURSE / "notebooks" / f"{name}.ipynb"))
+        ("Chapter", name[:2], runner.read_json(COURSE / "notebooks" / f"{name}.ipynb"))
         for name in ("22_scaling", "01_forward_process")
     ]
-    exercises = ("Exercises", "22", colab.read(COURSE / "exercises" / "22_scaling.ipynb"))
+    exercises = ("Exercises", "22", runner.read_json(COURSE / "exercises" / "22_scaling.ipynb"))
     head = colab.source(colab.joined([alone, exercises], WHEEL, "t")["cells"][1])
     assert head.endswith('course = setup("cpu", devices=8)')
-    with pytest.raises(ValueError, match=r"chapter 22 needs a kernel of its own.*got it with 01"):
+    with pytest.raises(runner.Mistake, match=r"22 needs a kernel of its own.*got it with 01"):
         colab.joined([other, alone], WHEEL, "t")
 
 

@@ -418,10 +418,7 @@ def pack(arguments: argparse.Namespace) -> int:
         raise runner.Mistake(f"--out {out}: give a name that ends in .zip in a folder that exists")
     if out.exists() and not arguments.force:
         raise runner.Mistake(f"{out} is there already; name another file, or give --force")
-    try:
-        content = pack.pack(pack.course_folder(arguments.course), arguments.chapters)
-    except ValueError as error:  # of chapters that do not go together, or a damaged notebook
-        raise runner.Mistake(str(error)) from None
+    content = pack.pack(pack.course_folder(arguments.course), arguments.chapters)
     files.write(out, content)
     print(f"wrote {out}, {len(content) / 1e6:.0f} MB; its README.md says how to start")
     return 0

@@ -6,10 +6,8 @@ Notebooks are handled as the JSON that they are: nothing but Python is needed he
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from diffusion_course.app import runner
@@ -50,19 +48,6 @@ LINK = re.compile(
     r"(?<!!)\[([^\]]*)\]"
     r"\(((?:\.\./(?:notebooks|exercises)/)?(?:\d\d_\w+|clinic)\.ipynb|\.\./docs/[\w.#/-]+)\)"
 )
-
-
-def read(path: Path) -> Notebook:
-    """A notebook file, as JSON holds it. Raises: runner.Mistake if it is none."""
-    try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        cells = notebook["cells"]
-        whole = all(cell["cell_type"] and isinstance(source(cell), str) for cell in cells)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        whole = False
-    if not whole:
-        raise runner.Mistake(f"{path} is no notebook; get a new copy of it")
-    return notebook
 
 
 def source(cell: dict) -> str:
@@ -133,7 +118,7 @@ def _preparation(parts: Sequence[tuple[str, str, Notebook]]) -> str:
     for number, notebook in chapters.items():
         lines = [m[0] for c in notebook["cells"] for m in SIMULATES.finditer(source(c))]
         if lines and len(chapters) > 1:
-            raise ValueError(
+            raise runner.Mistake(
                 f"chapter {number} needs a kernel of its own, since it begins with {lines[0]}: "
                 f"pack it alone, got it with {', '.join(n for n in chapters if n != number)}"
             )
@@ -149,7 +134,7 @@ def _write_first(notebook: Notebook, above: str) -> None:
         if cell["cell_type"] == "code" and SETUP in text:
             cell["source"] = _lines(above + text[text.index(SETUP) :])
             return
-    raise ValueError(f"no cell of the notebook says {SETUP!r}")
+    raise runner.Mistake(f"no cell of the notebook says {SETUP!r}")
 
 
 def _linked(text: str, folder: str, packed: Sequence[str]) -> str:

@@ -81,11 +81,9 @@ def pack(course: Path, names: Sequence[str]) -> bytes:
     known, measured = table.read(course)
     stems = sorted({runner.find_chapter(course, name).stem for name in names})
     chapters = [known.get(stem) or table.Chapter(stem, stem, None) for stem in stems]
+    wanted = [f"{folder}/{chapter.file}.ipynb" for chapter in chapters for folder in FOLDERS]
     notebooks = {
-        f"{folder}/{chapter.file}.ipynb": colab.read(course / folder / f"{chapter.file}.ipynb")
-        for chapter in chapters
-        for folder in FOLDERS
-        if (course / folder / f"{chapter.file}.ipynb").exists()
+        path: runner.read_json(course / path) for path in wanted if (course / path).exists()
     }
     wheel_name, wheel_bytes = wheel.wheel()
     parts = [

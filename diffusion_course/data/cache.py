@@ -11,7 +11,7 @@ from diffusion_course import checks, files
 from diffusion_course.data.decode import Decoded
 from diffusion_course.paths import cache_dir
 
-FORMAT = 1  # counted up when the content of the files changes its meaning
+FORMAT = 2  # counted up when the content of the files, or what may be in them, changes
 
 
 def location(name: str, split: str, source: str | Sequence[Path]) -> Path:

@@ -115,8 +115,6 @@ def _decoded(name: str, spec: Spec, split: str, progress: bool) -> Decoded:
     files = local.find(folder, name, split) if folder is not None else None
     path = cache.location(name, split, files or spec.repository)
     decoded = cache.read(path)
-    if decoded is not None and decoded.images.shape[1:] != spec.shape:
-        decoded = None  # kept by a version of the course that did not look
     if decoded is None:
         # Not only while opening: a damaged file may show when its rows are read.
         with _named_failure(name, split, files):

@@ -281,6 +281,16 @@ np.testing.assert_allclose(at_500, [0.003, 0.994], atol=6e-4)
 assert part[0.001] < 0.01 and part[0.2] > 0.5
 assert list(part.values()) == sorted(part.values())
 
+# %% tags=["claims"]
+# @title Checked: next to the data a step loses more than it keeps, and less than 0.0001
+for n in (2, 3, 5, 10):
+    x_t = process.add_noise(p, jnp.asarray(cloud.x), eps_s, n / T)
+    guess = oracle.denoise(x_t, n / T)
+    _, kept = process.posterior(p, guess, x_t, n / T, (n - 1) / T)
+    c = process.posterior(p, jnp.ones(1), jnp.zeros(1), n / T, (n - 1) / T)[0][0]
+    lost = float(c**2 * jnp.mean((cloud.x - guess) ** 2))
+    assert lost < 1e-4 and (n > 2 or lost > 0.9 * kept)
+
 # %% [markdown]
 # Do not confuse the letters of the paper with those of the course. The paper's $\alpha_n = 1-\beta_n$
 # belongs to one step, and the course's $\alpha(t) = \sqrt{\bar\alpha_n}$ belongs to all steps so far.
@@ -856,7 +866,7 @@ plt.show()
 assert np.allclose(straight.alpha(0.25) ** 2, 0.75, atol=1e-4)
 # The smallest cloud has about 400 points: the standard error of its spread is 2.5 %.
 own, mixed_up = drawn_with["its own schedule"], drawn_with["another schedule"]
-assert np.all(spreads(own) < 1.05) and np.all(spreads(own) > 0.75)
+assert np.all(spreads(own) < 1.05) and 0.78 < spreads(own).min() < 0.88
 assert np.all(spreads(mixed_up) > 1.05) and np.sort(spreads(mixed_up))[1] > 1.15
 assert abs(np.mean(nearest(own) == shares.argmax()) - shares.max()) < 0.05
 # 2,000 points: the standard error of a share of one half is 1.1 %.
@@ -865,8 +875,8 @@ assert np.mean(nearest(mixed_up) == shares.argmax()) < shares.max() - 0.02
 # %% [markdown]
 # The clouds are there, so the bug is easy to overlook. But all three are too wide, two of them by a fifth,
 # and the largest one gets too few points. (With its own schedule they come out too narrow, the smallest by
-# 17 %. The last steps lose it, section 3, and those of this schedule are coarse.) The network is perfect, so no training repairs this. The remedy:
-# keep the schedule with the weights. In this course the card of released weights names it.
+# 17 %. The last steps lose it, section 3, and those of this schedule are coarse.) The network is perfect, so no
+# training repairs this. The remedy: keep the schedule with the weights. In this course the card of released weights names it.
 #
 # ## 8 · Linear against cosine
 #

@@ -345,7 +345,8 @@ for t, ratio_of_t in relative_spread.items():
 
 # %% tags=["claims"]
 # @title Checked: a batch at one level has another spread than a mixed one
-assert relative_spread[0.95].max() > 1.15 and relative_spread[0.05].min() < 0.8
+assert abs(relative_spread[0.95].max() - 1.28) < 0.02
+assert abs(relative_spread[0.05].min() - 0.59) < 0.02
 # With group norms an image does not feel the others of its batch: three times as bright, the same answer.
 brighter_others = jnp.asarray(inputs[0]).at[1:].multiply(3.0)
 np.testing.assert_allclose(call(net, brighter_others, *inputs[1:])[0], library[0], atol=1e-5)

@@ -1140,6 +1140,27 @@ assert 0.08 < cured < 0.14  # "a tenth"; by the formula .11
 # at step 1000, and pure noise is a wrong start even there. So "start at 1000 instead of 980" cures only a
 # tenth of it. The cure is a schedule that ends in pure noise (chapter 01).
 
+# %%
+# Each bug under each test: the spread of the Gaussian, a point mass, and the Gaussian's mean.
+point, at_one = denoiser.gaussian_mixture(p, [[0.7]], [0.0], [1.0]), centred
+kinds = {"right": (samplers.ddim(p), {}), "A, η = 0.3": (bug_a(p, 0.3), {}),
+         "B": (samplers.ddim(p), {"end": 1 / 1000}), "C": (samplers.ddim(p), {"begin": 0.98})}  # fmt: skip
+verdicts = {}
+for name, (made, change) in kinds.items():
+    ends = walk(made, bell.denoise, at_one, 400, key, **change)
+    rest = walk(made, point.denoise, at_one, 400, key, **change)
+    verdicts[name] = float(ends.std()) - 0.5, float(rest.std()), float(ends.mean()) - 0.7
+    print(f"{name:10} spread off by {verdicts[name][0]:+.4f}, left of a point {verdicts[name][1]:.4f}, "
+          f"mean off by {verdicts[name][2]:+.4f}")  # fmt: skip
+
+# %% tags=["claims"]
+# @title Checked: the spread finds bug A, a point mass bug B, a mean that is not 0 bug C, and no other
+off_by = np.abs([verdicts[name] for name in kinds])
+assert off_by[0].max() < 0.01  # the right sampler, with 400 steps
+for test, finds in enumerate((1, 2, 3)):
+    the_rest = np.delete(off_by[:, test], finds)
+    assert off_by[finds, test] > 2 * the_rest.max(), test
+
 # %% [markdown]
 # Back to bug B. At $t = 0.05$ you can see the grain. At the level of the real bug you cannot: the pictures look
 # perfect, but every pixel is wrong by about a grey level. With the scaled linear schedule it is wrong by four.

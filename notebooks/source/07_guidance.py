@@ -614,8 +614,9 @@ assert min(off[name, "zeros"] for name in networks) > 0.3
 # ## 6 · How w bends the field
 #
 # Below is the exact guided denoiser of the upper cloud, at one time and four scales. The arrows point from
-# $x_t$ to $D_w(x_t)$. (They would cover each other: three tenths of each is drawn at $w = 0$ and 1, a fifth at 3,
-# and less than a tenth at 8.) The lower row shows samples (orange) from the same noise, over real points of that cloud.
+# $x_t$ to $D_w(x_t)$. (They would cover each other: three tenths of each is drawn at $w = 0$ and 1, a fifth
+# at 3, and less than a tenth at 8.) The lower row shows samples (orange) from the same noise, over real
+# points of that cloud.
 #
 # **Predict, then run.** At $w = 8$, will the samples gather at the centre of their cloud?
 

@@ -944,6 +944,8 @@ for budget in (1, 2):
 assert all(min(by_start, key=lambda name: by_start[name][b].mean()) != "UniPC" for b in (0, 1, 2))
 assert (by_start["2M"][2] > by_start["2M"][1]).all()
 assert sorted(by_start, key=lambda name: by_start[name][0].mean())[1] == "DEIS"
+assert sorted(by_start, key=lambda name: by_start[name][2].mean())[2] == "DDPM"
+assert by_start["DDPM"][1].mean() > 1.3 * by_start["SA"][1].mean()
 the_flow = np.array(MNIST_FLOW)
 assert np.abs(the_flow / by_start["2M"][2] - 1).max() < 0.03 and the_flow.min() > 2 * floor_of_mnist
 assert (by_start["DDIM"][2] < the_flow).all() and (by_start["DDIM"][:2] > by_start["2M"][:2]).all()

@@ -1311,6 +1311,8 @@ pairs = {
 }
 for name, gain in pairs.items():  # the same 40 noises: paired differences, four standard errors
     assert gain.mean() > 4 * gain.std(ddof=1) / np.sqrt(40), name
+ideal_of, linear_of, mosaic_of = (agreement[k].mean() for k in ("ideal", "linear", "mosaic"))
+assert 0.2 < (mosaic_of - linear_of) / (mosaic_of - ideal_of) < 0.3  # "about a quarter"
 assert np.median(agreement["mosaic"]) > 0.9 > 0.65 > np.median(agreement["ideal"])
 assert abs(agreement["another noise"].mean()) < 4 * agreement["another noise"].std() / np.sqrt(40)
 assert to_training["ideal"] < 0.05 and to_training["network"] > to_training["unseen real"]
