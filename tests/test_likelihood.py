@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import GAUSSIAN, MIXTURE, PROCESSES, Mixture1D, as_column, within_standard_errors
+from runs import ALL, one_of_all
 from scipy.integrate import solve_ivp
 
 from diffusion_course import denoiser, likelihood, process, sampling
-from runs import ALL, one_of_all
 
 rng = np.random.default_rng(100)
 KEY = jax.random.key(10)

@@ -8,10 +8,10 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import GAUSSIAN, PROCESSES, examples, within_standard_errors
+from runs import one_of_all
 
 from diffusion_course import denoiser, guidance, process, samplers, sampling
 from diffusion_course.models.mlp import MLP
-from runs import one_of_all
 
 rng = np.random.default_rng(26)
 BLOB = denoiser.gaussian_mixture(process.vp_cosine(), [[0.7, -0.2]], [0.5], [1.0])

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import EPS32, GAUSSIAN, MIXTURE, NO_SIGNAL_AT_ONE, PROCESSES, Mixture1D
-
 import runs
-from diffusion_course import denoiser, process, samplers, sampling
+from oracles import EPS32, GAUSSIAN, MIXTURE, NO_SIGNAL_AT_ONE, PROCESSES, Mixture1D
 from runs import ALL, EXTREME, SAMPLERS, SOLVERS, noise_of, quantile, run
+
+from diffusion_course import denoiser, process, samplers, sampling
 
 N = 2000  # points in every run of this file, so that they share their programs
 every_solver = pytest.mark.parametrize("name", SOLVERS)
