@@ -1,8 +1,6 @@
 """Diffusion models in JAX and Flax NNX: the library behind the course's notebooks.
 
-Read the files in this order; each imports only from those before it: `process`,
-`parameterization`, `denoiser`, `losses`, `guidance`, `samplers`, `sampling`, `models`, `data`,
-`distributed`, `train`, `checkpoints`, `metrics`, `plots`, `widgets`.
+docs/library.md has its files in the order to read them; each imports only from those above it.
 """
 
 from diffusion_course.notebook.setup import setup

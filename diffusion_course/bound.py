@@ -53,6 +53,10 @@ def gaussian_kl(mean_q, log_variance_q, mean_p, log_variance_p) -> Array:
     return (jnp.expm1(log_ratio) - log_ratio + squared) / 2
 
 
+# In standard deviations: half the square of a longer distance has no number in float32.
+_FARTHEST = 1e18
+
+
 def discretized_log_likelihood(x0: Array, mean: Array, log_variance: Array, levels: int) -> Array:
     """Log-probability of pixel values under a Gaussian, in nats: of the bin that each lies in.
 
@@ -65,7 +69,7 @@ def discretized_log_likelihood(x0: Array, mean: Array, log_variance: Array, leve
       log_variance: of the Gaussian; it broadcasts.
       levels: number of values, such as 256; at least 2.
 
-    Returns: of x0's shape; −∞, without a gradient, for a bin farther out than float32 can tell.
+    Returns: of x0's shape; −∞, with a gradient of 0, for a bin farther out than float32 can tell.
     Raises: ValueError for fewer than 2 levels, or arrays that are not floating-point or do not fit.
     Source: Ho, Jain & Abbeel 2020, eq. 13 (arXiv:2006.11239).
     """
@@ -75,20 +79,18 @@ def discretized_log_likelihood(x0: Array, mean: Array, log_variance: Array, leve
     checks.broadcasts("log_variance", log_variance, "x0", x0)
     half = 1 / (levels - 1)
     scale = jnp.exp(-log_variance / 2)
-    upper, lower = (x0 - mean + half) * scale, (x0 - mean - half) * scale
+    upper = jnp.clip((x0 - mean + half) * scale, -_FARTHEST, _FARTHEST)
+    lower = jnp.clip((x0 - mean - half) * scale, -_FARTHEST, _FARTHEST)
+    below, above = norm.logcdf(upper), norm.logcdf(-lower)
     # Far from the mean the two ends of a bin have equal distribution functions in float32. Their
     # difference is taken in logarithms, and on the side where both are small.
     flip = lower > 0
     upper, lower = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
     log_upper, log_lower = norm.logcdf(upper), norm.logcdf(lower)
-    # Beyond what float32 holds the whole bin has no probability, and its ends no difference.
-    some = log_upper > -jnp.inf
-    log_upper_or_0 = jnp.where(some, log_upper, 0.0)
-    between = jnp.log1p(-jnp.exp(jnp.minimum(log_lower - log_upper_or_0, -1e-6)))
-    inside = jnp.where(some, log_upper_or_0 + between, -jnp.inf)
+    inside = log_upper + jnp.log1p(-jnp.exp(jnp.minimum(log_lower - log_upper, -1e-6)))
     first, last = x0 < -1 + half, x0 > 1 - half
-    below, above = norm.logcdf((x0 - mean + half) * scale), norm.logcdf((mean - x0 + half) * scale)
-    return jnp.where(first, below, jnp.where(last, above, inside))
+    found = jnp.where(first, below, jnp.where(last, above, inside))
+    return jnp.where(found > norm.logcdf(-_FARTHEST), found, -jnp.inf)
 
 
 # --------------------------------------------------------------------------------------------

@@ -128,10 +128,12 @@ def readme_table(table: Table) -> str:
         # With spaces that do not break, so that a narrow column keeps a time on one line.
         time = f"{chapter.warm:g}\u00a0s |" if chapter.warm else "|"
         rows.append(f"{_row(chapter, 'notebooks/')} {time}")
+    whole = all(chapter.file for chapter in table.chapters)
     rows += [
         "",
-        "Chapters without a link are still to come. *To run*: from a fresh kernel, with what an "
-        f"earlier run has compiled ({table.measured}). A first run takes longer.",
+        ("" if whole else "Chapters without a link are still to come. ")
+        + "*To run*: from a fresh kernel, with what an earlier run has compiled "
+        f"({table.measured}). A first run takes longer.",
     ]
     return "\n".join(rows)
 

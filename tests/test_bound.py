@@ -276,8 +276,29 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-def test_a_bin_beyond_what_float32_holds_has_no_probability_and_is_no_nan():
-    found = bound.discretized_log_likelihood(
-        jnp.array([0.5, -0.5]), jnp.zeros(2), jnp.array([-107.0, -107.0]), 256
-    )
-    assert found.tolist() == [-np.inf, -np.inf]
+def test_a_bin_beyond_what_float32_holds_has_no_probability_and_no_gradient():
+    found, *slopes = _with_gradients([0.5, -0.5, 1.0, -1.0], 0.0, [-107.0, -95.0, -107.0, -95.0])
+    assert found.tolist() == [-np.inf] * 4
+    for slope in slopes:
+        assert slope.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("log_variance", [-88.0, -100.0, -107.0, -120.0, -170.0])
+def test_a_bin_that_holds_the_whole_gaussian_has_all_probability_and_no_gradient(log_variance):
+    x0 = np.float32([1, -1, 1 / 255, 1, -1])
+    mean = np.float32([1, -1, 1 / 255, 3, -2.5])
+    for values in _with_gradients(x0, mean, log_variance):
+        assert values.tolist() == [0] * 5
+
+
+def _with_gradients(x0, mean, log_variance):
+    """The values, and the gradients of their sum by mean and log_variance."""
+    x0 = jnp.asarray(x0)
+    mean, log_variance = (jnp.broadcast_to(jnp.float32(a), x0.shape) for a in (mean, log_variance))
+
+    def total(mean, log_variance):
+        found = bound.discretized_log_likelihood(x0, mean, log_variance, 256)
+        return found.sum(), found
+
+    slopes, found = jax.grad(total, argnums=(0, 1), has_aux=True)(mean, log_variance)
+    return found, *slopes

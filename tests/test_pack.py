@@ -119,6 +119,55 @@ def test_a_damaged_notebook_is_told_with_the_remedy(text, tmp_path):
         runner.read_json(tmp_path / "01_x.ipynb")
 
 
+WHOLE = nbformat.v4.new_notebook(
+    cells=[nbformat.v4.new_markdown_cell("# A"), nbformat.v4.new_code_cell(colab.SETUP)]
+)
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        (["metadata"], None),
+        (["nbformat_minor"], None),
+        (["cells", 0, "metadata"], None),
+        (["cells", 0, "source"], [1, 2]),
+        (["cells", 0, "cell_type"], "weird"),
+        (["cells", 1, "outputs"], None),
+        (["cells", 1, "id"], None),
+    ],
+)
+@pytest.mark.parametrize("reader", [runner.read_json, runner.read])
+def test_a_notebook_that_is_damaged_anywhere_is_refused_by_both_readers(
+    reader, place, value, tmp_path
+):
+    file, notebook = tmp_path / "01_x.ipynb", json.loads(nbformat.writes(WHOLE))
+    file.write_text(json.dumps(notebook))
+    assert len(reader(file)["cells"]) == 2
+    *before, last = place
+    inner = notebook
+    for key in before:
+        inner = inner[key]
+    inner[last] = value
+    if value is None:
+        del inner[last]
+    file.write_text(json.dumps(notebook))
+    with pytest.raises(runner.Mistake, match=r"01_x\.ipynb is no notebook; get a new copy"):
+        reader(file)
+
+
+def test_what_colab_has_saved_is_packed_too(tmp_path):
+    notebook = json.loads(nbformat.writes(WHOLE))
+    for cell in notebook["cells"]:
+        cell["metadata"] = {"id": cell.pop("id")}
+    notebook["nbformat_minor"] = 0
+    notebook["metadata"] = {"colab": {"provenance": []}}
+    (tmp_path / "01_x.ipynb").write_text(json.dumps(notebook))
+    read = runner.read_json(tmp_path / "01_x.ipynb")
+    joined = colab.joined([("Chapter", "01", read), ("Exercises", "01", read)], WHEEL, "A title")
+    nbformat.validate(joined)
+    assert len({cell["id"] for cell in joined["cells"]}) == len(joined["cells"]) == 6
+
+
 # The wheel
 
 

@@ -1,4 +1,4 @@
-"""Figures: the names on the lines."""
+"""Figures: the names on the lines, the colours of pixels."""
 
 import matplotlib
 
@@ -109,3 +109,20 @@ def test_panels_in_rows_carry_labels_colors_and_the_cloud_behind():
 def test_panels_refuse_what_they_cannot_draw(clouds, options, message):
     with pytest.raises(ValueError, match=message):
         plots.panels(clouds, **options)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pixel_that_is_no_number_is_pink_and_no_other(channels):
+    images = np.random.default_rng(0).uniform(-3, 3, (2, 4, 5, channels)).astype(np.float32)
+    images[0, 1, 2, 0], images[1, 3, 4, 0] = np.inf, -np.inf
+    whole = plots.to_pixels(images)
+    assert whole.dtype == np.uint8 and whole.shape == (2, 4, 5, 3)
+    np.testing.assert_array_equal(whole[0, 1, 2, 0], 255)
+    np.testing.assert_array_equal(whole[1, 3, 4, 0], 0)
+    clipped = np.clip(images, -1, 1).astype(np.float64)
+    assert np.abs(whole / 127.5 - 1 - clipped).max() <= 0.5 / 127.5 + 1e-6
+    images[1, 0, 3, -1] = np.nan
+    marked = plots.to_pixels(images)
+    assert tuple(marked[1, 0, 3]) == plots.NOT_A_NUMBER
+    marked[1, 0, 3] = whole[1, 0, 3]
+    np.testing.assert_array_equal(marked, whole)

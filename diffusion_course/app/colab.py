@@ -65,7 +65,7 @@ def findable(notebook: Notebook, wheel: str, folder: str, packed: Sequence[str])
       folder: "notebooks" or "exercises", where it will lie.
       packed: all that the pack holds, as "notebooks/03_ddpm.ipynb".
 
-    Raises: ValueError if no cell imports `setup`.
+    Raises: runner.Mistake if no cell imports `setup`.
     """
     notebook = copy.deepcopy(notebook)
     notebook["metadata"].pop("jupytext", None)  # its source stays behind
@@ -87,7 +87,7 @@ def joined(parts: Sequence[tuple[str, str, Notebook]], wheel: str, title: str) -
       wheel: the wheel's file name.
       title: of all.
 
-    Raises: ValueError if a chapter needs a kernel of its own, and there is another chapter.
+    Raises: runner.Mistake if a chapter needs a kernel of its own, and there is another chapter.
     """
     contents = [f"{n}. {what} {number}" for n, (what, number, _) in enumerate(parts, start=1)]
     head = [
@@ -99,14 +99,15 @@ def joined(parts: Sequence[tuple[str, str, Notebook]], wheel: str, title: str) -
     for place, (what, number, notebook) in enumerate(parts):
         part = copy.deepcopy(notebook)
         _write_first(part, PART.format(what=what, number=number))
-        for cell in part["cells"]:
-            cell["id"] = f"{place}-{cell['id']}"  # two parts may hold the same cell
+        for number_of, cell in enumerate(part["cells"]):
+            # Two parts may hold the same cell, and what Colab has saved has no such identities.
+            cell["id"] = f"{place}-{cell.get('id', number_of)}"
             if cell["cell_type"] == "markdown":
                 cell["source"] = _lines(_linked(source(cell), "", ()))
             else:
                 cell["outputs"], cell["execution_count"] = [], None
         cells += part["cells"]
-    kernel = parts[0][2]["metadata"]["kernelspec"]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     about = {"colab": {"toc_visible": True}, "kernelspec": kernel}
     about["language_info"] = {"name": "python"}
     return {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}

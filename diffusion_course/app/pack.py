@@ -76,7 +76,8 @@ def pack(course: Path, names: Sequence[str]) -> bytes:
       course: from `course_folder`.
       names: of chapters, as `runner.find_chapter` takes them; packed in the course's order.
 
-    Raises: runner.Mistake for an unknown chapter, or a course that is not installed.
+    Raises: runner.Mistake for an unknown chapter, a damaged notebook, a chapter that must be packed
+    alone, or a course that is not installed.
     """
     known, measured = table.read(course)
     stems = sorted({runner.find_chapter(course, name).stem for name in names})

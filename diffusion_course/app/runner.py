@@ -78,16 +78,18 @@ def find_chapter(course: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON of a notebook file. Raises: Mistake unless it is a notebook with cells."""
+    """The JSON of a notebook file, as it is. Raises: Mistake unless it is one with cells."""
+    from nbformat.validator import iter_validate
+
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        sources = [cell["cell_type"] and cell["source"] for cell in notebook["cells"]]
-        whole = notebook["nbformat"] == 4 and all(isinstance(s, str | list) for s in sources)
+        # Not `nbformat.validate`, which gives cells without an identity a new one by chance.
+        whole = notebook["nbformat"] == 4 and not any(iter_validate(notebook))
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:
         raise Mistake(f"{path} is no notebook; get a new copy of it")
-    if not sources:
+    if not notebook["cells"]:
         raise Mistake(f"{path} is a notebook without cells; get a new copy of it")
     return notebook
 

@@ -47,13 +47,14 @@ def load(name: str, split: str = "train", **options) -> Dataset:
     Args:
       name: one of `names()`.
       split: "train" or "test"; for ``digits`` also "all".
-      **options: ``kind``, ``n``, ``seed`` for ``toy2d``; ``n``, ``size``, ``seed``, ``new`` for
-        ``shapes``; ``n``, ``frames``, ``size``, ``seed`` for ``clips``; ``progress`` for the data
-        sets of the hub. See the function `load` of the file in question.
+      **options: ``kind``, ``n``, ``seed`` for ``toy2d``; ``n``, ``size``, ``seed``, ``new``,
+        ``averaged`` for ``shapes``; ``n``, ``frames``, ``size``, ``seed`` for ``clips``;
+        ``progress`` for the data sets of the hub. See the function `load` of the file in question.
 
     Raises:
       ValueError: a name, a split or an option is not one of those.
-      DataUnavailableError: a data set of the hub is neither on this computer nor reachable.
+      DataUnavailableError: a data set of the hub is neither on this computer nor reachable, or
+        what is there is damaged, incomplete or other data.
 
     >>> load("digits", "test")
     Dataset('digits', x=float32 [360, 8, 8, 1], 10 classes)

@@ -82,7 +82,8 @@ def load(name: str, split: str = "train", *, progress: bool = True) -> Dataset:
 
     Raises:
       ValueError: an argument breaks these rules.
-      DataUnavailableError: there is neither a local copy nor a cache nor a hub that answers.
+      DataUnavailableError: there is neither a local copy nor a cache nor a hub that answers,
+        or what is there is damaged, incomplete or other data.
     """
     one_of("name", name, SPECS)
     one_of("split", split, SPLITS)

@@ -141,8 +141,8 @@ def history(case: Case) -> Outcome:
     burst = float(medians.max() / max(abs(losses[:3].mean()), 1e-30))
     measured = (
         f"the loss is at most {burst:.3g} times its first values, and ends at {risen:.3g} times "
-        f"its lowest; {spikes} of {len(losses):,} batches are above {_SPIKE:g} times the median "
-        "around them"
+        f"the lowest of its {_BLOCKS} parts; {spikes} of {len(losses):,} batches are above "
+        f"{_SPIKE:g} times the median around them"
     )
     if risen > _RISEN or burst > _SPIKE or spikes > _SPIKES:
         finding = Finding(

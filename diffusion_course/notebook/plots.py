@@ -20,6 +20,7 @@ PREDICTION = "#d35400"
 TRUTH = "#111111"
 # For several curves of equal rank: they also fall in lightness, and differ in dash.
 SERIES = ("#12355b", "#b3541e", "#3a7d5d", "#8c5fa8", "#c79b2b", "#7f8c8d")
+NOT_A_NUMBER = (255, 0, 255)  # RGB of a pixel that is NaN; no shape has this colour
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 
@@ -43,13 +44,16 @@ def use_style() -> None:
 def to_pixels(images) -> np.ndarray:
     """Images in [−1, 1] to uint8 RGB: [..., H, W, 1 or 3] -> [..., H, W, 3]; clipped.
 
+    A pixel with NaN is bright pink, where black would look like a picture. Infinities are clipped.
+
     Raises: ValueError for another number of channels.
     """
     images = np.asarray(images, np.float32)
     if images.ndim < 3 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images must have shape [..., H, W, 1 or 3], got shape {images.shape}")
-    pixels = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
-    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
+    pixels = np.rint((np.clip(np.nan_to_num(images), -1, 1) + 1) * 127.5).astype(np.uint8)
+    bad = np.isnan(images).any(-1, keepdims=True)
+    return np.where(bad, np.uint8(NOT_A_NUMBER), np.broadcast_to(pixels, (*pixels.shape[:-1], 3)))
 
 
 def tile(images, columns: int, gap: int = 1) -> np.ndarray:

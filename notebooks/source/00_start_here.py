@@ -955,7 +955,8 @@ assert (of, *alive) == (12, 2, 12)
 # 2. **The same noise.** Draw the 200 digits again with the same noise and with other `labels`. What
 #    stays the same from one digit to the next?
 # 3. **Few compilations.** Feed `forward` batches of the sizes 1 to 100 with at most 8 compilations.
-#    Pad each batch, and cut the result. Use the counter to show that it works.
+#    Pad each batch, and cut the result. Use the counter to show that it works. (Take `repaired` as the
+#    network: trap 6 gave the arrays of `network` away.)
 #
 # Next: [The forward process](01_forward_process.ipynb), where the noise comes from.
 

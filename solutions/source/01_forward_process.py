@@ -40,7 +40,7 @@ from diffusion_course.grading import check
 # ## 01.1
 # *warm-up · 5 minutes*
 #
-# One step of equation (1): shrink `x` and add the noise `eps`, for a `beta` in (0, 1).
+# From memory, with section 1 out of sight. One step of equation (1): shrink `x` and add the noise `eps`, for a `beta` in (0, 1).
 #
 # **Expected.** An array of `x`'s shape. A picture whose pixels have mean 0 and variance 1 keeps both.
 #
@@ -59,9 +59,9 @@ def noise_step(x, beta, eps):
 
 # %% [markdown]
 # ## 01.2
-# *implement · 5 minutes*
+# *warm-up · 5 minutes*
 #
-# The share of the signal's variance that is left after step $n$, as in equation (2), for every
+# From memory, with section 2 out of sight. The share of the signal's variance that is left after step $n$, as in equation (2), for every
 # $n$ from 0 to $T$:
 #
 # $$\bar\alpha_n = \prod_{i=1}^{n} (1-\beta_i)$$

@@ -45,7 +45,8 @@ from diffusion_course.grading import check
 #
 # Equation (2) is the posterior $q(x_{n-1}\,|\,x_n, x_0)$ of neighbouring steps. Derive it for **any** two
 # levels $s < t$. From $s$ to $t$ the process is a single noising step too: which share of the
-# signal's variance does it keep? Put that in the place of $\alpha_n$, and the rest follows.
+# signal's variance does it keep? Put that in the place of $\alpha_n$, and the rest follows. (Chapter 02's (6)
+# gives the same in SNRs. At `abar_s = 1` its $\mathrm{SNR}(s)$ is infinite: find a form without it.)
 #
 # **Expected.** A tuple of two: the mean, an array of `x0`'s shape, and the variance, a number. At
 # `abar_s = 1` the mean is `x0` and the variance 0.
@@ -157,7 +158,7 @@ def ema(start, params, decay):
 # $\mathrm{SNR} = \alpha^2/\sigma^2 = e^\lambda$ and a number $\gamma$. Without the limit $\gamma$, the
 # levels with hardly any noise would count most.
 #
-# A network that predicts $\varepsilon$ or $v$ errs in another unit. An error of 1 in its output is an
+# A network that predicts $\varepsilon$ or $v$ errs in another unit (chapter 02, section 5). An error of 1 in its output is an
 # error of how much in $\hat x_0$? Find the weight of *its* squared error, such that all three losses are
 # the same loss. The process preserves variance: $\alpha^2 + \sigma^2 = 1$.
 #
@@ -243,18 +244,19 @@ def sample(denoise, x, noises, abar):
 
 # %% [markdown]
 # ## 03.7
-# *stretch · 15 minutes*
+# *stretch · 20 minutes*
 #
-# A step from $t$ to $s$ with the guess $\hat x_0$ draws from another Gaussian than the posterior with
-# the true $x_0$, though of the same variance. How far apart are the two? Compute the
-# Kullback-Leibler divergence, in nats. Everything simplifies: what remains is a squared distance,
-# and two signal-to-noise ratios $\bar\alpha/(1-\bar\alpha)$.
+# A step from $t$ to $s$ is drawn with the guess $\hat x_0$ in the posterior's mean, and here with the larger of
+# DDPM's two variances: $\beta = 1 - \bar\alpha_t/\bar\alpha_s$, not $\tilde\beta$. How far is the posterior with the
+# true $x_0$ from it? Compute the Kullback-Leibler divergence $\mathrm{KL}(\text{posterior}\,\|\,\text{step})$, in
+# nats. In chapter 02's (7) both had one variance. Now even the right guess has a price.
 #
 # **Expected.** An array `[B]`, one number for each image or vector, never negative.
 #
 # <details><summary>Hint</summary>
-# For Gaussians of equal variance the divergence is the squared distance of their means over twice
-# the variance. Only the factor of x0 in 03.1 matters. Write the result over a common denominator.
+# For one number the divergence of $\mathcal N(m_1, v_1)$ from $\mathcal N(m_2, v_2)$ is
+# $\frac12\big(\frac{v_1}{v_2} - 1 - \log\frac{v_1}{v_2} + \frac{(m_1 - m_2)^2}{v_2}\big)$. An image has many numbers.
+# In the means only the factor of x0 in 03.1 matters.
 # </details>
 
 
@@ -262,9 +264,12 @@ def sample(denoise, x, noises, abar):
 def kl_term(x0, x0_hat, abar_t, abar_s):
     """x0 and x0_hat [B, ...], numbers abar_t < abar_s < 1 -> the divergence of each, [B]."""
     ### BEGIN SOLUTION return the divergences, an array [B]
-    snr_t, snr_s = abar_t / (1 - abar_t), abar_s / (1 - abar_s)
+    beta = 1 - abar_t / abar_s  # the step's variance
+    ratio = (1 - abar_s) / (1 - abar_t)  # of the posterior's variance to it
+    on_x0 = abar_s**0.5 * beta / (1 - abar_t)
     error = (x0 - x0_hat).reshape(len(x0), -1)
-    return (snr_s - snr_t) / 2 * jnp.sum(error**2, axis=1)
+    wider = ratio - 1 - np.log(ratio)
+    return jnp.sum(wider + (on_x0 * error) ** 2 / beta, axis=1) / 2
     ### END SOLUTION
 
 
@@ -294,12 +299,12 @@ def kl_term(x0, x0_hat, abar_t, abar_s):
 # 1. Without the time the network learns the average of the right answers over all levels that could have
 #    produced its input, weighted by how likely each level is. The loss falls to the error of that
 #    average, which looks like any other number. A point in the plane says little about its level, so the
-#    average mixes levels that are far apart. An image shows its own level: most of what differs
-#    between neighbouring pixels is noise. Little is left to average over.
+#    average mixes levels that are far apart. An image shows its own level: its many pixels share one
+#    level, and the differences between neighbouring pixels show it. Little is left to average over.
 # 2. The output for one fixed input at several times: it does not change at all. The loss plotted
 #    against the time: above that of a sound run where levels are hard to tell apart. Also good:
-#    the gradient of the time layers (zero), an exact denoiser beside the network. Samples alone are no
-#    test: on images they look fine.
+#    an exact denoiser beside the network, and the gradient of the time layers (zero if their result is never
+#    used; a constant time does not show there). Samples alone are no test: on images they look fine.
 #
 # *One point for each part. The first needs "an average over levels" and "an image shows its own noise
 # level". The second needs two observations, each with what it would show.*

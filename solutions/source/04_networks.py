@@ -96,25 +96,30 @@ def time_embedding(t, dim):
 
 # %% [markdown]
 # ## 04.3
-# *implement · 10 minutes*
+# *implement · 15 minutes*
 #
-# Each of the $N$ tokens of an image compares its query with the keys of all tokens, and takes the
-# average of their values with the weights $\operatorname{softmax}(q \cdot k/\sqrt d)$.
+# The chapter's attention has one head. With $H$ **heads** the $C$ features of every token are cut into $H$ groups of
+# $d = C/H$ neighbouring features, and each group attends for itself: it compares its part of a token's query with its
+# part of the keys of all $N$ tokens, and averages its part of their values with the weights
+# $\operatorname{softmax}(q \cdot k/\sqrt d)$. The results stand side by side, in the order of the groups.
 #
 # **Expected.** An array of `v`'s shape. If all keys are equal, every token gets the plain mean of the
-# values. Large products must do no harm.
+# values. Large products must do no harm. (No loop is needed.)
 #
 # <details><summary>Hint</summary>
-# The table of products has the shape [B, N, N], queries along the rows. Each row's weights add up to 1.
+# An axis of C features is one of H groups of d features: reshape. The table of products has the shape [B, H, N, N],
+# queries along the rows. Each row's weights add up to 1.
 # </details>
 
 
 # %% exercise="04.3" role="answer"
-def attention(q, k, v):
-    """Queries, keys and values, each [B, N, d] -> [B, N, d]."""
+def attention(q, k, v, heads):
+    """Queries, keys and values, each [B, N, C], and the number of heads -> [B, N, C]."""
     ### BEGIN SOLUTION return the averaged values, an array of v's shape
-    products = q @ k.transpose(0, 2, 1) / jnp.sqrt(q.shape[-1])
-    return jax.nn.softmax(products, axis=-1) @ v
+    q, k, v = (jnp.stack(jnp.split(a, heads, axis=-1), axis=1) for a in (q, k, v))
+    products = q @ k.transpose(0, 1, 3, 2) / jnp.sqrt(q.shape[-1])
+    averaged = jax.nn.softmax(products, axis=-1) @ v
+    return jnp.concatenate(jnp.moveaxis(averaged, 1, 0), axis=-1)
     ### END SOLUTION
 
 
@@ -125,7 +130,7 @@ def attention(q, k, v):
 # A batch does not fit into memory, so you take it in parts. The loss of a part is the mean over its
 # images, and `gradients[k]` is the gradient of that. The parts need not be of one size: part $k$ holds
 # `sizes[k]` images. What would the whole batch's gradient be? The optimiser clips it: if its length
-# exceeds `limit`, it is shortened to `limit`.
+# exceeds `limit`, it is shortened to `limit` (section 8).
 #
 # **Expected.** An array [P]: the clipped gradient of the mean over all images.
 #

@@ -179,7 +179,7 @@ def rescaled(conditional, unconditional, x_t, alpha, w, share):
 # ## 07.6
 # *debug this · 20 minutes*
 #
-# DDIM with guidance, between two exact denoisers: that of a class, and that of everybody. `alphas` falls
+# DDIM with guidance, between two exact denoisers: that of a class, and that of everybody. `alphas` goes
 # from noise to data, so it rises to 1, and $\sigma = \sqrt{1 - \alpha^2}$. At $w = 1$ the samples should be the
 # class. And a guided estimate and its noise should add up to the state they were made from. Run the
 # cell: they aren't, and they don't.
@@ -297,8 +297,8 @@ def class_gradient(x, y, alpha, sigma, means, stds, weights):
 #    sampler, steps, sample count): accuracy together with a measure that sees lost variety, such as the
 #    Fréchet distance or the spread within a class. Compare the curves, or their elbows.
 # 2. Without dropout the null class was never trained: the "unconditional" half of guidance is a random
-#    embedding. At w = 1 this does not show; every other scale is wrong, even if samples are crisp and a
-#    classifier still likes them. Look at w = 0: samples should look like the whole data set and will not.
+#    embedding. At w = 1 this does not show; at every other scale guidance pushes in a meaningless direction,
+#    whatever a classifier says of the samples. Look at w = 0: samples should look like the whole data set and will not.
 #    Also good: the null row of the embedding has not moved.
 #
 # *One point for each part. The first needs "accuracy alone grows with w" and "the same w, or a curve, with

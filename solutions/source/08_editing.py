@@ -16,8 +16,8 @@
 # function is right, and if not, what is wrong. Check as often as you like.
 #
 # Levels are given as $\bar\alpha$, with $\alpha = \sqrt{\bar\alpha}$ and
-# $\sigma = \sqrt{1 - \bar\alpha}$: `abar_t` belongs to the step you are at and `abar_s` to the one you
-# go to, nearer to the data, so `abar_s > abar_t`. The data themselves have $\bar\alpha = 1$. A `mask`
+# $\sigma = \sqrt{1 - \bar\alpha}$: `abar_t` belongs to the noisier level and `abar_s` to the one
+# nearer to the data, so `abar_s > abar_t`. The data themselves have $\bar\alpha = 1$. A `mask`
 # is `True` where a pixel is known.
 #
 # Each exercise is graded alone. A function may use JAX, NumPy and other packages, and functions and
@@ -93,10 +93,10 @@ def inpainting_step(x0_hat, x_t, known, mask, abar_t, abar_s):
 
 # %% [markdown]
 # ## 08.3
-# *derive and check · 15 minutes*
+# *warm-up · 5 minutes*
 #
-# RePaint goes back from $x_s$ to $x_t$, with *more* noise: it draws from $q(x_t \mid x_s)$. Derive this
-# kernel for **any** two levels. It must be such that a state with signal $\sqrt{\bar\alpha_s}$ and noise
+# RePaint goes back from $x_s$ to $x_t$, with *more* noise: it draws from $q(x_t \mid x_s)$, equation (3). Write it
+# with $\bar\alpha$, from memory. It must be such that a state with signal $\sqrt{\bar\alpha_s}$ and noise
 # variance $1 - \bar\alpha_s$ becomes one with signal $\sqrt{\bar\alpha_t}$ and noise variance
 # $1 - \bar\alpha_t$. The fresh standard normal `noise` is given.
 #

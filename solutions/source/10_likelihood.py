@@ -285,10 +285,11 @@ def nats_from_errors(log_snr, errors):
 # independent numbers $\mathcal N(\text{mean}, \text{std}^2)$. With $u$ uniform on
 # $[-\tfrac12, \tfrac12]^D$, and $\log$s of whole images, there are three prices:
 #
-# $$-E_u\big[\log w^D p(x + wu)\big] \;\ge\; -E\log\frac1K\sum_{k=1}^K w^D p(x + wu_k) \;\ge\; -\log P(x).$$
+# $$-E_u\big[\log w^D p(x + wu)\big] \;\ge\; -E\log\frac1R\sum_{r=1}^R w^D p(x + wu_r) \;\ge\; -\log P(x).$$
 #
-# Return the first one exactly (not as a mean over draws), the second one for the given draws `u` (without its
-# $E$), and the third one exactly, with $P(x)$ the probability of the bins. Images may have so many
+# The second is called an **importance-weighted** bound and gets tighter as $R$ grows. Return the first one
+# exactly (not as a mean over draws), the second one for the given draws `u` (without its $E$), and the third
+# one exactly, with $P(x)$ the probability of the bins. Images may have so many
 # numbers that a density is no float32 any more.
 #
 # **Expected.** A tuple of three arrays `[B]`, in bits per dimension.
@@ -301,7 +302,7 @@ def nats_from_errors(log_snr, errors):
 
 # %% exercise="10.7" role="answer"
 def pixel_costs(x, u, mean, std, levels):
-    """x [B, D], draws u [K, B, D], mean and std [D], whole number levels -> three prices, [B]."""
+    """x [B, D], draws u [R, B, D], mean and std [D], whole number levels -> three prices, [B]."""
     ### BEGIN SOLUTION return a tuple of three arrays [B]
     D, w = x.shape[1], 2 / (levels - 1)
 
@@ -331,7 +332,8 @@ def pixel_costs(x, u, mean, std, levels):
 #    this? Which pictures will the alarm miss, and what would you do instead? *(2 points)*
 # 2. They also write: "Hutchinson's estimate is unbiased, so the mean of our estimates of $p(x)$ over many
 #    repeats is the true $p(x)$. And our 3.1 bits/dim, an importance-weighted bound with 100 draws, beat the
-#    3.2 of the paper, which used one draw." What is wrong? *(1 point)*
+#    3.2 of the paper, which used one draw." Is the first mean too large or too small? And what is wrong with
+#    the second sentence? *(1 point)*
 #
 # <details><summary>Hint</summary>
 # log p is a constant minus half the sum of 3072 squares, each with the mean 1 and the variance 2. For the

@@ -176,35 +176,38 @@ def joined(a, b, size_a, size_b, share):
 # ## 12.5
 # *debug this · 20 minutes*
 #
-# EDM's stochastic sampler with $\alpha = 1$: in each step churn raises the noise level from `now` to `up`, and
-# Heun's method goes down from `up` to `after`. Where `after` is 0, it takes the Euler step alone.
-# `denoise(x, alpha, sigma)` is the exact denoiser of Gaussian data. Run the cells.
+# EDM's stochastic sampler in a process with signal: `alpha` and `sigma` are tables of $\alpha$ and $\sigma$, one
+# entry for each time. Churn raises the noise level from `now` to `up` and leaves the signal as it is. From there
+# Heun's method goes to the next entries, on the path of $x/\alpha$ over $\sigma/\alpha$. Where the next `sigma` is 0,
+# it takes the Euler step alone. `denoise(x, alpha, sigma)` is the exact denoiser of Gaussian data. Run the cells.
 
 # %%
 from diffusion_course.grading.inputs import GaussianDenoiser
 
 
-def broken_sample(denoise, x, noises, sigma, gamma):
-    for now, after, noise in zip(sigma[:-1], sigma[1:], noises, strict=True):
-        up = (1 + gamma) * now
+def broken_sample(denoise, x, noises, alpha, sigma, gamma):
+    for i, noise in enumerate(noises):
+        here, there = alpha[i], alpha[i + 1]
+        now, up, after = sigma[i], (1 + gamma) * sigma[i], sigma[i + 1]
         x = x + (up - now) * noise
-        slope = (x - denoise(x, 1.0, now)) / up
-        ahead = x + (after - up) * slope
+        step = after / there - up / here
+        slope = (x - here * denoise(x, here, now)) / up
+        ahead = there * (x / here + step * slope)
         if after > 0:
-            second = (ahead - denoise(x, 1.0, after)) / after
-            ahead = x + (after - up) * (slope + second) / 2
+            second = (ahead - there * denoise(x, there, after)) / after
+            ahead = there * (x / here + step * (slope + second) / 2)
         x = ahead
     return x
 
 
 # %%
 exact = GaussianDenoiser(mean=3.0, std=0.5)
-roots = np.linspace(20 ** (1 / 7), 0.02 ** (1 / 7), 33)
-table = np.append(roots**7, 0.0)
-drawn = jax.random.normal(jax.random.key(0), (34, 2000))
-spread = [float(broken_sample(exact, 20 * drawn[33], drawn[:33], table, g).std()) for g in (0, 0.2)]
+ratios = np.append(np.linspace(20 ** (1 / 7), 0.02 ** (1 / 7), 17) ** 7, 0.0)  # σ/α
+tables = 1 / np.sqrt(1 + ratios**2), ratios / np.sqrt(1 + ratios**2)
+drawn = jax.random.normal(jax.random.key(0), (18, 2000))
+spread = [float(broken_sample(exact, drawn[17], drawn[:17], *tables, g).std()) for g in (0, 0.2)]
 print("std of the data 0.500, of the samples {:.3f} without churn, {:.3f} with it".format(*spread))
-assert spread[0] > 1.06 * 0.5 and spread[1] < 0.5 * 0.5  # 2000 samples: the standard error is 1.6 %
+assert spread[0] > 1.1 * 0.5 and spread[1] < 0.6 * 0.5  # 2000 samples: the standard error is 1.6 %
 
 # %% [markdown]
 # There are **three** bugs. One shows without churn, and two need it. Two of the three make the samples too
@@ -215,22 +218,25 @@ assert spread[0] > 1.06 * 0.5 and spread[1] < 0.5 * 0.5  # 2000 samples: the sta
 #
 # <details><summary>Hint</summary>
 # What is the variance after the churn? And for each of the two calls of the denoiser: which state goes in,
-# and how noisy is this state?
+# and which signal and which noise does this state have?
 # </details>
 
 
 # %% exercise="12.5" role="answer"
-def sample_edm(denoise, x, noises, sigma, gamma):
-    """x [...] at the first level, noises [N, ...], levels sigma [N + 1], gamma -> samples, [...]."""
+def sample_edm(denoise, x, noises, alpha, sigma, gamma):
+    """x [...] at the first time, noises [N, ...], tables alpha and sigma [N + 1], gamma -> samples, [...]."""
     ### BEGIN SOLUTION return the samples, an array of x's shape
+    ratio = sigma / alpha
     for i, z in enumerate(noises):
-        top, bottom = (1 + gamma) * sigma[i], sigma[i + 1]
+        top, bottom = (1 + gamma) * ratio[i], ratio[i + 1]
         x = x + sigma[i] * np.sqrt(gamma * (2 + gamma)) * z
-        d = (x - denoise(x, 1.0, top)) / top
+        y = x / alpha[i]
+        d = (y - denoise(x, alpha[i], top * alpha[i])) / top
         if bottom:
-            euler = x + (bottom - top) * d
-            d = (d + (euler - denoise(euler, 1.0, bottom)) / bottom) / 2
-        x = x + (bottom - top) * d
+            euler = y + (bottom - top) * d
+            clean = denoise(alpha[i + 1] * euler, alpha[i + 1], sigma[i + 1])
+            d = (d + (euler - clean) / bottom) / 2
+        x = alpha[i + 1] * (y + (bottom - top) * d)
     return x
     ### END SOLUTION
 
@@ -337,8 +343,8 @@ def post_hoc(widths, steps, width, step):
 # ### BEGIN SOLUTION
 # 1. Three things changed at once: the preconditioning, the times and weights of the training, and the solver.
 #    And 50 steps of Heun are 99 evaluations, 50 of DDIM only 50. Train all four combinations of ε or
-#    preconditioning with uniform or log-normal times, equally long, each at its best learning rate. Sample all
-#    with one solver, one grid and several seeds. Compare at equal times.
+#    preconditioning with uniform or log-normal times, with the same weight on $D$'s error, equally long, each at
+#    its best learning rate. Sample all with one solver, one grid and several seeds. Compare at equal times.
 # 2. The least of 40 noisy distances is too low: the samples that chose the width must not judge it. Choose
 #    on one set of samples, and report the distance of another, with its scatter. Autoguidance
 #    evaluates two networks in each step, and the bad one must be trained. Report both costs, and give *B* alone

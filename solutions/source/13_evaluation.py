@@ -360,7 +360,7 @@ def judged(counts):
 #    parts are no longer drawn. Recall or coverage at both $w$ would show it. The weights did not change, so nothing
 #    was learnt.
 # 3. Nothing yet: among equals, 29 or a more uneven result has the probability 0.32. At 58 %, a two-sided test at 5 %
-#    succeeds in 16 of 100 studies with 50 judgements, and in 80 with 325.
+#    succeeds in 16 of 100 studies with 50 judgements, and in 82 with 325.
 #
 # *One point for each part. The first needs both directions and new samples at an equal number. The second needs a
 # measure of variety. The third needs a test, and that 50 are too few.*

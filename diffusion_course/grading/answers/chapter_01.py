@@ -253,7 +253,7 @@ TERMINAL = exercise(
     mistakes="""
     tiny β are lost in a difference from 1: neither 1 − β nor 1 − ᾱ may be computed as one
         -np.expm1(log_signal) -> 1 - np.exp(log_signal)
-    neither ᾱ nor 1/ᾱ fits into a number here, but its logarithm is an ordinary one
+    ᾱ as a number is rounded, with tiny β to 1 and with many large ones to 0: stay in logarithms
         return np.log(np.prod(1 - betas)) - np.log(1 - np.prod(1 - betas))
     half of what it should be: the ratio compares variances, not standard deviations
         return right / 2
@@ -376,7 +376,7 @@ LADDER = exercise(
     mistakes="""
     close to the data a β is far smaller than 1, and a difference from 1 rounds it to 0
         -np.expm1(np.diff(log_level)) -> 1 - np.exp(np.diff(log_level))
-    deep in the noise ᾱ is rounded to 0 or e^(−λ) overflows: stay in logarithms
+    ᾱ as a number is rounded, near the data to 1 and deep in the noise to 0: stay in logarithms
         0.0, -np.logaddexp(0, -log_snr) -> 1.0, 1 / (1 + np.exp(-log_snr))
         -np.expm1(np.diff(log_level)) -> 1 - log_level[1:] / log_level[:-1]
     λ compares variances, not standard deviations: it isn't log(α/σ)

@@ -516,6 +516,7 @@ DOUBT = exercise(
     Part("any data, any level", 2, lambda rng: _data(rng, std=1.1)),
     Part("almost no noise, where exp underflows", 1, _doubt_far_away),
     section="9 · What to inspect",
+    atol=1e-4,  # a difference of squares in float32, where the doubt itself is small
     mistakes="""
     the slope alone is not the doubt: how σ and α enter, (9) says when differentiated
         return alpha / sigma**2 * right

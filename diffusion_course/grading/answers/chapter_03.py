@@ -473,13 +473,19 @@ SAMPLER = exercise(
 # --- 03.7 -----------------------------------------------------------------------------------
 def kl_term(x0, x0_hat, abar_t, abar_s):
     error = (x0 - x0_hat).reshape(len(x0), -1)
-    snr_t, snr_s = abar_t / (1 - abar_t), abar_s / (1 - abar_s)
-    return (snr_s - snr_t) / 2 * np.sum(error**2, axis=1)
+    beta = 1 - abar_t / abar_s
+    posterior_variance = beta * (1 - abar_s) / (1 - abar_t)
+    ratio = posterior_variance / beta
+    on_x0 = np.sqrt(abar_s) * beta / (1 - abar_t)
+    shifts = np.sum((on_x0 * error) ** 2, axis=1) / beta
+    return (error.shape[1] * (ratio - 1 - np.log(ratio)) + shifts) / 2
 
 
 def _guesses(rng):
-    for shape in ((2, 3, 4, 1), (3, 5)):
-        yield images(rng, *shape), images(rng, *shape), *levels(rng, (0.3, 0.9))
+    """The second batch is of good guesses, where the price of the wider Gaussian is the larger."""
+    for shape, doubt in (((2, 3, 4, 1), 1.0), ((3, 5), 0.2)):
+        x0 = images(rng, *shape)
+        yield x0, x0 + doubt * images(rng, *shape), *levels(rng, (0.3, 0.7))
 
 
 KL = exercise(
@@ -488,53 +494,62 @@ KL = exercise(
     Part("images and vectors, any two levels", 3, _guesses),
     section="3 · Sampling: many small steps back",
     mistakes="""
-    a divergence adds up over the pixels of an image; yours is their mean
-        np.sum -> np.mean
+    that is the price of the guess alone: with the right one the two differ still, in width
+        error.shape[1] * (ratio - 1 - np.log(ratio)) -> 0
+    this is (7) of chapter 02, where both have the posterior's variance; the step's is β here
+        error.shape[1] * (ratio - 1 - np.log(ratio)) -> 0
+        axis=1) / beta -> axis=1) / posterior_variance
+    every number of an image has two widths that differ, not the image once
+        error.shape[1] * (ratio -> (ratio
+    the batch is not part of it: count the numbers of one image
+        error.shape[1] * (ratio -> error.size * (ratio
+    a divergence adds up over the numbers of an image; yours is their mean
+        return right / np.prod(x0.shape[1:])
     one half is missing: a Gaussian's exponent has a 2 below its variance
         return 2 * right
-    that is the ratio at s alone; what counts is what the step from t to s brings
-        snr_s - snr_t -> snr_s
-    the two levels are exchanged, and a divergence is never negative
-        return kl_term(x0, x0_hat, abar_s, abar_t)
-    both Gaussians have the same variance, so the difference of their means is squared
-        error**2 -> np.abs(error)
-    the differences are squared one by one, and then added up
-        np.sum(error**2, axis=1) -> np.sum(error, axis=1) ** 2
-    the guess is subtracted from x0 before the square; yours is a difference of squares
-        x0 - x0_hat -> x0**2 - x0_hat**2
     one half is there twice
         return right / 2
     that is in bits; the divergence is asked for in nats
         return right / np.log(2)
-    that is the ratio at t alone; what counts is what the step from t to s brings
-        snr_s - snr_t -> snr_t
-    the ratio at t is subtracted, not added
-        snr_s - snr_t -> snr_s + snr_t
-    it is the signal-to-noise ratios that are subtracted, not the levels ᾱ
-        snr_s - snr_t -> abar_s - abar_t
-    the ratios are upside down: the signal stands above the noise
-        snr_s - snr_t -> 1 / snr_t - 1 / snr_s
-    the ratios of variances are subtracted; yours are those of standard deviations
-        snr_s - snr_t -> (np.sqrt(snr_s) - np.sqrt(snr_t)) ** 2
-    the largest error alone doesn't count: add up the squares of all
-        np.sum(error**2, axis=1) -> np.max(error**2, axis=1)
+    the divergence is from the posterior to the step, and yours from the step to the posterior
+        ratio = posterior_variance / beta -> ratio = beta / posterior_variance
+        axis=1) / beta -> axis=1) / posterior_variance
+    the ratio of the variances is upside down
+        ratio = posterior_variance / beta -> ratio = beta / posterior_variance
+    the shift is measured in the second Gaussian's variance, the step's
+        axis=1) / beta -> axis=1) / posterior_variance
+    the shift is divided by a standard deviation, where a variance belongs
+        axis=1) / beta -> axis=1) / np.sqrt(beta)
+    the ratio is that of variances; yours is that of standard deviations
+        ratio = posterior_variance / beta -> ratio = np.sqrt(posterior_variance / beta)
+    the logarithm of the ratio is missing: as it stands, a narrower Gaussian costs less than nothing
+        ratio - 1 - np.log(ratio) -> ratio - 1
+    the 1 is missing: Gaussians of one width cost nothing
+        ratio - 1 - np.log(ratio) -> ratio - np.log(ratio)
+    the logarithm has the wrong sign
+        ratio - 1 - np.log(ratio) -> ratio - 1 + np.log(ratio)
+    the means are nearer to each other than the guesses: the factor of x0 is missing
+        (on_x0 * error) ** 2 -> error**2
+    the guess reaches the mean through the factor of x0, and the distance is squared with it
+        (on_x0 * error) ** 2 -> on_x0 * error**2
+    the means differ, so their difference is squared
+        (on_x0 * error) ** 2 -> np.abs(on_x0 * error)
+    the differences are squared one by one, and then added up
+        np.sum((on_x0 * error) ** 2, axis=1) -> np.sum(on_x0 * error, axis=1) ** 2
+    the guess is subtracted from x0 before the square; yours is a difference of squares
+        (on_x0 * error) ** 2 -> on_x0**2 * (x0**2 - x0_hat**2).reshape(len(x0), -1)
     x0 and the guess are subtracted, not added
         x0 - x0_hat -> x0 + x0_hat
+    the shift's price is ᾱ_s times too small: the factor of x0 has √ᾱ_s, and β is 1 − ᾱ_t/ᾱ_s
+        np.sqrt(abar_s) * beta -> abar_s * beta
+    the factor of x0 is that of the posterior's mean, not of the forward process
+        np.sqrt(abar_s) * beta / (1 - abar_t) -> np.sqrt(abar_s)
+    the largest error alone doesn't count: add up the squares of all
+        np.sum((on_x0 * error) ** 2, axis=1) -> np.max((on_x0 * error) ** 2, axis=1)
     the distance is squared: no root is taken of the sum of squares
-        np.sum(error**2, axis=1) -> np.sqrt(np.sum(error**2, axis=1))
-    the ratios themselves are subtracted, not their logarithms
-        snr_s - snr_t -> np.log(snr_s / snr_t)
-    the quotient of the ratios prices an error of ε; an error of x0 costs their difference
-        snr_s - snr_t -> snr_s / snr_t - 1
-    the guess reaches the mean through the factor of x0, and the distance is squared
-        snr_s - snr_t -> np.sqrt(abar_s) / (1 - abar_s)
-    the means are nearer to each other than the guesses: the factor of x0 is missing
-        snr_s - snr_t -> (1 - abar_t) / (1 - abar_t / abar_s) / (1 - abar_s)
-    divided by the variance of the step; it is the posterior's that counts
-        (snr_s - snr_t) -> (snr_s - snr_t) * (1 - abar_s) / (1 - abar_t)
-    divided by a standard deviation, where a variance belongs
-        (snr_s - snr_t)
-            -> (snr_s - snr_t) * np.sqrt((1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t))
+        np.sum((on_x0 * error) ** 2, axis=1) -> np.sqrt(np.sum((on_x0 * error) ** 2, axis=1))
+    the two levels are exchanged
+        beta = 1 - abar_t / abar_s -> beta = 1 - abar_t
     """,
 )
 

@@ -114,7 +114,7 @@ EMBEDDING = exercise(
         / half -> / max(half - 1, 1e-9)
     the first wave has ω = 1: i counts from 0
         -np.arange(half) / -> -np.arange(1, half + 1) /
-    the slowest waves are ten thousand times slower, and yours a thousand times
+    the base of the frequencies is 10,000, and yours is 1,000
         10_000.0 -> 1_000.0
     the angle is 1000·t·ω itself: no 2π belongs there
         1000 * t -> 2 * np.pi * 1000 * t
@@ -133,31 +133,39 @@ EMBEDDING = exercise(
 
 
 # --- 04.3 -----------------------------------------------------------------------------------
-def attention(q, k, v):
-    logits = np.einsum("bqd,bkd->bqk", q, k) / np.sqrt(q.shape[-1])
-    return softmax(logits, axis=-1) @ v
+def attention(q, k, v, heads):
+    size = q.shape[-1] // heads
+    q, k, v = (a.reshape(*a.shape[:2], heads, size) for a in (q, k, v))
+    logits = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(size)
+    weights = softmax(logits, axis=-1)
+    return np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], -1)
 
 
-def _tokens(rng, *shapes):
-    return [tuple(normal(rng, *shape, std=1.3) for _ in range(3)) for shape in shapes]
+def _tokens(rng, *cases):
+    """Cases of (B, N, d) and the number of heads."""
+    for (batch, tokens, size), heads in cases:
+        yield *(normal(rng, batch, tokens, heads * size, std=1.3) for _ in range(3)), heads
 
 
 def _large_tokens(rng):
-    """Tokens so large that exp of a product overflows in float32, for every query."""
-    q, k, v = (normal(rng, 3, 4, 4, std=1.3) for _ in range(3))
-    direction = np.float32([0.1, 0.5, 0.5, 0.7])
+    """Tokens so large that exp of a product overflows in float32, for every query and head."""
+    q, k, v = (normal(rng, 3, 4, 8, std=1.3) for _ in range(3))
+    direction = np.float32([0.1, 0.5, 0.5, 0.7, 0.5, 0.1, 0.7, 0.5])
     q = q + np.float32([[14], [16], [18], [36]]) * direction
-    return [(q, k + 20 * direction, v)]
+    yield q, k + 20 * direction, v, 2
 
 
 ATTENTION = exercise(
-    "04.3 · Attention",
+    "04.3 · Attention with heads",
     attention,
-    Part("a few tokens", 1, lambda rng: _tokens(rng, (2, 5, 3))),
+    Part("one head", 1, lambda rng: _tokens(rng, ((2, 5, 3), 1))),
     Part(
-        "as many tokens as features, and more; large products",
+        "several heads; large products",
         1,
-        lambda rng: [*_tokens(rng, (3, 4, 4), (2, 5, 3)), *_large_tokens(rng)],
+        lambda rng: [
+            *_tokens(rng, ((3, 4, 4), 2), ((2, 5, 2), 3), ((2, 3, 5), 4)),
+            *_large_tokens(rng),
+        ],
     ),
     section="3 · A U-Net, taken apart",
     mistakes="""
@@ -167,33 +175,46 @@ ATTENTION = exercise(
     the largest product of each query must be subtracted; yours is that of all
         softmax(logits, axis=-1) -> (lambda e: e / e.sum(-1, keepdims=True))(
             np.exp((logits - logits.max()).astype(np.float32)))
+    that is one head for all features: each group has products and weights of its own
+        return attention(q, k, v, 1)
+    each head divides by the root of its own number of features, d = C/H
+        np.sqrt(size) -> np.sqrt(heads * size)
+    a group holds neighbouring features; yours takes every H-th
+        a.reshape(*a.shape[:2], heads, size) for
+            -> a.reshape(*a.shape[:2], size, heads).transpose(0, 1, 3, 2) for
+    the results of the groups stand side by side; yours are interleaved
+        bkhd->bqhd -> bkhd->bqdh
+    C/H features in a group and H groups, not the other way round
+        return attention(q, k, v, q.shape[-1] // heads)
+    the weights are those of one's own head; yours are the mean over all heads
+        weights = softmax(logits, axis=-1)
+            -> weights = np.mean(softmax(logits, axis=-1), axis=1, keepdims=True).repeat(heads, 1)
     the products must be divided by √d, or the softmax saturates
-        / np.sqrt(q.shape[-1]) ->
+        / np.sqrt(size) ->
     the products are divided by √d; yours by d
-        np.sqrt(q.shape[-1]) -> q.shape[-1]
-    d counts the features of a token; yours is the number of tokens
-        q.shape[-1] -> q.shape[1]
+        np.sqrt(size) -> size
+    d counts the features of a token's group; yours is the number of tokens
+        np.sqrt(size) -> np.sqrt(q.shape[1])
     the weights of each query add up to 1; yours of each key
-        axis=-1 -> axis=-2
+        axis=-1) -> axis=-2)
+    the weights of each query add up to 1 over the keys; yours over the heads
+        axis=-1) -> axis=1)
     the products are divided by √d; yours are multiplied
-        / np.sqrt(q.shape[-1]) -> * np.sqrt(q.shape[-1])
+        / np.sqrt(size) -> * np.sqrt(size)
     the larger a product, the more it counts: a sign is wrong
         softmax(logits, axis=-1) -> softmax(-logits, axis=-1)
     the weights add up to 1 over the keys; yours do over the images of the batch
-        axis=-1 -> axis=0
+        axis=-1) -> axis=0)
     the weights must add up to 1 for each query: divide by their sum
         softmax(logits, axis=-1) -> np.exp(logits.astype(np.float32))
     the weights are transposed: row by row they belong to a query, and average the values
-        softmax(logits, axis=-1) -> softmax(logits, axis=-1).transpose(0, 2, 1)
-    the products are divided by √d, and so they are before the softmax, not after it
-        / np.sqrt(q.shape[-1]) ->
-        softmax(logits, axis=-1) -> np.sqrt(1 / q.shape[-1]) * softmax(logits, axis=-1)
+        softmax(logits, axis=-1) -> softmax(logits, axis=-1).transpose(0, 1, 3, 2)
     no token is hidden from another: all tokens of an image are there at once
         logits, axis -> np.where(np.tri(q.shape[1], dtype=bool), logits, -np.inf), axis
     queries and keys are exchanged
-        return attention(k, q, v)
+        return attention(k, q, v, heads)
     the weights multiply the values; yours the keys
-        return attention(q, k, k)
+        return attention(q, k, k, heads)
     without a softmax the weights are neither positive nor do they add up to 1
         softmax(logits, axis=-1) -> logits
     """,

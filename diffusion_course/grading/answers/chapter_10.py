@@ -544,7 +544,7 @@ PIXEL_COSTS = exercise(
     a draw is a whole image: its numbers share one weight
         logsumexp(log_p(x + width * u).sum(2), axis=0) - np.log(len(u)) ->
             (logsumexp(log_p(x + width * u), axis=0) - np.log(len(u))).sum(1)
-    K values have K − 1 gaps: the bins are 2/(K − 1) wide
+    `levels` values have levels − 1 gaps: the bins are 2/(levels − 1) wide
         2 / (levels - 1) -> 2 / levels
     a density times the width is a probability: the width is missing in the first two
         volume = x.shape[1] * np.log(width) -> volume = 0

@@ -317,15 +317,17 @@ JOINED = exercise(
 
 
 # --- 12.5 -----------------------------------------------------------------------------------
-def sample_edm(denoise, x, noises, sigma, gamma):
-    for now, after, noise in zip(sigma[:-1], sigma[1:], noises, strict=True):
-        up = (1 + gamma) * now
+def sample_edm(denoise, x, noises, alpha, sigma, gamma):
+    for i, noise in enumerate(noises):
+        here, there = alpha[i], alpha[i + 1]
+        now, up, after = sigma[i], (1 + gamma) * sigma[i], sigma[i + 1]
         x = x + np.sqrt(up**2 - now**2) * noise
-        slope = (x - denoise(x, 1.0, up)) / up
-        ahead = x + (after - up) * slope
+        step = after / there - up / here  # in sigma/alpha, where the path is one of x/alpha
+        slope = (x - here * denoise(x, here, up)) / up
+        ahead = there * (x / here + step * slope)
         if after > 0:
-            second = (ahead - denoise(ahead, 1.0, after)) / after
-            ahead = x + (after - up) * (slope + second) / 2
+            second = (ahead - there * denoise(ahead, there, after)) / after
+            ahead = there * (x / here + step * (slope + second) / 2)
         x = ahead
     return x
 
@@ -333,13 +335,16 @@ def sample_edm(denoise, x, noises, sigma, gamma):
 def _walks(rng, *cases):
     """Cases of (steps, whether to the data, γ). Every other one has other shapes and data."""
     for number_of, (steps, to_data, gamma) in enumerate(cases):
-        sigma = np.exp(-np.cumsum(rng.uniform(0.3, 0.9, steps + 1))) * number(rng, 3, 7)
+        # The signal grows and need not end at 1: neither α² + σ² nor α alone may be left out.
+        alpha = np.exp(np.cumsum(rng.uniform(0.2, 0.4, steps + 1))) * number(rng, 0.3, 0.5)
+        ratio = np.exp(-np.cumsum(rng.uniform(0.3, 0.9, steps + 1))) * number(rng, 3, 7)
+        sigma = alpha * ratio
         if to_data:
             sigma[-1] = 0
         # Wide data, whose guess follows the state, on the other side of 0; or narrow ones.
         denoise = gaussian(rng, (-2.1, -1.2), (1.3, 1.9)) if number_of % 2 else gaussian(rng)
         shape = (2, 3) if number_of % 2 else (4,)
-        yield denoise, images(rng, *shape), normal(rng, steps, *shape), sigma, gamma
+        yield denoise, images(rng, *shape), normal(rng, steps, *shape), alpha, sigma, gamma
 
 
 BROKEN = exercise(
@@ -360,36 +365,43 @@ BROKEN = exercise(
     mistakes="""
     all three bugs are still there
         np.sqrt(up**2 - now**2) -> (up - now)
-        denoise(x, 1.0, up) -> denoise(x, 1.0, now)
-        denoise(ahead, 1.0, after) -> denoise(x, 1.0, after)
+        denoise(x, here, up) -> denoise(x, here, now)
+        denoise(ahead, there, after) -> denoise(x, there, after)
     two bugs are left: the variance after the churn, and a call whose state is noisier than it says
         np.sqrt(up**2 - now**2) -> (up - now)
-        denoise(x, 1.0, up) -> denoise(x, 1.0, now)
+        denoise(x, here, up) -> denoise(x, here, now)
     two bugs are left: the variance after the churn, and a call with the wrong state
         np.sqrt(up**2 - now**2) -> (up - now)
-        denoise(ahead, 1.0, after) -> denoise(x, 1.0, after)
+        denoise(ahead, there, after) -> denoise(x, there, after)
     two bugs are left: one in each call of the denoiser
-        denoise(x, 1.0, up) -> denoise(x, 1.0, now)
-        denoise(ahead, 1.0, after) -> denoise(x, 1.0, after)
+        denoise(x, here, up) -> denoise(x, here, now)
+        denoise(ahead, there, after) -> denoise(x, there, after)
     a variance is a difference of squares of noise levels
         np.sqrt(up**2 - now**2) -> np.sqrt(up - now)
     the step begins at the higher level, and so does its slope
-        slope = (x - denoise(x, 1.0, up)) / up -> slope = (x - denoise(x, 1.0, now)) / now
+        slope = (x - here * denoise(x, here, up)) / up
+            -> slope = (x - here * denoise(x, here, now)) / now
     a bug is left: after the churn the variance must be that of the higher level
         np.sqrt(up**2 - now**2) -> (up - now)
     a bug is left: the denoiser must be told how noisy its state is after the churn
-        denoise(x, 1.0, up) -> denoise(x, 1.0, now)
+        denoise(x, here, up) -> denoise(x, here, now)
     a bug is left: the second call must see the state that has the noise level it is told
-        denoise(ahead, 1.0, after) -> denoise(x, 1.0, after)
+        denoise(ahead, there, after) -> denoise(x, there, after)
     the second call sees the old state with its old level: that is Euler's step
-        denoise(ahead, 1.0, after)) / after -> denoise(ahead, 1.0, after)) * 0 + slope
+        denoise(ahead, there, after)) / after -> denoise(ahead, there, after)) * 0 + slope
     Heun starts anew from the state before the Euler step: that was right
-        ahead = x + (after - up) * (slope + second) / 2
-            -> ahead = ahead + (after - up) * (slope + second) / 2
+        ahead = there * (x / here + step * (slope + second) / 2)
+            -> ahead = ahead + there * step * (slope + second) / 2
+    this is the sampler of a process whose α is 1
+        here, there = alpha[i], alpha[i + 1] -> here = there = 1.0
+    churn adds the noise to x, not to x/α
+        np.sqrt(up**2 - now**2) -> here * np.sqrt(up**2 - now**2)
+    a step is measured in σ/α, not in σ: this line was right
+        step = after / there - up / here -> step = after - up
     the fresh noise is gone; the bug was elsewhere
         * noise -> * 0
     with no churn at all there is nothing to be mended there; the bugs were elsewhere
-        return sample_edm(denoise, x, noises, sigma, 0.0)
+        return sample_edm(denoise, x, noises, alpha, sigma, 0.0)
     """,
     library=("diffusion_course.grading.inputs.GaussianDenoiser",),
 )
