@@ -298,13 +298,13 @@ def kl_term(x0, x0_hat, abar_t, abar_s):
 # ### BEGIN SOLUTION
 # 1. Without the time the network learns the average of the right answers over all levels that could have
 #    produced its input, weighted by how likely each level is. The loss falls to the error of that
-#    average, which looks like any other number. A point in the plane says little about its level, so the
-#    average mixes levels that are far apart. An image shows its own level: its many pixels share one
-#    level, and the differences between neighbouring pixels show it. Little is left to average over.
+#    average, a number like any other. A point in the plane says little about its level, so the
+#    average mixes levels that are far apart. An image shows its own: its many pixels share one
+#    level, and the differences between neighbouring pixels show it.
 # 2. The output for one fixed input at several times: it does not change at all. The loss plotted
 #    against the time: above that of a sound run where levels are hard to tell apart. Also good:
-#    an exact denoiser beside the network, and the gradient of the time layers (zero if their result is never
-#    used; a constant time does not show there). Samples alone are no test: on images they look fine.
+#    an exact denoiser beside it, and the gradient of the time layers (but a constant time gives them one).
+#    Samples of images are no test.
 #
 # *One point for each part. The first needs "an average over levels" and "an image shows its own noise
 # level". The second needs two observations, each with what it would show.*

@@ -308,8 +308,8 @@ def hybrid_gradient(output, mu_tilde, beta, beta_tilde, lam):
 #    over bins or noise was added to the pixels, and whether both used the same test images. Then B must
 #    recompute its number with bins.
 # 2. Most bits describe details at noise below a few grey levels, which nobody sees, and the bound spends
-#    most of its effort there. The simple loss spends a smaller share there and more at larger noise, where
-#    shapes are decided. So the shapes improve, and the many bits for faint noise get a little more expensive.
+#    most of its effort there. The simple loss spends less there and more at larger noise, where shapes are
+#    decided. So the shapes improve, and the many bits for faint noise get a little more expensive.
 #
 # *One point for each part. The first needs "density, not probability" (or "no bins") and one further
 # condition. The second needs where the bits are, and where the simple loss looks.*

@@ -322,16 +322,15 @@ def multistep(denoise, x, sigmas, order):
 
 # %% [markdown] exercise="06.8" role="written"
 # ### BEGIN SOLUTION
-# 1. Accuracy saturates: it says that digits are legible, not that their details and their variety are
-#    right, and it is the same at five steps. A distance between distributions is needed (Fréchet in a
-#    judge's features, with the sample count and the floor of real images), or, for the two samplers without
-#    fresh noise, the distance to a very fine solution from the same noise. And 20 steps of Heun cost 38 or 39
-#    evaluations, nearly twice those of DDIM: compare at equal evaluations. On MNIST (section 10) Heun loses
-#    with 10 of them, is about as good with 20 and wins with 40.
+# 1. Accuracy saturates: it says that digits are legible, not that details and variety are
+#    right. It is the same at five steps. A distance between distributions is needed (Fréchet in a
+#    judge's features, with the sample count and the floor of real images), or, without fresh noise, the
+#    distance to a very fine solution from the same noise. And 20 steps of Heun cost 38 or 39 evaluations, nearly
+#    twice those of DDIM: compare at equal ones. In section 10 Heun loses with 10 and wins with 40.
 # 2. Step doubling: draw with n and 2n steps from the same noise with η = 0 and compare; for a
 #    first-order method twice the difference estimates the error. Double until it is below what matters.
-#    With η = 1 the two runs use different fresh noise and end in different pictures, so that their
-#    distance says nothing about the error; only distributions could be compared.
+#    With η = 1 the two runs use different fresh noise and end in different pictures, and their
+#    distance says nothing.
 #
 # *One point for each part. The first needs both "accuracy is blind" and "evaluations, not steps". The
 # second needs the same noise, and the reason why randomness spoils it.*

@@ -339,8 +339,8 @@ def predicted(mean, covariance, times, alpha, sigma, f, g2, eta):
 # 1. The marginals are the same in *continuous* time, for a run that starts at the right distribution, and if
 #    noise and score keep the balance of (11). Fifty steps are not continuous, and at $\eta = 1$ the score's
 #    term is twice as large as at $\eta = 0$. Take 100, 200 and 400 steps: an error of the steps shrinks,
-#    an error of the network stays. Or take 50 steps with an exact denoiser. (The step (12) is no such test: it is
-#    exact for a fixed $\hat x_0$, and at $\eta = 1$ its own spread is too small, as section 10 shows.)
+#    an error of the network stays. Or take 50 steps with an exact denoiser. (Step (12) is no test: its own spread is
+#    too small at $\eta = 1$, section 10.)
 # 2. One number was tuned until one number was right: two errors may cancel. The corrector has a bias of its
 #    own, $v/(1 - h/(2v))$, which differs between directions.
 #    Still, Langevin pieces pull a state towards the marginal of the score at hand, so earlier errors are

@@ -332,8 +332,7 @@ def pixel_costs(x, u, mean, std, levels):
 #    this? Which pictures will the alarm miss, and what would you do instead? *(2 points)*
 # 2. They also write: "Hutchinson's estimate is unbiased, so the mean of our estimates of $p(x)$ over many
 #    repeats is the true $p(x)$. And our 3.1 bits/dim, an importance-weighted bound with 100 draws, beat the
-#    3.2 of the paper, which used one draw." Is the first mean too large or too small? And what is wrong with
-#    the second sentence? *(1 point)*
+#    3.2 of the paper with one draw." Is that mean too large or too small? What else is wrong? *(1 point)*
 #
 # <details><summary>Hint</summary>
 # log p is a constant minus half the sum of 3072 squares, each with the mean 1 and the variance 2. For the
