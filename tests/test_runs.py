@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import turns
+from test_imports import imports
 from versions import depends_on_versions
 
 TESTS = Path(__file__).resolve().parent
@@ -36,9 +37,12 @@ def test_what_uses_flax_optax_orbax_or_widgets_depends_on_versions():
         assert depends_on_versions(TESTS / f"test_{name}.py"), name
 
 
-def test_the_site_is_built_with_our_versions_only():
-    # It reads the whole package; but an environment with Colab's versions holds no Sphinx.
-    assert not depends_on_versions(TESTS / "test_site.py")
+def test_the_site_and_slides_are_built_with_our_versions_only():
+    # They read the whole package; but the environment with Colab's versions has no Sphinx and no
+    # MathJax, which are in the extra `site`.
+    of_slides = {path.name for path in TESTS.glob("test_*.py") if "app.slides" in imports(path)}
+    assert "test_slides.py" in of_slides
+    assert not (of_slides | {"test_site.py"}) & turns.version_files("all")
 
 
 def test_arithmetic_on_jax_numpy_and_files_does_not():
