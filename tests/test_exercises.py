@@ -83,6 +83,18 @@ def verdict(exercise, answer_source, seeds=(CHECKS,)):
     return [k.verdict([[call(function, case) for case in part] for part in k.cases]) for k in keys]
 
 
+def test_the_numbers_that_12_5_says_a_mended_sampler_prints():
+    (task,) = (c.source for c in master("12").cells if "Mended, it prints" in c.source)
+    (demo,) = (c.source for c in master("12").cells if c.source.startswith("exact = Gauss"))
+    space = dict(names_of("12"))
+    exec("from diffusion_course.grading.inputs import GaussianDenoiser", space)
+    exec(cell_of(master("12"), "answer", "12.5").source, space)
+    demo = demo.replace("broken_sample", "sample_edm").partition("print(")[0]
+    exec(demo, space)
+    printed = "{:.3f} and {:.3f}".format(*space["spread"])
+    assert f"Mended, it prints {printed}" in task
+
+
 @each_exercise
 def test_the_solution_earns_every_point_on_the_inputs_of_many_seeds(exercise):
     text = cell_of(master(exercise.id[:2]), "answer", exercise.id).source

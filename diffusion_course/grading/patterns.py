@@ -88,7 +88,8 @@ def _not_finite(right: np.ndarray, got: np.ndarray) -> str:
     broken = ~np.isfinite(got) & (np.isfinite(right) | np.isnan(got))
     if not broken.any():
         return ""
-    return f"expected finite numbers, got {got[broken][0]} at {_index(broken)}"
+    expected = "finite numbers" if np.isfinite(right[broken][0]) else "a number or an infinity"
+    return f"expected {expected}, got {got[broken][0]} at {_index(broken)}"
 
 
 def _index(mask: np.ndarray) -> str:

@@ -350,10 +350,10 @@ def mean_target(u, teacher, x, t, s, end):
 
 # %% [markdown] exercise="18.8" role="written"
 # ### BEGIN SOLUTION
-# 1. From pure noise, one step of DDIM returns the mean of the class: a blurred image, which a classifier
+# 1. From pure noise, one step of DDIM returns the mean of the class: a blur, which a classifier
 #    recognises easily. Accuracy sees neither blur nor that all samples look alike. Measure the Fréchet distance
-#    to the data and to the teacher's samples of many steps.
-# 2. With an exact model more evaluations change nothing, and with a good one a second jump repairs errors of the
+#    to data and to the teacher's samples.
+# 2. With an exact model more evaluations draw other pictures, not worse ones; with a good one a second jump repairs errors of the
 #    first. If they harm, the jumps from middle times are wrong. Probably the learning rate was too large for
 #    weights that start at the teacher's: train once more with a much smaller one, and change nothing else.
 # 3. Each example's loss is divided by its own size, which is held: its value is near 1 whatever is learnt. Plot

@@ -179,23 +179,23 @@ from diffusion_course.grading.inputs import GaussianDenoiser
 
 def broken_run(denoise, x, noises, uniforms, alpha, sigma, slope, threshold):
     N = len(x)
-    twist = slope * denoise(x, alpha[0], sigma[0])
-    log_w, log_z = twist, 0.0
+    told = slope * denoise(x, alpha[0], sigma[0])
+    heavy, evidence = told, 0.0
     for i, noise in enumerate(noises):
-        w = softmax(log_w)
+        w = softmax(heavy)
         if 1 / np.sum(w**2) <= threshold * N:
-            log_z = logsumexp(log_w) - np.log(N)
+            evidence = logsumexp(heavy) - np.log(N)
             teeth = (np.arange(N) + uniforms[i]) / N  # systematic resampling
-            chosen = np.searchsorted(np.cumsum(w), teeth)
-            x, log_w = x[chosen], np.zeros(N)
+            picks = np.searchsorted(np.cumsum(w), teeth)
+            x, heavy = x[picks], np.zeros(N)
         x0 = denoise(x, alpha[i], sigma[i])
         eps = (x - alpha[i] * x0) / sigma[i]
         fresh = sigma[i + 1] ** 2 * (1 - (alpha[i] * sigma[i + 1] / (alpha[i + 1] * sigma[i])) ** 2)
         x = alpha[i + 1] * x0 + np.sqrt(sigma[i + 1] ** 2 - fresh) * eps + np.sqrt(fresh) * noise
-        ahead = slope * denoise(x, alpha[i + 1], sigma[i + 1])
-        log_w = ahead - twist
-        twist = ahead
-    return np.array([softmax(log_w) @ x, log_z + logsumexp(log_w) - np.log(N)])
+        guess = slope * denoise(x, alpha[i + 1], sigma[i + 1])
+        heavy = guess - told
+        told = guess
+    return np.array([softmax(heavy) @ x, evidence + logsumexp(heavy) - np.log(N)])
 
 
 # %%
@@ -339,8 +339,8 @@ def preference(eps, preferred, rejected, ref_preferred, ref_rejected, scale):
 # ## 19.7
 # *stretch · 40 minutes*
 #
-# The loss of Flow-GRPO for a rectified flow, $\alpha = 1 - t$ and $\sigma = t$. An old model has drawn $G$ paths for
-# each of $P$ prompts. At the state $x$ and the time $t$ it said `v_old`, an estimate of $\varepsilon - x_0$. Its step
+# The loss of Flow-GRPO, without KL, for a rectified flow, $\alpha = 1 - t$ and $\sigma = t$. An old model drew $G$ paths for
+# each of $P$ prompts. At state $x$ and time $t$ it said `v_old`, an estimate of $\varepsilon - x_0$. Its step
 # to $s < t$ was one Euler step of the SDE that has the flow's marginals: a Gaussian with the variance $g^2\,(t - s)$ in
 # each coordinate, where $g \geq 0$ is the step's `noise`. Now the new model says `v` at the same states.
 #
@@ -403,9 +403,10 @@ def grpo(path, v, v_old, times, noise, rewards, clip):
 
 # %% [markdown] exercise="19.8" role="written"
 # ### BEGIN SOLUTION
-# 1. Agreement is about the range of $A$ only. What a blur destroys comes from the denoiser, and samples of the
-#    posterior must differ there as much as the data allow. And if $y$ has noise, a picture that agrees to six digits
-#    has copied the noise. Compare mean and covariance with an exact posterior, or the residual with $\sigma_y$.
+# 1. Agreement is about the range of $A$ only. What a measurement destroys comes from the denoiser, and samples of
+#    the posterior must differ there as much as the data allow. A blur may destroy nothing: then DDNM returns $A^+ y$,
+#    whatever the denoiser says. And if $y$ has noise, a picture that agrees to six digits has copied it, and $A^+$
+#    enlarges it. Compare with an exact posterior, or the residual with $\sigma_y$.
 # 2. After resampling all weights are equal, whatever they were. Particles that share an ancestor are nearly the same
 #    picture. Count the different ancestors, look at the size *before* resampling, and repeat the run with other
 #    seeds: how much does $\log\hat Z$ scatter?

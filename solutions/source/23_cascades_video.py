@@ -82,11 +82,11 @@ def condition(low, eps, log_snr, error, k):
 # ## 23.2
 # *derive and check · 25 minutes*
 #
-# We have an image, and the same picture with `more` times as many pixels. (If `more` is less than 1, it is smaller.)
-# Average the larger one in blocks, down to the size of the other. Its signal is the same, but its white noise has
-# become less. So at the same time $t$, the larger image shows more of the picture. Find
+# We have an image, and the same picture with `more` times as many pixels. (`more` may be less than 1.)
+# Average the larger of the two in blocks, down to the size of the smaller. Its signal is the same, its white
+# noise has become less: at the same time $t$, the larger image shows more of the picture. Find
 #
-# 1. the time $t'$ at which the averaged image has the SNR that the other one has at $t$;
+# 1. the time $t'$ of the second image at which, at the smaller size, it has the SNR that the first one has at $t$;
 # 2. the factor $dt/dt'$. If $t$ is drawn with the density $p(t)$, then $t'$ has the density $p(t)\,dt/dt'$.
 #
 # | `kind` | $\alpha$ | $\sigma$ | times |

@@ -499,7 +499,7 @@ KL = exercise(
     this is (7) of chapter 02, where both have the posterior's variance; the step's is β here
         error.shape[1] * (ratio - 1 - np.log(ratio)) -> 0
         axis=1) / beta -> axis=1) / posterior_variance
-    every number of an image has two widths that differ, not the image once
+    the wrong width has a price for each number of an image: yours is paid once for the image
         error.shape[1] * (ratio -> (ratio
     the batch is not part of it: count the numbers of one image
         error.shape[1] * (ratio -> error.size * (ratio
@@ -548,7 +548,7 @@ KL = exercise(
         np.sum((on_x0 * error) ** 2, axis=1) -> np.max((on_x0 * error) ** 2, axis=1)
     the distance is squared: no root is taken of the sum of squares
         np.sum((on_x0 * error) ** 2, axis=1) -> np.sqrt(np.sum((on_x0 * error) ** 2, axis=1))
-    the two levels are exchanged
+    β is the noise of the step from s to t, 1 − ᾱ_t/ᾱ_s: yours is all the noise since the data
         beta = 1 - abar_t / abar_s -> beta = 1 - abar_t
     """,
 )

@@ -184,6 +184,10 @@ ATTENTION = exercise(
             -> a.reshape(*a.shape[:2], size, heads).transpose(0, 1, 3, 2) for
     the results of the groups stand side by side; yours are interleaved
         bkhd->bqhd -> bkhd->bqdh
+    a reshape to [B, H, N, d] mixes the tokens: cut the last axis only, then exchange two axes
+        a.reshape(*a.shape[:2], heads, size) for
+            -> a.reshape(len(a), heads, -1, size).transpose(0, 2, 1, 3) for
+        v).reshape(*q.shape[:2], -1) -> v).transpose(0, 2, 1, 3).reshape(*q.shape[:2], -1)
     C/H features in a group and H groups, not the other way round
         return attention(q, k, v, q.shape[-1] // heads)
     the weights are those of one's own head; yours are the mean over all heads

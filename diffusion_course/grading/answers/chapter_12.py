@@ -387,7 +387,7 @@ BROKEN = exercise(
         denoise(x, here, up) -> denoise(x, here, now)
     a bug is left: the second call must see the state that has the noise level it is told
         denoise(ahead, there, after) -> denoise(x, there, after)
-    the second call sees the old state with its old level: that is Euler's step
+    that is Euler's step alone: the second slope belongs to the state at the end of the step
         denoise(ahead, there, after)) / after -> denoise(ahead, there, after)) * 0 + slope
     Heun starts anew from the state before the Euler step: that was right
         ahead = there * (x / here + step * (slope + second) / 2)

@@ -520,7 +520,7 @@ BEST_OF = exercise(
         q[seen] @ np.log(q[seen] / p[seen]) -> np.log(n) - (n - 1) / n
     the best of n has the probability F(r)^n − F(r−)^n: yours is the first of the two
         ((below + mass) ** n - below**n) -> (below + mass) ** n
-    one of n is the best, not the first one to come: that is n·p·F^(n−1), for a continuous reward
+    n·p·F^(n−1) is for a continuous reward: here it counts a draw twice if the best comes twice
         ((below + mass) ** n - below**n) -> n * mass * (below + mass) ** (n - 1)
     equal rewards are not equally likely: within a tie an outcome wins as often as p says
         p[at] / mass * -> 1 / at.sum() *
@@ -713,7 +713,7 @@ GRPO = exercise(
     grpo,
     Part("all steps have noise", 2, lambda rng: _policies(rng, (2, 2, 4, 3, ""), (3, 1, 5, 2, ""))),
     Part("any paths", 3, lambda rng: _policies(rng, (3, 3, 3, 2, "ends"), (4, 2, 5, 1, "ends"))),
-    section="13 · Fine-tuning: two losses",
+    section="14 · DDPO: with a price and without",
     mistakes="""
     time falls: over the step h = t − s the state moves by −h·v
         x - h * v - h -> x + h * v - h
@@ -727,7 +727,7 @@ GRPO = exercise(
         - h * g**2 / (2 * t) * eps ->
     the score's part has a ½: g²/2
         g**2 / (2 * t) -> g**2 / t
-    that is the part of the reverse SDE whose drift is not the velocity: here it is g²/2
+    the score is −ε/t, and its part has a ½: yours is g²·ε, with neither
         g**2 / (2 * t) * eps -> g**2 * eps
     the score is −ε/t: t is missing below
         g**2 / (2 * t) -> g**2 / 2

@@ -434,6 +434,8 @@ SCALED_RUN = exercise(
         np.float64(half) / scale -> np.where(np.abs(half) < 2.0**-14, 0, np.float64(half)) / scale
     the gradient is divided by the scale in full precision: yours is divided in float16
         np.float64(half) / scale -> np.float64(half / np.float16(scale))
+    the gradient is divided by the scale in full precision: yours stays in float16 behind it
+        (1 - beta) * np.float64(half) / scale -> (1 - beta) * (half / scale)
     the gradient is divided by the scale that it was multiplied by, not by the next one
         return _other_run(params, grads, scale, every, low, high, lr, beta, "next scale")
     the scaled gradient is what becomes float16: yours is rounded before, or not at all

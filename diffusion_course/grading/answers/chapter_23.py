@@ -54,6 +54,9 @@ CONDITION = exercise(
         {_NOISE} -> sigma = np.sqrt(np.maximum(alpha**2 * ratio - error, 0))
     the errors are a part of the level: in yours they come on top of it
         ratio = np.maximum(wanted, error) -> ratio = wanted + error
+    the errors are noise, too: yours adds all the noise of the level beside them
+        ratio = np.maximum(wanted, error) -> ratio = wanted
+        {_NOISE} -> sigma = alpha * np.sqrt(ratio)
     error is a variance: you took its root
         np.maximum(wanted, error) -> np.maximum(wanted, np.sqrt(error))
         np.sqrt(ratio - error) -> np.sqrt(ratio - np.sqrt(error))

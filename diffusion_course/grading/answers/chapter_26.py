@@ -256,6 +256,8 @@ def _secrets(rng, *cases):
         wanted = rng.normal(0.4, 1.1, (N, D))
         if kind == "dependent":  # a question whose answer was known already
             known[:, -1] = 0.7 * known[:, 0] - 1.3 * known[:, 1]
+        if kind == "twice":  # asked twice: singular to the last bit
+            known[:, -1] = known[:, 0]
         if kind == "inside":
             wanted = np.einsum("nkd,nk->nd", known, rng.normal(0.3, 1, (N, K)))
         q = np.linalg.qr(rng.normal(size=(N, D, D)))[0]
@@ -266,7 +268,11 @@ PLACE = exercise(
     "26.4 · What a cheat can know",
     place,
     Part("independent answers", 2, lambda rng: _secrets(rng, (3, 2, 5, ""), (2, 3, 4, "inside"))),
-    Part("an answer that tells nothing new", 1, lambda rng: _secrets(rng, (2, 3, 5, "dependent"))),
+    Part(
+        "an answer that tells nothing new",
+        1,
+        lambda rng: _secrets(rng, (2, 3, 5, "dependent"), (3, 3, 6, "twice")),
+    ),
     section="4 · Secret coordinates",
     mistakes="""
     the vectors are not orthogonal: solve for the weights, with the table of their products
