@@ -404,15 +404,15 @@ def grpo(path, v, v_old, times, noise, rewards, clip):
 # %% [markdown] exercise="19.8" role="written"
 # ### BEGIN SOLUTION
 # 1. Agreement is about the range of $A$ only. What a measurement destroys comes from the denoiser, and samples of
-#    the posterior must differ there as much as the data allow. A blur may destroy nothing: then DDNM returns $A^+ y$,
-#    whatever the denoiser says. And if $y$ has noise, a picture that agrees to six digits has copied it, and $A^+$
-#    enlarges it. Compare with an exact posterior, or the residual with $\sigma_y$.
+#    the posterior must differ there. A blur may destroy nothing: then DDNM returns $A^+ y$, whatever the denoiser
+#    says. And if $y$ has noise, six digits have copied it, and $A^+$ enlarges it. Compare with an exact
+#    posterior, or the residual with $\sigma_y$.
 # 2. After resampling all weights are equal, whatever they were. Particles that share an ancestor are nearly the same
 #    picture. Count the different ancestors, look at the size *before* resampling, and repeat the run with other
 #    seeds: how much does $\log\hat Z$ scatter?
 # 3. Best of $n$ draws from another distribution than the model does, at up to $\log 64 - 63/64 = 3.2$ nats of KL. It
 #    selects what the reward overrates, as fine-tuning does. Plot a second judge, which nobody optimised,
-#    against the KL, for both methods.
+#    against the KL, for both.
 #
 # *One point for each. The first needs the null space or the copied noise, and a measurement that sees it; the second
 # ancestors or the size before resampling; the third the KL of best of n, and another judge.*
