@@ -237,7 +237,7 @@ def test_the_rooms_page_names_what_is_there_with_the_times_of_the_table(files):
             f"{chapters[name].title} | `notebooks/{name}.ipynb` | {chapters[name].warm:g} s |"
             in (page)
         )
-    assert "| `exercises/03_ddpm.ipynb` | 110 min |" in page  # 15+10+10+10+15+20+15+15
+    assert "| `exercises/03_ddpm.ipynb` | 115 min |" in page  # 15+10+10+10+15+20+15+15
     for name in re.findall(r"[\w/.-]+\.(?:ipynb|whl)", page):
         assert f"workshop/{name.removeprefix('./')}" in files, name
     assert "{" not in page
