@@ -53,8 +53,8 @@ def gaussian_kl(mean_q, log_variance_q, mean_p, log_variance_p) -> Array:
     return (jnp.expm1(log_ratio) - log_ratio + squared) / 2
 
 
-# In standard deviations: half the square of a longer distance has no number in float32.
-_FARTHEST = 1e18
+# In standard deviations: the square of a longer distance has no number in float32.
+_FARTHEST = 1.8e19
 
 
 def discretized_log_likelihood(x0: Array, mean: Array, log_variance: Array, levels: int) -> Array:
@@ -90,7 +90,7 @@ def discretized_log_likelihood(x0: Array, mean: Array, log_variance: Array, leve
     inside = log_upper + jnp.log1p(-jnp.exp(jnp.minimum(log_lower - log_upper, -1e-6)))
     first, last = x0 < -1 + half, x0 > 1 - half
     found = jnp.where(first, below, jnp.where(last, above, inside))
-    return jnp.where(found > norm.logcdf(-_FARTHEST), found, -jnp.inf)
+    return jnp.where(found <= norm.logcdf(-_FARTHEST), -jnp.inf, found)
 
 
 # --------------------------------------------------------------------------------------------

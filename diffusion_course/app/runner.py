@@ -78,13 +78,12 @@ def find_chapter(course: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON of a notebook file, as it is. Raises: Mistake unless it is one with cells."""
-    from nbformat.validator import iter_validate
-
+    """The JSON of a notebook file. Raises: Mistake unless it is one with cells, whole."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        # Not `nbformat.validate`, which gives cells without an identity a new one by chance.
-        whole = notebook["nbformat"] == 4 and not any(iter_validate(notebook))
+        whole = all(isinstance(notebook[key], int) for key in ("nbformat", "nbformat_minor"))
+        whole = whole and notebook["nbformat"] == 4 and isinstance(notebook["metadata"], dict)
+        whole = whole and all(_is_cell(cell) for cell in notebook["cells"])
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:
@@ -92,6 +91,18 @@ def read_json(path: Path) -> dict:
     if not notebook["cells"]:
         raise Mistake(f"{path} is a notebook without cells; get a new copy of it")
     return notebook
+
+
+def _is_cell(cell: dict) -> bool:
+    """What the course needs of a cell. Small faults, which Jupyter mends, are none."""
+    source, kind = cell["source"], cell["cell_type"]
+    lines = source if isinstance(source, list) else [source]
+    return (
+        kind in ("code", "markdown", "raw")
+        and isinstance(cell["metadata"], dict)
+        and all(isinstance(line, str) for line in lines)
+        and (kind != "code" or isinstance(cell["outputs"], list))
+    )
 
 
 def read(path: Path):

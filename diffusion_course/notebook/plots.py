@@ -45,6 +45,7 @@ def to_pixels(images) -> np.ndarray:
     """Images in [−1, 1] to uint8 RGB: [..., H, W, 1 or 3] -> [..., H, W, 3]; clipped.
 
     A pixel with NaN is bright pink, where black would look like a picture. Infinities are clipped.
+    (A colour may be clipped to the same pink.)
 
     Raises: ValueError for another number of channels.
     """

@@ -475,11 +475,11 @@ assert len(jumps) == 3 and jumps.max() > 0.8
 #   when steps become small. Two steps are not small.
 # - **Eight.** SA-Solver is first, but 2M on the log-SNR grid is only 0.03 behind, and SA-Solver's interval, ± 0.10,
 #   also reaches down to DDIM with 50 evaluations. 2M is ahead of Heun by less than 0.1, inside both intervals,
-#   ± 0.16 and ± 0.17. Intervals of single scores decide neither order (section 8 compares on equal noise).
+#   ± 0.16 and ± 0.17. Intervals of single scores decide neither order (section 8 shows how: on equal noise).
 # - **Guidance** costs half of the steps, and moves samples away from the data on purpose. This score punishes both.
 # - **EDM's noise levels** were made for many steps. With three of them, nearly all of the way is taken in one jump.
 #
-# So the board does not say which method is best, only for this network, this budget and this score.
+# So the board says only which method is best for this network, this budget and this score.
 
 # %% [markdown]
 # ## 7 · Better than its images

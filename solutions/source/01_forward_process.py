@@ -40,7 +40,8 @@ from diffusion_course.grading import check
 # ## 01.1
 # *warm-up · 5 minutes*
 #
-# From memory, with section 1 out of sight. One step of equation (1): shrink `x` and add the noise `eps`, for a `beta` in (0, 1).
+# From memory, with section 1 out of sight. One step of equation (1): shrink `x` and add the noise `eps`, for a `beta`
+# in (0, 1).
 #
 # **Expected.** An array of `x`'s shape. A picture whose pixels have mean 0 and variance 1 keeps both.
 #
@@ -61,7 +62,8 @@ def noise_step(x, beta, eps):
 # ## 01.2
 # *warm-up · 5 minutes*
 #
-# From memory, with section 2 out of sight. The share of the signal's variance that is left after step $n$, as in equation (2), for every
+# From memory, with section 2 out of sight. The share of the signal's variance that is left after step $n$, as in
+# equation (2), for every
 # $n$ from 0 to $T$:
 #
 # $$\bar\alpha_n = \prod_{i=1}^{n} (1-\beta_i)$$
@@ -291,7 +293,8 @@ def betas_from_log_snr(log_snr):
 # ### BEGIN SOLUTION
 # 1. The formula has $\bar\alpha$ where $\sqrt{\bar\alpha}$ belongs, and 0 and 1 are their own square
 #    roots: at $n = 0$ both give $x_0$; at $n = T$, where $\bar\alpha$ is as good as 0, both give
-#    $\varepsilon$. In between, measure the mean of $x_n$. It should be $\sqrt{\bar\alpha_n}\,m$, where $m$ is the mean of the data, and is
+#    $\varepsilon$. In between, measure the mean of $x_n$. It should be $\sqrt{\bar\alpha_n}\,m$, where $m$ is the
+#    mean of the data, and is
 #    $\bar\alpha_n\,m$, which is closer to 0. Data with $m = 0$ hide this. (The variance is an equally
 #    good answer: it should be $\bar\alpha_n v + 1 - \bar\alpha_n$ and is
 #    $\bar\alpha_n^2 v + 1 - \bar\alpha_n$. Data that are all the same, $v = 0$, hide that.)

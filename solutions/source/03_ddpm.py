@@ -158,7 +158,8 @@ def ema(start, params, decay):
 # $\mathrm{SNR} = \alpha^2/\sigma^2 = e^\lambda$ and a number $\gamma$. Without the limit $\gamma$, the
 # levels with hardly any noise would count most.
 #
-# A network that predicts $\varepsilon$ or $v$ errs in another unit (chapter 02, section 5). An error of 1 in its output is an
+# A network that predicts $\varepsilon$ or $v$ errs in another unit (chapter 02, section 5). An error of 1 in its
+# output is an
 # error of how much in $\hat x_0$? Find the weight of *its* squared error, such that all three losses are
 # the same loss. The process preserves variance: $\alpha^2 + \sigma^2 = 1$.
 #

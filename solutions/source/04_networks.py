@@ -107,7 +107,8 @@ def time_embedding(t, dim):
 # values. Large products must do no harm. (No loop is needed.)
 #
 # <details><summary>Hint</summary>
-# An axis of C features is one of H groups of d features: reshape this axis alone, to [B, N, H, d]. The table of products has the shape [B, H, N, N],
+# An axis of C features is one of H groups of d features: reshape this axis alone, to [B, N, H, d]. The table of
+# products has the shape [B, H, N, N],
 # queries along the rows. Each row's weights add up to 1.
 # </details>
 

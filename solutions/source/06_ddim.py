@@ -172,7 +172,8 @@ def slerp(a, b, share):
 # *implement · 10 minutes*
 #
 # A solver was run with several numbers of steps and its errors were measured. It takes `per_step`
-# evaluations in each step and saves `saved` in a whole run: Heun has 2 and 1 (from $t < 1$ to the data), DPM-Solver-3 has 3 and 2,
+# evaluations in each step and saves `saved` in a whole run: Heun has 2 and 1 (from $t < 1$ to the data), DPM-Solver-3
+# has 3 and 2,
 # PNDM 1 and −9. Fit a straight line to the logarithm of the errors over the logarithm of the
 # **evaluations**, by least squares.
 #

@@ -93,27 +93,31 @@ def inpainting_step(x0_hat, x_t, known, mask, abar_t, abar_s):
 
 # %% [markdown]
 # ## 08.3
-# *warm-up · 5 minutes*
+# *derive and check · 15 minutes*
 #
-# RePaint goes back from $x_s$ to $x_t$, with *more* noise: it draws from $q(x_t \mid x_s)$, equation (3). Write it
-# with $\bar\alpha$, from memory. It must be such that a state with signal $\sqrt{\bar\alpha_s}$ and noise
-# variance $1 - \bar\alpha_s$ becomes one with signal $\sqrt{\bar\alpha_t}$ and noise variance
-# $1 - \bar\alpha_t$. The fresh standard normal `noise` is given.
+# RePaint goes back from $x_s$ to $x_t$, with *more* noise: it draws from $q(x_t \mid x_s)$, equation (3), with the
+# fresh standard normal `noise`. Here the noise in the old state is known:
+# $x_s = \sqrt{\bar\alpha_s}\,x_0 + \sqrt{1-\bar\alpha_s}\,\varepsilon_s$. The new state has a noise $\varepsilon_t$
+# of variance 1
+# in the same sense. It is partly old and partly fresh. Derive it, and return both.
 #
-# **Expected.** An array of `x_s`'s shape. From the data, `abar_s = 1`, it is the forward process itself.
+# **Expected.** A tuple of two arrays of `x_s`'s shape, $x_t$ and $\varepsilon_t$. From the data, `abar_s = 1`, the jump
+# is the forward process itself, and $\varepsilon_t$ is `noise`.
 #
 # <details><summary>Hint</summary>
 # The signal fixes the factor of x_s. This factor shrinks the old noise as well, and what is then missing
-# to the new variance is the variance of the fresh noise.
+# to the new variance is the variance of the fresh noise. What is x_t without its signal?
 # </details>
 
 
 # %% exercise="08.3" role="answer"
-def jump_back(x_s, noise, abar_t, abar_s):
-    """x_s and noise [...], numbers abar_t < abar_s -> a draw of x_t, [...]."""
-    ### BEGIN SOLUTION return x at the level t, an array of x_s's shape
+def jump_back(x_s, eps_s, noise, abar_t, abar_s):
+    """x_s, eps_s and noise [...], numbers abar_t < abar_s -> a draw of x_t and its noise, both [...]."""
+    ### BEGIN SOLUTION return x at the level t and its noise, two arrays of x_s's shape
     kept = abar_t / abar_s  # of the signal's variance
-    return kept**0.5 * x_s + (1 - kept) ** 0.5 * noise  # 1 − ᾱ_t − kept·(1 − ᾱ_s) = 1 − kept
+    added = (1 - kept) ** 0.5 * noise  # 1 − ᾱ_t − kept·(1 − ᾱ_s) = 1 − kept
+    noise_t = (kept * (1 - abar_s)) ** 0.5 * eps_s + added
+    return kept**0.5 * x_s + added, noise_t / (1 - abar_t) ** 0.5
     ### END SOLUTION
 
 

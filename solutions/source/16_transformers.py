@@ -246,7 +246,8 @@ def joint_attention(image, context, counts, heads):
 #
 # <details><summary>Hint</summary>
 # Start with what all four have: parameters 12w² and some biases, and multiply-adds 12w² for each token and
-# 2w for each pair of tokens. The heads share the channels, so their number does not matter. (Section 8; there a multiply-add is two operations.)
+# 2w for each pair of tokens. The heads share the channels, so their number does not matter. (Section 8; there a
+# multiply-add is two operations.)
 # </details>
 
 
@@ -329,7 +330,8 @@ def around(A, alpha, sigma, a, b, c, r):
 #    computed once for an image, and the rest once for each patch. Of the multiply-adds it is
 #    $6w^2/(12Nw^2 + 2N^2w + 6w^2)$, at most $1/(2N + 1)$: for $N = 256$ below 0.2 %. What is saved is memory.
 # 2. Weights behind a closed gate have no gradient *at the first step*. The gate itself has one (in a network whose
-#    last layer is zero too, from the second step on), it opens, and then they have theirs. Random gates only give up the start as the identity. The test: train
+#    last layer is zero too, from the second step on), it opens, and then they have theirs. Random gates only give up
+#    the start as the identity. The test: train
 #    for a few steps, and then look for parameters, in each block, whose gradient is still exactly 0.
 #
 # *One point for each part. The first needs "once for an image" and a share of at most 0.3 %. The second needs

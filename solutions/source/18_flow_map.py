@@ -353,7 +353,8 @@ def mean_target(u, teacher, x, t, s, end):
 # 1. From pure noise, one step of DDIM returns the mean of the class: a blur, which a classifier
 #    recognises easily. Accuracy sees neither blur nor that all samples look alike. Measure the Fréchet distance
 #    to data and to the teacher's samples.
-# 2. With an exact model more evaluations draw other pictures, not worse ones; with a good one a second jump repairs errors of the
+# 2. With an exact model more evaluations draw other pictures, not worse ones; with a good one a second jump repairs
+#    errors of the
 #    first. If they harm, the jumps from middle times are wrong. Probably the learning rate was too large for
 #    weights that start at the teacher's: train once more with a much smaller one, and change nothing else.
 # 3. Each example's loss is divided by its own size, which is held: its value is near 1 whatever is learnt. Plot

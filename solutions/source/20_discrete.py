@@ -146,7 +146,8 @@ def own_pace(log_p, x0, x, alpha_t, alpha_s):
 
 # %% [markdown]
 # Suppose that two letters are equally probable, and that the sampler lifts one of them early and the other one late.
-# If a mask is still there near the end of sampling, its letter is probably the late one. To know this, the network needs the time. With equal paces it does not need it.
+# If a mask is still there near the end of sampling, its letter is probably the late one. To know this, the network
+# needs the time. With equal paces it does not need it.
 
 # %% [markdown]
 # ## 20.4

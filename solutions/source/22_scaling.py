@@ -118,7 +118,8 @@ def ring(x, rounds):
 
 # %% [markdown]
 # If $N$ divides $P$, each device sends $2(N-1)/N$ times its own numbers: less than twice, however many devices
-# there are. (Padding adds to this.) FSDP uses the two halves at different times: it gathers weights before a layer, and scatters gradients behind it.
+# there are. (Padding adds to this.) FSDP uses the two halves at different times: it gathers weights before a layer,
+# and scatters gradients behind it.
 
 # %% [markdown]
 # ## 22.3
@@ -308,7 +309,8 @@ def memory(shapes, layer, N):
 
 
 # %% [markdown]
-# The copies do not shrink with $N$. In the third scheme, with many devices, they are most of what a device holds.
+# The copies do not shrink with $N$. With few layers and many devices they become most of what a device holds in
+# the third scheme.
 
 # %% [markdown]
 # ## 22.7

@@ -248,8 +248,8 @@ def apart(a, b, mean, covariance):
 #
 # 1. Images of few evaluations vary too little in their pixels. I predicted that noise lowers the Fréchet distance at 1
 #    and 2 evaluations, and not at 8.
-# 2. DDIM on the same noise, 1,000 images, errors as in exercise 26.5: at two evaluations 1.58 against 4.49, the
-#    difference is 2.92 ± .31. At eight .71 against .83. Each is ± .17, but the difference, .12, ± .03.
+# 2. DDIM on the same noise, 1,000 images, 95 % intervals, by exercise 26.5: at two evaluations 1.58 against 4.49,
+#    the difference is 2.92 ± .31. At eight .71 against .83. Each is ± .17, but the difference, .12, ± .03.
 #    The prediction failed.
 # 3. One part, the size of the noise. At 0 it is DDIM; .2 and .3 are about equal; .4 is back at DDIM's value.
 # 4. The images look worse. Eleven pixels that never change in the data flicker, .12 against .01.

@@ -540,7 +540,7 @@ KL = exercise(
         (on_x0 * error) ** 2 -> on_x0**2 * (x0**2 - x0_hat**2).reshape(len(x0), -1)
     x0 and the guess are subtracted, not added
         x0 - x0_hat -> x0 + x0_hat
-    the shift's price is ᾱ_s times too small: the factor of x0 has √ᾱ_s, and β is 1 − ᾱ_t/ᾱ_s
+    the shift's price lacks a factor 1/ᾱ_s: the factor of x0 has √ᾱ_s, and β is 1 − ᾱ_t/ᾱ_s
         np.sqrt(abar_s) * beta -> abar_s * beta
     the factor of x0 is that of the posterior's mean, not of the forward process
         np.sqrt(abar_s) * beta / (1 - abar_t) -> np.sqrt(abar_s)

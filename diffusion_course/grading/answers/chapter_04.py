@@ -188,6 +188,9 @@ ATTENTION = exercise(
         a.reshape(*a.shape[:2], heads, size) for
             -> a.reshape(len(a), heads, -1, size).transpose(0, 2, 1, 3) for
         v).reshape(*q.shape[:2], -1) -> v).transpose(0, 2, 1, 3).reshape(*q.shape[:2], -1)
+    cut the last axis only, to [B, N, H, d], and then exchange two axes: yours cuts the tokens, too
+        a.reshape(*a.shape[:2], heads, size) for
+            -> a.reshape(len(a), heads, -1, size).transpose(0, 2, 1, 3) for
     C/H features in a group and H groups, not the other way round
         return attention(q, k, v, q.shape[-1] // heads)
     the weights are those of one's own head; yours are the mean over all heads

@@ -116,13 +116,15 @@ STEP = exercise(
 
 
 # --- 08.3 -----------------------------------------------------------------------------------
-def jump_back(x_s, noise, abar_t, abar_s):
+def jump_back(x_s, eps_s, noise, abar_t, abar_s):
     kept = abar_t / abar_s
-    return np.sqrt(kept) * x_s + np.sqrt(1 - kept) * noise
+    x_t = np.sqrt(kept) * x_s + np.sqrt(1 - kept) * noise
+    old, fresh = np.sqrt(kept * (1 - abar_s)), np.sqrt(1 - kept)
+    return x_t, (old * eps_s + fresh * noise) / np.sqrt(1 - abar_t)
 
 
 def _jump(rng, levels, *shape):
-    return images(rng, *shape), normal(rng, *shape), *levels
+    return images(rng, *shape), normal(rng, *shape), normal(rng, *shape), *levels
 
 
 def _jumps(rng):
@@ -144,24 +146,44 @@ JUMP = exercise(
     that noises data; x_s has noise already, and needs only what is missing
         abar_t / abar_s -> abar_t
     that adds what the variances differ by; the old noise shrinks too, so more is missing
-        1 - kept -> abar_s - abar_t
+        x_s + np.sqrt(1 - kept) -> x_s + np.sqrt(abar_s - abar_t)
     standard deviations were subtracted; of independent noises the variances add up
-        np.sqrt(1 - kept) -> (np.sqrt(1 - abar_t) - np.sqrt(1 - abar_s))
+        x_s + np.sqrt(1 - kept) -> x_s + (np.sqrt(1 - abar_t) - np.sqrt(1 - abar_s))
     the shrunk old noise was subtracted as a standard deviation: only variances add up
-        np.sqrt(1 - kept) -> (np.sqrt(1 - abar_t) - np.sqrt(kept * (1 - abar_s)))
+        x_s + np.sqrt(1 - kept) -> x_s + (np.sqrt(1 - abar_t) - np.sqrt(kept * (1 - abar_s)))
     the factor of x_s was used as it is; it counts squared in the old noise's variance
-        1 - kept -> 1 - abar_t - np.sqrt(kept) * (1 - abar_s)
+        x_s + np.sqrt(1 - kept) -> x_s + np.sqrt(1 - abar_t - np.sqrt(kept) * (1 - abar_s))
     ᾱ and its ratio belong to variances: what multiplies a state is a square root
-        np.sqrt(kept) -> kept
-        np.sqrt(1 - kept) -> (1 - kept)
+        np.sqrt(kept) * x_s + np.sqrt(1 - kept) -> kept * x_s + (1 - kept)
     the noise is right, but x_s is multiplied by a ratio of variances
-        np.sqrt(kept) -> kept
+        np.sqrt(kept) * x_s -> kept * x_s
     noise is multiplied by a standard deviation, not by a variance
-        np.sqrt(1 - kept) -> (1 - kept)
+        x_s + np.sqrt(1 - kept) -> x_s + (1 - kept)
     the noise at t is not all fresh: a part of it comes with x_s
-        1 - kept -> 1 - abar_t
+        x_s + np.sqrt(1 - kept) -> x_s + np.sqrt(1 - abar_t)
     that is the root of a negative number: are s and t exchanged?
-        return jump_back(x_s, noise, abar_s, abar_t)
+        return jump_back(x_s, eps_s, noise, abar_s, abar_t)
+    the state is right, but its noise is not the fresh one alone: the old noise is in it, too
+        return x_t, noise
+    the state is right, but its noise is not the old one: fresh noise has come
+        return x_t, eps_s
+    the old noise has shrunk with the signal: its part of the variance is kept·(1 − ᾱ_s)
+        np.sqrt(kept * (1 - abar_s)), -> np.sqrt(1 - abar_s),
+    the old noise has the factor of x_s and the level at s: one of the two is missing
+        np.sqrt(kept * (1 - abar_s)), -> np.sqrt(kept),
+    the noise of a state has the variance 1: divide by its level at t
+        / np.sqrt(1 - abar_t) ->
+    the level at t is a standard deviation: you divided by the variance
+        / np.sqrt(1 - abar_t) -> / (1 - abar_t)
+    the noise is that of x_t: divide by the level at t, not at s
+        / np.sqrt(1 - abar_t) -> / np.sqrt(max(1 - abar_s, 1e-300))
+    the variances of the two parts are added, and yours are averaged: each part has its own factor
+        (old * eps_s + fresh * noise) / np.sqrt(1 - abar_t) -> (eps_s + noise) / np.sqrt(2)
+    the signal is not noise: what is left of x_t without √ᾱ_t·x0 is its noise
+        (old * eps_s + fresh * noise) -> x_t
+    the two results stand the other way round: the state comes first
+        return x_t, (old * eps_s + fresh * noise) / np.sqrt(1 - abar_t)
+            -> return (old * eps_s + fresh * noise) / np.sqrt(1 - abar_t), x_t
     """,
 )
 

@@ -398,6 +398,10 @@ BROKEN = exercise(
         np.sqrt(up**2 - now**2) -> here * np.sqrt(up**2 - now**2)
     a step is measured in σ/α, not in σ: this line was right
         step = after / there - up / here -> step = after - up
+    the state of the second call has the signal of the new time
+        denoise(ahead, there, after) -> denoise(ahead, here, after)
+    the second slope is that of the new time: its noise is `after`, not `up`
+        denoise(ahead, there, after)) / after -> denoise(ahead, there, after)) / up
     the fresh noise is gone; the bug was elsewhere
         * noise -> * 0
     with no churn at all there is nothing to be mended there; the bugs were elsewhere

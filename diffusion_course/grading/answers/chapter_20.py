@@ -235,7 +235,7 @@ OWN_PACE = exercise(
     Part("the last step", 1, lambda rng: _paces(rng, ("last", (2, 3, 4)), ("last", (3, 2, 3)))),
     section="4 · Every order at once",
     mistakes="""
-    that is the loss for letters with one pace: else a mask that stays long tells something
+    with unlike paces a mask that stays is likely a late letter's: that is the loss for one pace
         + _cost(1 - true, 1 - p.sum(-1)) ->
     that is the limit of short steps; this step has its length: compare the chances of staying
         _cost(1 - true, 1 - p.sum(-1)) -> (p.sum(-1) - true)
