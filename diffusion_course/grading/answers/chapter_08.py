@@ -164,9 +164,9 @@ JUMP = exercise(
     that is the root of a negative number: are s and t exchanged?
         return jump_back(x_s, eps_s, noise, abar_s, abar_t)
     the state is right, but its noise is not the fresh one alone: the old noise is in it, too
-        return x_t, noise
+        (old * eps_s + fresh * noise) / np.sqrt(1 - abar_t) -> noise
     the state is right, but its noise is not the old one: fresh noise has come
-        return x_t, eps_s
+        (old * eps_s + fresh * noise) / np.sqrt(1 - abar_t) -> eps_s
     the old noise has shrunk with the signal: its part of the variance is kept·(1 − ᾱ_s)
         np.sqrt(kept * (1 - abar_s)), -> np.sqrt(1 - abar_s),
     the old noise has the factor of x_s and the level at s: one of the two is missing
