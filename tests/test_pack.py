@@ -154,6 +154,23 @@ def test_a_notebook_that_is_damaged_anywhere_is_refused_by_both_readers(
         reader(file)
 
 
+@pytest.mark.parametrize("fault", [{"outputs": [5]}, {"outputs": ["text"]}])
+def test_an_output_that_is_none_is_told_as_well(fault, tmp_path):
+    notebook = json.loads(nbformat.writes(WHOLE))
+    notebook["cells"][1] |= fault
+    (tmp_path / "01_x.ipynb").write_text(json.dumps(notebook))
+    with pytest.raises(runner.Mistake, match=r"01_x\.ipynb is no notebook; get a new copy"):
+        runner.read(tmp_path / "01_x.ipynb")
+
+
+def test_a_raw_cell_stays_one_in_a_pack():
+    notebook = json.loads(nbformat.writes(WHOLE))
+    notebook["cells"].append(json.loads(json.dumps(nbformat.v4.new_raw_cell("x"))))
+    joined = colab.joined([("Chapter", "01", notebook)], WHEEL, "A title")
+    nbformat.validate(joined)
+    assert joined["cells"][-1]["cell_type"] == "raw"
+
+
 def test_small_faults_that_jupyter_mends_are_no_reason_to_throw_a_notebook_away(tmp_path):
     notebook = json.loads(nbformat.writes(WHOLE))
     notebook["nbformat_minor"] = 4  # which has no identities of cells

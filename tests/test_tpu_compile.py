@@ -317,6 +317,19 @@ def test_the_recorded_bounds_follow_from_the_recorded_numbers():
         assert 0 < row["hbm_bytes_unpadded"] <= row["hbm_bytes"]
 
 
+@pytest.mark.parametrize(
+    "network, exact, rounded",
+    [("mnist", 175, 85), ("mnist_dit", 119, 86), ("mnist_latent", 90, 34)],
+)
+def test_what_the_page_says_of_compiling_exact_products(network, exact, rounded):
+    name = f"{network}, sampler, {{}}, 512, v5e-1"
+    took = [
+        RECORD["programs"][name.format(dtype)]["compile_processor_seconds"]
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert [round(seconds) for seconds in took] == [exact, rounded]
+
+
 def test_what_the_page_says_of_the_plane_s_network():
     one, eight = (
         RECORD["programs"][f"toy2d, training step, float32, 512, v5e-{n}"] for n in (1, 8)
@@ -339,5 +352,7 @@ def test_what_the_page_says_of_the_plane_s_network():
     assert round(1e6 * eight["bound"]["network_seconds"], 1) == 2.9
     drawn = RECORD["programs"]["toy2d, sampler, float32, 512, v5e-1"]
     assert drawn["bound"]["limit"] == "compute" and drawn["turns"] == 50
+    newer = RECORD["programs"]["toy2d, sampler, float32, 512, v6e-1"]
+    assert newer["bound"]["limit"] == "memory"
     assert drawn["hbm_bytes_unpadded"] == pytest.approx(49 * 4 * parameters, rel=2e-3)
     assert [round(drawn[f"hbm_bytes{k}"] / 1e6, 1) for k in ("_unpadded", "")] == [16.4, 18.5]

@@ -104,7 +104,7 @@ def joined(parts: Sequence[tuple[str, str, Notebook]], wheel: str, title: str) -
             cell["id"] = f"{place}-{cell.get('id', number_of)}"
             if cell["cell_type"] == "markdown":
                 cell["source"] = _lines(_linked(source(cell), "", ()))
-            else:
+            elif cell["cell_type"] == "code":
                 cell["outputs"], cell["execution_count"] = [], None
         cells += part["cells"]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

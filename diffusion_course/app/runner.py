@@ -110,7 +110,10 @@ def read(path: Path):
     import nbformat
 
     read_json(path)
-    return nbformat.read(path, as_version=4)
+    try:
+        return nbformat.read(path, as_version=4)
+    except nbformat.ValidationError:  # what `read_json` does not look at, such as an output
+        raise Mistake(f"{path} is no notebook; get a new copy of it") from None
 
 
 def title(source: str) -> str:

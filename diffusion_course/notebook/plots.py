@@ -18,9 +18,9 @@ DATA = "#1b4f72"
 NOISE = "#9aa5ab"
 PREDICTION = "#d35400"
 TRUTH = "#111111"
+NOT_A_NUMBER = (255, 0, 255)  # RGB of a pixel that is NaN; no shape has this colour
 # For several curves of equal rank: they also fall in lightness, and differ in dash.
 SERIES = ("#12355b", "#b3541e", "#3a7d5d", "#8c5fa8", "#c79b2b", "#7f8c8d")
-NOT_A_NUMBER = (255, 0, 255)  # RGB of a pixel that is NaN; no shape has this colour
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 

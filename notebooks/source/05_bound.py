@@ -386,14 +386,12 @@ for t, s in ((1.0, 0.6), (0.5, 0.45), (0.2, 0.1)):
     print(f"t = {t}, s = {s}: from {beta_tilde:.4f} (a point) to {beta:.4f} (standard normal)")
     np.testing.assert_allclose(np.exp([no_doubt, normal]).ravel(), [beta_tilde, beta], rtol=1e-4)
 
-# Averaged over x_t the clouds lie between; at some x_t, in one of ten to five, v* is larger than β.
+# Averaged over x_t the clouds lie between; at 10 to 25 % of all x_t, v* is larger than β.
 noisy_points = gm.sample(jax.random.key(3), 4000)
 noisy_points = process.add_noise(
     q, noisy_points, jax.random.normal(jax.random.key(4), noisy_points.shape), 0.25
 )
-of_draws = np.asarray(
-    doubt(noisy_points, 0.25) / q.sigma(0.25) ** 2
-)  # v* is above β where this is above 1
+of_draws = np.asarray(doubt(noisy_points, 0.25) / q.sigma(0.25) ** 2)  # above 1: v* is above β
 assert of_draws.mean() < 1 and 0.1 < (of_draws > 1).mean() < 0.25
 points = jnp.array([[0.1, -0.2], [-0.3, 0.4]])
 jacobian = jax.vmap(jax.jacfwd(lambda x: gm.denoise(x[None], 0.4)[0]))(points)

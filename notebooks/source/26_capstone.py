@@ -475,7 +475,7 @@ assert len(jumps) == 3 and jumps.max() > 0.8
 #   when steps become small. Two steps are not small.
 # - **Eight.** SA-Solver is first, but 2M on the log-SNR grid is only 0.03 behind, and SA-Solver's interval, ± 0.10,
 #   also reaches down to DDIM with 50 evaluations. 2M is ahead of Heun by less than 0.1, inside both intervals,
-#   ± 0.16 and ± 0.17. Intervals of single scores decide neither order (section 8 shows how: on equal noise).
+#   ± 0.16 and ± 0.17. Intervals of single scores decide neither order. Section 8 shows what may: differences on equal noise.
 # - **Guidance** costs half of the steps, and moves samples away from the data on purpose. This score punishes both.
 # - **EDM's noise levels** were made for many steps. With three of them, nearly all of the way is taken in one jump.
 #

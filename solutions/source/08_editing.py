@@ -97,9 +97,9 @@ def inpainting_step(x0_hat, x_t, known, mask, abar_t, abar_s):
 #
 # RePaint goes back from $x_s$ to $x_t$, with *more* noise: it draws from $q(x_t \mid x_s)$, equation (3), with the
 # fresh standard normal `noise`. Here the noise in the old state is known:
-# $x_s = \sqrt{\bar\alpha_s}\,x_0 + \sqrt{1-\bar\alpha_s}\,\varepsilon_s$. The new state has a noise $\varepsilon_t$
-# of variance 1
-# in the same sense. It is partly old and partly fresh. Derive it, and return both.
+# $x_s = \sqrt{\bar\alpha_s}\,x_0 + \sqrt{1-\bar\alpha_s}\,\varepsilon_s$. Write the new state in the same way,
+# $x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\varepsilon_t$. Its noise $\varepsilon_t$ is partly old and
+# partly fresh. Derive it. ($x_0$ is not given.)
 #
 # **Expected.** A tuple of two arrays of `x_s`'s shape, $x_t$ and $\varepsilon_t$. From the data, `abar_s = 1`, the jump
 # is the forward process itself, and $\varepsilon_t$ is `noise`.

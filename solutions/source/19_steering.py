@@ -405,7 +405,7 @@ def grpo(path, v, v_old, times, noise, rewards, clip):
 # ### BEGIN SOLUTION
 # 1. Agreement is about the range of $A$ only. What a measurement destroys comes from the denoiser, and samples of
 #    the posterior must differ there. A blur may destroy nothing: then DDNM returns $A^+ y$, whatever the denoiser
-#    says. And if $y$ has noise, six digits have copied it, and $A^+$ enlarges it. Compare with an exact
+#    says. And agreement to six digits copies the noise of $y$, which $A^+$ enlarges. Compare with an exact
 #    posterior, or the residual with $\sigma_y$.
 # 2. After resampling all weights are equal, whatever they were. Particles that share an ancestor are nearly the same
 #    picture. Count the different ancestors, look at the size *before* resampling, and repeat the run with other
